@@ -1,0 +1,1 @@
+"""Pipeline components: rules in plain Python, Beam transforms around them, TFX wiring around those."""

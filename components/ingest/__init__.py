@@ -1,0 +1,1 @@
+"""Ingest: from image-text sources to validated, split and sharded records."""

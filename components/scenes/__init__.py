@@ -1,0 +1,1 @@
+"""Seeded scenes with captions: embedded data for tests, benchmarks and first steps."""

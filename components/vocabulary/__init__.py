@@ -1,0 +1,1 @@
+"""A SentencePiece vocabulary, trained from the captions of the training split."""

@@ -1,0 +1,1 @@
+"""Names and contracts that cross the borders between sigline's parts."""

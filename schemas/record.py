@@ -1,0 +1,65 @@
+"""The image-text record: feature names, the value type and its validity rules."""
+
+from dataclasses import dataclass, field
+
+KEY = "key"
+IMAGE = "image"
+TEXT = "text"
+LANGUAGE = "language"
+SOURCE = "source"
+WIDTH = "width"
+HEIGHT = "height"
+IMAGE_SHA256 = "image_sha256"
+IMAGE_PHASH = "image_phash"
+LABEL = "label"
+META = "meta"
+
+TRAIN_SPLIT = "train"
+EVAL_SPLIT = "eval"
+SPLITS = (TRAIN_SPLIT, EVAL_SPLIT)
+
+UNKNOWN_LANGUAGE = "und"
+
+# Files that ingest writes beside the splits of the examples artifact.
+MANIFEST_FILE = "manifest.json"
+CLASSES_FILE = "classes.json"
+
+
+@dataclass(frozen=True)
+class ImageTextRecord:
+    """One image with its captions.
+
+    Attributes:
+        key: Stable id: the source's key, else the SHA-256 of the image bytes in hex.
+        image: JPEG or PNG bytes.
+        text: One or more captions, normalised to NFC.
+        language: BCP-47 tag of each caption, `und` where unknown; as long as `text`.
+        source: Data set or shard family that the pair came from.
+        width: Width of the decoded image in pixels, before any resize.
+        height: Height of the decoded image in pixels, before any resize.
+        image_sha256: SHA-256 of `image`, 32 bytes.
+        image_phash: Perceptual hash of the image, a signed 64-bit integer.
+        label: Class ids where the source is labelled; empty otherwise.
+        meta: JSON text of what the source carried besides.
+    """
+
+    key: str
+    image: bytes
+    text: tuple[str, ...]
+    language: tuple[str, ...]
+    source: str
+    width: int
+    height: int
+    image_sha256: bytes
+    image_phash: int
+    label: tuple[int, ...] = ()
+    meta: str = field(default="{}")
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ValueError(f"text must hold at least one caption. Received: key={self.key!r}")
+        if len(self.language) != len(self.text):
+            raise ValueError(
+                "language must hold one tag per caption. Received: "
+                f"len(language)={len(self.language)}, len(text)={len(self.text)}, key={self.key!r}"
+            )

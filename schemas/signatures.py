@@ -1,0 +1,24 @@
+"""The served model's contract: signature names, tensor names and asset files."""
+
+SERVING_DEFAULT = "serving_default"
+EMBED_IMAGE = "embed_image"
+EMBED_IMAGE_SAFE = "embed_image_safe"
+EMBED_TEXT = "embed_text"
+SIMILARITY = "similarity"
+CLASSIFY = "classify"
+
+IMAGE_BYTES = "image_bytes"
+TEXT = "text"
+EMBEDDING = "embedding"
+VALID = "valid"
+LOGITS = "logits"
+PROBABILITIES = "probabilities"
+CLASSES = "classes"
+SCORES = "scores"
+
+# Files in the SavedModel's `assets.extra`, which every loader leaves alone.
+ASSETS_DIR = "assets.extra"
+METADATA_FILE = "sigline.json"
+CONFIG_FILE = "config.json"
+LABELS_FILE = "labels.json"
+VOCABULARY_FILE = "sentencepiece.model"

@@ -1,0 +1,96 @@
+"""Encodes and parses the image-text record as `tf.Example`; reads and writes TFRecord shards.
+
+The one module of `schemas` that needs TensorFlow.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import tensorflow as tf
+
+from sigline.schemas import record
+
+COMPRESSION = "GZIP"
+
+
+def encode(value: record.ImageTextRecord) -> bytes:
+    """Serializes a record as a `tf.Example`, byte for byte the same for equal records."""
+
+    def _bytes(*items: bytes | str) -> tf.train.Feature:
+        encoded = [item.encode() if isinstance(item, str) else item for item in items]
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=encoded))
+
+    def _int64(*items: int) -> tf.train.Feature:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=items))
+
+    features = {
+        record.KEY: _bytes(value.key),
+        record.IMAGE: _bytes(value.image),
+        record.TEXT: _bytes(*value.text),
+        record.LANGUAGE: _bytes(*value.language),
+        record.SOURCE: _bytes(value.source),
+        record.WIDTH: _int64(value.width),
+        record.HEIGHT: _int64(value.height),
+        record.IMAGE_SHA256: _bytes(value.image_sha256),
+        record.IMAGE_PHASH: _int64(value.image_phash),
+        record.LABEL: _int64(*value.label),
+        record.META: _bytes(value.meta),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def decode(serialized: bytes) -> record.ImageTextRecord:
+    """Parses one serialized record outside a graph; the inverse of `encode`."""
+    feature = tf.train.Example.FromString(serialized).features.feature
+
+    def _one(name: str) -> bytes:
+        return feature[name].bytes_list.value[0]
+
+    return record.ImageTextRecord(
+        key=_one(record.KEY).decode(),
+        image=_one(record.IMAGE),
+        text=tuple(item.decode() for item in feature[record.TEXT].bytes_list.value),
+        language=tuple(item.decode() for item in feature[record.LANGUAGE].bytes_list.value),
+        source=_one(record.SOURCE).decode(),
+        width=feature[record.WIDTH].int64_list.value[0],
+        height=feature[record.HEIGHT].int64_list.value[0],
+        image_sha256=_one(record.IMAGE_SHA256),
+        image_phash=feature[record.IMAGE_PHASH].int64_list.value[0],
+        label=tuple(feature[record.LABEL].int64_list.value),
+        meta=_one(record.META).decode(),
+    )
+
+
+def parse_pair(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Parses what training needs of one record, inside a graph.
+
+    Args:
+        serialized: A scalar string tensor.
+
+    Returns:
+        `image`, a scalar string, and `text`, the captions, a string tensor of shape `(captions,)`.
+    """
+    spec = {
+        record.IMAGE: tf.io.FixedLenFeature([], tf.string),
+        record.TEXT: tf.io.RaggedFeature(tf.string),
+    }
+    return tf.io.parse_single_example(serialized, spec)
+
+
+def write_shard(path: str, serialized: Iterable[bytes]) -> int:
+    """Writes a compressed TFRecord file and returns the number of records.
+
+    The file is written in place: write to a temporary name and rename where a reader may look.
+    """
+    count = 0
+    with tf.io.TFRecordWriter(path, tf.io.TFRecordOptions(compression_type=COMPRESSION)) as writer:
+        for item in serialized:
+            writer.write(item)
+            count += 1
+    return count
+
+
+def read_shard(path: str) -> Iterator[bytes]:
+    """Yields the serialized records of one shard; raises `tf.errors.DataLossError` on damage."""
+    for item in tf.data.TFRecordDataset(path, compression_type=COMPRESSION):
+        yield item.numpy()

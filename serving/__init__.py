@@ -1,0 +1,1 @@
+"""Serving of exported models: checks, an embedded server and a client."""

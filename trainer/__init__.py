@@ -1,0 +1,1 @@
+"""Training of image-text models on TensorFlow; imports neither TFX nor Beam."""

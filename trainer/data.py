@@ -1,0 +1,113 @@
+"""The training examples: deterministic order, exact resume, the served model's preprocessing."""
+
+import json
+from pathlib import Path
+
+import tensorflow as tf
+
+from sigline.schemas import digests, record, tf_example
+from sigline.trainer import preprocess
+from sigline.trainer.config import TrainConfig
+
+_FILE_SEED, _RECORD_SEED, _CAPTION_SEED = 1, 2, 3
+
+
+def shard_files(split_dir: str | Path) -> list[str]:
+    """Returns the TFRecord shards of a split, sorted.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    files = sorted(str(path) for path in Path(split_dir).glob("*.gz"))
+    if not files:
+        raise ValueError(
+            f"There are no TFRecord shards (*.gz) below split_dir. Received: split_dir={split_dir}"
+        )
+    return files
+
+
+def data_digest(split_dir: str | Path) -> str:
+    """Returns the digest of a split's shards: names and bytes."""
+    manifest = _manifest(split_dir)
+    if manifest is not None:
+        return digests.json_digest(manifest["shards"])
+    return digests.json_digest({Path(f).name: digests.file_digest(f) for f in shard_files(split_dir)})
+
+
+def count_examples(split_dir: str | Path) -> int:
+    """Returns the number of records of a split: from ingest's manifest, else by reading it."""
+    manifest = _manifest(split_dir)
+    if manifest is not None:
+        return sum(shard["records"] for shard in manifest["shards"].values())
+    files = shard_files(split_dir)
+    dataset = tf.data.TFRecordDataset(files, compression_type=tf_example.COMPRESSION)
+    return int(dataset.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+
+
+def training_pairs(
+    split_dir: str | Path, config: TrainConfig, tokenizer: preprocess.Tokenizer, *, first_step: int
+) -> tf.data.Dataset:
+    """Returns an endless stream of global batches, from any step on.
+
+    The order is a function of files and seed alone. Every epoch visits each record once: files in a
+    new order, records through a shuffle buffer, one caption drawn per image. A run that resumes at
+    step k reads the very batches that an uninterrupted run reads from step k on: whole epochs are
+    skipped by arithmetic, the rest of the current one as encoded records, before any is decoded.
+
+    Args:
+        split_dir: Folder with the split's shards.
+        config: The run's configuration.
+        tokenizer: The vocabulary.
+        first_step: Steps done so far.
+
+    Returns:
+        Batches of `(images, ids)`: uint8 `(batch, size, size, 3)` and int32 `(batch, length)`.
+    """
+    files = tf.constant(shard_files(split_dir))
+    num_examples = count_examples(split_dir)
+    if not num_examples:
+        raise ValueError(f"The split holds no records. Received: split_dir={split_dir}")
+    seen = first_step * config.global_batch_size
+    first_epoch, skip = divmod(seen, num_examples)
+
+    def _epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        seed = tf.stack([tf.constant(config.seed, tf.int64), epoch])
+        order = tf.argsort(tf.random.stateless_uniform([tf.size(files)], seed + _FILE_SEED))
+        dataset = tf.data.TFRecordDataset(
+            tf.gather(files, order), compression_type=tf_example.COMPRESSION
+        )
+        shuffle_seed = tf.random.stateless_uniform(
+            [], seed + _RECORD_SEED, maxval=2**31 - 1, dtype=tf.int64
+        )
+        # The seed of this function's graph: a graph seed of 0 may not meet an op seed that is a tensor.
+        tf.random.set_seed(1)
+        dataset = dataset.shuffle(config.data.shuffle_records, seed=shuffle_seed)
+        dataset = dataset.enumerate().map(lambda index, item: (epoch, index, item))
+        return dataset.skip(tf.where(epoch == first_epoch, tf.cast(skip, tf.int64), 0))
+
+    def _load(epoch: tf.Tensor, index: tf.Tensor, serialized: tf.Tensor):
+        pair = tf_example.parse_pair(serialized)
+        seed = tf.stack([epoch * num_examples + index, config.seed * 8 + _CAPTION_SEED])
+        captions = pair[record.TEXT]
+        choice = tf.random.stateless_uniform(
+            [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
+        )
+        image = preprocess.load_image(
+            pair[record.IMAGE], config.image, max_pixels=config.data.max_image_pixels
+        )
+        return image, captions[choice]
+
+    dataset = tf.data.Dataset.range(first_epoch, 2**31).flat_map(_epoch)
+    dataset = dataset.map(_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(config.global_batch_size, drop_remainder=True)
+    dataset = dataset.map(lambda image, text: (image, tokenizer(text)), deterministic=True)
+    return dataset.prefetch(2)
+
+
+def _manifest(split_dir: str | Path) -> dict | None:
+    """Returns the split's part of the manifest that ingest writes beside the splits."""
+    split_dir = Path(split_dir)
+    path = split_dir.parent / record.MANIFEST_FILE
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text())["splits"].get(split_dir.name.removeprefix("Split-"))

@@ -1,0 +1,235 @@
+"""Exports a trained model as the SavedModel of the model contract.
+
+The exported object tracks raw variables only. Keras objects in the trackable graph load in Python but
+not in TF Serving's C++ loader: a Keras variable exports itself as a new variable, which restore then
+fills instead of the one that the signatures read. Nothing is `jit_compile`d, which the stock server
+refuses.
+"""
+
+import hashlib
+import json
+import os
+import types
+import uuid
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+import sigline
+from sigline.schemas import digests, signatures
+from sigline.schemas.labels import LabelSet
+from sigline.trainer import preprocess
+from sigline.trainer.checkpoints import named_variables
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.two_tower import TwoTower
+
+_TOP_CLASSES = 5
+
+
+class ServedModel(tf.Module):
+    """The object that is saved: bytes and strings in, float32 out."""
+
+    def __init__(
+        self,
+        model: TwoTower,
+        tokenizer: preprocess.Tokenizer,
+        config: TrainConfig,
+        labels: LabelSet | None,
+    ):
+        """Traces the encoders; embeds the label set, if there is one."""
+        super().__init__()
+        # A tf.Module tracks attributes that are trackable, also in lists and dictionaries. What
+        # sits in a SimpleNamespace stays out of the object graph.
+        self._plain = types.SimpleNamespace(model=model, config=config, labels=labels)
+        self.tokenizer = tokenizer
+        size, length = config.image.size, config.text.length
+        self.image_encoder = tf.function(
+            lambda pixels: self._plain.model.embed_image(preprocess.to_model_range(pixels)),
+            input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
+        )
+        self.text_encoder = tf.function(
+            lambda ids: self._plain.model.embed_text(ids),
+            input_signature=[tf.TensorSpec((None, length), tf.int32)],
+        )
+        self.class_embeddings = None
+        if labels is not None:
+            self.class_embeddings = tf.Variable(self._embed_classes(labels), trainable=False)
+            self.class_names = tf.constant(labels.names)
+        self.variables_to_save = list(named_variables(model).values())
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    def embed_image(self, image_bytes):
+        """Embeds encoded images; one that does not decode fails the request."""
+        return {signatures.EMBEDDING: self.image_encoder(self._load(image_bytes))}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    def embed_image_safe(self, image_bytes):
+        """Embeds encoded images; one that does not decode gets zeros and `valid` False."""
+        pixels, valid = self._load_valid(image_bytes)
+        embedding = tf.where(valid[:, None], self.image_encoder(pixels), 0.0)
+        return {signatures.EMBEDDING: embedding, signatures.VALID: valid}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.TEXT)])
+    def embed_text(self, text):
+        """Embeds texts."""
+        return {signatures.EMBEDDING: self.text_encoder(self.tokenizer(text))}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES),
+            tf.TensorSpec((None,), tf.string, name=signatures.TEXT),
+        ]
+    )
+    def similarity(self, image_bytes, text):
+        """Compares every image with every text: logits and probabilities `(images, texts)`."""
+        image = self.embed_image(image_bytes)[signatures.EMBEDDING]
+        logits = self._logits(image, self.embed_text(text)[signatures.EMBEDDING])
+        return {signatures.LOGITS: logits, signatures.PROBABILITIES: tf.sigmoid(logits)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    def classify(self, image_bytes):
+        """Classifies images against the label set: the best class names and their probabilities."""
+        image = self.embed_image(image_bytes)[signatures.EMBEDDING]
+        probabilities = tf.sigmoid(self._logits(image, tf.convert_to_tensor(self.class_embeddings)))
+        count = min(_TOP_CLASSES, self.class_names.shape[0])
+        scores, ids = tf.math.top_k(probabilities, k=count)
+        return {
+            signatures.CLASSES: tf.gather(self.class_names, ids),
+            signatures.SCORES: scores,
+        }
+
+    def signatures(self) -> dict[str, Any]:
+        """Returns the signatures by name; `classify` only where there is a label set."""
+        found = {
+            signatures.SERVING_DEFAULT: self.embed_image,
+            signatures.EMBED_IMAGE: self.embed_image,
+            signatures.EMBED_IMAGE_SAFE: self.embed_image_safe,
+            signatures.EMBED_TEXT: self.embed_text,
+            signatures.SIMILARITY: self.similarity,
+        }
+        if self.class_embeddings is not None:
+            found[signatures.CLASSIFY] = self.classify
+        return found
+
+    def _logits(self, image, text):
+        model = self._plain.model
+        scores = tf.matmul(image, text, transpose_b=True)
+        return tf.exp(model.log_temperature.value) * scores + model.bias.value
+
+    def _load_one(self, encoded):
+        config = self._plain.config
+        return preprocess.load_image(
+            encoded, config.image, max_pixels=config.data.max_image_pixels
+        )
+
+    def _load(self, image_bytes):
+        size = self._plain.config.image.size
+        spec = tf.TensorSpec((size, size, 3), tf.uint8)
+        return tf.map_fn(self._load_one, image_bytes, fn_output_signature=spec)
+
+    def _load_valid(self, image_bytes):
+        """Decodes what can be decoded: pixels with zeros for the rest, and which are valid."""
+        size = self._plain.config.image.size
+        count = tf.shape(image_bytes)[0]
+        good = (
+            tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
+            .map(lambda i, item: (i, self._load_one(item)), num_parallel_calls=2)
+            .ignore_errors()
+        )
+        # A sentinel behind the last row, so that the set is never empty.
+        sentinel = tf.data.Dataset.from_tensors((count, tf.zeros((size, size, 3), tf.uint8)))
+        total = tf.cast(count, tf.int64) + 1
+        rows, pixels = good.concatenate(sentinel).batch(total).get_single_element()
+        shape = (count + 1, size, size, 3)
+        # Integer scatter of 8 bits is not supported everywhere.
+        pixels = tf.scatter_nd(rows[:, None], tf.cast(pixels, tf.int32), shape)[:count]
+        valid = tf.scatter_nd(rows[:, None], tf.ones_like(rows), (count + 1,))[:count] > 0
+        return tf.ensure_shape(tf.cast(pixels, tf.uint8), (None, size, size, 3)), valid
+
+    def _embed_classes(self, labels: LabelSet) -> tf.Tensor:
+        """Returns one unit vector a class: the mean over its prompts."""
+        classes = []
+        for prompts in labels.prompts():
+            prompt_embeddings = self.text_encoder(self.tokenizer(tf.constant(prompts)))
+            classes.append(tf.reduce_mean(prompt_embeddings, axis=0))
+        return tf.math.l2_normalize(tf.stack(classes), axis=-1)
+
+
+def model_digest(
+    model: TwoTower, config: TrainConfig, vocabulary: bytes, labels: LabelSet | None
+) -> str:
+    """Returns the digest of what decides the model's answers: weights, config, vocabulary, labels."""
+    weights = {}
+    for name, variable in named_variables(model).items():
+        value = variable.numpy()
+        weights[name] = [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+    return digests.json_digest(
+        {
+            "weights": weights,
+            "config": config.digest(),
+            "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
+            "labels": labels.to_json() if labels else None,
+        }
+    )
+
+
+def export(
+    directory: str | Path,
+    model: TwoTower,
+    *,
+    config: TrainConfig,
+    vocabulary: bytes,
+    labels: LabelSet | None = None,
+    provenance: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Writes the SavedModel; the directory appears whole or not at all.
+
+    Args:
+        directory: Where the SavedModel goes; must not exist.
+        model: The trained model.
+        config: The configuration it was trained with.
+        vocabulary: The serialized SentencePiece model it was trained with.
+        labels: Classes and prompts for `classify`.
+        provenance: What else to record, such as digests of data and code.
+
+    Returns:
+        The metadata that is written to `assets.extra/sigline.json`.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise ValueError(f"directory must not exist yet. Received: directory={directory}")
+    served = ServedModel(model, preprocess.Tokenizer(vocabulary, config.text), config, labels)
+    scratch = directory.with_name(f".tmp-{uuid.uuid4().hex}")
+    # The aliases let Google's TPU converter find the parts to move to the TPU.
+    aliases = {"image_encoder": served.image_encoder, "text_encoder": served.text_encoder}
+    tf.saved_model.save(
+        served,
+        str(scratch),
+        signatures=served.signatures(),
+        options=tf.saved_model.SaveOptions(function_aliases=aliases),
+    )
+    metadata = {
+        "sigline_version": sigline.__version__,
+        "model_digest": model_digest(model, config, vocabulary, labels),
+        "config_digest": config.digest(),
+        "vocabulary_digest": hashlib.sha256(vocabulary).hexdigest(),
+        "recipe": config.name,
+        "image_size": config.image.size,
+        "text_length": config.text.length,
+        "embedding_dim": config.image.width,
+        "num_parameters": sum(int(v.shape.num_elements()) for v in served.variables_to_save),
+        "temperature": float(tf.exp(model.log_temperature.value)),
+        "bias": float(model.bias.value),
+        **(provenance or {}),
+    }
+    assets = scratch / signatures.ASSETS_DIR
+    assets.mkdir()
+    (assets / signatures.METADATA_FILE).write_text(json.dumps(metadata, indent=1, sort_keys=True))
+    (assets / signatures.CONFIG_FILE).write_text(config.to_json())
+    (assets / signatures.VOCABULARY_FILE).write_bytes(vocabulary)
+    if labels is not None:
+        (assets / signatures.LABELS_FILE).write_text(labels.to_json())
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(scratch, directory)
+    return metadata

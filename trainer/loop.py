@@ -1,0 +1,263 @@
+"""The training loop: one compiled step, any `tf.distribute` strategy, exact resume."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from sigline.trainer import data, losses, optimizers, preprocess, two_tower
+from sigline.trainer.checkpoints import Checkpoints, named_variables
+from sigline.trainer.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run hands on.
+
+    Attributes:
+        model: The trained model.
+        tokenizer: The vocabulary it was trained with.
+        first_step: The step that the run started or resumed at.
+        images_per_second: Mean over the steps of this process, without the first, which compiles;
+            0.0 where fewer than two steps were left to do.
+        data_wait_fraction: Share of the time spent waiting for data.
+        final_loss: Loss of the last logged step; NaN where no step was left to do.
+    """
+
+    model: two_tower.TwoTower
+    tokenizer: preprocess.Tokenizer
+    first_step: int
+    images_per_second: float
+    data_wait_fraction: float
+    final_loss: float
+
+
+def make_strategy(name: str) -> tf.distribute.Strategy:
+    """Returns the strategy that a configuration names; see `TrainConfig.strategy`."""
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "tpu" or (name == "auto" and _has_tpu()):
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    if name == "mirrored":
+        devices = gpus or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "auto" and len(gpus) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _has_tpu() -> bool:
+    return Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
+
+
+def train(
+    config: TrainConfig,
+    *,
+    split_dir: str | Path,
+    vocabulary: bytes,
+    checkpoint_dir: str | Path,
+    log_dir: str | Path | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+) -> TrainResult:
+    """Trains a model, or finishes a run that was interrupted.
+
+    Args:
+        config: The configuration.
+        split_dir: Folder with the training shards.
+        vocabulary: A serialized SentencePiece model.
+        checkpoint_dir: Folder of this run's checkpoints; if it holds one, training goes on there.
+        log_dir: Folder for TensorBoard events; none are written if it is not given.
+        strategy: Overrides the strategy that the configuration names.
+
+    Raises:
+        ValueError: If the global batch size is not a multiple of the number of replicas.
+        RuntimeError: If the loss is no longer finite.
+    """
+    strategy = strategy or make_strategy(config.strategy)
+    num_replicas = strategy.num_replicas_in_sync
+    if config.global_batch_size % num_replicas:
+        raise ValueError(
+            "global_batch_size must be a multiple of the number of replicas. Received: "
+            f"global_batch_size={config.global_batch_size}, replicas={num_replicas}"
+        )
+    with strategy.scope():
+        model = two_tower.build(config)
+        optimizer = optimizers.AdamW(named_variables(model), config.optimizer)
+        step = tf.Variable(
+            0,
+            dtype=tf.int64,
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+    tokenizer = preprocess.Tokenizer(vocabulary, config.text)
+    checkpoints = Checkpoints(checkpoint_dir, model, optimizer, step)
+    first_step = checkpoints.restore_latest()
+    pairs = data.training_pairs(split_dir, config, tokenizer, first_step=first_step)
+    batches = iter(strategy.experimental_distribute_dataset(pairs))
+    train_step = make_train_step(model, optimizer, step, config, strategy)
+    meter = _Meter(config)
+    writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
+    final_loss = float("nan")
+    with _progress(config, first_step) as bar:
+        for number in range(first_step + 1, config.steps + 1):
+            with meter.data():
+                batch = next(batches)
+            scalars = train_step(batch)
+            meter.step_done()
+            bar.update()
+            last = number == config.steps
+            save = last or number % config.checkpoint_steps == 0
+            if save or number % config.log_steps == 0:
+                final_loss = _log(number, scalars, meter, writer, bar)
+            if save:
+                checkpoints.save()
+    if writer is not None:
+        writer.close()
+    return TrainResult(
+        model=model,
+        tokenizer=tokenizer,
+        first_step=first_step,
+        images_per_second=meter.images_per_second,
+        data_wait_fraction=meter.data_wait_fraction,
+        final_loss=final_loss,
+    )
+
+
+def make_train_step(
+    model: two_tower.TwoTower,
+    optimizer: optimizers.AdamW,
+    step: tf.Variable,
+    config: TrainConfig,
+    strategy: tf.distribute.Strategy,
+) -> Callable[[tuple[tf.Tensor, tf.Tensor]], dict[str, tf.Tensor]]:
+    """Returns the compiled step: takes a (distributed) batch, returns scalars to log.
+
+    Gradients are summed over replicas, then clipped, then applied: clipping before the sum, as
+    Keras optimizers do, depends on the number of replicas.
+    """
+    names = list(optimizer.variables)
+    variables = [optimizer.variables[name] for name in names]
+    compiled = config.jit_compile
+    if compiled is None:
+        compiled = bool(tf.config.list_logical_devices("GPU"))
+
+    # Without variable writes inside, XLA accepts this part under every strategy.
+    @tf.function(jit_compile=compiled)
+    def forward_backward(images, ids):
+        with tf.GradientTape() as tape:
+            image, text = model(preprocess.to_model_range(images), ids)
+            outcome = losses.sigmoid_loss(
+                image, text, temperature=tf.exp(model.log_temperature.value), bias=model.bias.value
+            )
+        gradients = tape.gradient(outcome.loss, variables)
+        return outcome, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    def replica_step(images, ids):
+        context = tf.distribute.get_replica_context()
+        outcome, gradients = forward_backward(images, ids)
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients, norm = optimizers.clip_by_global_norm(gradients, config.optimizer.clip_norm)
+        factor = optimizers.schedule(step, config=config.optimizer, total_steps=config.steps)
+        scalars = {
+            "loss": outcome.loss * context.num_replicas_in_sync,
+            "positive_logit_mean": outcome.positive_logit_mean,
+            "negative_logit_mean": outcome.negative_logit_mean,
+        }
+        scalars = {
+            name: context.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+            for name, value in scalars.items()
+        }
+        scalars |= {
+            "temperature": tf.exp(tf.convert_to_tensor(model.log_temperature.value)),
+            "bias": tf.convert_to_tensor(model.bias.value),
+            "gradient_norm": norm,
+            "learning_rate": factor * config.optimizer.learning_rate,
+        }
+        optimizer.apply(dict(zip(names, gradients, strict=True)), factor=factor, step=step)
+        step.assign_add(1)
+        return scalars
+
+    @tf.function
+    def train_step(batch):
+        scalars = strategy.run(replica_step, args=batch)
+        return {name: strategy.experimental_local_results(v)[0] for name, v in scalars.items()}
+
+    return train_step
+
+
+class _Meter:
+    """Times steps and waits; the first step, which traces the graph, does not count."""
+
+    def __init__(self, config: TrainConfig):
+        self._batch_size = config.global_batch_size
+        self._steps = -1
+        self._waited = self._wait_started = 0.0
+        self._started = time.perf_counter()
+
+    def data(self) -> "_Meter":
+        return self
+
+    def __enter__(self) -> None:
+        self._wait_started = time.perf_counter()
+
+    def __exit__(self, *_) -> None:
+        self._waited += time.perf_counter() - self._wait_started
+
+    def step_done(self) -> None:
+        self._steps += 1
+        if self._steps == 0:
+            self._started, self._waited = time.perf_counter(), 0.0
+
+    @property
+    def _seconds(self) -> float:
+        return max(time.perf_counter() - self._started, 1e-9)
+
+    @property
+    def images_per_second(self) -> float:
+        return self._batch_size * self._steps / self._seconds if self._steps > 0 else 0.0
+
+    @property
+    def data_wait_fraction(self) -> float:
+        return self._waited / self._seconds if self._steps > 0 else 0.0
+
+
+def _log(number: int, scalars, meter: _Meter, writer, bar) -> float:
+    values = {name: float(value) for name, value in scalars.items()}
+    if not math.isfinite(values["loss"]):
+        raise RuntimeError(
+            f"The loss is no longer finite. Received: loss={values['loss']} at step {number}. "
+            "Lower optimizer.learning_rate or raise optimizer.warmup_steps; the last checkpoint "
+            "is from before this step."
+        )
+    values["images_per_second"] = meter.images_per_second
+    values["data_wait_fraction"] = meter.data_wait_fraction
+    bar.set_postfix_str(
+        f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
+        f"data wait {values['data_wait_fraction']:.0%}"
+    )
+    if writer is not None:
+        with writer.as_default(step=number):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        writer.flush()
+    return values["loss"]
+
+
+def _progress(config: TrainConfig, first_step: int) -> tqdm:
+    # A log file gets a line a quarter minute, a terminal a live bar.
+    interval = 0.5 if sys.stderr.isatty() else 15.0
+    return tqdm(
+        total=config.steps,
+        initial=first_step,
+        desc=config.name,
+        unit="step",
+        mininterval=interval,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,147 @@
+"""From encoded images and texts to the model's inputs; the same code trains and serves.
+
+Only core TensorFlow and TF-Text operations that the stock TF Serving binary links.
+"""
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# ASCII punctuation, as string.punctuation: what SigLIP's canonicalisation removes.
+_PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
+END_OF_TEXT = "</s>"
+
+
+def decode_image(encoded: tf.Tensor, *, max_pixels: int) -> tf.Tensor:
+    """Decodes a JPEG or PNG; transparent pixels are composed on white.
+
+    The header is read and checked before anything is decoded: 631 bytes of JPEG may otherwise claim
+    half a gigabyte.
+
+    Args:
+        encoded: A scalar string.
+        max_pixels: Largest width times height that is decoded.
+
+    Returns:
+        Shape `(height, width, 3)`, uint8.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If the bytes are no JPEG or PNG, are damaged, or the image
+            has too many pixels.
+    """
+    is_jpeg = tf.equal(tf.strings.substr(encoded, 0, len(_JPEG_MAGIC)), _JPEG_MAGIC)
+    is_png = tf.equal(tf.strings.substr(encoded, 0, len(_PNG_MAGIC)), _PNG_MAGIC)
+    known = tf.debugging.Assert(is_jpeg | is_png, ["only JPEG and PNG are accepted"])
+    with tf.control_dependencies([known]):
+        encoded = tf.identity(encoded)
+    pixels = tf.cond(is_jpeg, lambda: _jpeg_pixels(encoded), lambda: _png_pixels(encoded))
+    small = tf.debugging.assert_less_equal(
+        pixels, tf.constant(max_pixels, tf.int64), message="image has too many pixels"
+    )
+    # Under the dependency only this tensor goes on, so nothing is decoded before the check.
+    with tf.control_dependencies([small] if small is not None else []):
+        encoded = tf.identity(encoded)
+    image = tf.cond(
+        is_jpeg,
+        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: _on_white(tf.io.decode_png(encoded, channels=4)),
+    )
+    image.set_shape((None, None, 3))
+    return image
+
+
+def _jpeg_pixels(encoded: tf.Tensor) -> tf.Tensor:
+    shape = tf.cast(tf.image.extract_jpeg_shape(encoded), tf.int64)
+    return shape[0] * shape[1]
+
+
+def _png_pixels(encoded: tf.Tensor) -> tf.Tensor:
+    # Width and height are big-endian at offset 16. int64, since a PNG may claim 2**31 - 1 a side.
+    sides = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
+    sides = tf.reduce_sum(tf.reshape(sides, (2, 4)) * [1 << 24, 1 << 16, 1 << 8, 1], axis=1)
+    return sides[0] * sides[1]
+
+
+def _on_white(rgba: tf.Tensor) -> tf.Tensor:
+    color, alpha = tf.cast(rgba[..., :3], tf.int32), tf.cast(rgba[..., 3:], tf.int32)
+    mixed = color * alpha + 255 * (255 - alpha)
+    return tf.cast((mixed + 127) // 255, tf.uint8)
+
+
+def resize_image(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
+    """Resizes `(height, width, 3)` uint8 to the tower's square, ignoring the aspect ratio.
+
+    Bilinear without antialiasing unless the tower asks for it, then truncated back to uint8: the
+    contract that released SigLIP models were trained with.
+
+    Returns:
+        Shape `(size, size, 3)`, uint8.
+    """
+    resized = tf.image.resize(image, (config.size, config.size), antialias=config.antialias)
+    return tf.cast(tf.clip_by_value(resized, 0.0, 255.0), tf.uint8)
+
+
+def load_image(encoded: tf.Tensor, config: ImageTowerConfig, *, max_pixels: int) -> tf.Tensor:
+    """Decodes and resizes one encoded image to `(size, size, 3)`, uint8."""
+    image = resize_image(decode_image(encoded, max_pixels=max_pixels), config)
+    return tf.ensure_shape(image, (config.size, config.size, 3))
+
+
+def to_model_range(image: tf.Tensor) -> tf.Tensor:
+    """Maps uint8 pixels to float32 in [-1, 1]."""
+    return tf.cast(image, tf.float32) / 127.5 - 1.0
+
+
+def canonicalize(text: tf.Tensor, config: TextTowerConfig) -> tf.Tensor:
+    """Lower-cases, removes punctuation and squeezes white space, as the configuration says.
+
+    Args:
+        text: Strings of any shape; invalid UTF-8 becomes the replacement character.
+    """
+    text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+    if config.lowercase:
+        text = tf.strings.lower(text, encoding="utf-8")
+    if config.strip_punctuation:
+        text = tf.strings.regex_replace(text, _PUNCTUATION, "")
+    return tf.strings.strip(tf.strings.regex_replace(text, r"\s+", " "))
+
+
+class Tokenizer(tf.Module):
+    """SentencePiece with SigLIP's padding: the last token is always the end of text.
+
+    Text is cut to `length - 1` tokens, the end of text follows, and the rest is filled with the same
+    token ("sticky" end of text, arXiv 2303.15343; big_vision `pp/ops_text.py`).
+    """
+
+    def __init__(self, vocabulary: bytes, config: TextTowerConfig):
+        """Loads a vocabulary.
+
+        Args:
+            vocabulary: A serialized SentencePiece model that has `</s>`.
+            config: The text tower, for the length, the canonicalisation and the table's size.
+
+        Raises:
+            ValueError: If the vocabulary has more pieces than the tower has rows, or no `</s>`.
+        """
+        super().__init__()
+        self.config = config
+        self.sentencepiece = tf_text.SentencepieceTokenizer(model=vocabulary, out_type=tf.int32)
+        self.vocabulary_size = int(self.sentencepiece.vocab_size())
+        self.end_id = int(self.sentencepiece.string_to_id(END_OF_TEXT))
+        if self.vocabulary_size > config.vocabulary_size:
+            raise ValueError(
+                "text.vocabulary_size must be at least the vocabulary's size. Received: "
+                f"text.vocabulary_size={config.vocabulary_size}, pieces={self.vocabulary_size}"
+            )
+        if self.sentencepiece.id_to_string(self.end_id) != END_OF_TEXT.encode():
+            raise ValueError(f"The vocabulary has no {END_OF_TEXT} piece; SigLIP's padding needs it.")
+
+    def __call__(self, text: tf.Tensor) -> tf.Tensor:
+        """Returns token ids of shape `(batch, length)`, int32, for texts of shape `(batch,)`."""
+        length = self.config.length
+        ids = self.sentencepiece.tokenize(canonicalize(text, self.config))
+        ids = ids[:, : length - 1].to_tensor(default_value=self.end_id, shape=(None, length - 1))
+        return tf.pad(ids, ((0, 0), (0, 1)), constant_values=self.end_id)

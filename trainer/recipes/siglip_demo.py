@@ -1,0 +1,33 @@
+"""SigLIP small enough for two CPU cores: the recipe of `make demo`.
+
+Command: `make demo`, which generates the scenes, trains, gates, publishes and asks.
+
+The method is `siglip_base`'s (arXiv 2303.15343); width, depth, resolution and text length are cut
+until the scenes train in minutes.
+"""
+
+import dataclasses
+
+from sigline.trainer.config import ImageTowerConfig, LossConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.recipes import siglip_base
+
+
+def config() -> TrainConfig:
+    """Returns the configuration."""
+    base = siglip_base.config()
+    return dataclasses.replace(
+        base,
+        name="siglip_demo",
+        steps=600,
+        global_batch_size=128,
+        image=ImageTowerConfig(size=48, patch=8, width=96, depth=3, mlp_dim=384, num_heads=3),
+        text=TextTowerConfig(
+            vocabulary_size=1024, length=16, width=96, depth=2, mlp_dim=384, num_heads=3
+        ),
+        # log(1/(batch - 1)), the log prior of a positive pair.
+        loss=LossConfig(bias_init=-4.85),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3, warmup_steps=60),
+        data=dataclasses.replace(base.data, shuffle_records=4096),
+        checkpoint_steps=100,
+        log_steps=20,
+    )

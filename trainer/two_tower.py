@@ -1,0 +1,77 @@
+"""The two-tower model: image and text encoders with the temperature and bias of the loss."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.text import TextTransformer
+from sigline.trainer.vit import VisionTransformer
+
+# Added to the norm, not under the root, as in the reference.
+NORM_EPSILON = 1e-8
+
+
+def normalize(x: tf.Tensor) -> tf.Tensor:
+    """Scales the last axis to unit length, in float32: x / (|x| + 1e-8)."""
+    x = tf.cast(x, tf.float32)
+    # The square root has no gradient at zero; a zero row must yield zero, not NaN.
+    squared = tf.reduce_sum(x * x, axis=-1, keepdims=True)
+    norm = tf.where(squared > 0, tf.sqrt(tf.where(squared > 0, squared, 1.0)), 0.0)
+    return x / (norm + NORM_EPSILON)
+
+
+class TwoTower(keras.layers.Layer):
+    """Image and text towers that embed into one space of unit vectors.
+
+    Attributes:
+        image: The image tower.
+        text: The text tower.
+        log_temperature: Logarithm of the temperature, a scalar variable.
+        bias: Bias of the logits, a scalar variable.
+    """
+
+    def __init__(self, config: TrainConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config
+        self.image = VisionTransformer(config.image, name="image")
+        self.text = TextTransformer(config.text, output_dim=config.image.width, name="text")
+
+    def build(self, shape=None):
+        """Creates all variables; the inputs' shapes are fixed by the configuration."""
+        loss = self.config.loss
+        self.image.build()
+        self.text.build()
+        self.log_temperature = self.add_weight(
+            name="log_temperature",
+            shape=(),
+            initializer=keras.initializers.Constant(math.log(loss.temperature_init)),
+            dtype="float32",
+        )
+        self.bias = self.add_weight(
+            name="bias",
+            shape=(),
+            initializer=keras.initializers.Constant(loss.bias_init),
+            dtype="float32",
+        )
+
+    def embed_image(self, images: tf.Tensor) -> tf.Tensor:
+        """Embeds pixels `(batch, size, size, 3)` in [-1, 1] as unit vectors `(batch, dim)`."""
+        return normalize(self.image(images))
+
+    def embed_text(self, ids: tf.Tensor) -> tf.Tensor:
+        """Embeds token ids `(batch, length)` as unit vectors `(batch, dim)`."""
+        return normalize(self.text(ids))
+
+    def call(self, images, ids):
+        """Returns the unit embeddings of both towers, each of shape `(batch, dim)`."""
+        return self.embed_image(images), self.embed_text(ids)
+
+
+def build(config: TrainConfig) -> TwoTower:
+    """Returns a model with all its variables, initialised from the configuration's seed."""
+    keras.utils.set_random_seed(config.seed)
+    model = TwoTower(config, name="two_tower")
+    model.build()
+    return model

@@ -1,0 +1,215 @@
+"""The image tower: a plain ViT with attention pooling (arXiv 2010.11929, 2106.04560).
+
+Initialisers, epsilons and the tanh form of GELU are those of big_vision, not Keras's defaults.
+"""
+
+import keras
+import tensorflow as tf
+
+from sigline.trainer.config import ImageTowerConfig
+
+LAYER_NORM_EPSILON = 1e-6
+# Biases of the MLPs start at N(0, 1e-6), as in the reference.
+MLP_BIAS_STDDEV = 1e-6
+
+
+def _layer_norm(name: str) -> keras.layers.LayerNormalization:
+    return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype="float32", name=name)
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head attention with separate query, key, value and output projections."""
+
+    def __init__(self, width: int, num_heads: int, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.head_dim = width // num_heads
+        self.query, self.key, self.value, self.out = (
+            keras.layers.Dense(width, kernel_initializer="glorot_uniform", name=name)
+            for name in ("query", "key", "value", "out")
+        )
+
+    def build(self, query_shape, source_shape):
+        """Creates the projections' variables."""
+        self.query.build(query_shape)
+        self.key.build(source_shape)
+        self.value.build(source_shape)
+        self.out.build(query_shape)
+
+    def call(self, query, source):
+        """Attends from `query` to `source`.
+
+        Args:
+            query: Shape `(batch, queries, width)`.
+            source: Shape `(batch, tokens, width)`.
+
+        Returns:
+            Shape `(batch, queries, width)`.
+        """
+        q = self._split(self.query(query)) * (self.head_dim**-0.5)
+        scores = tf.einsum("bqhd,bkhd->bhqk", q, self._split(self.key(source)))
+        weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), scores.dtype)
+        mixed = tf.einsum("bhqk,bkhd->bqhd", weights, self._split(self.value(source)))
+        batch, queries = tf.shape(mixed)[0], mixed.shape[1]
+        return self.out(tf.reshape(mixed, (batch, queries, self.num_heads * self.head_dim)))
+
+    def _split(self, x):
+        return tf.reshape(x, (tf.shape(x)[0], x.shape[1], self.num_heads, self.head_dim))
+
+
+class Mlp(keras.layers.Layer):
+    """Dense, GELU (tanh form), Dense."""
+
+    def __init__(self, width: int, mlp_dim: int, **kwargs):
+        super().__init__(**kwargs)
+        bias = keras.initializers.RandomNormal(stddev=MLP_BIAS_STDDEV)
+        self.up = keras.layers.Dense(mlp_dim, bias_initializer=bias, name="up")
+        self.down = keras.layers.Dense(width, bias_initializer=bias.clone(), name="down")
+
+    def build(self, shape):
+        """Creates the variables."""
+        self.up.build(shape)
+        self.down.build((*shape[:-1], self.up.units))
+
+    def call(self, x):
+        """Maps `(batch, tokens, width)` to the same shape."""
+        return self.down(tf.nn.gelu(self.up(x), approximate=True))
+
+
+class Block(keras.layers.Layer):
+    """A pre-norm transformer block: attention, then MLP, each on its own residual."""
+
+    def __init__(self, width: int, mlp_dim: int, num_heads: int, **kwargs):
+        super().__init__(**kwargs)
+        self.attention_norm = _layer_norm("attention_norm")
+        self.attention = Attention(width, num_heads, name="attention")
+        self.mlp_norm = _layer_norm("mlp_norm")
+        self.mlp = Mlp(width, mlp_dim, name="mlp")
+
+    def build(self, shape):
+        """Creates the variables."""
+        self.attention_norm.build(shape)
+        self.attention.build(shape, shape)
+        self.mlp_norm.build(shape)
+        self.mlp.build(shape)
+
+    def call(self, x):
+        """Maps `(batch, tokens, width)` to the same shape."""
+        y = self.attention_norm(x)
+        x += tf.cast(self.attention(y, y), x.dtype)
+        return x + tf.cast(self.mlp(self.mlp_norm(x)), x.dtype)
+
+
+class Encoder(keras.layers.Layer):
+    """A stack of blocks and a final layer norm."""
+
+    def __init__(self, width: int, depth: int, mlp_dim: int, num_heads: int, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = [Block(width, mlp_dim, num_heads, name=f"block_{i}") for i in range(depth)]
+        self.norm = _layer_norm("norm")
+
+    def build(self, shape):
+        """Creates the variables."""
+        for block in self.blocks:
+            block.build(shape)
+        self.norm.build(shape)
+
+    def call(self, x):
+        """Maps `(batch, tokens, width)` to the same shape."""
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class AttentionPool(keras.layers.Layer):
+    """The MAP head: one learned probe attends to all tokens (arXiv 2106.04560, section 3.2)."""
+
+    def __init__(self, width: int, mlp_dim: int, num_heads: int, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.attention = Attention(width, num_heads, name="attention")
+        self.norm = _layer_norm("norm")
+        self.mlp = Mlp(width, mlp_dim, name="mlp")
+
+    def build(self, shape):
+        """Creates the variables."""
+        self.probe = self.add_weight(
+            name="probe", shape=(1, 1, self.width), initializer="glorot_uniform"
+        )
+        probe_shape = (shape[0], 1, self.width)
+        self.attention.build(probe_shape, shape)
+        self.norm.build(probe_shape)
+        self.mlp.build(probe_shape)
+
+    def call(self, x):
+        """Pools `(batch, tokens, width)` to `(batch, width)`."""
+        probe = tf.repeat(tf.cast(self.probe, x.dtype), tf.shape(x)[0], axis=0)
+        pooled = self.attention(probe, x)
+        pooled += tf.cast(self.mlp(self.norm(pooled)), pooled.dtype)
+        return pooled[:, 0]
+
+
+class VisionTransformer(keras.layers.Layer):
+    """Maps images to vectors; there is no projection after the pool, as in released SigLIP."""
+
+    def __init__(self, config: ImageTowerConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config
+        self.num_patches = (config.size // config.patch) ** 2
+        self.embedding = keras.layers.Dense(
+            config.width, kernel_initializer="lecun_normal", name="embedding"
+        )
+        self.encoder = Encoder(
+            config.width, config.depth, config.mlp_dim, config.num_heads, name="encoder"
+        )
+        self.pool = (
+            AttentionPool(config.width, config.mlp_dim, config.num_heads, name="pool")
+            if config.pool == "map"
+            else None
+        )
+
+    def build(self, shape=None):
+        """Creates the variables; the input's shape is fixed by the configuration."""
+        width = self.config.width
+        normal = keras.initializers.RandomNormal(stddev=width**-0.5)
+        self.embedding.build((None, self.num_patches, 3 * self.config.patch**2))
+        self.positions = self.add_weight(
+            name="positions", shape=(1, self.num_patches, width), initializer=normal
+        )
+        tokens = self.num_patches
+        if self.config.pool == "tok":
+            self.token = self.add_weight(name="token", shape=(1, 1, width), initializer="zeros")
+            tokens += 1
+        self.encoder.build((None, tokens, width))
+        if self.pool is not None:
+            self.pool.build((None, tokens, width))
+
+    def call(self, images):
+        """Embeds images.
+
+        Args:
+            images: Shape `(batch, size, size, 3)`, float32 in [-1, 1].
+
+        Returns:
+            Shape `(batch, width)`, not normalised.
+        """
+        x = self.embedding(_patches(images, self.config.patch))
+        x += tf.cast(self.positions, x.dtype)
+        if self.config.pool == "tok":
+            token = tf.repeat(tf.cast(self.token, x.dtype), tf.shape(x)[0], axis=0)
+            x = tf.concat([token, x], axis=1)
+        x = self.encoder(x)
+        if self.pool is not None:
+            return self.pool(x)
+        return x[:, 0] if self.config.pool == "tok" else tf.reduce_mean(x, axis=1)
+
+
+def _patches(images, patch: int):
+    """Cuts `(batch, size, size, 3)` into `(batch, patches, 3 * patch**2)`, row by row.
+
+    The same as a convolution whose kernel and stride are the patch, but one plain product, which
+    needs no convolution gradient.
+    """
+    grid = images.shape[1] // patch
+    x = tf.reshape(images, (-1, grid, patch, grid, patch, 3))
+    return tf.reshape(tf.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, grid * grid, 3 * patch * patch))
