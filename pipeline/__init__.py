@@ -1,1 +1,1 @@
-"""x"""
+"""Wiring of the components into TFX pipelines, and what runs them."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sigline.schemas import digests
+from sigline.schemas.gate import Gate
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,31 @@ def load_recipe(name: str) -> TrainConfig:
     Raises:
         ValueError: If there is no such recipe; the message lists those that exist.
     """
+    return _recipe(name).config()
+
+
+def load_gate(name: str) -> Gate:
+    """Returns what a model of `trainer/recipes/NAME.py` must reach before it is published.
+
+    Raises:
+        ValueError: If there is no such recipe, or it has no gate.
+    """
+    module = _recipe(name)
+    if not hasattr(module, "gate"):
+        raise ValueError(
+            f"Recipe {name} has no gate() and cannot be run as a pipeline. Received: name={name!r}. "
+            "Add a function gate() to the recipe, or train it with `sigline train`."
+        )
+    return module.gate()
+
+
+def _recipe(name: str) -> types.ModuleType:
     from sigline.trainer import recipes
 
     known = recipes.names()
     if name not in known:
         raise ValueError(f"Unknown recipe. Received: name={name!r}. Known recipes: {', '.join(known)}")
-    return importlib.import_module(f"sigline.trainer.recipes.{name}").config()
+    return importlib.import_module(f"sigline.trainer.recipes.{name}")
 
 
 def override(config: TrainConfig, assignments: typing.Iterable[str]) -> TrainConfig:

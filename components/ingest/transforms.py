@@ -17,10 +17,11 @@ from apache_beam.io.filesystems import FileSystems
 
 from sigline.components.ingest import images, rules
 from sigline.components.ingest.readers import reader_for
-from sigline.schemas import digests, record
+from sigline.schemas import artifacts, digests, record
+from sigline.schemas.labels import LabelSet
 
-REJECTED_FOLDER = "rejected"
-COUNTS_FILE = "counts.json"
+
+
 
 _ROW, _REJECTED, _READ = "row", "rejected", "read"
 
@@ -42,11 +43,24 @@ def input_files(base: str) -> list[str]:
     return files
 
 
+def copy_classes(base: str, examples_dir: str) -> None:
+    """Copies the input's `classes.json` to the examples, if there is one.
+
+    Raises:
+        ValueError: If the file is no label set.
+    """
+    path = posixpath.join(base, record.CLASSES_FILE)
+    if not FileSystems.exists(path):
+        return
+    with FileSystems.open(path) as handle:
+        labels = LabelSet.from_json(handle.read().decode())
+    write_file(posixpath.join(examples_dir, record.CLASSES_FILE), labels.to_json().encode())
+
+
 class Ingest(beam.PTransform):
     """Reads shards and writes the examples artifact and the report beside it.
 
-    Below `examples_dir`: `Split-NAME/data_tfrecord-k-of-n.gz`, `manifest.json` and, where the input
-    has one, `classes.json`. Below `report_dir`: `rejected/k-of-n.jsonl`, one file per input file, and
+    Below `examples_dir`: `Split-NAME/data_tfrecord-k-of-n.gz` and `manifest.json`. Below `report_dir`: `rejected/k-of-n.jsonl`, one file per input file, and
     `counts.json`, which is written last.
     """
 
@@ -146,7 +160,7 @@ class _ExamineFile(beam.DoFn):
 
     def __init__(self, num_files: int, report_dir: str, limits: images.ImageLimits):
         self._num_files = num_files
-        self._folder = posixpath.join(report_dir, REJECTED_FOLDER)
+        self._folder = posixpath.join(report_dir, artifacts.REJECTED_FOLDER)
         self._limits = limits
 
     def process(self, item: tuple[int, str]):
@@ -248,7 +262,7 @@ def _write_report(
         "splits": records,
     }
     write_file(
-        posixpath.join(report_dir, COUNTS_FILE),
+        posixpath.join(report_dir, artifacts.COUNTS_FILE),
         json.dumps(counts, sort_keys=True, indent=1).encode(),
     )
     return counts

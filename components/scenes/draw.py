@@ -19,7 +19,7 @@ _RGB = {
     "black": (30, 30, 30),
 }
 _COLOR_NOISE = 12
-_RADIUS = {"small": (0.11, 0.14), "large": (0.19, 0.24)}
+_RADIUS = {"small": (0.14, 0.17), "large": (0.21, 0.25)}
 
 
 def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
@@ -35,7 +35,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
 def _centers(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
     """Returns the centres in the unit square; two objects stand as their relation says."""
     if scene.relation is None:
-        x, y = rng.uniform(0.28, 0.72, 2)
+        x, y = rng.uniform(0.38, 0.62, 2)
         return [(float(x), float(y))]
     near, far = rng.uniform(0.25, 0.29), rng.uniform(0.71, 0.75)
     across = rng.uniform(0.4, 0.6, 2)

@@ -88,7 +88,7 @@ def label_set() -> LabelSet:
     )
 
 
-def sample_scene(rng: np.random.Generator, *, held_out: bool, two_objects: float = 0.4) -> Scene:
+def sample_scene(rng: np.random.Generator, *, held_out: bool, two_objects: float = 0.3) -> Scene:
     """Draws a scene.
 
     Args:

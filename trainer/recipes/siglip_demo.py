@@ -8,6 +8,7 @@ until the scenes train in minutes.
 
 import dataclasses
 
+from sigline.schemas.gate import Gate
 from sigline.trainer.config import ImageTowerConfig, LossConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.recipes import siglip_base
 
@@ -30,4 +31,13 @@ def config() -> TrainConfig:
         data=dataclasses.replace(base.data, shuffle_records=4096),
         checkpoint_steps=100,
         log_steps=20,
+    )
+
+
+def gate() -> Gate:
+    """Returns what a model must reach: 0.9 on seen combinations, and no fall below the last one."""
+    return Gate(
+        minimum={"zero_shot_accuracy/scenes": 0.9},
+        above_chance={"text_to_image_recall@10": ("text_to_image_chance@10", 3.0)},
+        max_drop={"zero_shot_accuracy/scenes": 0.03},
     )

@@ -1,0 +1,21 @@
+"""Artifact types that TFX has no standard type for."""
+
+from tfx.types import artifact
+
+
+class IngestReport(artifact.Artifact):
+    """Counts of an ingest run and the rejected pairs."""
+
+    TYPE_NAME = "SiglineIngestReport"
+
+
+class DataReport(artifact.Artifact):
+    """The data gate's findings."""
+
+    TYPE_NAME = "SiglineDataReport"
+
+
+class Vocabulary(artifact.Artifact):
+    """A SentencePiece vocabulary."""
+
+    TYPE_NAME = "SiglineVocabulary"

@@ -1,0 +1,41 @@
+"""The publishing component."""
+
+import shutil
+
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types.standard_artifacts import InfraBlessing, Model, ModelBlessing, PushedModel
+from tfx.utils import path_utils
+
+from sigline.components.publish import publishing
+from sigline.schemas import artifacts
+
+
+@component
+def PublishModel(  # noqa: N802  # A component is named like a class.
+    model: InputArtifact[Model],
+    model_blessing: InputArtifact[ModelBlessing],
+    infra_blessing: InputArtifact[InfraBlessing],
+    pushed_model: OutputArtifact[PushedModel],
+    serving_dir: Parameter[str],
+    run_nonce: Parameter[str],
+):
+    """Publishes a model that both gates blessed; else records that nothing was pushed.
+
+    The nonce differs in every run: whether the serving folder still holds the model is looked up,
+    never answered from the cache. A model that stands there already is not copied again.
+    """
+    del run_nonce
+    blessings = (model_blessing, infra_blessing)
+    if not all(b.get_int_custom_property(artifacts.BLESSED_PROPERTY) == 1 for b in blessings):
+        pushed_model.set_int_custom_property("pushed", 0)
+        return
+    directory = path_utils.serving_model_path(model.uri)
+    published = publishing.publish(directory, serving_dir)
+    # Readers of PushedModel find the SavedModel at its URI, as after TFX's Pusher.
+    shutil.copytree(directory, pushed_model.uri, dirs_exist_ok=True)
+    pushed_model.set_int_custom_property("pushed", 1)
+    pushed_model.set_string_custom_property("pushed_destination", str(published.path))
+    pushed_model.set_string_custom_property("pushed_version", str(published.version))
+    pushed_model.set_string_custom_property("model_digest", published.digest)
+    pushed_model.set_int_custom_property("copied", int(published.copied))

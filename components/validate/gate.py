@@ -1,0 +1,53 @@
+"""Decides whether ingested data may be trained on: a pure function with reasons."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sigline.schemas import record
+
+
+@dataclass(frozen=True)
+class DataGate:
+    """What the data must satisfy.
+
+    Attributes:
+        max_rejected_share: Largest share of the input that ingest may reject.
+        min_records: Smallest number of records of each split.
+    """
+
+    max_rejected_share: float = 0.1
+    min_records: int = 10
+
+
+def data_problems(
+    counts: dict[str, Any], anomalies: dict[str, dict[str, str]], gate: DataGate
+) -> list[str]:
+    """Returns a sentence for everything that is wrong; none means the data is good.
+
+    Args:
+        counts: Ingest's counts.
+        anomalies: TFDV's descriptions by feature, by split.
+        gate: The limits.
+    """
+    problems = []
+    total = counts["input"]
+    if counts["written"] + counts["rejected"] != total:
+        problems.append(
+            f"ingest does not add up: {total} pairs in, {counts['written']} written, "
+            f"{counts['rejected']} rejected"
+        )
+    share = counts["rejected"] / total if total else 0.0
+    if share > gate.max_rejected_share:
+        reasons = ", ".join(f"{k} {v}" for k, v in sorted(counts["rejected_by_reason"].items()))
+        problems.append(
+            f"{share:.1%} of {total} pairs were rejected, the limit is "
+            f"{gate.max_rejected_share:.1%} ({reasons})"
+        )
+    for split in record.SPLITS:
+        found = counts["splits"].get(split, 0)
+        if found < gate.min_records:
+            problems.append(f"split {split} holds {found} records, the least is {gate.min_records}")
+    for split, by_feature in sorted(anomalies.items()):
+        for feature, description in sorted(by_feature.items()):
+            problems.append(f"split {split}, feature {feature}: {description}")
+    return problems

@@ -1,0 +1,156 @@
+"""Wires the components into a pipeline; wiring only."""
+
+import dataclasses
+import json
+import uuid
+from pathlib import Path
+
+import sigline.quiet
+
+sigline.quiet.import_tfx()
+
+from tfx.components import ExampleValidator, StatisticsGen  # noqa: E402
+from tfx.dsl.components.common import resolver  # noqa: E402
+from tfx.dsl.input_resolution.strategies import latest_blessed_model_strategy  # noqa: E402
+from tfx.orchestration import metadata  # noqa: E402
+from tfx.orchestration import pipeline as tfx_pipeline  # noqa: E402
+from tfx.types.channel import Channel  # noqa: E402
+from tfx.types.standard_artifacts import Model, ModelBlessing  # noqa: E402
+from tensorflow_data_validation import StatsOptions  # noqa: E402  # isort: skip  # After tfx.
+
+from sigline.components.evaluate.component import EvaluateModel  # noqa: E402
+from sigline.components.ingest import component as ingest  # noqa: E402
+from sigline.components.ingest import transforms as ingest_transforms  # noqa: E402
+from sigline.components.publish.component import PublishModel  # noqa: E402
+from sigline.components.validate import gate as data_gate  # noqa: E402
+from sigline.components.validate.component import CheckData, ProvideSchema  # noqa: E402
+from sigline.components.vocabulary.component import TrainVocabulary  # noqa: E402
+from sigline.pipeline.environment import Environment  # noqa: E402
+from sigline.pipeline.tfx_infra import CheckServing  # noqa: E402
+from sigline.pipeline.tfx_trainer import TrainModel  # noqa: E402
+from sigline.schemas import digests, record  # noqa: E402
+from sigline.trainer import config as trainer_config  # noqa: E402
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def build(environment: Environment) -> tfx_pipeline.Pipeline:
+    """Returns the pipeline: ingest, validate, train, evaluate, check, publish.
+
+    TFX's cache knows neither the code of a component nor the bytes behind a path. Both enter as
+    digests in parameters, so a change of either is never answered from a stale result.
+
+    Raises:
+        ValueError: If the environment, the recipe or an override is wrong.
+    """
+    ingest_config = json.dumps(environment.ingest, sort_keys=True)
+    ingest.config_from_json(ingest_config)
+    data_gate.DataGate(**environment.data_gate)
+    config = trainer_config.override(
+        trainer_config.load_recipe(environment.recipe), environment.overrides
+    )
+    gate = trainer_config.load_gate(environment.recipe)
+    schema_file = _PACKAGE / "schemas" / "image_text.pbtxt"
+
+    ingested = IngestExamples(
+        input_base=environment.input_base,
+        config=ingest_config,
+        input_digest=_input_digest(environment.input_base),
+        code_digest=_code_digest("schemas", "components/ingest"),
+    )
+    schema = ProvideSchema(
+        schema_file=str(schema_file), schema_digest=digests.file_digest(schema_file)
+    )
+    statistics = StatisticsGen(
+        examples=ingested.outputs["examples"],
+        schema=schema.outputs["schema"],
+        # Without semantic domains the checks of images and captions vanish silently.
+        stats_options=StatsOptions(enable_semantic_domain_stats=True),
+    )
+    validator = ExampleValidator(
+        statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
+    )
+    checked = CheckData(
+        ingest_report=ingested.outputs["report"],
+        anomalies=validator.outputs["anomalies"],
+        config=json.dumps(environment.data_gate, sort_keys=True),
+        code_digest=_code_digest("schemas", "components/validate"),
+    )
+    vocabulary = TrainVocabulary(
+        examples=ingested.outputs["examples"],
+        recipe=json.dumps(dataclasses.asdict(config.text), sort_keys=True),
+        code_digest=_code_digest("schemas", "components/vocabulary", "trainer"),
+    )
+    vocabulary.add_upstream_node(checked)
+    trained = TrainModel(
+        examples=ingested.outputs["examples"],
+        vocabulary=vocabulary.outputs["vocabulary"],
+        config=config.to_json(),
+        checkpoint_root=environment.checkpoint_root,
+        code_digest=_code_digest("schemas", "trainer", "pipeline"),
+    ).with_id("Trainer")
+    last_blessed = resolver.Resolver(
+        strategy_class=latest_blessed_model_strategy.LatestBlessedModelStrategy,
+        model=Channel(type=Model, producer_component_id="Trainer", output_key="model"),
+        model_blessing=Channel(
+            type=ModelBlessing, producer_component_id="EvaluateModel", output_key="blessing"
+        ),
+    ).with_id("LatestBlessedModel")
+    evaluated = EvaluateModel(
+        examples=ingested.outputs["examples"],
+        model=trained.outputs["model"],
+        baseline=last_blessed.outputs["model"],
+        gate=gate.to_json(),
+        code_digest=_code_digest("schemas", "components/evaluate", "trainer"),
+    )
+    served = CheckServing(
+        model=trained.outputs["model"],
+        examples=ingested.outputs["examples"],
+        model_blessing=evaluated.outputs["blessing"],
+        code_digest=_code_digest("schemas", "serving", "pipeline"),
+    )
+    published = PublishModel(
+        model=trained.outputs["model"],
+        model_blessing=evaluated.outputs["blessing"],
+        infra_blessing=served.outputs["blessing"],
+        serving_dir=environment.serving_dir,
+        run_nonce=uuid.uuid4().hex,
+    )
+    return tfx_pipeline.Pipeline(
+        pipeline_name=environment.pipeline_name,
+        pipeline_root=environment.pipeline_root,
+        components=[
+            ingested,
+            schema,
+            statistics,
+            validator,
+            checked,
+            vocabulary,
+            trained,
+            last_blessed,
+            evaluated,
+            served,
+            published,
+        ],
+        enable_cache=True,
+        metadata_connection_config=metadata.sqlite_metadata_connection_config(
+            environment.metadata_path
+        ),
+        beam_pipeline_args=list(environment.beam_args),
+    )
+
+
+IngestExamples = ingest.IngestExamples
+
+
+def _input_digest(base: str) -> str:
+    """Returns the digest of the bytes that ingest reads."""
+    files = {path: digests.file_digest(path) for path in ingest_transforms.input_files(base)}
+    classes = Path(base) / record.CLASSES_FILE
+    if classes.is_file():
+        files[str(classes)] = digests.file_digest(classes)
+    return digests.json_digest(files)
+
+
+def _code_digest(*folders: str) -> str:
+    return digests.source_digest(_PACKAGE / folder for folder in folders)

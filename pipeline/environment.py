@@ -1,0 +1,109 @@
+"""What operators own: paths, data, limits and the recipe to run, read strictly from YAML."""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+VARIABLE = "SIGLINE_ENVIRONMENT"
+PACKAGED = Path(__file__).parent / "environments"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and on what a pipeline runs.
+
+    Attributes:
+        pipeline_name: Name of the pipeline.
+        root: Folder for everything that a run writes, unless a path below says otherwise.
+        input_base: Folder with WebDataset shards and, optionally, `classes.json`.
+        recipe: Name of the recipe.
+        overrides: `a.b=value` assignments to the recipe.
+        serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
+        ingest: Fields of `IngestConfig`.
+        data_gate: Fields of `DataGate`.
+        beam_args: Arguments of the Beam runner.
+    """
+
+    pipeline_name: str
+    root: str
+    input_base: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    serving_dir: str = ""
+    ingest: dict[str, Any] = field(default_factory=dict)
+    data_gate: dict[str, Any] = field(default_factory=dict)
+    # DirectRunner, Beam's default, first tries to download another runner.
+    beam_args: tuple[str, ...] = ("--runner=FnApiRunner",)
+
+    def __post_init__(self) -> None:
+        if not self.serving_dir:
+            object.__setattr__(self, "serving_dir", os.path.join(self.root, "serving"))
+        for name in ("root", "input_base", "serving_dir"):
+            path = os.path.abspath(os.path.expanduser(os.path.expandvars(getattr(self, name))))
+            object.__setattr__(self, name, path)
+
+    @property
+    def pipeline_root(self) -> str:
+        """Folder of the artifacts."""
+        return os.path.join(self.root, "artifacts")
+
+    @property
+    def metadata_path(self) -> str:
+        """The MLMD database."""
+        return os.path.join(self.root, "metadata.sqlite")
+
+    @property
+    def checkpoint_root(self) -> str:
+        """Folder of all runs' checkpoints."""
+        return os.path.join(self.root, "checkpoints")
+
+
+def load(path: str | Path) -> Environment:
+    """Reads an environment from YAML; relative paths count from the working directory.
+
+    `NAME` without a slash or suffix means `pipeline/environments/NAME.yaml`.
+
+    Raises:
+        ValueError: If the file is missing, a key is unknown or missing, or a value has the wrong type.
+    """
+    name = str(path)
+    path = PACKAGED / f"{name}.yaml" if "/" not in name and "." not in name else Path(path)
+    if not path.is_file():
+        packaged = ", ".join(sorted(item.stem for item in PACKAGED.glob("*.yaml")))
+        raise ValueError(
+            f"environment must be a YAML file or one of: {packaged}. Received: environment={name}"
+        )
+    data = yaml.safe_load(path.read_text()) or {}
+    fields = {item.name: item for item in dataclasses.fields(Environment)}
+    unknown = sorted(set(data) - set(fields))
+    required = [n for n, f in fields.items() if _is_required(f)]
+    missing = [name for name in required if name not in data]
+    if unknown or missing:
+        problem = f"Unknown keys: {unknown}. " if unknown else ""
+        problem += f"Missing keys: {missing}. " if missing else ""
+        raise ValueError(f"{path}: {problem}Known keys: {', '.join(fields)}")
+    for name, value in data.items():
+        expected: type = list if name in ("overrides", "beam_args") else str
+        expected = dict if name in ("ingest", "data_gate") else expected
+        if not isinstance(value, expected):
+            raise ValueError(
+                f"{path}: {name} must be a {expected.__name__}. Received: {name}={value!r}"
+            )
+        if expected is list:
+            data[name] = tuple(str(item) for item in value)
+    return Environment(**data)
+
+
+def active() -> Environment:
+    """Returns the environment that `$SIGLINE_ENVIRONMENT` names, else the packaged `local`."""
+    return load(os.environ.get(VARIABLE, "local"))
+
+
+def _is_required(item: dataclasses.Field) -> bool:
+    return (
+        item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    )

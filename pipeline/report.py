@@ -1,0 +1,147 @@
+"""What a run did, read from the metadata store: nodes, verdict, published version."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_metadata.metadata_store import metadata_store
+from ml_metadata.proto import metadata_store_pb2
+
+from sigline.schemas import artifacts
+
+_STATES = {
+    metadata_store_pb2.Execution.COMPLETE: "done",
+    metadata_store_pb2.Execution.CACHED: "cached",
+    metadata_store_pb2.Execution.FAILED: "failed",
+    metadata_store_pb2.Execution.RUNNING: "running",
+}
+
+
+@dataclass(frozen=True)
+class NodeRun:
+    """One node of a run: its state, its duration and the URIs of what it put out."""
+
+    name: str
+    state: str
+    seconds: float
+    outputs: dict[str, str]
+    properties: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The newest run of a pipeline.
+
+    Attributes:
+        nodes: Its nodes in the order they ran.
+        counts: Ingest's counts.
+        training: Figures of the training node.
+        metrics: The candidate's metrics.
+        verdict: The gate's verdict.
+        infra: The infra check's report.
+        published: `path`, `version` and `copied` of the published version; empty if none.
+    """
+
+    nodes: tuple[NodeRun, ...]
+    counts: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    verdict: dict[str, Any] = field(default_factory=dict)
+    infra: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def released(self) -> bool:
+        """Whether the run ended with the model in the serving folder."""
+        return bool(self.published)
+
+    def refusals(self) -> list[str]:
+        """Returns why the model was not published, a sentence each."""
+        reasons = list(self.verdict.get("failures", []))
+        if "error" in self.infra:
+            reasons.append(f"the infra check failed: {self.infra['error']}")
+        return reasons
+
+
+def num_runs(metadata_path: str) -> int:
+    """Returns how many runs a metadata store holds; 0 where there is no store yet."""
+    if not os.path.exists(metadata_path):
+        return 0
+    return len(_store(metadata_path).get_contexts_by_type("pipeline_run"))
+
+
+def read_report(metadata_path: str) -> RunReport:
+    """Returns the report of the newest run in a metadata store.
+
+    Raises:
+        ValueError: If the store holds no run.
+    """
+    store = _store(metadata_path)
+    runs = store.get_contexts_by_type("pipeline_run")
+    if not runs:
+        raise ValueError(f"The metadata store holds no run. Received: metadata_path={metadata_path}")
+    newest = max(runs, key=lambda context: context.create_time_since_epoch)
+    executions = store.get_executions_by_context(newest.id)
+    nodes = [_node(store, item) for item in sorted(executions, key=lambda item: item.id)]
+    by_name = {node.name: node for node in nodes}
+    published = {}
+    publisher = by_name.get("PublishModel")
+    pushed = publisher.properties.get("pushed_model", {}) if publisher is not None else {}
+    if pushed.get("pushed") == 1:
+        published = {
+            "path": pushed["pushed_destination"],
+            "version": int(pushed["pushed_version"]),
+            "copied": bool(pushed["copied"]),
+        }
+    return RunReport(
+        nodes=tuple(nodes),
+        counts=_json(by_name, "IngestExamples", "report", artifacts.COUNTS_FILE),
+        training=_json(by_name, "Trainer", "model_run", artifacts.TRAINING_FILE),
+        metrics=_json(by_name, "EvaluateModel", "evaluation", artifacts.METRICS_FILE),
+        verdict=_json(by_name, "EvaluateModel", "evaluation", artifacts.VERDICT_FILE),
+        infra=_json(by_name, "CheckServing", "blessing", artifacts.INFRA_REPORT_FILE),
+        published=published,
+    )
+
+
+def _store(metadata_path: str) -> metadata_store.MetadataStore:
+    config = metadata_store_pb2.ConnectionConfig()
+    config.sqlite.filename_uri = metadata_path
+    return metadata_store.MetadataStore(config)
+
+
+def _node(store: metadata_store.MetadataStore, execution) -> NodeRun:
+    contexts = store.get_contexts_by_execution(execution.id)
+    name = next(item.name for item in contexts if item.type == "node").split(".", 1)[-1]
+    outputs, properties = {}, {}
+    events = store.get_events_by_execution_ids([execution.id])
+    output_types = (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INTERNAL_OUTPUT)
+    keys = {
+        event.artifact_id: event.path.steps[0].key
+        for event in events
+        if event.type in output_types and event.path.steps
+    }
+    for artifact in store.get_artifacts_by_id(list(keys)):
+        key = keys[artifact.id]
+        outputs[key] = artifact.uri
+        properties[key] = {
+            k: getattr(v, v.WhichOneof("value")) for k, v in artifact.custom_properties.items()
+        }
+    spent = execution.last_update_time_since_epoch - execution.create_time_since_epoch
+    return NodeRun(
+        name=name,
+        state=_STATES.get(execution.last_known_state, "unknown"),
+        seconds=spent / 1000,
+        outputs=outputs,
+        properties=properties,
+    )
+
+
+def _json(nodes: dict[str, NodeRun], node: str, output: str, file: str) -> dict[str, Any]:
+    uri = nodes[node].outputs.get(output) if node in nodes else None
+    path = os.path.join(uri, file) if uri else ""
+    if not os.path.isfile(path):
+        return {}
+    with open(path) as handle:
+        return json.load(handle)

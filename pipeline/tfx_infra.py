@@ -1,0 +1,54 @@
+"""The infra check component: a blessing only for a candidate that was served and asked."""
+
+import itertools
+import json
+import os
+
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types import artifact_utils
+from tfx.types.standard_artifacts import Examples, InfraBlessing, Model, ModelBlessing
+from tfx.utils import path_utils
+
+from sigline.schemas import artifacts, record
+
+_NUM_REQUESTS = 16
+
+
+@component
+def CheckServing(  # noqa: N802  # A component is named like a class.
+    model: InputArtifact[Model],
+    examples: InputArtifact[Examples],
+    model_blessing: InputArtifact[ModelBlessing],
+    blessing: OutputArtifact[InfraBlessing],
+    code_digest: Parameter[str],
+):
+    """Serves the candidate in processes of its own and sends it records of the eval split.
+
+    A model that the evaluation refused is not checked.
+    """
+    del code_digest
+    from sigline.schemas import tf_example
+    from sigline.serving import infra_check
+    from sigline.trainer import data
+
+    if model_blessing.get_int_custom_property(artifacts.BLESSED_PROPERTY) != 1:
+        outcome, blessed = {"skipped": "the evaluation did not bless the model"}, False
+    else:
+        shards = data.shard_files(artifact_utils.get_split_uri([examples], record.EVAL_SPLIT))
+        serialized = itertools.chain.from_iterable(map(tf_example.read_shard, shards))
+        records = [tf_example.decode(x) for x in itertools.islice(serialized, _NUM_REQUESTS)]
+        try:
+            outcome = infra_check.check_serving(
+                path_utils.serving_model_path(model.uri),
+                [item.image for item in records],
+                [item.text[0] for item in records],
+            )
+            blessed = True
+        except Exception as error:  # Whatever fails, the candidate is not fit to serve.
+            outcome, blessed = {"error": f"{type(error).__name__}: {error}"}, False
+    with open(os.path.join(blessing.uri, artifacts.INFRA_REPORT_FILE), "w") as handle:
+        json.dump(outcome, handle, indent=1)
+    blessing.set_int_custom_property(artifacts.BLESSED_PROPERTY, int(blessed))
+    mark = "INFRA_BLESSED" if blessed else "INFRA_NOT_BLESSED"
+    open(os.path.join(blessing.uri, mark), "w").close()

@@ -1,0 +1,84 @@
+"""The training component: from records and a vocabulary to an exported model."""
+
+import hashlib
+import json
+import os
+import shutil
+
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types import artifact_utils
+from tfx.types.standard_artifacts import Examples, Model, ModelRun
+from tfx.utils import path_utils
+
+from sigline.components.artifact_types import Vocabulary
+from sigline.schemas import artifacts, digests, record
+from sigline.schemas.labels import LabelSet
+
+
+@component
+def TrainModel(  # noqa: N802  # A component is named like a class.
+    examples: InputArtifact[Examples],
+    vocabulary: InputArtifact[Vocabulary],
+    model: OutputArtifact[Model],
+    model_run: OutputArtifact[ModelRun],
+    config: Parameter[str],
+    checkpoint_root: Parameter[str],
+    code_digest: Parameter[str],
+):
+    """Trains and exports.
+
+    A killed node starts again in a new artifact directory, so checkpoints live below
+    `checkpoint_root` in a folder that configuration, data, vocabulary and code name: the same run
+    finds its own checkpoints, and no other run's.
+    """
+    from sigline.trainer import config as trainer_config
+    from sigline.trainer import data, export, loop
+
+    train_config = trainer_config.from_json(config)
+    split_dir = artifact_utils.get_split_uri([examples], record.TRAIN_SPLIT)
+    with open(os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE), "rb") as handle:
+        vocabulary_bytes = handle.read()
+    provenance = {
+        "data_digest": data.data_digest(split_dir),
+        "code_digest": code_digest,
+    }
+    vocabulary_digest = hashlib.sha256(vocabulary_bytes).hexdigest()
+    run_key = digests.json_digest([train_config.digest(), vocabulary_digest, provenance])[:16]
+    run_dir = os.path.join(checkpoint_root, run_key)
+    result = loop.train(
+        train_config,
+        split_dir=split_dir,
+        vocabulary=vocabulary_bytes,
+        checkpoint_dir=os.path.join(run_dir, "checkpoints"),
+        log_dir=os.path.join(run_dir, "logs"),
+    )
+    metadata = export.export(
+        path_utils.serving_model_dir(model.uri),
+        result.model,
+        config=train_config,
+        vocabulary=vocabulary_bytes,
+        labels=_labels(examples.uri),
+        provenance=provenance,
+    )
+    shutil.copytree(os.path.join(run_dir, "logs"), model_run.uri, dirs_exist_ok=True)
+    training = {
+        "steps": train_config.steps,
+        "first_step": result.first_step,
+        "global_batch_size": train_config.global_batch_size,
+        "images_per_second": result.images_per_second,
+        "data_wait_fraction": result.data_wait_fraction,
+        "final_loss": result.final_loss,
+        "checkpoint_dir": run_dir,
+        "model": metadata,
+    }
+    with open(os.path.join(model_run.uri, artifacts.TRAINING_FILE), "w") as handle:
+        json.dump(training, handle, indent=1, sort_keys=True)
+
+
+def _labels(examples_dir: str) -> LabelSet | None:
+    path = os.path.join(examples_dir, record.CLASSES_FILE)
+    if not os.path.exists(path):
+        return None
+    with open(path) as handle:
+        return LabelSet.from_json(handle.read())

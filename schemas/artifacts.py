@@ -1,0 +1,13 @@
+"""Names of files inside the pipeline's artifacts, and of the properties set on them."""
+
+COUNTS_FILE = "counts.json"
+REJECTED_FOLDER = "rejected"
+VOCABULARY_FILE = "sentencepiece.model"
+PROBLEMS_FILE = "problems.json"
+TRAINING_FILE = "training.json"
+METRICS_FILE = "metrics.json"
+BASELINE_METRICS_FILE = "baseline_metrics.json"
+VERDICT_FILE = "verdict.json"
+INFRA_REPORT_FILE = "infra.json"
+
+BLESSED_PROPERTY = "blessed"

@@ -1,0 +1,48 @@
+"""Numbered version directories of a serving folder and the manifest that proves them whole."""
+
+import json
+from pathlib import Path
+
+from sigline.schemas import digests
+
+MANIFEST = "sigline_manifest.json"
+
+
+def list_versions(base: str | Path) -> list[int]:
+    """Returns the version numbers in a serving folder as TF Serving finds them, ascending."""
+    base = Path(base)
+    if not base.is_dir():
+        return []
+    return sorted(int(path.name) for path in base.iterdir() if _is_version(path))
+
+
+def content(path: str | Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file of a model by relative path, without the manifest."""
+    files = digests.tree_files(path)
+    files.pop(MANIFEST, None)
+    return files
+
+
+def write_manifest(path: str | Path, files: dict[str, str]) -> str:
+    """Writes the manifest of a model's files and returns their joint digest."""
+    digest = digests.json_digest(files)
+    text = json.dumps({"digest": digest, "files": files}, indent=1, sort_keys=True)
+    (Path(path) / MANIFEST).write_text(text)
+    return digest
+
+
+def verify(path: str | Path) -> str | None:
+    """Returns the content digest of a version that agrees with its manifest, else None."""
+    path = Path(path)
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return None
+    try:
+        recorded = json.loads(manifest.read_text())
+    except json.JSONDecodeError:
+        return None
+    return recorded.get("digest") if recorded.get("files") == content(path) else None
+
+
+def _is_version(path: Path) -> bool:
+    return path.name.isascii() and path.name.isdigit() and path.is_dir()

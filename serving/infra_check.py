@@ -1,0 +1,148 @@
+"""Checks that a candidate serves: loads it as servers do and sends it real requests.
+
+Two processes of their own: one runs every signature through TF Serving's C++ loader, the other is
+sigline's server, which is asked over gRPC. So a model that loads here only because this process knows
+its Python classes does not pass.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sigline.schemas import signatures
+from sigline.serving.client import Client
+
+_NORM_TOLERANCE = 1e-3
+_READY_PREFIX = "Serving "
+_START_SECONDS = 300.0
+
+
+class InfraError(RuntimeError):
+    """The candidate cannot be served; the message says what went wrong."""
+
+
+@contextlib.contextmanager
+def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Iterator[str]:
+    """Starts `sigline serve` on a free loopback port; yields its address and stops it at the end.
+
+    Raises:
+        InfraError: If the server does not come up; the message has what it printed.
+    """
+    command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(base_path)]
+    command += ["--port", "0", "--model-name", model_name]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        )
+        try:
+            line = _ready_line(process)
+            if line is None:
+                errors.seek(0)
+                output = errors.read().decode(errors="replace").strip()
+                raise InfraError(f"the server did not start: {output[-2000:]}")
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _ready_line(process: subprocess.Popen) -> str | None:
+    deadline = time.monotonic() + _START_SECONDS
+    assert process.stdout is not None
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([process.stdout], [], [], left)[0]:
+            return None
+        line = process.stdout.readline().decode()
+        if not line:
+            return None
+        if line.startswith(_READY_PREFIX):
+            return line
+    return None
+
+
+def check_serving(
+    model_dir: str | Path, images: Sequence[bytes], texts: Sequence[str]
+) -> dict[str, float]:
+    """Loads a candidate and sends it real requests.
+
+    Args:
+        model_dir: The SavedModel.
+        images: Encoded images that are known to be good, at least one.
+        texts: Texts, at least one.
+
+    Returns:
+        Figures for the report: requests sent and their median latency in milliseconds.
+
+    Raises:
+        InfraError: If the model does not load, a request fails or an answer is wrong.
+    """
+    loader = subprocess.Popen(
+        [sys.executable, "-m", "sigline.serving.loader_check", str(model_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    try:
+        with tempfile.TemporaryDirectory() as base:
+            os.symlink(Path(model_dir).resolve(), Path(base) / "1")
+            with running_server(base) as address:
+                latencies = _exercise(address, images, texts)
+        output, errors = loader.communicate(timeout=_START_SECONDS)
+    finally:
+        loader.kill()
+    if loader.returncode:
+        lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise InfraError(f"TF Serving's loader refuses the model: {lines[-1]}")
+    return {
+        "signatures_run": float(len(json.loads(output.splitlines()[-1]))),
+        "requests": float(len(latencies)),
+        "median_latency_ms": float(np.median(latencies) * 1e3),
+    }
+
+
+def _exercise(address: str, images: Sequence[bytes], texts: Sequence[str]) -> list[float]:
+    client, latencies = Client(address), []
+
+    def _timed(signature: str, inputs: dict) -> dict[str, np.ndarray]:
+        start = time.perf_counter()
+        answer = client.predict(signature, inputs)
+        latencies.append(time.perf_counter() - start)
+        return answer
+
+    image_input = {signatures.IMAGE_BYTES: list(images)}
+    text_input = {signatures.TEXT: list(texts)}
+    image = _timed(signatures.EMBED_IMAGE, image_input)[signatures.EMBEDDING]
+    text = _timed(signatures.EMBED_TEXT, text_input)[signatures.EMBEDDING]
+    for name, vectors, count in (("image", image, len(images)), ("text", text, len(texts))):
+        if vectors.shape[0] != count or not np.isfinite(vectors).all():
+            raise InfraError(f"{name} embeddings are not finite or not {count} rows")
+        off = float(np.abs(np.linalg.norm(vectors, axis=1) - 1.0).max())
+        if off > _NORM_TOLERANCE:
+            raise InfraError(f"{name} embeddings are not of unit length: off by {off:.2g}")
+    answer = _timed(signatures.SIMILARITY, image_input | text_input)
+    probabilities = answer[signatures.PROBABILITIES]
+    if probabilities.shape != (len(images), len(texts)) or not np.all(
+        (probabilities >= 0) & (probabilities <= 1)
+    ):
+        raise InfraError("similarity does not answer with probabilities (images, texts)")
+    broken = [images[0], b"not an image", b""]
+    answer = _timed(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: broken})
+    if answer[signatures.VALID].tolist() != [True, False, False]:
+        raise InfraError("embed_image_safe does not tell good images from broken ones")
+    for _ in range(20):
+        _timed(signatures.EMBED_TEXT, {signatures.TEXT: [texts[0]]})
+    client.close()
+    return latencies

@@ -1,0 +1,209 @@
+"""The `sigline` command. Heavy libraries are imported by the commands that need them."""
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import sigline
+from sigline import quiet
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line, runs the command and returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"sigline: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sigline", description="Train, gate and ship image-text models."
+    )
+    parser.add_argument("--version", action="version", version=sigline.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    data = commands.add_parser("data", help="make data").add_subparsers(required=True)
+    scenes = data.add_parser("scenes", help="generate scenes with captions as WebDataset shards")
+    scenes.add_argument("--output", required=True, type=Path, help="folder to write to")
+    scenes.add_argument("--count", type=int, default=4000, help="number of pairs")
+    scenes.add_argument("--seed", type=int, default=0)
+    scenes.add_argument("--faults", default="", help="NAME=SHARE,... to plant")
+    scenes.set_defaults(run=_scenes)
+
+    run = commands.add_parser("run", help="run the whole pipeline on this machine")
+    run.add_argument("--environment", default=None, help="YAML file, or name of a packaged one")
+    run.set_defaults(run=_run)
+
+    train = commands.add_parser("train", help="train and export without TFX")
+    train.add_argument("--recipe", required=True)
+    train.add_argument("--data", required=True, type=Path, help="folder with training TFRecords")
+    train.add_argument("--vocabulary", required=True, type=Path, help="SentencePiece model")
+    train.add_argument("--output", required=True, type=Path, help="checkpoints, logs and model")
+    train.add_argument("--labels", type=Path, help="classes.json for the classify signature")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    train.set_defaults(run=_train)
+
+    serve = commands.add_parser("serve", help="serve the newest version of a folder over gRPC")
+    serve.add_argument("--base-path", required=True, type=Path, help="folder of version folders")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8500, help="0 takes a free one")
+    serve.add_argument("--model-name", default="sigline")
+    serve.set_defaults(run=_serve)
+
+    ask = commands.add_parser("ask", help="compare an image with texts, or search images by text")
+    ask.add_argument("--image", type=Path, help="an image to compare with TEXTs")
+    ask.add_argument("--images", type=Path, help="a folder to search by one TEXT")
+    ask.add_argument("texts", nargs="+", metavar="TEXT")
+    ask.add_argument("--target", default="127.0.0.1:8500", help="HOST:PORT of the server")
+    ask.add_argument("--model-name", default="sigline")
+    ask.add_argument("--top", type=int, default=5, help="results of a search")
+    ask.set_defaults(run=_ask)
+
+    demo = commands.add_parser("demo", help="generate data, run the pipeline, serve and ask")
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"))
+    demo.add_argument("--shuffle-captions", action="store_true", help="plant data the gate refuses")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _scenes(arguments: argparse.Namespace) -> int:
+    from sigline.components.scenes import generate
+
+    planted = generate.write_scenes(
+        arguments.output,
+        count=arguments.count,
+        seed=arguments.seed,
+        faults=generate.parse_faults(arguments.faults),
+    )
+    faults = ", ".join(f"{count} {name}" for name, count in planted.items() if count) or "none"
+    print(f"Wrote {arguments.count} pairs to {arguments.output}; planted faults: {faults}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from sigline.pipeline import environment
+
+    name = arguments.environment
+    loaded = environment.load(name) if name else environment.active()
+    quiet.import_tfx()
+    from sigline.pipeline import run
+
+    return run.main(lambda: loaded)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    quiet.import_tensorflow()
+    from sigline.schemas.labels import LabelSet
+    from sigline.trainer import config as trainer_config
+    from sigline.trainer import data, export, loop
+
+    config = trainer_config.override(
+        trainer_config.load_recipe(arguments.recipe), arguments.overrides
+    )
+    vocabulary = arguments.vocabulary.read_bytes()
+    labels = LabelSet.from_json(arguments.labels.read_text()) if arguments.labels else None
+    model_dir = arguments.output / "model"
+    if model_dir.exists():
+        raise ValueError(f"output holds a finished model already. Received: {model_dir}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    _claim(arguments.output, config)
+    result = loop.train(
+        config,
+        split_dir=arguments.data,
+        vocabulary=vocabulary,
+        checkpoint_dir=arguments.output / "checkpoints",
+        log_dir=arguments.output / "logs",
+    )
+    metadata = export.export(
+        model_dir,
+        result.model,
+        config=config,
+        vocabulary=vocabulary,
+        labels=labels,
+        provenance={"data_digest": data.data_digest(arguments.data)},
+    )
+    print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
+    return 0
+
+
+def _claim(output: Path, config) -> None:
+    """Writes the configuration beside the checkpoints; refuses those of another configuration."""
+    path = output / "config.json"
+    if path.exists() and path.read_text() != config.to_json():
+        raise ValueError(
+            "output holds a run with another configuration; choose another folder. "
+            f"Received: output={output}"
+        )
+    path.write_text(config.to_json())
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    quiet.import_tensorflow()
+    from sigline.serving.server import ModelServer
+
+    server = ModelServer(
+        arguments.base_path,
+        model_name=arguments.model_name,
+        host=arguments.host,
+        port=arguments.port,
+    )
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    server.start()
+    version = server.model.version
+    print(f"Serving version {version} of {arguments.model_name} on {server.address}", flush=True)
+    stopped.wait()
+    server.stop()
+    return 0
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    if (arguments.image is None) == (arguments.images is None):
+        raise ValueError("Give either --image FILE TEXT [TEXT ...] or --images FOLDER TEXT.")
+    if arguments.images is not None and len(arguments.texts) != 1:
+        raise ValueError(
+            f"A search takes one TEXT; quote it if it has spaces. Received: {arguments.texts}"
+        )
+    if arguments.top < 1:
+        raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
+    quiet.import_tensorflow()
+    from sigline.serving import client as serving_client
+
+    client = serving_client.Client(arguments.target, model_name=arguments.model_name)
+    try:
+        if arguments.image is not None:
+            probabilities = client.compare(arguments.image.read_bytes(), arguments.texts)
+            for index in (-probabilities).argsort(kind="stable"):
+                print(f"{probabilities[index]:8.4f}  {arguments.texts[index]}")
+        else:
+            files = serving_client.image_files(arguments.images)
+            matches, unreadable = client.search(arguments.texts[0], files, top=arguments.top)
+            for match in matches:
+                print(f"{match.score:8.4f}  {match.path}")
+            for path in unreadable:
+                print(f"skipped, no image that the model reads: {path}", file=sys.stderr)
+    except serving_client.RequestError as error:
+        print(f"sigline: {error}", file=sys.stderr)
+        return 1
+    finally:
+        client.close()
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    quiet.silence()
+    from sigline.pipeline import demo
+
+    return demo.run(arguments.output, shuffle_captions=arguments.shuffle_captions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
