@@ -126,7 +126,8 @@ class TrainConfig:
         checkpoint_steps: Steps between checkpoints.
         log_steps: Steps between log lines and TensorBoard scalars.
         strategy: `auto` (all TPU cores, else all GPUs, else the CPU), `tpu`, `mirrored` or `one_device`.
-        jit_compile: Whether XLA compiles the forward and backward pass; None means on TPU and GPU.
+        jit_compile: Whether XLA compiles the forward and backward pass; None means on a TPU and on a
+            single GPU.
     """
 
     name: str

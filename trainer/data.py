@@ -100,7 +100,7 @@ def training_pairs(
     dataset = tf.data.Dataset.range(first_epoch, 2**31).flat_map(_epoch)
     dataset = dataset.map(_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(config.global_batch_size, drop_remainder=True)
-    dataset = dataset.map(lambda image, text: (image, tokenizer(text)), deterministic=True)
+    dataset = dataset.map(lambda image, text: (image, tokenizer(text)))
     return dataset.prefetch(2)
 
 

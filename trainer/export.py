@@ -30,18 +30,12 @@ _TOP_CLASSES = 5
 class ServedModel(tf.Module):
     """The object that is saved: bytes and strings in, float32 out."""
 
-    def __init__(
-        self,
-        model: TwoTower,
-        tokenizer: preprocess.Tokenizer,
-        config: TrainConfig,
-        labels: LabelSet | None,
-    ):
-        """Traces the encoders; embeds the label set, if there is one."""
+    def __init__(self, model: TwoTower, tokenizer: preprocess.Tokenizer, config: TrainConfig):
+        """Binds the encoders to the model's variables."""
         super().__init__()
         # A tf.Module tracks attributes that are trackable, also in lists and dictionaries. What
         # sits in a SimpleNamespace stays out of the object graph.
-        self._plain = types.SimpleNamespace(model=model, config=config, labels=labels)
+        self._plain = types.SimpleNamespace(model=model, config=config)
         self.tokenizer = tokenizer
         size, length = config.image.size, config.text.length
         self.image_encoder = tf.function(
@@ -52,10 +46,6 @@ class ServedModel(tf.Module):
             lambda ids: self._plain.model.embed_text(ids),
             input_signature=[tf.TensorSpec((None, length), tf.int32)],
         )
-        self.class_embeddings = None
-        if labels is not None:
-            self.class_embeddings = tf.Variable(self._embed_classes(labels), trainable=False)
-            self.class_names = tf.constant(labels.names)
         self.variables_to_save = list(named_variables(model).values())
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
@@ -87,30 +77,15 @@ class ServedModel(tf.Module):
         logits = self._logits(image, self.embed_text(text)[signatures.EMBEDDING])
         return {signatures.LOGITS: logits, signatures.PROBABILITIES: tf.sigmoid(logits)}
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
-    def classify(self, image_bytes):
-        """Classifies images against the label set: the best class names and their probabilities."""
-        image = self.embed_image(image_bytes)[signatures.EMBEDDING]
-        probabilities = tf.sigmoid(self._logits(image, tf.convert_to_tensor(self.class_embeddings)))
-        count = min(_TOP_CLASSES, self.class_names.shape[0])
-        scores, ids = tf.math.top_k(probabilities, k=count)
-        return {
-            signatures.CLASSES: tf.gather(self.class_names, ids),
-            signatures.SCORES: scores,
-        }
-
     def signatures(self) -> dict[str, Any]:
-        """Returns the signatures by name; `classify` only where there is a label set."""
-        found = {
+        """Returns the signatures by name."""
+        return {
             signatures.SERVING_DEFAULT: self.embed_image,
             signatures.EMBED_IMAGE: self.embed_image,
             signatures.EMBED_IMAGE_SAFE: self.embed_image_safe,
             signatures.EMBED_TEXT: self.embed_text,
             signatures.SIMILARITY: self.similarity,
         }
-        if self.class_embeddings is not None:
-            found[signatures.CLASSIFY] = self.classify
-        return found
 
     def _logits(self, image, text):
         model = self._plain.model
@@ -146,6 +121,38 @@ class ServedModel(tf.Module):
         pixels = tf.scatter_nd(rows[:, None], tf.cast(pixels, tf.int32), shape)[:count]
         valid = tf.scatter_nd(rows[:, None], tf.ones_like(rows), (count + 1,))[:count] > 0
         return tf.ensure_shape(tf.cast(pixels, tf.uint8), (None, size, size, 3)), valid
+
+
+class ClassifyingModel(ServedModel):
+    """A served model with a label set, embedded at export."""
+
+    def __init__(
+        self,
+        model: TwoTower,
+        tokenizer: preprocess.Tokenizer,
+        config: TrainConfig,
+        labels: LabelSet,
+    ):
+        """Embeds the label set."""
+        super().__init__(model, tokenizer, config)
+        self.class_embeddings = tf.Variable(self._embed_classes(labels), trainable=False)
+        self.class_names = tf.constant(labels.names)
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    def classify(self, image_bytes):
+        """Classifies images against the label set: the best class names and their probabilities."""
+        image = self.embed_image(image_bytes)[signatures.EMBEDDING]
+        probabilities = tf.sigmoid(self._logits(image, tf.convert_to_tensor(self.class_embeddings)))
+        count = min(_TOP_CLASSES, self.class_names.shape[0])
+        scores, ids = tf.math.top_k(probabilities, k=count)
+        return {
+            signatures.CLASSES: tf.gather(self.class_names, ids),
+            signatures.SCORES: scores,
+        }
+
+    def signatures(self) -> dict[str, Any]:
+        """Returns the signatures by name."""
+        return super().signatures() | {signatures.CLASSIFY: self.classify}
 
     def _embed_classes(self, labels: LabelSet) -> tf.Tensor:
         """Returns one unit vector a class: the mean over its prompts."""
@@ -199,7 +206,11 @@ def export(
     directory = Path(directory)
     if directory.exists():
         raise ValueError(f"directory must not exist yet. Received: directory={directory}")
-    served = ServedModel(model, preprocess.Tokenizer(vocabulary, config.text), config, labels)
+    tokenizer = preprocess.Tokenizer(vocabulary, config.text)
+    if labels is None:
+        served = ServedModel(model, tokenizer, config)
+    else:
+        served = ClassifyingModel(model, tokenizer, config, labels)
     scratch = directory.with_name(f".tmp-{uuid.uuid4().hex}")
     # The aliases let Google's TPU converter find the parts to move to the TPU.
     aliases = {"image_encoder": served.image_encoder, "text_encoder": served.text_encoder}

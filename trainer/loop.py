@@ -144,12 +144,7 @@ def make_train_step(
     """
     names = list(optimizer.variables)
     variables = [optimizer.variables[name] for name in names]
-    compiled = config.jit_compile
-    if compiled is None:
-        compiled = bool(tf.config.list_logical_devices("GPU"))
 
-    # Without variable writes inside, XLA accepts this part under every strategy.
-    @tf.function(jit_compile=compiled)
     def forward_backward(images, ids):
         with tf.GradientTape() as tape:
             image, text = model(preprocess.to_model_range(images), ids)
@@ -158,6 +153,10 @@ def make_train_step(
             )
         gradients = tape.gradient(outcome.loss, variables)
         return outcome, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    if _compiles(config, strategy):
+        # Only this part: XLA on CPU and GPU accepts neither variable writes nor collectives.
+        forward_backward = tf.function(forward_backward, jit_compile=True)
 
     def replica_step(images, ids):
         context = tf.distribute.get_replica_context()
@@ -190,6 +189,21 @@ def make_train_step(
         return {name: strategy.experimental_local_results(v)[0] for name, v in scalars.items()}
 
     return train_step
+
+
+def _compiles(config: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
+    """Whether the step asks for XLA itself; under TPUStrategy `strategy.run` does."""
+    alone = strategy.num_replicas_in_sync == 1
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return False
+    if config.jit_compile and not alone:
+        raise ValueError(
+            "jit_compile must be none or false under several CPU or GPU replicas: XLA does not accept "
+            f"their collectives. Received: replicas={strategy.num_replicas_in_sync}"
+        )
+    if config.jit_compile is None:
+        return alone and bool(tf.config.list_logical_devices("GPU"))
+    return config.jit_compile
 
 
 class _Meter:

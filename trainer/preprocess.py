@@ -10,6 +10,8 @@ from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER_BYTES = 33
+_PNG_PALETTE = 3
 # ASCII punctuation, as string.punctuation: what SigLIP's canonicalisation removes.
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 END_OF_TEXT = "</s>"
@@ -34,6 +36,9 @@ def decode_image(encoded: tf.Tensor, *, max_pixels: int) -> tf.Tensor:
     """
     is_jpeg = tf.equal(tf.strings.substr(encoded, 0, len(_JPEG_MAGIC)), _JPEG_MAGIC)
     is_png = tf.equal(tf.strings.substr(encoded, 0, len(_PNG_MAGIC)), _PNG_MAGIC)
+    # The header is read at fixed places; an error of `substr` would quote the bytes, which are no
+    # UTF-8, and cannot become a Python exception.
+    is_png &= tf.strings.length(encoded) >= _PNG_HEADER_BYTES
     known = tf.debugging.Assert(is_jpeg | is_png, ["only JPEG and PNG are accepted"])
     with tf.control_dependencies([known]):
         encoded = tf.identity(encoded)
@@ -47,7 +52,7 @@ def decode_image(encoded: tf.Tensor, *, max_pixels: int) -> tf.Tensor:
     image = tf.cond(
         is_jpeg,
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: _on_white(tf.io.decode_png(encoded, channels=4)),
+        lambda: _decode_png(encoded),
     )
     image.set_shape((None, None, 3))
     return image
@@ -63,6 +68,29 @@ def _png_pixels(encoded: tf.Tensor) -> tf.Tensor:
     sides = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
     sides = tf.reduce_sum(tf.reshape(sides, (2, 4)) * [1 << 24, 1 << 16, 1 << 8, 1], axis=1)
     return sides[0] * sides[1]
+
+
+def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
+    # Asked for four channels, the decoder gives opaque images of fewer than 8 bits an alpha of
+    # 2**bits - 1 instead of 255. Palettes therefore decode to what they have, three channels or
+    # four, and grey of few bits is taken as opaque.
+    header = tf.io.decode_raw(tf.strings.substr(encoded, 24, 2), tf.uint8)
+    depth, color_type = header[0], header[1]
+    return tf.cond(
+        tf.equal(color_type, _PNG_PALETTE),
+        lambda: _on_white_if_transparent(tf.io.decode_png(encoded, channels=0)),
+        lambda: tf.cond(
+            tf.less(depth, 8),
+            lambda: tf.io.decode_png(encoded, channels=3),
+            lambda: _on_white(tf.io.decode_png(encoded, channels=4)),
+        ),
+    )
+
+
+def _on_white_if_transparent(image: tf.Tensor) -> tf.Tensor:
+    return tf.cond(
+        tf.equal(tf.shape(image)[-1], 4), lambda: _on_white(image), lambda: image[..., :3]
+    )
 
 
 def _on_white(rgba: tf.Tensor) -> tf.Tensor:

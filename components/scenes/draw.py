@@ -19,7 +19,9 @@ _RGB = {
     "black": (30, 30, 30),
 }
 _COLOR_NOISE = 12
-_RADIUS = {"small": (0.14, 0.17), "large": (0.21, 0.25)}
+_RADIUS = {"small": (0.19, 0.22), "large": (0.28, 0.32)}
+# Two objects are drawn smaller, so that they do not touch.
+_PAIR_SCALE = 0.75
 
 
 def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
@@ -27,15 +29,17 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
     background = tuple(int(value) for value in rng.integers(190, 256, 3))
     canvas = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), background)
     drawing = ImageDraw.Draw(canvas)
+    scale = 1.0 if scene.relation is None else _PAIR_SCALE
     for item, center in zip(scene.items, _centers(scene, rng), strict=True):
-        _draw_item(drawing, item, center, rng)
+        radius = scale * float(rng.uniform(*_RADIUS[item.size]))
+        _draw_item(drawing, item, center, radius, rng)
     return canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
 def _centers(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
     """Returns the centres in the unit square; two objects stand as their relation says."""
     if scene.relation is None:
-        x, y = rng.uniform(0.38, 0.62, 2)
+        x, y = rng.uniform(0.4, 0.6, 2)
         return [(float(x), float(y))]
     near, far = rng.uniform(0.25, 0.29), rng.uniform(0.71, 0.75)
     across = rng.uniform(0.4, 0.6, 2)
@@ -47,10 +51,12 @@ def _centers(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]
     return [(float(x), float(y)) for x, y in pairs]
 
 
-def _draw_item(drawing, item: Item, center: tuple[float, float], rng: np.random.Generator) -> None:
+def _draw_item(
+    drawing, item: Item, center: tuple[float, float], radius: float, rng: np.random.Generator
+) -> None:
     full = SIZE * _SCALE
     x, y = center[0] * full, center[1] * full
-    radius = float(rng.uniform(*_RADIUS[item.size])) * full
+    radius *= full
     noise = rng.integers(-_COLOR_NOISE, _COLOR_NOISE + 1, 3)
     color = tuple(int(np.clip(c + n, 0, 255)) for c, n in zip(_RGB[item.color], noise, strict=True))
     box = (x - radius, y - radius, x + radius, y + radius)

@@ -1,0 +1,197 @@
+"""The demo: generated data through the whole pipeline, then questions to the served model."""
+
+import dataclasses
+import io
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sigline import quiet
+from sigline.components.scenes import generate, grammar
+from sigline.pipeline import environment as environments
+from sigline.schemas import record
+
+COUNT = 4000
+SEED = 0
+FAULTS = {
+    generate.CORRUPT: 0.01,
+    generate.EXACT_DUPLICATE: 0.01,
+    generate.REENCODED_DUPLICATE: 0.01,
+    generate.EMPTY_TEXT: 0.005,
+    generate.WRONG_EXTENSION: 0.01,
+}
+_QUERIES = (
+    "a red square",
+    "a large blue star",
+    "a small green ring",
+    "a yellow circle above a purple cross",
+    "a black triangle left of a red ring",
+    "a purple ring",
+)
+_TOP = 6
+_TILE = 96
+_FONT_SIZE = 13
+
+
+def run(output: Path, *, shuffle_captions: bool = False) -> int:
+    """Runs the demo below a folder and returns the exit code; what is done already is reused.
+
+    Args:
+        output: Folder for data, artifacts, checkpoints and the published model.
+        shuffle_captions: Plants captions that belong to other images, which the gate must refuse.
+    """
+    started = time.monotonic()
+    faults = FAULTS | ({generate.SHUFFLED_CAPTIONS: 1.0} if shuffle_captions else {})
+    data = output / "data"
+    generate.write_scenes(data, count=COUNT, seed=SEED, faults=faults)
+    seconds = {"generate scenes": time.monotonic() - started}
+    quiet.import_tfx()
+    from sigline.pipeline import run as pipeline_run
+
+    seconds["import TFX"] = time.monotonic() - started - seconds["generate scenes"]
+    environment = dataclasses.replace(
+        environments.load("local"),
+        root=str(output),
+        input_base=str(data),
+        serving_dir=str(output / "serving"),
+    )
+    outcome = pipeline_run.run(environment)
+    assert outcome is not None
+    seconds |= {f"{node.name} ({node.state})": node.seconds for node in outcome.nodes}
+    sheet = None
+    if outcome.released:
+        asked = time.monotonic()
+        sheet = _serve_and_ask(environment, outcome)
+        seconds["serve and ask"] = time.monotonic() - asked
+    seconds["total"] = time.monotonic() - started
+    print(_table(outcome, sheet, seconds))
+    sys.stdout.flush()
+    return pipeline_run.print_outcome(outcome)
+
+
+def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
+    from sigline.serving.client import Client
+    from sigline.serving.infra_check import running_server
+
+    examples = next(node for node in outcome.nodes if node.name == "IngestExamples").outputs
+    records = _eval_records(examples["examples"])
+    folder = Path(environment.root) / "images"
+    paths = _write_images(records, folder)
+    with running_server(environment.serving_dir) as address:
+        client = Client(address)
+        print(f"\nServed on {address}. Three questions:\n")
+        seen = next(item for item in records if item.label and item.source == generate.TRAIN_SOURCE)
+        held_out = next(item for item in records if item.source == generate.HELD_OUT_SOURCE)
+        for item in (seen, held_out):
+            _ask_image(client, item)
+        _ask_text(client, _QUERIES[0], list(paths))
+        sheet = Path(environment.root) / "contact_sheet.png"
+        _contact_sheet(client, _QUERIES, paths).save(sheet)
+        client.close()
+    return sheet
+
+
+def _eval_records(examples_dir: str) -> list[record.ImageTextRecord]:
+    from sigline.schemas import tf_example
+    from sigline.trainer import data
+
+    shards = data.shard_files(Path(examples_dir) / f"Split-{record.EVAL_SPLIT}")
+    return [tf_example.decode(item) for shard in shards for item in tf_example.read_shard(shard)]
+
+
+def _write_images(
+    records: Sequence[record.ImageTextRecord], folder: Path
+) -> dict[Path, record.ImageTextRecord]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    paths = {}
+    for item in records:
+        suffix = "png" if item.image.startswith(b"\x89PNG") else "jpg"
+        path = folder / f"{item.source}-{item.key}.{suffix}"
+        path.write_bytes(item.image)
+        paths[path] = item
+    return paths
+
+
+def _ask_image(client, item: record.ImageTextRecord) -> None:
+    color, shape = grammar.COMBINATIONS[item.label[0]]
+    others = [c for c in grammar.COMBINATIONS if c[0] == color or c[1] == shape][:4]
+    texts = sorted({f"a {color} {shape}", *(f"a {c} {s}" for c, s in others)})
+    probabilities = client.compare(item.image, texts)
+    print(f"Which text fits the image of {item.text[0]!r} (source {item.source})?")
+    for index in (-probabilities).argsort(kind="stable"):
+        print(f"  {probabilities[index]:7.4f}  {texts[index]}")
+
+
+def _ask_text(client, query: str, paths: list[Path]) -> None:
+    matches, _ = client.search(query, paths, top=3)
+    print(f"Which of {len(paths)} images fits {query!r} best?")
+    for match in matches:
+        print(f"  {match.score:7.4f}  {match.path}")
+
+
+def _contact_sheet(
+    client, queries: Sequence[str], paths: dict[Path, record.ImageTextRecord]
+) -> Image.Image:
+    """Draws a row per query: the text, then its best matches, framed green where a caption agrees."""
+    row_height = _TILE + 2 * _FONT_SIZE
+    sheet = Image.new("RGB", (_TOP * (_TILE + 8) + 8, len(queries) * row_height + 8), "white")
+    drawing = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_FONT_SIZE)
+    for row, query in enumerate(queries):
+        top = row * row_height + 4
+        drawing.text((8, top), query, fill="black", font=font)
+        matches, _ = client.search(query, list(paths), top=_TOP)
+        for column, match in enumerate(matches):
+            item = paths[match.path]
+            words = set(query.split())
+            agrees = any(words <= set(caption.split()) for caption in item.text)
+            image = Image.open(io.BytesIO(item.image)).convert("RGB").resize((_TILE, _TILE))
+            left, upper = 8 + column * (_TILE + 8), top + _FONT_SIZE + 6
+            frame = "#2a9d50" if agrees else "#d62828"
+            box = (left - 3, upper - 3, left + _TILE + 2, upper + _TILE + 2)
+            drawing.rectangle(box, fill=frame)
+            sheet.paste(image, (left, upper))
+    return sheet
+
+
+def _table(outcome, sheet: Path | None, seconds: dict[str, float]) -> str:
+    """Returns the summary, one figure a line."""
+    counts, training, metrics = outcome.counts, outcome.training, outcome.metrics
+    rows = [
+        ("pairs in", f"{counts['input']}"),
+        ("pairs written", " + ".join(f"{n} {name}" for name, n in counts["splits"].items())),
+        ("pairs rejected", f"{counts['rejected']}"),
+        *((f"  {reason}", f"{n}") for reason, n in counts["rejected_by_reason"].items()),
+        ("steps", f"{training['steps']} of {training['global_batch_size']} pairs"),
+        ("images per second", _rate(training)),
+        ("zero-shot accuracy, seen", _percent(metrics, "zero_shot_accuracy/scenes")),
+        ("zero-shot accuracy, held out", _percent(metrics, "zero_shot_accuracy/scenes-heldout")),
+        ("  chance", _percent(metrics, "zero_shot_chance")),
+        ("image to text recall@1", _percent(metrics, "image_to_text_recall@1")),
+        ("  chance", _percent(metrics, "image_to_text_chance@1")),
+        ("text to image recall@1", _percent(metrics, "text_to_image_recall@1")),
+        ("  chance", _percent(metrics, "text_to_image_chance@1")),
+        ("verdict", "blessed" if outcome.verdict.get("blessed") else "not blessed"),
+        ("published version", outcome.published.get("path", "none")),
+        ("contact sheet", str(sheet) if sheet is not None else "none"),
+        *((f"seconds: {name}", f"{spent:.1f}") for name, spent in seconds.items()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    line = "-" * (width + 34)
+    return "\n".join(["", line, *(f"{name:<{width}}  {value}" for name, value in rows), line])
+
+
+def _rate(training: dict[str, float]) -> str:
+    wait = f"{training['data_wait_fraction']:.0%} of the time waiting for data"
+    return f"{training['images_per_second']:.0f} ({wait})"
+
+
+def _percent(metrics: dict[str, float], name: str) -> str:
+    value = metrics.get(name, float("nan"))
+    return "not measured" if np.isnan(value) else f"{value:.1%}"

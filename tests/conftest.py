@@ -1,0 +1,80 @@
+"""Settings of every test session: quiet imports, two virtual CPUs, fixed seeds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sigline import quiet
+
+quiet.silence()
+
+NOTO_EMOJI_VARIABLE = "SIGLINE_NOTO_EMOJI"
+
+
+@pytest.fixture(scope="session")
+def noto_emoji() -> Path:
+    """The Noto emoji shards: real pictures with names in eleven languages."""
+    folder = os.environ.get(NOTO_EMOJI_VARIABLE)
+    if not folder:
+        pytest.skip(f"${NOTO_EMOJI_VARIABLE} does not name a folder with the Noto emoji shards")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> bytes:
+    """A vocabulary of the scenes' captions."""
+    from sigline.components.scenes import grammar
+    from sigline.components.vocabulary.vocabulary import train_vocabulary
+
+    names = grammar.label_set().names
+    captions = [f"a {size} {name} left of a {name}" for name in names for size in grammar.SIZES]
+    return train_vocabulary(captions, vocabulary_size=200)
+
+
+@pytest.fixture(scope="session")
+def scene_records():
+    """A hundred scenes as records, encoded for TFRecords."""
+    import hashlib
+    import io
+
+    import numpy as np
+
+    from sigline.components.scenes import draw, grammar
+    from sigline.schemas.record import ImageTextRecord
+
+    records = []
+    for index in range(100):
+        rng = np.random.default_rng(index)
+        scene = grammar.sample_scene(rng, held_out=False)
+        buffer = io.BytesIO()
+        draw.draw_scene(scene, rng).save(buffer, "PNG")
+        image = buffer.getvalue()
+        records.append(
+            ImageTextRecord(
+                key=f"{index:03d}",
+                image=image,
+                text=scene.captions(),
+                language=("en",) * len(scene.captions()),
+                source="scenes",
+                width=draw.SIZE,
+                height=draw.SIZE,
+                image_sha256=hashlib.sha256(image).digest(),
+                image_phash=index,
+                label=() if scene.label is None else (scene.label,),
+            )
+        )
+    return records
+
+
+@pytest.fixture(scope="session")
+def split_dir(tmp_path_factory, scene_records) -> Path:
+    """The scenes as a training split of two shards."""
+    from sigline.schemas import tf_example
+
+    folder = tmp_path_factory.mktemp("examples") / "Split-train"
+    folder.mkdir()
+    for shard in range(2):
+        encoded = [tf_example.encode(item) for item in scene_records[shard::2]]
+        tf_example.write_shard(str(folder / f"data_tfrecord-{shard:05d}-of-00002.gz"), encoded)
+    return folder

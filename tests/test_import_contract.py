@@ -1,0 +1,85 @@
+"""Who may import what: read from the sources, and proven in a fresh process."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = {"tfx", "apache_beam", "tensorflow", "keras", "tensorflow_text", "grpc", "kfp"}
+TENSORFLOW = {"tensorflow", "keras", "tensorflow_text"}
+
+
+def _imports(path: Path) -> set[str]:
+    """Returns everything that a file imports, at the top and inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+def _allowed(path: Path) -> tuple[set[str], set[str]]:
+    """Returns which heavy libraries and which parts of sigline a file may import."""
+    part, *rest = path.relative_to(ROOT).parts
+    if part == "schemas":
+        return ({"tensorflow"} if path.name == "tf_example.py" else set()), {"schemas"}
+    if part == "trainer":
+        return TENSORFLOW, {"schemas", "trainer"}
+    if part == "serving":
+        return TENSORFLOW | {"grpc"}, {"schemas", "serving"}
+    if part == "pipeline" or (part == "sigline" and path.name in ("cli.py", "quiet.py")):
+        return HEAVY, {"schemas", "trainer", "components", "serving", "pipeline"}
+    if part == "sigline":
+        return set(), set()
+    assert part == "components", path
+    own = {"schemas", f"components.{rest[0]}"}
+    if path.name == "component.py":
+        own |= {"components.artifact_types", "trainer"}
+        return {"tfx", "apache_beam", "tensorflow"}, own
+    if path.name == "artifact_types.py":
+        return {"tfx"}, set()
+    if path.name == "transforms.py":
+        return {"apache_beam", *TENSORFLOW}, own
+    return set(), own | {"trainer.metrics"}
+
+
+FILES = sorted(
+    path
+    for folder in ("schemas", "trainer", "components", "serving", "pipeline", "sigline")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_file_imports_only_what_its_place_allows(path):
+    libraries, parts = _allowed(path)
+    for name in _imports(path):
+        top = name.split(".")[0]
+        if top in HEAVY:
+            assert top in libraries, f"{path} may not import {name}"
+        if name.startswith("sigline.") and name != "sigline.__version__":
+            inner = name.removeprefix("sigline.")
+            if inner == "quiet" or inner.startswith("quiet."):
+                continue
+            fine = any(inner == p or inner.startswith(f"{p}.") or p.startswith(inner) for p in parts)
+            assert fine, f"{path} may not import {name}"
+
+
+def test_all_of_trainer_loads_neither_tfx_nor_beam():
+    code = """
+import pkgutil, importlib, sys
+import sigline.trainer
+for module in pkgutil.walk_packages(sigline.trainer.__path__, "sigline.trainer."):
+    importlib.import_module(module.name)
+loaded = {name.split(".")[0] for name in sys.modules} & {"tfx", "apache_beam", "grpc"}
+assert not loaded, loaded
+assert "sigline.trainer.loop" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]

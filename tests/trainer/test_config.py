@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+
+from sigline.trainer import config, recipes
+
+
+@pytest.fixture
+def demo():
+    return config.load_recipe("siglip_demo")
+
+
+def test_json_round_trip_returns_the_config(demo):
+    assert config.from_json(demo.to_json()) == demo
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipe_survives_json(name):
+    recipe = config.load_recipe(name)
+    assert recipe.name == name
+    assert config.from_json(recipe.to_json()) == recipe
+
+
+def test_unknown_recipe_names_the_known_ones():
+    with pytest.raises(ValueError, match="Known recipes: .*siglip_base"):
+        config.load_recipe("siglip_bse")
+
+
+def test_recipe_without_gate_is_refused_as_a_pipeline():
+    with pytest.raises(ValueError, match=r"has no gate\(\)"):
+        config.load_gate("siglip_base")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "read", "value"),
+    [
+        ("steps=7", lambda c: c.steps, 7),
+        ("optimizer.learning_rate=1", lambda c: c.optimizer.learning_rate, 1.0),
+        ("image.pool=gap", lambda c: c.image.pool, "gap"),
+        ("image.antialias=true", lambda c: c.image.antialias, True),
+        ("jit_compile=none", lambda c: c.jit_compile, None),
+        ("jit_compile=false", lambda c: c.jit_compile, False),
+    ],
+)
+def test_override_sets_the_value(demo, assignment, read, value):
+    result = read(config.override(demo, [assignment]))
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("stepz=7", r"Unknown key stepz\. Known keys: name, steps"),
+        ("optimizer.lr=1", r"Unknown key optimizer\.lr\. Known keys: optimizer\.learning_rate"),
+        ("steps=1.5", r"steps must be int\. Received: steps=1\.5"),
+        ("steps=true", r"steps must be int\. Received: steps=True"),
+        ("steps=many", r"steps must be int\. Received: steps=many"),
+        ("optimizer=3", "names a group of keys"),
+        ("steps.x=3", "has no keys below it"),
+        ("steps", "KEY=VALUE"),
+        ("image.patch=7", "must divide image.size"),
+        ("image.num_heads=5", "must divide image.width"),
+        ("image.pool=max", "must be one of map, gap, tok"),
+        ("steps=0", "steps must be at least 1"),
+    ],
+)
+def test_wrong_override_is_refused(demo, assignment, message):
+    with pytest.raises(ValueError, match=message):
+        config.override(demo, [assignment])
+
+
+def test_from_json_refuses_unknown_nested_key(demo):
+    text = demo.to_json().replace('"beta_2"', '"beta2"')
+    with pytest.raises(ValueError, match=r"Unknown key optimizer\.beta2"):
+        config.from_json(text)
+
+
+def test_digest_depends_on_every_value(demo):
+    assert demo.digest() != dataclasses.replace(demo, seed=1).digest()

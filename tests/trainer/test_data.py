@@ -1,0 +1,84 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sigline.schemas import tf_example
+from sigline.trainer import config, data, preprocess
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return config.tiny(config.load_recipe("siglip_demo"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary, tiny):
+    return preprocess.Tokenizer(vocabulary, tiny.text)
+
+
+def _batches(split_dir, tiny, tokenizer, count, first_step=0):
+    dataset = data.training_pairs(split_dir, tiny, tokenizer, first_step=first_step)
+    return [(i.numpy(), t.numpy()) for i, t in itertools.islice(dataset, count)]
+
+
+def test_batches_have_static_shapes(split_dir, tiny, tokenizer):
+    image, ids = _batches(split_dir, tiny, tokenizer, 1)[0]
+    assert image.shape == (8, tiny.image.size, tiny.image.size, 3)
+    assert image.dtype == np.uint8
+    assert ids.shape == (8, 16)
+
+
+# 100 records in batches of 8: step 12 stands inside the first epoch, 13 across its end, 30 later.
+@pytest.mark.parametrize("first_step", [1, 12, 13, 30])
+def test_stream_from_a_step_on_equals_the_uninterrupted_one(
+    split_dir, tiny, tokenizer, first_step
+):
+    whole = _batches(split_dir, tiny, tokenizer, first_step + 3)
+    resumed = _batches(split_dir, tiny, tokenizer, 3, first_step)
+    for (image, ids), (other_image, other_ids) in zip(whole[first_step:], resumed, strict=True):
+        np.testing.assert_array_equal(image, other_image)
+        np.testing.assert_array_equal(ids, other_ids)
+
+
+def test_an_epoch_visits_every_record_once(split_dir, tiny, tokenizer, scene_records):
+    four = dataclasses.replace(tiny, global_batch_size=25)
+    seen = np.concatenate([image for image, _ in _batches(split_dir, four, tokenizer, 4)])
+    expected = [
+        preprocess.load_image(tf.constant(item.image), tiny.image, max_pixels=10**6).numpy()
+        for item in scene_records
+    ]
+    assert sorted(x.tobytes() for x in seen) == sorted(x.tobytes() for x in expected)
+
+
+def test_epochs_and_seeds_have_different_orders(split_dir, tiny, tokenizer):
+    whole = dataclasses.replace(tiny, global_batch_size=100)
+    first, second = (image for image, _ in _batches(split_dir, whole, tokenizer, 2))
+    assert (first != second).any()
+    other_seed = dataclasses.replace(whole, seed=1)
+    assert (first != _batches(split_dir, other_seed, tokenizer, 1)[0][0]).any()
+
+
+def test_every_caption_is_drawn_in_time(tmp_path, scene_records, tiny, tokenizer):
+    one = scene_records[0]
+    folder = tmp_path / "Split-train"
+    folder.mkdir()
+    tf_example.write_shard(str(folder / "a.gz"), [tf_example.encode(one)])
+    ids = np.concatenate([ids for _, ids in _batches(folder, tiny, tokenizer, 8)])
+    expected = tokenizer(tf.constant(one.text)).numpy()
+    assert {row.tobytes() for row in ids} == {row.tobytes() for row in expected}
+
+
+def test_folder_without_shards_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no TFRecord shards.*Received: split_dir="):
+        data.shard_files(tmp_path)
+
+
+def test_data_digest_follows_the_bytes(tmp_path, scene_records):
+    encoded = [tf_example.encode(item) for item in scene_records[:3]]
+    tf_example.write_shard(str(tmp_path / "a.gz"), encoded)
+    first = data.data_digest(tmp_path)
+    tf_example.write_shard(str(tmp_path / "a.gz"), encoded[:2])
+    assert data.data_digest(tmp_path) != first

@@ -1,0 +1,201 @@
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from sigline.components.scenes import grammar
+from sigline.schemas import signatures
+from sigline.schemas.labels import LabelSet
+from sigline.trainer import config, export, preprocess, two_tower
+
+TEXTS = ["a red ring", "", "A small GREEN cross, left of a blue star!", "日本語"]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return config.tiny(config.load_recipe("siglip_demo"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return two_tower.build(tiny)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, model, tiny, vocabulary):
+    directory = tmp_path_factory.mktemp("export") / "model"
+    labels = grammar.label_set()
+    export.export(directory, model, config=tiny, vocabulary=vocabulary, labels=labels)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(str(exported))
+
+
+@pytest.fixture(scope="module")
+def images(scene_records):
+    return [item.image for item in scene_records[:5]]
+
+
+def _run(loaded, signature, **inputs):
+    return loaded.signatures[signature](**{k: tf.constant(v) for k, v in inputs.items()})
+
+
+def test_image_embeddings_equal_the_trainers(loaded, model, tiny, images):
+    pixels = [preprocess.load_image(tf.constant(x), tiny.image, max_pixels=10**6) for x in images]
+    expected = model.embed_image(preprocess.to_model_range(tf.stack(pixels)))
+    for signature in (signatures.SERVING_DEFAULT, signatures.EMBED_IMAGE):
+        found = _run(loaded, signature, image_bytes=images)[signatures.EMBEDDING]
+        assert found.dtype == tf.float32
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_text_embeddings_equal_the_trainers(loaded, model, tiny, vocabulary):
+    tokenizer = preprocess.Tokenizer(vocabulary, tiny.text)
+    expected = model.embed_text(tokenizer(tf.constant(TEXTS)))
+    found = _run(loaded, signatures.EMBED_TEXT, text=TEXTS)[signatures.EMBEDDING]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_similarity_is_the_sigmoid_of_scaled_products(loaded, tiny, images):
+    image = _run(loaded, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING]
+    text = _run(loaded, signatures.EMBED_TEXT, text=TEXTS)[signatures.EMBEDDING]
+    logits = tiny.loss.temperature_init * image.numpy() @ text.numpy().T + tiny.loss.bias_init
+    found = _run(loaded, signatures.SIMILARITY, image_bytes=images, text=TEXTS)
+    np.testing.assert_allclose(found[signatures.LOGITS], logits, atol=1e-4)
+    np.testing.assert_allclose(found[signatures.PROBABILITIES], 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+
+def test_classify_ranks_the_label_set(loaded, tiny, images):
+    labels = grammar.label_set()
+    means = []
+    for prompts in labels.prompts():
+        vectors = _run(loaded, signatures.EMBED_TEXT, text=prompts)[signatures.EMBEDDING].numpy()
+        means.append(vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0)))
+    image = _run(loaded, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING].numpy()
+    logits = tiny.loss.temperature_init * image @ np.array(means).T + tiny.loss.bias_init
+    found = _run(loaded, signatures.CLASSIFY, image_bytes=images)
+    best = np.sort(1 / (1 + np.exp(-logits)), axis=1)[:, ::-1][:, :5]
+    np.testing.assert_allclose(found[signatures.SCORES], best, atol=1e-5)
+    assert {name.decode() for name in found[signatures.CLASSES].numpy().ravel()} <= set(labels.names)
+
+
+def test_one_bad_image_fails_a_strict_request(loaded, images):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="only JPEG and PNG"):
+        _run(loaded, signatures.EMBED_IMAGE, image_bytes=[images[0], b"bad"])
+
+
+def test_bad_images_do_not_touch_good_ones_in_a_safe_request(loaded, images):
+    mixed = [b"", images[0], b"\xff\xd8\xff", images[1], images[2][:100]]
+    found = _run(loaded, signatures.EMBED_IMAGE_SAFE, image_bytes=mixed)
+    assert found[signatures.VALID].numpy().tolist() == [False, True, False, True, False]
+    embedding = found[signatures.EMBEDDING].numpy()
+    good = _run(loaded, signatures.EMBED_IMAGE, image_bytes=images[:2])[signatures.EMBEDDING]
+    np.testing.assert_allclose(embedding[[1, 3]], good, atol=1e-6)
+    assert not embedding[[0, 2, 4]].any()
+
+
+def test_safe_request_of_bad_images_only_is_answered(loaded):
+    found = _run(loaded, signatures.EMBED_IMAGE_SAFE, image_bytes=[b"x", b"y"])
+    assert not found[signatures.VALID].numpy().any()
+
+
+def test_transparent_image_is_served_as_on_white(loaded):
+    rgba = Image.new("RGBA", (20, 20), (255, 0, 0, 255))
+    rgba.paste((0, 0, 0, 0), (0, 0, 10, 20))
+    white = Image.new("RGB", (20, 20), (255, 0, 0))
+    white.paste((255, 255, 255), (0, 0, 10, 20))
+    encoded = []
+    for image in (rgba, white):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    one, other = _run(loaded, signatures.EMBED_IMAGE, image_bytes=encoded)[signatures.EMBEDDING]
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_every_weight_is_stored_once(exported, model):
+    from sigline.trainer.checkpoints import named_variables
+
+    stored = sum(path.stat().st_size for path in (exported / "variables").glob("*.data*"))
+    needed = sum(4 * int(np.prod(v.shape)) for v in named_variables(model).values())
+    assert needed < stored < 1.1 * needed
+
+
+def test_graph_has_no_python_and_is_not_compiled_by_xla(loaded, exported):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    graph = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes())
+    functions = graph.meta_graphs[0].graph_def.library.function
+    operations = {node.op for function in functions for node in function.node_def}
+    assert not operations & {"PyFunc", "EagerPyFunc", "XlaLaunch", "ReadFile"}
+    assert not any(f.attr["_XlaMustCompile"].b for f in functions if "_XlaMustCompile" in f.attr)
+
+
+def test_metadata_tells_what_the_model_is(exported, tiny):
+    assets = exported / signatures.ASSETS_DIR
+    metadata = json.loads((assets / signatures.METADATA_FILE).read_text())
+    assert metadata["temperature"] == pytest.approx(10.0)
+    assert metadata["image_size"] == tiny.image.size
+    assert len(metadata["model_digest"]) == 64
+    assert config.from_json((assets / signatures.CONFIG_FILE).read_text()) == tiny
+    labels = LabelSet.from_json((assets / signatures.LABELS_FILE).read_text())
+    assert labels == grammar.label_set()
+
+
+def test_model_without_labels_has_no_classify(tmp_path, model, tiny, vocabulary):
+    export.export(tmp_path / "m", model, config=tiny, vocabulary=vocabulary)
+    assert signatures.CLASSIFY not in tf.saved_model.load(str(tmp_path / "m")).signatures
+
+
+def test_existing_directory_is_not_overwritten(tmp_path, model, tiny, vocabulary):
+    with pytest.raises(ValueError, match="must not exist yet"):
+        export.export(tmp_path, model, config=tiny, vocabulary=vocabulary)
+
+
+def _loader_check(directory):
+    command = [sys.executable, "-m", "sigline.serving.loader_check", str(directory)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_tf_servings_loader_runs_every_signature_without_xla(exported):
+    done = _loader_check(exported)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == {
+        signatures.SERVING_DEFAULT,
+        signatures.EMBED_IMAGE,
+        signatures.EMBED_IMAGE_SAFE,
+        signatures.EMBED_TEXT,
+        signatures.SIMILARITY,
+        signatures.CLASSIFY,
+    }
+
+
+def test_tf_servings_loader_finds_a_keras_object_in_the_trackable_graph(tmp_path):
+    # The trap that the export avoids: such a model loads in Python and fails in TF Serving.
+    import keras
+
+    class Broken(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(4)
+            self.dense.build((None, 1))
+
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="text")])
+        def embed_text(self, text):
+            length = tf.cast(tf.strings.length(text), tf.float32)[:, None]
+            return {"embedding": self.dense(length)}
+
+    module = Broken()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"embed_text": module.embed_text})
+    done = _loader_check(tmp_path / "m")
+    assert done.returncode != 0
+    assert "Could not find variable" in done.stderr

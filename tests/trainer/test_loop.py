@@ -1,0 +1,171 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sigline.trainer import config, loop
+from sigline.trainer.checkpoints import named_variables
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return config.tiny(config.load_recipe("siglip_demo"))
+
+
+def _train(tiny, split_dir, vocabulary, folder, **options):
+    return loop.train(
+        tiny, split_dir=split_dir, vocabulary=vocabulary, checkpoint_dir=folder, **options
+    )
+
+
+def _weights(result):
+    return {name: value.numpy() for name, value in named_variables(result.model).items()}
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tiny, split_dir, vocabulary, tmp_path):
+    whole = _train(tiny, split_dir, vocabulary, tmp_path / "whole")
+
+    class _Killed(BaseException):
+        """Stands for a kill: nothing in the loop may catch it."""
+
+    # Stop after the checkpoint of step 2 and some more work.
+    make_step, calls = loop.make_train_step, []
+
+    def _dying(*args):
+        step = make_step(*args)
+
+        def _step(batch):
+            calls.append(1)
+            if len(calls) == 4:
+                raise _Killed
+            return step(batch)
+
+        return _step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_train_step", _dying)
+        with pytest.raises(_Killed):
+            _train(tiny, split_dir, vocabulary, tmp_path / "killed")
+    resumed = _train(tiny, split_dir, vocabulary, tmp_path / "killed")
+    assert resumed.first_step == 2
+    for name, value in _weights(whole).items():
+        np.testing.assert_array_equal(_weights(resumed)[name], value, err_msg=name)
+
+
+def test_finished_run_is_not_trained_again(tiny, split_dir, vocabulary, tmp_path):
+    first = _train(tiny, split_dir, vocabulary, tmp_path)
+    again = _train(tiny, split_dir, vocabulary, tmp_path)
+    assert again.first_step == tiny.steps
+    for name, value in _weights(first).items():
+        np.testing.assert_array_equal(_weights(again)[name], value)
+
+
+def test_loss_falls(tiny, split_dir, vocabulary, tmp_path):
+    short = dataclasses.replace(tiny, steps=1, checkpoint_steps=100)
+    longer = dataclasses.replace(short, steps=60)
+    start = _train(short, split_dir, vocabulary, tmp_path / "a").final_loss
+    end = _train(longer, split_dir, vocabulary, tmp_path / "b").final_loss
+    assert end < 0.9 * start
+
+
+def test_scalars_reach_tensorboard(tiny, split_dir, vocabulary, tmp_path):
+    _train(tiny, split_dir, vocabulary, tmp_path / "ck", log_dir=tmp_path / "logs")
+    found = set()
+    for path in (tmp_path / "logs").glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            found |= {value.tag for value in event.summary.value}
+    assert found >= {
+        "loss",
+        "temperature",
+        "bias",
+        "positive_logit_mean",
+        "negative_logit_mean",
+        "images_per_second",
+        "data_wait_fraction",
+    }
+
+
+def test_loss_that_is_not_finite_stops_the_run(tiny, split_dir, vocabulary, tmp_path):
+    wild = dataclasses.replace(
+        tiny, loss=dataclasses.replace(tiny.loss, bias_init=float("nan")), log_steps=1
+    )
+    with pytest.raises(RuntimeError, match=r"no longer finite.*at step 1"):
+        _train(wild, split_dir, vocabulary, tmp_path)
+
+
+REPLICA_CODE = """
+import json, sys
+from sigline import quiet
+quiet.import_tensorflow()
+import tensorflow as tf
+split_dir, vocabulary, folder, replicas = sys.argv[1:]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * int(replicas)
+)
+from sigline.trainer import config, loop
+from sigline.trainer.checkpoints import named_variables
+tiny = config.override(
+    config.tiny(config.load_recipe("siglip_demo")),
+    ["strategy=mirrored", "steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1"],
+)
+result = loop.train(
+    tiny, split_dir=split_dir, vocabulary=open(vocabulary, "rb").read(), checkpoint_dir=folder
+)
+sums = {n: float(abs(v.numpy()).sum()) for n, v in named_variables(result.model).items()}
+print(json.dumps({"loss": result.final_loss, "sums": sums}))
+"""
+
+
+def test_two_replicas_train_as_one(split_dir, vocabulary, tmp_path):
+    # One process per count: mixing counts in one process aborts it.
+    (tmp_path / "vocabulary").write_bytes(vocabulary)
+    root = Path(__file__).resolve().parents[2]
+    processes = []
+    for replicas in ("1", "2"):
+        arguments = [str(split_dir), str(tmp_path / "vocabulary"), str(tmp_path / replicas)]
+        command = [sys.executable, "-c", REPLICA_CODE, *arguments, replicas]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, text=True, cwd=root, **pipes))
+    outcomes = []
+    for process in processes:
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
+        outcomes.append(json.loads(output.splitlines()[-1]))
+    one, two = outcomes
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    for name, value in one["sums"].items():
+        # Softmax ignores the key's bias: its gradient is rounding noise, which Adam scales up.
+        if not name.endswith("attention/key/bias"):
+            assert two["sums"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+
+
+def test_jit_compile_under_several_replicas_is_refused(tiny):
+    class _TwoReplicas:
+        num_replicas_in_sync = 2
+
+    compiled = dataclasses.replace(tiny, jit_compile=True)
+    with pytest.raises(ValueError, match="jit_compile must be none or false"):
+        loop._compiles(compiled, _TwoReplicas())
+
+
+def test_xla_and_plain_steps_agree(tiny, split_dir, vocabulary, tmp_path):
+    plain = _train(tiny, split_dir, vocabulary, tmp_path / "plain")
+    compiled = dataclasses.replace(tiny, jit_compile=True)
+    xla = _train(compiled, split_dir, vocabulary, tmp_path / "xla")
+    assert xla.final_loss == pytest.approx(plain.final_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [9, 3])
+def test_batch_that_replicas_cannot_share_is_refused(tiny, split_dir, vocabulary, tmp_path, size):
+    class _TwoReplicas:
+        num_replicas_in_sync = 2
+
+    odd = dataclasses.replace(tiny, global_batch_size=size)
+    with pytest.raises(ValueError, match="must be a multiple of the number of replicas"):
+        _train(odd, split_dir, vocabulary, tmp_path, strategy=_TwoReplicas())

@@ -1,0 +1,185 @@
+import io
+import string
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from sigline.trainer import preprocess
+from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
+
+MAX_PIXELS = 1_000_000
+
+
+def _encode(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _noise(mode, channels, size=(20, 14)):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    return Image.fromarray(pixels.squeeze(), mode)
+
+
+def _decode(encoded, max_pixels=MAX_PIXELS):
+    return preprocess.decode_image(tf.constant(encoded), max_pixels=max_pixels).numpy()
+
+
+def _on_white(image):
+    rgba = np.asarray(image.convert("RGBA")).astype(np.float64)
+    alpha = rgba[..., 3:] / 255
+    return rgba[..., :3] * alpha + 255 * (1 - alpha)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        _noise("RGB", 3),
+        _noise("L", 1),
+        _noise("RGBA", 4),
+        _noise("LA", 2),
+        _noise("RGB", 3).quantize(16),
+        _noise("RGBA", 4).quantize(16),
+        _noise("RGB", 3).quantize(200),
+        _noise("L", 1).convert("1"),
+    ],
+    ids=["rgb", "grey", "rgba", "grey-alpha", "palette", "palette-alpha", "palette-8", "one-bit"],
+)
+def test_png_decodes_as_pillow_does_with_white_behind(image):
+    np.testing.assert_allclose(_decode(_encode(image)), _on_white(image), atol=0.51)
+
+
+def test_sixteen_bit_png_decodes_to_its_high_bytes():
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    found = _decode(_encode(Image.fromarray(values)))
+    np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], 3, axis=2))
+
+
+def test_jpeg_decodes_as_pillow_does():
+    image = Image.fromarray(np.linspace(0, 255, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8))
+    encoded = _encode(image, "JPEG", quality=90)
+    expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
+    assert np.abs(_decode(encoded).astype(int) - expected).max() <= 2
+
+
+def _jpeg_bomb():
+    content = bytearray(_encode(Image.new("RGB", (16, 16)), "JPEG"))
+    marker = content.index(b"\xff\xc0")
+    content[marker + 5 : marker + 9] = struct.pack(">HH", 13000, 13000)
+    return bytes(content)
+
+
+def _png_bomb(side=2**31 - 1):
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = b"IHDR" + header
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + chunk
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (b"", "only JPEG and PNG"),
+        (b"hello", "only JPEG and PNG"),
+        (_encode(Image.new("P", (4, 4)), "GIF"), "only JPEG and PNG"),
+        (_encode(Image.new("RGB", (4, 4)), "WEBP"), "only JPEG and PNG"),
+        (_encode(Image.new("RGB", (4, 4)), "BMP"), "only JPEG and PNG"),
+        (_jpeg_bomb(), "too many pixels"),
+        (_png_bomb(), "too many pixels"),
+        (b"\x89PNG\r\n\x1a\n", "only JPEG and PNG"),
+        (b"\xff\xd8\xff", "JPEG"),
+        (_encode(_noise("RGB", 3))[:200], "PNG"),
+    ],
+    ids=["empty", "text", "gif", "webp", "bmp", "jpeg-bomb", "png-bomb", "png-magic", "jpeg-magic", "cut"],
+)
+def test_hostile_image_is_refused_with_a_clear_error(encoded, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        _decode(encoded)
+
+
+def test_bomb_is_refused_in_a_graph_too():
+    function = tf.function(lambda x: preprocess.decode_image(x, max_pixels=MAX_PIXELS))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
+        function(tf.constant(_jpeg_bomb()))
+
+
+def test_resize_squashes_without_antialiasing_and_truncates():
+    # The reference: bilinear at half-pixel centres, no low-pass, cast to uint8.
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    config = ImageTowerConfig(size=4, patch=2)
+    found = preprocess.resize_image(tf.constant(image), config).numpy()
+    expected = np.zeros((4, 4, 3))
+    for row in range(4):
+        for column in range(4):
+            y, x = (row + 0.5) * 6 / 4 - 0.5, (column + 0.5) * 8 / 4 - 0.5
+            top, left = int(np.floor(y)), int(np.floor(x))
+            dy, dx = y - top, x - left
+            corners = image[top : top + 2, left : left + 2].astype(np.float64)
+            rows = corners[0] * (1 - dy) + corners[1] * dy
+            expected[row, column] = rows[0] * (1 - dx) + rows[1] * dx
+    np.testing.assert_array_equal(found, np.floor(expected).astype(np.uint8))
+
+
+def test_model_range_is_minus_one_to_one():
+    values = preprocess.to_model_range(tf.constant([0, 255], tf.uint8)).numpy()
+    np.testing.assert_allclose(values, [-1.0, 1.0])
+
+
+def _canonical(text, **changes):
+    config = TextTowerConfig(**changes)
+    return preprocess.canonicalize(tf.constant([text]), config).numpy()[0].decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A  Red\tCar!", "a red car"),
+        ("ÄÖÜ straße", "äöü straße"),
+        (string.punctuation, ""),
+        ("  x  ", "x"),
+        ("日本、語", "日本、語"),
+        ("", ""),
+    ],
+)
+def test_canonicalize(text, expected):
+    assert _canonical(text) == expected
+
+
+def test_canonicalize_can_be_switched_off():
+    assert _canonical("A red, Car", lowercase=False, strip_punctuation=False) == "A red, Car"
+
+
+def test_invalid_utf8_becomes_the_replacement_character():
+    text = preprocess.canonicalize(tf.constant([b"a\xff b"]), TextTowerConfig()).numpy()[0]
+    assert text.decode() == "a\ufffd b"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary):
+    return preprocess.Tokenizer(vocabulary, TextTowerConfig(vocabulary_size=512, length=8))
+
+
+def test_last_token_is_always_the_end_of_text(tokenizer):
+    ids = tokenizer(tf.constant(["", "a red ring", "a small red ring left of " * 9])).numpy()
+    assert ids.shape == (3, 8)
+    assert (ids[:, -1] == tokenizer.end_id).all()
+    assert (ids[0] == tokenizer.end_id).all()
+
+
+def test_ids_equal_sentencepiece_with_sticky_end(tokenizer, vocabulary):
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
+    for text in ("a large blue star", "a purple ring " * 8):
+        expected = processor.encode(text.strip())[:7]
+        expected += [processor.eos_id()] * (8 - len(expected))
+        assert tokenizer(tf.constant([text])).numpy()[0].tolist() == expected
+
+
+def test_vocabulary_larger_than_the_table_is_refused(vocabulary):
+    with pytest.raises(ValueError, match=r"text\.vocabulary_size must be at least"):
+        preprocess.Tokenizer(vocabulary, TextTowerConfig(vocabulary_size=10))
