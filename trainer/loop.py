@@ -254,7 +254,8 @@ def _log(number: int, scalars, meter: _Meter, writer, bar) -> float:
     values["data_wait_fraction"] = meter.data_wait_fraction
     bar.set_postfix_str(
         f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
-        f"data wait {values['data_wait_fraction']:.0%}"
+        f"data wait {values['data_wait_fraction']:.0%}",
+        refresh=False,
     )
     if writer is not None:
         with writer.as_default(step=number):

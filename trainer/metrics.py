@@ -26,11 +26,6 @@ def zero_shot_predictions(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return predictions
 
 
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of equal entries; NaN for none."""
-    return float(np.mean(predictions == labels)) if len(labels) else float("nan")
-
-
 def recall_at_k(
     queries: np.ndarray, gallery: np.ndarray, positives: list[np.ndarray], ks: tuple[int, ...]
 ) -> dict[int, float]:

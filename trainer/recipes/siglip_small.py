@@ -9,7 +9,7 @@ example on the Noto emoji.
 import dataclasses
 
 from sigline.schemas.gate import Gate
-from sigline.trainer.config import LossConfig, TrainConfig
+from sigline.trainer.config import ImageTowerConfig, LossConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.recipes import siglip_demo
 
 
@@ -21,9 +21,13 @@ def config() -> TrainConfig:
         name="siglip_small",
         steps=400,
         global_batch_size=128,
-        image=dataclasses.replace(base.image, size=64),
-        text=dataclasses.replace(base.text, vocabulary_size=4096),
+        image=ImageTowerConfig(size=64, patch=8, width=96, depth=3, mlp_dim=384, num_heads=3),
+        text=TextTowerConfig(
+            vocabulary_size=4096, length=16, width=96, depth=3, mlp_dim=384, num_heads=3
+        ),
         loss=LossConfig(bias_init=-4.85),
+        optimizer=dataclasses.replace(base.optimizer, warmup_steps=40),
+        checkpoint_steps=100,
     )
 
 

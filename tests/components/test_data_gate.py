@@ -1,0 +1,30 @@
+import pytest
+
+from sigline.components.validate.gate import DataGate, data_problems
+
+COUNTS = {
+    "input": 100,
+    "written": 95,
+    "rejected": 5,
+    "rejected_by_reason": {"corrupt_image": 5},
+    "splits": {"train": 80, "eval": 15},
+}
+
+
+def test_good_data_has_no_problems():
+    assert data_problems(COUNTS, {"train": {}, "eval": {}}, DataGate()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "anomalies", "gate", "sentence"),
+    [
+        ({"written": 94}, {}, DataGate(), "100 pairs in, 94 written, 5 rejected"),
+        ({}, {}, DataGate(max_rejected_share=0.01), "5.0% of 100 pairs were rejected"),
+        ({}, {}, DataGate(min_records=20), "split eval holds 15 records, the least is 20"),
+        ({"splits": {"train": 95}}, {}, DataGate(), "split eval holds 0 records"),
+        ({}, {"train": {"width": "Out of range"}}, DataGate(), "feature width: Out of range"),
+    ],
+)
+def test_problem_is_a_sentence_with_its_numbers(changes, anomalies, gate, sentence):
+    (problem,) = data_problems(COUNTS | changes, anomalies, gate)
+    assert sentence in problem

@@ -1,0 +1,98 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from sigline.components.publish import publishing
+from sigline.schemas import versions
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "variables").mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"graph")
+    (folder / "variables" / "data").write_bytes(os.urandom(1000))
+    return folder
+
+
+def test_first_version_is_one_and_whole(model, tmp_path):
+    published = publishing.publish(model, tmp_path / "serving")
+    assert (published.version, published.copied) == (1, True)
+    assert versions.verify(published.path) == published.digest
+    assert (published.path / "variables" / "data").read_bytes() == (
+        model / "variables" / "data"
+    ).read_bytes()
+
+
+def test_same_model_is_not_published_again(model, tmp_path):
+    first = publishing.publish(model, tmp_path / "serving")
+    again = publishing.publish(model, tmp_path / "serving")
+    assert (again.version, again.copied, again.digest) == (1, False, first.digest)
+
+
+def test_changed_model_is_the_next_version(model, tmp_path):
+    publishing.publish(model, tmp_path / "serving")
+    (model / "saved_model.pb").write_bytes(b"other")
+    assert publishing.publish(model, tmp_path / "serving").version == 2
+
+
+def test_damaged_version_is_replaced_by_a_new_one(model, tmp_path):
+    first = publishing.publish(model, tmp_path / "serving")
+    (first.path / "variables" / "data").write_bytes(b"damage")
+    assert publishing.publish(model, tmp_path / "serving").version == 2
+
+
+def test_number_of_a_foreign_version_is_respected(model, tmp_path):
+    (tmp_path / "serving" / "1700000000").mkdir(parents=True)
+    assert publishing.publish(model, tmp_path / "serving").version == 1700000001
+
+
+def test_leftovers_of_a_killed_publisher_are_cleared(model, tmp_path):
+    stale = tmp_path / "serving" / ".tmp-dead"
+    stale.mkdir(parents=True)
+    publishing.publish(model, tmp_path / "serving")
+    assert not stale.exists()
+
+
+def test_object_store_is_refused(model):
+    with pytest.raises(ValueError, match="local or mounted folder.*gs://bucket/x"):
+        publishing.publish(model, "gs://bucket/x")
+
+
+def test_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"must hold a saved_model\.pb"):
+        publishing.publish(tmp_path, tmp_path / "serving")
+
+
+def test_no_number_is_visible_before_the_version_is_whole(model, tmp_path, monkeypatch):
+    seen = []
+    flush = publishing._flush
+
+    def _looking(root):
+        seen.append(versions.list_versions(tmp_path / "serving"))
+        flush(root)
+
+    monkeypatch.setattr(publishing, "_flush", _looking)
+    publishing.publish(model, tmp_path / "serving")
+    assert seen == [[]]
+
+
+def test_concurrent_publishers_get_versions_of_their_own(tmp_path):
+    code = textwrap.dedent("""
+        import pathlib, sys
+        from sigline.components.publish import publishing
+        folder = pathlib.Path(sys.argv[1]) / ("model" + sys.argv[2])
+        folder.mkdir()
+        (folder / "saved_model.pb").write_text(sys.argv[2])
+        print(publishing.publish(folder, pathlib.Path(sys.argv[1]) / "serving").version)
+    """)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), str(i)], stdout=subprocess.PIPE, text=True
+        )
+        for i in range(4)
+    ]
+    assert sorted(int(p.communicate()[0]) for p in processes) == [1, 2, 3, 4]

@@ -1,0 +1,36 @@
+import pytest
+import sentencepiece
+
+from sigline.components.vocabulary.vocabulary import train_vocabulary
+
+CAPTIONS = [f"a {color} {thing}" for color in ("red", "blue") for thing in ("dog", "cat", "tree")]
+
+
+def test_ids_are_those_that_the_padding_needs():
+    processor = sentencepiece.SentencePieceProcessor(
+        model_proto=train_vocabulary(CAPTIONS, vocabulary_size=40)
+    )
+    assert [processor.id_to_piece(i) for i in range(3)] == ["<pad>", "</s>", "<unk>"]
+    assert processor.decode(processor.encode("a red dog")) == "a red dog"
+
+
+def test_order_of_the_captions_does_not_matter():
+    first = train_vocabulary(CAPTIONS, vocabulary_size=40)
+    assert first == train_vocabulary(list(reversed(CAPTIONS)), vocabulary_size=40)
+
+
+def test_sample_is_bounded_and_deterministic():
+    many = [f"text {i}" for i in range(200)]
+    first = train_vocabulary(many, vocabulary_size=60, max_captions=50)
+    assert first == train_vocabulary(reversed(many), vocabulary_size=60, max_captions=50)
+
+
+@pytest.mark.parametrize("captions", [[], ["", ""]])
+def test_no_text_is_refused(captions):
+    with pytest.raises(ValueError, match="at least one text"):
+        train_vocabulary(captions, vocabulary_size=40)
+
+
+def test_vocabulary_too_small_for_the_characters_is_refused():
+    with pytest.raises(ValueError, match=r"vocabulary_size is too small.*vocabulary_size=4"):
+        train_vocabulary(CAPTIONS, vocabulary_size=4)

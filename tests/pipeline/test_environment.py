@@ -1,0 +1,49 @@
+import pytest
+
+from sigline.pipeline import environment
+
+GOOD = "pipeline_name: p\nroot: runs/x\ninput_base: data\nrecipe: siglip_demo\n"
+
+
+def _load(tmp_path, text):
+    path = tmp_path / "e.yaml"
+    path.write_text(text)
+    return environment.load(path)
+
+
+def test_paths_are_absolute_and_serving_defaults_below_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = _load(tmp_path, GOOD)
+    assert loaded.root == str(tmp_path / "runs/x")
+    assert loaded.serving_dir == str(tmp_path / "runs/x/serving")
+    assert loaded.beam_args == ("--runner=FnApiRunner",)
+
+
+def test_variables_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("BUCKET", "/mnt/b")
+    assert _load(tmp_path, GOOD.replace("runs/x", "$BUCKET/x")).root == "/mnt/b/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "sevring_dir: x\n", r"Unknown keys: \['sevring_dir'\].*Known keys: pipeline_name"),
+        (GOOD.replace("recipe: siglip_demo\n", ""), r"Missing keys: \['recipe'\]"),
+        (GOOD + "overrides: steps=3\n", "overrides must be a list"),
+        (GOOD + "ingest: 3\n", "ingest must be a dict"),
+        (GOOD.replace("p\n", "3\n", 1), "pipeline_name must be a str"),
+    ],
+)
+def test_wrong_environment_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        _load(tmp_path, text)
+
+
+def test_missing_environment_names_the_packaged_ones():
+    with pytest.raises(ValueError, match="one of: local"):
+        environment.load("nothing")
+
+
+def test_active_environment_is_the_packaged_local(monkeypatch):
+    monkeypatch.delenv(environment.VARIABLE, raising=False)
+    assert environment.active().recipe == "siglip_demo"

@@ -1,0 +1,54 @@
+import pytest
+
+import sigline
+from sigline import cli
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.strip() == sigline.__version__
+
+
+def test_scenes_are_written(tmp_path, capsys):
+    arguments = ["data", "scenes", "--output", str(tmp_path), "--count", "40"]
+    assert cli.main([*arguments, "--faults", "corrupt=0.1"]) == 0
+    assert "planted faults: 4 corrupt" in capsys.readouterr().out
+    assert (tmp_path / "scenes-00000.tar").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "scenes", "--output", "x", "--faults", "typo=1"], "Known names"),
+        (["ask", "a"], "--image FILE TEXT"),
+        (["ask", "--images", ".", "a", "b"], "one TEXT"),
+        (["ask", "--images", ".", "a", "--top", "0"], "--top must be at least 1"),
+        (["run", "--environment", "nothing"], "must be a YAML file"),
+        (["serve", "--base-path", "/nonexistent"], "must hold a version directory"),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_two(capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("sigline: ")
+    assert "Traceback" not in error
+
+
+def test_train_runs_alone_and_finishes_what_was_begun(
+    split_dir, vocabulary, tmp_path, monkeypatch, capsys
+):
+    from sigline.trainer import config
+
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    monkeypatch.setattr(config, "load_recipe", lambda name: tiny)
+    (tmp_path / "v.model").write_bytes(vocabulary)
+    arguments = ["train", "--recipe", "siglip_demo", "--data", str(split_dir)]
+    arguments += ["--vocabulary", str(tmp_path / "v.model"), "--output", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--set", "steps=2"]) == 0
+    assert "Exported" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
+    assert cli.main([*arguments, "--set", "steps=2"]) == 2
+    assert "finished model" in capsys.readouterr().err
