@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 EXTRAS := --extra cpu --extra pipeline --extra serving --extra test
 # A mark that is newer than what the environment was made from, so that nothing is set up twice.
 READY := $(VENV)/.ready
+# The sub-packages as they are when imported, for the type checker.
+TYPING := $(VENV)/typing/sigline
 
 .PHONY: demo test check bench clean
 
@@ -14,7 +16,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-check: $(READY)
+check: $(READY) $(TYPING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -28,6 +30,11 @@ $(READY): pyproject.toml uv.lock setup.py
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --locked --inexact $(EXTRAS)
 	touch $@
+
+$(TYPING):
+	mkdir -p $@
+	ln -sfn $(addprefix $(CURDIR)/,schemas trainer components serving pipeline) $@
+	ln -sf $(wildcard $(CURDIR)/sigline/*.py) $@
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,1 +1,1 @@
-"""Pipeline components: rules in plain Python, Beam transforms around them, TFX wiring around those."""
+"""Pipeline components: rules in plain Python, Beam transforms around them, TFX around those."""

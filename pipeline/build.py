@@ -16,6 +16,7 @@ from tfx.orchestration import metadata  # noqa: E402
 from tfx.orchestration import pipeline as tfx_pipeline  # noqa: E402
 from tfx.types.channel import Channel  # noqa: E402
 from tfx.types.standard_artifacts import Model, ModelBlessing  # noqa: E402
+
 from tensorflow_data_validation import StatsOptions  # noqa: E402  # isort: skip  # After tfx.
 
 from sigline.components.evaluate.component import EvaluateModel  # noqa: E402

@@ -138,7 +138,7 @@ def _ask_text(client, query: str, paths: list[Path]) -> None:
 def _contact_sheet(
     client, queries: Sequence[str], paths: dict[Path, record.ImageTextRecord]
 ) -> Image.Image:
-    """Draws a row per query: the text, then its best matches, framed green where a caption agrees."""
+    """Draws a row per query: the text and its best matches, framed green where a caption agrees."""
     row_height = _TILE + 2 * _FONT_SIZE
     sheet = Image.new("RGB", (_TOP * (_TILE + 8) + 8, len(queries) * row_height + 8), "white")
     drawing = ImageDraw.Draw(sheet)

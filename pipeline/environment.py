@@ -68,7 +68,7 @@ def load(path: str | Path) -> Environment:
     `NAME` without a slash or suffix means `pipeline/environments/NAME.yaml`.
 
     Raises:
-        ValueError: If the file is missing, a key is unknown or missing, or a value has the wrong type.
+        ValueError: If the file or a key is missing, a key is unknown, or a type is wrong.
     """
     name = str(path)
     path = PACKAGED / f"{name}.yaml" if "/" not in name and "." not in name else Path(path)
@@ -104,6 +104,4 @@ def active() -> Environment:
 
 
 def _is_required(item: dataclasses.Field) -> bool:
-    return (
-        item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    )
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING

@@ -80,7 +80,9 @@ def read_report(metadata_path: str) -> RunReport:
     store = _store(metadata_path)
     runs = store.get_contexts_by_type("pipeline_run")
     if not runs:
-        raise ValueError(f"The metadata store holds no run. Received: metadata_path={metadata_path}")
+        raise ValueError(
+            f"The metadata store holds no run. Received: metadata_path={metadata_path}"
+        )
     newest = max(runs, key=lambda context: context.create_time_since_epoch)
     executions = store.get_executions_by_context(newest.id)
     nodes = [_node(store, item) for item in sorted(executions, key=lambda item: item.id)]

@@ -16,7 +16,7 @@ _NUM_REQUESTS = 16
 
 
 @component
-def CheckServing(  # noqa: N802  # A component is named like a class.
+def CheckServing(
     model: InputArtifact[Model],
     examples: InputArtifact[Examples],
     model_blessing: InputArtifact[ModelBlessing],

@@ -17,7 +17,7 @@ from sigline.schemas.labels import LabelSet
 
 
 @component
-def TrainModel(  # noqa: N802  # A component is named like a class.
+def TrainModel(
     examples: InputArtifact[Examples],
     vocabulary: InputArtifact[Vocabulary],
     model: OutputArtifact[Model],

@@ -28,7 +28,9 @@ class LabelSet:
 
     def prompts(self) -> list[list[str]]:
         """Returns the prompts of each class, `len(names)` lists of `len(templates)` texts."""
-        return [[template.replace("{}", name) for template in self.templates] for name in self.names]
+        return [
+            [template.replace("{}", name) for template in self.templates] for name in self.names
+        ]
 
     def to_json(self) -> str:
         """Returns the label set as JSON text."""

@@ -92,5 +92,5 @@ def write_shard(path: str, serialized: Iterable[bytes]) -> int:
 
 def read_shard(path: str) -> Iterator[bytes]:
     """Yields the serialized records of one shard; raises `tf.errors.DataLossError` on damage."""
-    for item in tf.data.TFRecordDataset(path, compression_type=COMPRESSION):
-        yield item.numpy()
+    for item in tf.data.TFRecordDataset(path, compression_type=COMPRESSION).as_numpy_iterator():
+        yield bytes(item)

@@ -116,7 +116,9 @@ def image_files(folder: str | Path) -> list[Path]:
     """
     files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"images must be a folder with JPEG or PNG files. Received: images={folder}")
+        raise ValueError(
+            f"images must be a folder with JPEG or PNG files. Received: images={folder}"
+        )
     return files
 
 

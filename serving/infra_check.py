@@ -1,8 +1,8 @@
 """Checks that a candidate serves: loads it as servers do and sends it real requests.
 
 Two processes of their own: one runs every signature through TF Serving's C++ loader, the other is
-sigline's server, which is asked over gRPC. So a model that loads here only because this process knows
-its Python classes does not pass.
+sigline's server, which is asked over gRPC. So a model that loads here only because this process
+knows its Python classes does not pass.
 """
 
 import contextlib

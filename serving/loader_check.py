@@ -1,9 +1,10 @@
 """Runs a SavedModel through the C++ loader that TF Serving uses, without TF Serving.
 
-TensorFlow's wheel exports the C API, whose `TF_LoadSessionFromSavedModel` is that loader. A load alone
-proves little: missing variables and refused XLA compilation show only when a signature runs, so
-every signature is run. XLA is switched off first, as in the stock server; that holds for the whole
-process, so run this module as a process of its own: `python -m sigline.serving.loader_check DIR`.
+TensorFlow's wheel exports the C API, whose `TF_LoadSessionFromSavedModel` is that loader. A load
+alone proves little: missing variables and refused XLA compilation show only when a signature runs,
+so every signature is run. XLA is switched off first, as in the stock server; that holds for the
+whole process, so run this module as a process of its own:
+`python -m sigline.serving.loader_check DIR`.
 """
 
 import ctypes
@@ -205,9 +206,7 @@ def example_inputs(signature: Any, images: int = 2) -> dict[str, np.ndarray]:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 24), (200, 30, 30)).save(buffer, "PNG")
     content = {signatures.IMAGE_BYTES: buffer.getvalue(), signatures.TEXT: b"a red picture"}
-    return {
-        name: np.array([content[name]] * images, dtype=object) for name in signature.inputs
-    }
+    return {name: np.array([content[name]] * images, dtype=object) for name in signature.inputs}
 
 
 def check(directory: str | Path) -> dict[str, list[str]]:

@@ -166,9 +166,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    if (arguments.image is None) == (arguments.images is None):
+    images: Path | None = arguments.images
+    if (arguments.image is None) == (images is None):
         raise ValueError("Give either --image FILE TEXT [TEXT ...] or --images FOLDER TEXT.")
-    if arguments.images is not None and len(arguments.texts) != 1:
+    if images is not None and len(arguments.texts) != 1:
         raise ValueError(
             f"A search takes one TEXT; quote it if it has spaces. Received: {arguments.texts}"
         )
@@ -179,12 +180,12 @@ def _ask(arguments: argparse.Namespace) -> int:
 
     client = serving_client.Client(arguments.target, model_name=arguments.model_name)
     try:
-        if arguments.image is not None:
+        if images is None:
             probabilities = client.compare(arguments.image.read_bytes(), arguments.texts)
             for index in (-probabilities).argsort(kind="stable"):
                 print(f"{probabilities[index]:8.4f}  {arguments.texts[index]}")
         else:
-            files = serving_client.image_files(arguments.images)
+            files = serving_client.image_files(images)
             matches, unreadable = client.search(arguments.texts[0], files, top=arguments.top)
             for match in matches:
                 print(f"{match.score:8.4f}  {match.path}")

@@ -1,4 +1,4 @@
-"""Keeps TensorFlow, TFX and Beam from writing walls of warnings that a user can do nothing about."""
+"""Keeps TensorFlow, TFX and Beam from writing walls of warnings that a user cannot act on."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ def silence() -> None:
 
 @contextlib.contextmanager
 def hidden_stderr() -> Iterator[None]:
-    """Hides what native code writes to standard error, such as lines printed while TensorFlow loads.
+    """Hides what native code writes to standard error, such as lines printed while libraries load.
 
     No environment variable stops those. An exception passes through as usual.
     """
@@ -52,7 +52,7 @@ def import_tfx() -> None:
     with hidden_stderr():
         import tensorflow as tf
         import tfx
-        import tfx.components  # noqa: F401
+        import tfx.components
     tf.get_logger().setLevel("ERROR")
     _quiet_absl()
     assert tfx

@@ -67,7 +67,9 @@ def test_file_imports_only_what_its_place_allows(path):
             inner = name.removeprefix("sigline.")
             if inner == "quiet" or inner.startswith("quiet."):
                 continue
-            fine = any(inner == p or inner.startswith(f"{p}.") or p.startswith(inner) for p in parts)
+            fine = any(
+                inner == p or inner.startswith(f"{p}.") or p.startswith(inner) for p in parts
+            )
             assert fine, f"{path} may not import {name}"
 
 

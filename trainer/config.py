@@ -125,9 +125,10 @@ class TrainConfig:
         seed: Seed of the initial weights, the shuffle and the choice of captions.
         checkpoint_steps: Steps between checkpoints.
         log_steps: Steps between log lines and TensorBoard scalars.
-        strategy: `auto` (all TPU cores, else all GPUs, else the CPU), `tpu`, `mirrored` or `one_device`.
-        jit_compile: Whether XLA compiles the forward and backward pass; None means on a TPU and on a
-            single GPU.
+        strategy: `auto` (all TPU cores, else all GPUs, else the CPU), `tpu`, `mirrored` or
+            `one_device`.
+        jit_compile: Whether XLA compiles the forward and backward pass; None means on a TPU and on
+            a single GPU.
     """
 
     name: str
@@ -154,7 +155,9 @@ class TrainConfig:
             )
         for name in ("steps", "global_batch_size", "checkpoint_steps", "log_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1. Received: {name}={getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be at least 1. Received: {name}={getattr(self, name)}"
+                )
         _check_choice("image.pool", self.image.pool, ("map", "gap", "tok"))
         _check_choice("strategy", self.strategy, ("auto", "tpu", "mirrored", "one_device"))
 
@@ -190,7 +193,7 @@ def load_gate(name: str) -> Gate:
     module = _recipe(name)
     if not hasattr(module, "gate"):
         raise ValueError(
-            f"Recipe {name} has no gate() and cannot be run as a pipeline. Received: name={name!r}. "
+            f"Recipe {name} has no gate() and cannot run as a pipeline. Received: name={name!r}. "
             "Add a function gate() to the recipe, or train it with `sigline train`."
         )
     return module.gate()
@@ -201,7 +204,9 @@ def _recipe(name: str) -> types.ModuleType:
 
     known = recipes.names()
     if name not in known:
-        raise ValueError(f"Unknown recipe. Received: name={name!r}. Known recipes: {', '.join(known)}")
+        raise ValueError(
+            f"Unknown recipe. Received: name={name!r}. Known recipes: {', '.join(known)}"
+        )
     return importlib.import_module(f"sigline.trainer.recipes.{name}")
 
 
@@ -261,7 +266,7 @@ def _build(cls: type, data: Any, path: str) -> Any:
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise ValueError(
-            f"Unknown key{'s' if len(unknown) > 1 else ''} {', '.join(path + item for item in unknown)}. "
+            f"Unknown key {', '.join(path + item for item in unknown)}. "
             f"Known keys: {', '.join(path + item for item in hints)}"
         )
     values = {}
@@ -283,7 +288,9 @@ def _replace(config: Any, keys: list[str], text: str, full_key: str) -> Any:
     nested = dataclasses.is_dataclass(hints[head])
     if nested != bool(rest):
         problem = "names a group of keys, not a value" if nested else "has no keys below it"
-        raise ValueError(f"{prefix}{head} {problem}. Received: {full_key}={text}. Known keys: {known}")
+        raise ValueError(
+            f"{prefix}{head} {problem}. Received: {full_key}={text}. Known keys: {known}"
+        )
     if nested:
         value = _replace(getattr(config, head), rest, text, full_key)
     else:

@@ -31,7 +31,9 @@ def data_digest(split_dir: str | Path) -> str:
     manifest = _manifest(split_dir)
     if manifest is not None:
         return digests.json_digest(manifest["shards"])
-    return digests.json_digest({Path(f).name: digests.file_digest(f) for f in shard_files(split_dir)})
+    return digests.json_digest(
+        {Path(f).name: digests.file_digest(f) for f in shard_files(split_dir)}
+    )
 
 
 def count_examples(split_dir: str | Path) -> int:
@@ -79,9 +81,12 @@ def training_pairs(
         shuffle_seed = tf.random.stateless_uniform(
             [], seed + _RECORD_SEED, maxval=2**31 - 1, dtype=tf.int64
         )
-        # The seed of this function's graph: a graph seed of 0 may not meet an op seed that is a tensor.
+        # Seeds this function's graph: a graph seed of 0 may not meet an op seed that is a tensor.
         tf.random.set_seed(1)
-        dataset = dataset.shuffle(config.data.shuffle_records, seed=shuffle_seed)
+        dataset = dataset.shuffle(
+            config.data.shuffle_records,
+            seed=shuffle_seed,  # pyright: ignore[reportArgumentType]  # A tensor works too.
+        )
         dataset = dataset.enumerate().map(lambda index, item: (epoch, index, item))
         return dataset.skip(tf.where(epoch == first_epoch, tf.cast(skip, tf.int64), 0))
 

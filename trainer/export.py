@@ -1,9 +1,9 @@
 """Exports a trained model as the SavedModel of the model contract.
 
-The exported object tracks raw variables only. Keras objects in the trackable graph load in Python but
-not in TF Serving's C++ loader: a Keras variable exports itself as a new variable, which restore then
-fills instead of the one that the signatures read. Nothing is `jit_compile`d, which the stock server
-refuses.
+The exported object tracks raw variables only. Keras objects in the trackable graph load in Python
+but not in TF Serving's C++ loader: a Keras variable exports itself as a new variable, which restore
+then fills instead of the one that the signatures read. Nothing is `jit_compile`d, which the
+stock server refuses.
 """
 
 import hashlib
@@ -94,9 +94,7 @@ class ServedModel(tf.Module):
 
     def _load_one(self, encoded):
         config = self._plain.config
-        return preprocess.load_image(
-            encoded, config.image, max_pixels=config.data.max_image_pixels
-        )
+        return preprocess.load_image(encoded, config.image, max_pixels=config.data.max_image_pixels)
 
     def _load(self, image_bytes):
         size = self._plain.config.image.size
@@ -135,6 +133,7 @@ class ClassifyingModel(ServedModel):
     ):
         """Embeds the label set."""
         super().__init__(model, tokenizer, config)
+        self._plain.labels = labels
         self.class_embeddings = tf.Variable(self._embed_classes(labels), trainable=False)
         self.class_names = tf.constant(labels.names)
 
@@ -143,7 +142,7 @@ class ClassifyingModel(ServedModel):
         """Classifies images against the label set: the best class names and their probabilities."""
         image = self.embed_image(image_bytes)[signatures.EMBEDDING]
         probabilities = tf.sigmoid(self._logits(image, tf.convert_to_tensor(self.class_embeddings)))
-        count = min(_TOP_CLASSES, self.class_names.shape[0])
+        count = min(_TOP_CLASSES, len(self._plain.labels.names))
         scores, ids = tf.math.top_k(probabilities, k=count)
         return {
             signatures.CLASSES: tf.gather(self.class_names, ids),
@@ -166,7 +165,7 @@ class ClassifyingModel(ServedModel):
 def model_digest(
     model: TwoTower, config: TrainConfig, vocabulary: bytes, labels: LabelSet | None
 ) -> str:
-    """Returns the digest of what decides the model's answers: weights, config, vocabulary, labels."""
+    """Returns the digest of all that decides the answers: weights, config, vocabulary, labels."""
     weights = {}
     for name, variable in named_variables(model).items():
         value = variable.numpy()

@@ -80,7 +80,9 @@ def train(
         ValueError: If the global batch size is not a multiple of the number of replicas.
         RuntimeError: If the loss is no longer finite.
     """
-    strategy = strategy or make_strategy(config.strategy)
+    if strategy is None:
+        strategy = make_strategy(config.strategy)
+    assert strategy is not None
     num_replicas = strategy.num_replicas_in_sync
     if config.global_batch_size % num_replicas:
         raise ValueError(
@@ -91,8 +93,7 @@ def train(
         model = two_tower.build(config)
         optimizer = optimizers.AdamW(named_variables(model), config.optimizer)
         step = tf.Variable(
-            0,
-            dtype=tf.int64,
+            tf.zeros((), tf.int64),
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
@@ -198,8 +199,8 @@ def _compiles(config: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
         return False
     if config.jit_compile and not alone:
         raise ValueError(
-            "jit_compile must be none or false under several CPU or GPU replicas: XLA does not accept "
-            f"their collectives. Received: replicas={strategy.num_replicas_in_sync}"
+            "jit_compile must be none or false under several CPU or GPU replicas: XLA does not "
+            f"accept their collectives. Received: replicas={strategy.num_replicas_in_sync}"
         )
     if config.jit_compile is None:
         return alone and bool(tf.config.list_logical_devices("GPU"))

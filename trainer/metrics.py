@@ -54,7 +54,9 @@ def recall_at_k(
     return {k: float(np.mean(ranks < k)) if len(queries) else float("nan") for k in ks}
 
 
-def chance_recall_at_k(entries: int, positives: list[np.ndarray], ks: tuple[int, ...]) -> dict[int, float]:
+def chance_recall_at_k(
+    entries: int, positives: list[np.ndarray], ks: tuple[int, ...]
+) -> dict[int, float]:
     """Returns the recall that a random order of the gallery has on average.
 
     For a query with m positives among n entries it is 1 - C(n - m, k) / C(n, k).

@@ -3,6 +3,8 @@
 Only core TensorFlow and TF-Text operations that the stock TF Serving binary links.
 """
 
+from typing import Any
+
 import tensorflow as tf
 import tensorflow_text as tf_text
 
@@ -89,12 +91,17 @@ def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
 
 def _on_white_if_transparent(image: tf.Tensor) -> tf.Tensor:
     return tf.cond(
-        tf.equal(tf.shape(image)[-1], 4), lambda: _on_white(image), lambda: image[..., :3]
+        tf.equal(tf.shape(image)[-1], 4), lambda: _on_white(image), lambda: _colors(image)
     )
 
 
+def _colors(image: tf.Tensor) -> tf.Tensor:
+    return tf.gather(image, (0, 1, 2), axis=-1)
+
+
 def _on_white(rgba: tf.Tensor) -> tf.Tensor:
-    color, alpha = tf.cast(rgba[..., :3], tf.int32), tf.cast(rgba[..., 3:], tf.int32)
+    rgba = tf.cast(rgba, tf.int32)
+    color, alpha = _colors(rgba), tf.expand_dims(tf.gather(rgba, 3, axis=-1), -1)
     mixed = color * alpha + 255 * (255 - alpha)
     return tf.cast((mixed + 127) // 255, tf.uint8)
 
@@ -140,8 +147,8 @@ def canonicalize(text: tf.Tensor, config: TextTowerConfig) -> tf.Tensor:
 class Tokenizer(tf.Module):
     """SentencePiece with SigLIP's padding: the last token is always the end of text.
 
-    Text is cut to `length - 1` tokens, the end of text follows, and the rest is filled with the same
-    token ("sticky" end of text, arXiv 2303.15343; big_vision `pp/ops_text.py`).
+    Text is cut to `length - 1` tokens, the end of text follows, and the rest is filled with the
+    same token ("sticky" end of text, arXiv 2303.15343; big_vision `pp/ops_text.py`).
     """
 
     def __init__(self, vocabulary: bytes, config: TextTowerConfig):
@@ -156,20 +163,26 @@ class Tokenizer(tf.Module):
         """
         super().__init__()
         self.config = config
-        self.sentencepiece = tf_text.SentencepieceTokenizer(model=vocabulary, out_type=tf.int32)
-        self.vocabulary_size = int(self.sentencepiece.vocab_size())
-        self.end_id = int(self.sentencepiece.string_to_id(END_OF_TEXT))
+        self.sentencepiece = tf_text.SentencepieceTokenizer(
+            model=vocabulary,
+            out_type=tf.int32,  # pyright: ignore[reportArgumentType]  # Its stub names another DType.
+        )
+        self.vocabulary_size = int(tf.convert_to_tensor(self.sentencepiece.vocab_size()))
+        end_id: Any = self.sentencepiece.string_to_id(END_OF_TEXT)
+        self.end_id = int(end_id)
         if self.vocabulary_size > config.vocabulary_size:
             raise ValueError(
                 "text.vocabulary_size must be at least the vocabulary's size. Received: "
                 f"text.vocabulary_size={config.vocabulary_size}, pieces={self.vocabulary_size}"
             )
         if self.sentencepiece.id_to_string(self.end_id) != END_OF_TEXT.encode():
-            raise ValueError(f"The vocabulary has no {END_OF_TEXT} piece; SigLIP's padding needs it.")
+            raise ValueError(
+                f"The vocabulary has no {END_OF_TEXT} piece; SigLIP's padding needs it."
+            )
 
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
         """Returns token ids of shape `(batch, length)`, int32, for texts of shape `(batch,)`."""
         length = self.config.length
-        ids = self.sentencepiece.tokenize(canonicalize(text, self.config))
+        ids: Any = self.sentencepiece.tokenize(canonicalize(text, self.config))
         ids = ids[:, : length - 1].to_tensor(default_value=self.end_id, shape=(None, length - 1))
         return tf.pad(ids, ((0, 0), (0, 1)), constant_values=self.end_id)

@@ -3,6 +3,8 @@
 Initialisers, epsilons and the tanh form of GELU are those of big_vision, not Keras's defaults.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -57,14 +59,18 @@ class Attention(keras.layers.Layer):
         return tf.reshape(x, (tf.shape(x)[0], x.shape[1], self.num_heads, self.head_dim))
 
 
+def _mlp_dense(units: int, name: str) -> keras.layers.Dense:
+    bias: Any = keras.initializers.RandomNormal(stddev=MLP_BIAS_STDDEV)
+    return keras.layers.Dense(units, bias_initializer=bias, name=name)
+
+
 class Mlp(keras.layers.Layer):
     """Dense, GELU (tanh form), Dense."""
 
     def __init__(self, width: int, mlp_dim: int, **kwargs):
         super().__init__(**kwargs)
-        bias = keras.initializers.RandomNormal(stddev=MLP_BIAS_STDDEV)
-        self.up = keras.layers.Dense(mlp_dim, bias_initializer=bias, name="up")
-        self.down = keras.layers.Dense(width, bias_initializer=bias.clone(), name="down")
+        self.up = _mlp_dense(mlp_dim, "up")
+        self.down = _mlp_dense(width, "down")
 
     def build(self, shape):
         """Creates the variables."""

@@ -22,7 +22,7 @@ from sigline.schemas.gate import Gate
 
 
 @component(use_beam=True)
-def EvaluateModel(  # noqa: N802  # A component is named like a class.
+def EvaluateModel(
     examples: InputArtifact[Examples],
     model: InputArtifact[Model],
     evaluation: OutputArtifact[ModelEvaluation],

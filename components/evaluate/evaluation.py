@@ -40,8 +40,8 @@ def evaluate(pairs: Iterable[EmbeddedPair], classes: np.ndarray | None) -> dict[
     `zero_shot_accuracy` is over the records with a label, also by source as
     `zero_shot_accuracy/SOURCE`; `zero_shot_chance` is the accuracy of guessing.
     `image_to_text_recall@k` and `text_to_image_recall@k` are over all records, each with the recall
-    of a random order beside it (`..._chance@k`). Captions that read the same are one text, which all
-    their images match.
+    of a random order beside it (`..._chance@k`). Captions that read the same are one text, which
+    all their images match.
 
     Args:
         pairs: The embedded records, in any order.

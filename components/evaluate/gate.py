@@ -29,7 +29,9 @@ class Check:
         """Returns a sentence with both numbers."""
         verb = "passes" if self.passed else "fails"
         if math.isnan(self.value):
-            return f"{self.metric} {verb} ({self.rule}): the metric is missing, needs {self.limit:.4f}"
+            return (
+                f"{self.metric} {verb} ({self.rule}): the metric is missing, needs {self.limit:.4f}"
+            )
         relation = ">=" if self.passed else "<"
         return f"{self.metric} {verb} ({self.rule}): {self.value:.4f} {relation} {self.limit:.4f}"
 
@@ -58,9 +60,7 @@ class Verdict:
         return {"blessed": self.blessed, "checks": checks, "failures": self.failures()}
 
 
-def judge(
-    candidate: dict[str, float], baseline: dict[str, float] | None, gate: Gate
-) -> Verdict:
+def judge(candidate: dict[str, float], baseline: dict[str, float] | None, gate: Gate) -> Verdict:
     """Compares a candidate with the thresholds and with the last blessed model.
 
     A metric that is missing or NaN fails its check. Without a baseline, as for the first model, the

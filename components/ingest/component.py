@@ -20,7 +20,7 @@ from sigline.schemas import record
 
 
 @component(use_beam=True)
-def IngestExamples(  # noqa: N802  # A component is named like a class.
+def IngestExamples(
     examples: OutputArtifact[Examples],
     report: OutputArtifact[IngestReport],
     input_base: Parameter[str],

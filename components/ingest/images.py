@@ -46,7 +46,7 @@ class CheckedImage:
     """An image that decodes.
 
     Attributes:
-        stored: The bytes to store: the source's own where they are an opaque JPEG or PNG, else a PNG.
+        stored: The bytes to store: the source's own if they are an opaque JPEG or PNG, else a PNG.
         width: Width in pixels.
         height: Height in pixels.
         phash: Perceptual hash, a signed 64-bit integer.

@@ -18,7 +18,10 @@ _MAX_SIDE_BYTES = 2**20
 class Reader(Protocol):
     """Reads one kind of file. Files are opened by the caller, so any file system will do."""
 
-    suffixes: tuple[str, ...]
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the file names that the reader reads."""
+        ...
 
     def scan(self, handle: BinaryIO, shard: str, max_image_bytes: int) -> Iterator[rules.RawPair]:
         """Yields every sample of a file in order; damage yields a pair with a `problem`."""
@@ -35,7 +38,7 @@ class WebDatasetReader:
     A member's name is only ever a key; nothing is written under it.
     """
 
-    suffixes = (".tar",)
+    suffixes: tuple[str, ...] = (".tar",)
 
     def scan(self, handle: BinaryIO, shard: str, max_image_bytes: int) -> Iterator[rules.RawPair]:
         """Yields the samples of a tar file in order.

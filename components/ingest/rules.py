@@ -175,7 +175,9 @@ def _row(pair: RawPair, limits: images.ImageLimits) -> Row:
     label = metadata.pop("label", [])
     label = label if isinstance(label, list) else [label]
     if not all(type(item) is int and 0 <= item < 2**63 for item in label):
-        raise _PairError(INVALID_METADATA, "label must be a class id of at least 0, or a list of such")
+        raise _PairError(
+            INVALID_METADATA, "label must be a class id of at least 0, or a list of such"
+        )
     for name in ("caption", "captions", "key", "status"):
         metadata.pop(name, None)
     return Row(
@@ -224,7 +226,9 @@ def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
 
     def _add(text: Any, language: str) -> None:
         if not isinstance(text, str):
-            raise _PairError(INVALID_METADATA, f"a caption must be a text, not {type(text).__name__}")
+            raise _PairError(
+                INVALID_METADATA, f"a caption must be a text, not {type(text).__name__}"
+            )
         # A lone surrogate is valid JSON, but no text.
         if not text.isascii() and any(0xD800 <= ord(char) < 0xE000 for char in text):
             raise _PairError(INVALID_UTF8, "a caption holds half of a surrogate pair")

@@ -1,9 +1,9 @@
 """Beam transforms of ingest: examine, group, split, write.
 
-Images never cross a shuffle. The first pass reads every file once and passes on rows without images;
-the second fetches the images of one output shard from their files and writes it. Memory is bounded
-by one output shard per worker, and the outcome depends neither on the runner nor on the number of
-workers.
+Images never cross a shuffle. The first pass reads every file once and passes on rows without
+images; the second fetches the images of one output shard from their files and writes it. Memory is
+bounded by one output shard per worker, and the outcome depends neither on the runner nor on the
+number of workers.
 """
 
 import json
@@ -14,14 +14,12 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
 from sigline.components.ingest import images, rules
 from sigline.components.ingest.readers import reader_for
 from sigline.schemas import artifacts, digests, record
 from sigline.schemas.labels import LabelSet
-
-
-
 
 _ROW, _REJECTED, _READ = "row", "rejected", "read"
 
@@ -60,8 +58,9 @@ def copy_classes(base: str, examples_dir: str) -> None:
 class Ingest(beam.PTransform):
     """Reads shards and writes the examples artifact and the report beside it.
 
-    Below `examples_dir`: `Split-NAME/data_tfrecord-k-of-n.gz` and `manifest.json`. Below `report_dir`: `rejected/k-of-n.jsonl`, one file per input file, and
-    `counts.json`, which is written last.
+    Below `examples_dir`: `Split-NAME/data_tfrecord-k-of-n.gz` and `manifest.json`. Below
+    `report_dir`: `rejected/rejected-k-of-n.jsonl`, one file per input file, and `counts.json`,
+    which is written last.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Ingest(beam.PTransform):
             ).with_outputs(_REJECTED, _READ, main=_ROW)
         )
         rows = self._split(examined[_ROW])
-        sizes = beam.pvalue.AsDict(
+        sizes = AsDict(
             rows | "SplitOfRow" >> beam.Keys() | "SplitSizes" >> beam.combiners.Count.PerElement()
         )
         splits = pbegin | "Splits" >> beam.Create(record.SPLITS)
@@ -102,11 +101,9 @@ class Ingest(beam.PTransform):
             | "WriteReport"
             >> beam.Map(
                 _write_report,
-                beam.pvalue.AsList(written),
-                beam.pvalue.AsList(examined[_READ]),
-                beam.pvalue.AsDict(
-                    examined[_REJECTED] | "CountReasons" >> beam.combiners.Count.PerElement()
-                ),
+                AsList(written),
+                AsList(examined[_READ]),
+                AsDict(examined[_REJECTED] | "CountReasons" >> beam.combiners.Count.PerElement()),
                 self._examples_dir,
                 self._report_dir,
             )
@@ -120,7 +117,7 @@ class Ingest(beam.PTransform):
             | "GroupByBand" >> beam.GroupByKey()
             | "DuplicateEdges" >> beam.FlatMapTuple(lambda _, items: rules.duplicate_edges(items))
         )
-        roots = beam.pvalue.AsSingleton(
+        roots = AsSingleton(
             edges | "Edges" >> beam.combiners.ToList() | "GroupRoots" >> beam.Map(rules.group_roots)
         )
         return (
@@ -176,11 +173,11 @@ class _ExamineFile(beam.DoFn):
                     yield outcome
                 else:
                     rejected.append(outcome)
-                    yield beam.pvalue.TaggedOutput(_REJECTED, outcome.reason)
+                    yield TaggedOutput(_REJECTED, outcome.reason)
         name = f"rejected-{number:05d}-of-{self._num_files:05d}.jsonl"
         lines = "".join(rejection.to_json() + "\n" for rejection in rejected)
         write_file(posixpath.join(self._folder, name), lines.encode())
-        yield beam.pvalue.TaggedOutput(_READ, read)
+        yield TaggedOutput(_READ, read)
 
 
 class _WriteShard(beam.DoFn):
@@ -237,7 +234,9 @@ class _WriteShard(beam.DoFn):
 def _write_report(
     _, written, read: list[int], reasons: dict[str, int], examples_dir: str, report_dir: str
 ) -> dict[str, Any]:
-    splits: dict[str, dict[str, Any]] = {name: {"shards": {}, "sources": {}} for name in record.SPLITS}
+    splits: dict[str, dict[str, Any]] = {
+        name: {"shards": {}, "sources": {}} for name in record.SPLITS
+    }
     for split, name, shard, sources in sorted(written, key=lambda item: item[:2]):
         splits[split]["shards"][name] = shard
         for source, count in sources.items():

@@ -12,7 +12,7 @@ from sigline.schemas import artifacts
 
 
 @component
-def PublishModel(  # noqa: N802  # A component is named like a class.
+def PublishModel(
     model: InputArtifact[Model],
     model_blessing: InputArtifact[ModelBlessing],
     infra_blessing: InputArtifact[InfraBlessing],

@@ -76,9 +76,9 @@ def write_scenes(
 ) -> dict[str, int]:
     """Writes shards, `classes.json` and `faults.json` (key to planted fault) to a folder.
 
-    Of `count` pairs one in twenty shows a combination held out from training; these form a source of
-    their own, `scenes-heldout`. Planted duplicates replace other pairs, so there are always `count`
-    pairs. The output is the same, byte for byte, for the same arguments.
+    Of `count` pairs one in twenty shows a combination held out from training; these form a source
+    of their own, `scenes-heldout`. Planted duplicates replace other pairs, so there are always
+    `count` pairs. The output is the same, byte for byte, for the same arguments.
 
     Args:
         output: Folder to create.

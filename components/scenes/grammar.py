@@ -19,7 +19,7 @@ RELATIONS = {
 }
 COMBINATIONS = tuple(product(COLORS, SHAPES))
 # One combination of each colour and each shape is never shown in training.
-HELD_OUT = tuple(zip(COLORS, SHAPES, strict=True))
+HELD_OUT: tuple[tuple[str, str], ...] = tuple(zip(COLORS, SHAPES, strict=True))
 SEEN = tuple(pair for pair in COMBINATIONS if pair not in HELD_OUT)
 
 _ONE = (
@@ -60,7 +60,7 @@ class Scene:
     @property
     def label(self) -> int | None:
         """The class id of a scene with one object; None for two objects."""
-        if len(self.items) > 1:
+        if self.relation is not None:
             return None
         return COMBINATIONS.index((self.items[0].color, self.items[0].shape))
 

@@ -23,7 +23,7 @@ class DataGateError(RuntimeError):
 
 
 @component
-def ProvideSchema(  # noqa: N802  # A component is named like a class.
+def ProvideSchema(
     schema: OutputArtifact[Schema], schema_file: Parameter[str], schema_digest: Parameter[str]
 ):
     """Copies the curated schema; the digest is there for the cache only."""
@@ -32,7 +32,7 @@ def ProvideSchema(  # noqa: N802  # A component is named like a class.
 
 
 @component
-def CheckData(  # noqa: N802  # A component is named like a class.
+def CheckData(
     ingest_report: InputArtifact[IngestReport],
     anomalies: InputArtifact[ExampleAnomalies],
     report: OutputArtifact[DataReport],
@@ -52,7 +52,8 @@ def CheckData(  # noqa: N802  # A component is named like a class.
         listed = "\n".join(f"  - {problem}" for problem in problems)
         rejected = os.path.join(ingest_report.uri, artifacts.REJECTED_FOLDER)
         raise DataGateError(
-            f"The data gate stopped the pipeline:\n{listed}\nRejected pairs are listed in {rejected}"
+            f"The data gate stopped the pipeline:\n{listed}\n"
+            f"Rejected pairs are listed in {rejected}"
         )
 
 

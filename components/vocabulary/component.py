@@ -14,7 +14,7 @@ from sigline.schemas import artifacts, record
 
 
 @component
-def TrainVocabulary(  # noqa: N802  # A component is named like a class.
+def TrainVocabulary(
     examples: InputArtifact[Examples],
     vocabulary: OutputArtifact[Vocabulary],
     recipe: Parameter[str],
@@ -43,7 +43,9 @@ def _captions(split_dir: str, config) -> Iterator[str]:
     from sigline.trainer import data, preprocess
 
     for shard in data.shard_files(split_dir):
-        texts = [text for item in tf_example.read_shard(shard) for text in tf_example.decode(item).text]
+        texts = [
+            text for item in tf_example.read_shard(shard) for text in tf_example.decode(item).text
+        ]
         if texts:
             for text in preprocess.canonicalize(tf.constant(texts), config).numpy():
                 yield text.decode()

@@ -45,9 +45,7 @@ def test_empty_split_is_refused():
         evaluation.evaluate([], None)
 
 
-GATE = Gate(
-    minimum={"acc": 0.9}, above_chance={"r": ("chance", 3.0)}, max_drop={"acc": 0.02}
-)
+GATE = Gate(minimum={"acc": 0.9}, above_chance={"r": ("chance", 3.0)}, max_drop={"acc": 0.02})
 
 
 def test_model_that_reaches_everything_is_blessed():
@@ -73,7 +71,11 @@ def test_first_model_has_no_drop_to_fear():
             {"acc": 0.98},
             "acc fails (at most 0.02 below the last blessed model): 0.9500 < 0.9600",
         ),
-        ({"r": 0.3, "chance": 0.1}, None, "acc fails (minimum): the metric is missing, needs 0.9000"),
+        (
+            {"r": 0.3, "chance": 0.1},
+            None,
+            "acc fails (minimum): the metric is missing, needs 0.9000",
+        ),
     ],
 )
 def test_refusal_names_both_numbers(candidate, baseline, sentence):

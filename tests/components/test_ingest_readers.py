@@ -38,7 +38,9 @@ def test_fetch_returns_what_scan_saw():
 
 
 def test_same_name_in_two_folders_is_two_samples():
-    pairs = _scan(_tar([("x/a.png", b"1"), ("x/a.txt", b"t"), ("y/a.png", b"2"), ("y/a.txt", b"u")]))
+    pairs = _scan(
+        _tar([("x/a.png", b"1"), ("x/a.txt", b"t"), ("y/a.png", b"2"), ("y/a.txt", b"u")])
+    )
     assert [pair.key for pair in pairs] == ["x/a", "y/a"]
 
 

@@ -23,7 +23,13 @@ def _encode(image, form="PNG", **options):
 
 
 def _pair(**changes):
-    values = {"key": "k", "source": "s", "shard": "s-0.tar", "image": _encode(_image()), "text": b"a"}
+    values = {
+        "key": "k",
+        "source": "s",
+        "shard": "s-0.tar",
+        "image": _encode(_image()),
+        "text": b"a",
+    }
     return rules.RawPair(**(values | changes))
 
 

@@ -103,9 +103,10 @@ def test_duplicates_do_not_straddle_the_splits(ingested, scenes):
     assert not {r.image_sha256 for r in train} & {r.image_sha256 for r in evaluation}
     # Copies share captions and picture: the re-encoded ones are found by their source's caption set
     # and layout, that is, by a near-zero difference of the decoded pictures.
+    import io
+
     import numpy as np
     from PIL import Image
-    import io
 
     def _small(records):
         return np.stack(

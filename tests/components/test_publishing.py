@@ -58,7 +58,7 @@ def test_leftovers_of_a_killed_publisher_are_cleared(model, tmp_path):
 
 
 def test_object_store_is_refused(model):
-    with pytest.raises(ValueError, match="local or mounted folder.*gs://bucket/x"):
+    with pytest.raises(ValueError, match=r"local or mounted folder.*gs://bucket/x"):
         publishing.publish(model, "gs://bucket/x")
 
 

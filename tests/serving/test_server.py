@@ -110,10 +110,18 @@ def test_signature_defaults_to_serving_default(server, images):
 @pytest.mark.parametrize(
     ("spec", "code", "message"),
     [
-        ({"name": "other"}, grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(other)"),
+        (
+            {"name": "other"},
+            grpc.StatusCode.NOT_FOUND,
+            "Servable not found for request: Latest(other)",
+        ),
         ({"version": 7}, grpc.StatusCode.NOT_FOUND, "Specific(sigline, 7)"),
         ({"name": ""}, grpc.StatusCode.INVALID_ARGUMENT, "no name"),
-        ({"label": "x"}, grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: x"),
+        (
+            {"label": "x"},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Unrecognized servable version label: x",
+        ),
         ({"signature": "x"}, grpc.StatusCode.FAILED_PRECONDITION, 'signature key "x" not found'),
         ({"inputs": {}}, grpc.StatusCode.INVALID_ARGUMENT, "Missing but required: {text}"),
         (

@@ -22,7 +22,7 @@ def test_recipe_survives_json(name):
 
 
 def test_unknown_recipe_names_the_known_ones():
-    with pytest.raises(ValueError, match="Known recipes: .*siglip_base"):
+    with pytest.raises(ValueError, match=r"Known recipes: .*siglip_base"):
         config.load_recipe("siglip_bse")
 
 

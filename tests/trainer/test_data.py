@@ -33,9 +33,7 @@ def test_batches_have_static_shapes(split_dir, tiny, tokenizer):
 
 # 100 records in batches of 8: step 12 stands inside the first epoch, 13 across its end, 30 later.
 @pytest.mark.parametrize("first_step", [1, 12, 13, 30])
-def test_stream_from_a_step_on_equals_the_uninterrupted_one(
-    split_dir, tiny, tokenizer, first_step
-):
+def test_stream_from_a_step_on_equals_the_uninterrupted_one(split_dir, tiny, tokenizer, first_step):
     whole = _batches(split_dir, tiny, tokenizer, first_step + 3)
     resumed = _batches(split_dir, tiny, tokenizer, 3, first_step)
     for (image, ids), (other_image, other_ids) in zip(whole[first_step:], resumed, strict=True):

@@ -70,7 +70,9 @@ def test_similarity_is_the_sigmoid_of_scaled_products(loaded, tiny, images):
     logits = tiny.loss.temperature_init * image.numpy() @ text.numpy().T + tiny.loss.bias_init
     found = _run(loaded, signatures.SIMILARITY, image_bytes=images, text=TEXTS)
     np.testing.assert_allclose(found[signatures.LOGITS], logits, atol=1e-4)
-    np.testing.assert_allclose(found[signatures.PROBABILITIES], 1 / (1 + np.exp(-logits)), atol=1e-6)
+    np.testing.assert_allclose(
+        found[signatures.PROBABILITIES], 1 / (1 + np.exp(-logits)), atol=1e-6
+    )
 
 
 def test_classify_ranks_the_label_set(loaded, tiny, images):
@@ -84,7 +86,9 @@ def test_classify_ranks_the_label_set(loaded, tiny, images):
     found = _run(loaded, signatures.CLASSIFY, image_bytes=images)
     best = np.sort(1 / (1 + np.exp(-logits)), axis=1)[:, ::-1][:, :5]
     np.testing.assert_allclose(found[signatures.SCORES], best, atol=1e-5)
-    assert {name.decode() for name in found[signatures.CLASSES].numpy().ravel()} <= set(labels.names)
+    assert {name.decode() for name in found[signatures.CLASSES].numpy().ravel()} <= set(
+        labels.names
+    )
 
 
 def test_one_bad_image_fails_a_strict_request(loaded, images):

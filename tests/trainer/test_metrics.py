@@ -65,5 +65,7 @@ def test_zero_shot_takes_the_best_class():
 
 
 def test_zero_shot_tie_is_no_prediction():
-    predictions = metrics.zero_shot_predictions(np.array([[1.0, 0]]), np.array([[1.0, 0], [1.0, 0]]))
+    predictions = metrics.zero_shot_predictions(
+        np.array([[1.0, 0]]), np.array([[1.0, 0], [1.0, 0]])
+    )
     assert predictions.tolist() == [-1]

@@ -63,7 +63,7 @@ def test_five_updates_match_numpy_and_decay_touches_kernels_only():
 
 
 def test_decay_is_multiplied_by_the_schedule_and_not_by_the_rate():
-    # big_vision's third step at rate 1e-3, decay 1e-4, p = 2: -1.2e-3 for kernels, -1e-3 for biases.
+    # big_vision's third step at rate 1e-3, decay 1e-4, p = 2: -1.2e-3 for kernels, else -1e-3.
     config = OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4, epsilon=0.0)
     variables = {name: tf.Variable([2.0]) for name in ("kernel", "bias")}
     optimizer = optimizers.AdamW(variables, config)

@@ -94,7 +94,18 @@ def _png_bomb(side=2**31 - 1):
         (b"\xff\xd8\xff", "JPEG"),
         (_encode(_noise("RGB", 3))[:200], "PNG"),
     ],
-    ids=["empty", "text", "gif", "webp", "bmp", "jpeg-bomb", "png-bomb", "png-magic", "jpeg-magic", "cut"],
+    ids=[
+        "empty",
+        "text",
+        "gif",
+        "webp",
+        "bmp",
+        "jpeg-bomb",
+        "png-bomb",
+        "png-magic",
+        "jpeg-magic",
+        "cut",
+    ],
 )
 def test_hostile_image_is_refused_with_a_clear_error(encoded, message):
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):

@@ -19,7 +19,7 @@ def config() -> TrainConfig:
     return dataclasses.replace(
         base,
         name="siglip_demo",
-        steps=1600,
+        steps=1800,
         global_batch_size=64,
         # Patches of 4 pixels learn shapes in fewer steps than larger ones at the same cost a step.
         image=ImageTowerConfig(size=32, patch=4, width=72, depth=3, mlp_dim=288, num_heads=3),
@@ -28,10 +28,12 @@ def config() -> TrainConfig:
         ),
         # log(1/(batch - 1)), the log prior of a positive pair.
         loss=LossConfig(bias_init=-4.14),
-        optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3, warmup_steps=100),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=1.5e-3, warmup_steps=100),
         data=dataclasses.replace(base.data, shuffle_records=4096),
         checkpoint_steps=200,
         log_steps=25,
+        # A quarter faster than without on two cores, once it is compiled.
+        jit_compile=True,
     )
 
 

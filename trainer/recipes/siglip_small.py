@@ -2,8 +2,8 @@
 
 Command: `sigline run --environment my.yaml` with `recipe: siglip_small`.
 
-The method is `siglip_base`'s (arXiv 2303.15343) with small towers. Expected result: see the README's
-example on the Noto emoji.
+The method is `siglip_base`'s (arXiv 2303.15343) with small towers. Expected result: see the
+README's example on the Noto emoji.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ def config() -> TrainConfig:
         loss=LossConfig(bias_init=-4.85),
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=40),
         checkpoint_steps=100,
+        jit_compile=None,
     )
 
 

@@ -1,0 +1,227 @@
+"""The whole pipeline in one process: run, cache, refuse, publish."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sigline.components.scenes import generate
+from sigline.pipeline import environment as environments
+from sigline.schemas import signatures, versions
+
+pytestmark = [pytest.mark.tfx, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+OVERRIDES = [
+    "steps=60",
+    "checkpoint_steps=10",
+    "image.size=32",
+    "image.depth=1",
+    "image.width=48",
+    "image.mlp_dim=96",
+    "text.depth=1",
+    "text.width=48",
+    "text.mlp_dim=96",
+    "global_batch_size=64",
+    "optimizer.warmup_steps=5",
+    "optimizer.learning_rate=0.003",
+    "loss.bias_init=-4.1",
+]
+
+
+def write_environment(folder: Path, name: str = "e2e", **changes) -> Path:
+    """Writes an environment with a tiny model and returns its path."""
+    values = {
+        "pipeline_name": name,
+        "root": str(folder / "root"),
+        "input_base": str(folder / "data"),
+        "recipe": "siglip_small",
+        "overrides": OVERRIDES,
+        "ingest": {"eval_sources": [generate.HELD_OUT_SOURCE], "eval_share": 0.2},
+    }
+    path = folder / "environment.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+def _states(report):
+    return {node.name: node.state for node in report.nodes}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("e2e")
+    faults = {generate.CORRUPT: 0.02, generate.EMPTY_TEXT: 0.01}
+    generate.write_scenes(folder / "data", count=1000, seed=1, faults=faults)
+    write_environment(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run():
+    from sigline.pipeline import run
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(folder, run):
+    return run.run(environments.load(folder / "environment.yaml"))
+
+
+def test_first_run_publishes_a_gated_model(first, folder):
+    assert first.verdict["blessed"], first.verdict
+    assert first.published == {
+        "path": str(folder / "root/serving/1"),
+        "version": 1,
+        "copied": True,
+    }
+    assert versions.verify(folder / "root/serving/1") is not None
+    assert first.counts["input"] == 1000 == first.counts["written"] + first.counts["rejected"]
+    assert first.infra["signatures_run"] == 6.0
+    assert set(_states(first).values()) == {"done"}
+
+
+def test_model_says_what_produced_it(first, folder):
+    assets = folder / "root/serving/1" / signatures.ASSETS_DIR
+    metadata = json.loads((assets / signatures.METADATA_FILE).read_text())
+    assert metadata["recipe"] == "siglip_small"
+    for name in (
+        "data_digest",
+        "code_digest",
+        "config_digest",
+        "vocabulary_digest",
+        "model_digest",
+    ):
+        assert len(metadata[name]) == 64
+
+
+def test_statistics_see_images_and_validation_finds_no_anomalies(first):
+    from tensorflow_metadata.proto.v0 import statistics_pb2
+
+    outputs = {node.name: node.outputs for node in first.nodes}
+    path = Path(outputs["StatisticsGen"]["statistics"]) / "Split-train" / "FeatureStats.pb"
+    statistics = statistics_pb2.DatasetFeatureStatisticsList.FromString(path.read_bytes())
+    features = {item.path.step[0]: item for item in statistics.datasets[0].features}
+    custom = {item.name for item in features["image"].custom_stats}
+    assert "image_format_histogram" in custom
+    problems = Path(outputs["CheckData"]["report"]) / "problems.json"
+    assert json.loads(problems.read_text()) == []
+
+
+def test_unchanged_rerun_is_answered_from_the_cache(first, folder, run):
+    again = run.run(environments.load(folder / "environment.yaml"))
+    states = _states(again)
+    # Resolvers are never cached; the publisher looks at the serving folder every time.
+    assert {name for name, state in states.items() if state != "cached"} <= {
+        "PublishModel",
+        "LatestBlessedModel",
+    }
+    assert again.published["version"] == 1
+    assert not again.published["copied"]
+
+
+def test_lost_serving_folder_is_published_again(first, folder, run):
+    shutil.rmtree(folder / "root/serving")
+    again = run.run(environments.load(folder / "environment.yaml"))
+    assert again.published == first.published
+    assert versions.verify(folder / "root/serving/1") is not None
+
+
+def test_tfx_command_line_creates_and_runs_the_pipeline(first, folder):
+    variables = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        environments.VARIABLE: str(folder / "environment.yaml"),
+    }
+
+    def _tfx(*arguments):
+        command = [str(Path(sys.executable).parent / "tfx"), *arguments, "--engine=local"]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, cwd=folder)
+
+    runner = ROOT / "pipeline" / "local_runner.py"
+    created = _tfx("pipeline", "create", f"--pipeline_path={runner}")
+    assert created.returncode == 0, created.stdout + created.stderr
+    assert "created successfully" in created.stdout
+    done = _tfx("run", "create", "--pipeline_name=e2e")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Blessed; published before as" in done.stdout
+
+
+def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folder, run):
+    write_environment(folder, overrides=[*OVERRIDES, "steps=70"])
+    changed = run.run(environments.load(folder / "environment.yaml"))
+    states = _states(changed)
+    assert states["IngestExamples"] == "cached"
+    assert states["Trainer"] == states["EvaluateModel"] == "done"
+    rules = [check["rule"] for check in changed.verdict["checks"]]
+    assert any("last blessed model" in rule for rule in rules)
+
+
+def test_changed_input_bytes_are_ingested_again(first, folder):
+    from sigline.pipeline import build
+
+    before = build._input_digest(str(folder / "data"))
+    shard = folder / "data" / "scenes-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    stat = shard.stat()
+    shard.write_bytes(bytes(content))
+    # Neither the size nor the time gives the change away.
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert build._input_digest(str(folder / "data")) != before
+    content[600] ^= 1
+    shard.write_bytes(bytes(content))
+    assert build._input_digest(str(folder / "data")) == before
+
+
+def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monkeypatch):
+    from sigline.pipeline import build
+
+    copy = tmp_path / "package"
+    for name in ("schemas", "trainer", "components", "serving", "pipeline"):
+        shutil.copytree(ROOT / name, copy / name)
+    environment = environments.load(folder / "environment.yaml")
+    monkeypatch.setattr(build, "_PACKAGE", copy)
+
+    def _digests():
+        return {
+            node.id: node.exec_properties["code_digest"]
+            for node in build.build(environment).components
+            if "code_digest" in getattr(node, "exec_properties", {})
+        }
+
+    before = _digests()
+    with open(copy / "trainer" / "losses.py", "a") as handle:
+        handle.write("\n")
+    after = _digests()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"Trainer", "TrainVocabulary", "EvaluateModel"}
+
+
+def test_shuffled_captions_are_refused(tmp_path, run, capsys):
+    faults = {generate.SHUFFLED_CAPTIONS: 1.0}
+    generate.write_scenes(tmp_path / "data", count=600, seed=1, faults=faults)
+    path = write_environment(tmp_path, overrides=[*OVERRIDES, "steps=10"])
+    code = run.main(lambda: environments.load(path))
+    assert code == run.EXIT_NOT_BLESSED
+    error = capsys.readouterr().err
+    assert "Not blessed; nothing was published" in error
+    assert "text_to_image_recall@10 fails (2 times chance): 0." in error
+    assert not (tmp_path / "root/serving").exists()
+
+
+def test_bad_data_stops_the_pipeline_with_every_reason(tmp_path, run, capsys):
+    generate.write_scenes(tmp_path / "data", count=100, seed=1, faults={generate.CORRUPT: 0.4})
+    path = write_environment(tmp_path, data_gate={"min_records": 30})
+    assert run.main(lambda: environments.load(path)) == run.EXIT_FAILED
+    error = capsys.readouterr().err
+    assert "The data gate stopped the pipeline" in error
+    assert "38.0% of 100 pairs were rejected, the limit is 10.0% (corrupt_image 38)" in error
+    assert "split eval holds" in error
+    assert not list((tmp_path / "root/artifacts").glob("Trainer"))
