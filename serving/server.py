@@ -27,6 +27,7 @@ DEFAULT_MODEL_NAME = "sigline"
 DEFAULT_PORT = 8500
 MAX_MESSAGE_BYTES = 16 * 2**20
 _MAX_STATUS_CHARS = 1024
+_GRAPH_ERROR_HEADING = "Graph execution error:"
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -204,7 +205,7 @@ def _typed_field(proto, value: np.ndarray):
 
 
 def _message(error: Exception) -> str:
-    """Returns the first line of an error: the rest would show the graph to the client."""
+    """Returns the line that says what is wrong: the rest would show the graph to the client."""
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    lines = (text or type(error).__name__).splitlines()
-    return lines[0][:_MAX_STATUS_CHARS]
+    lines = [line for line in text.splitlines() if line and line != _GRAPH_ERROR_HEADING]
+    return (lines or [type(error).__name__])[0][:_MAX_STATUS_CHARS]

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,8 @@ def check_image(encoded: bytes, limits: ImageLimits) -> CheckedImage:
         raise ImageError(TOO_MANY_BYTES, f"{len(encoded)} bytes, the limit is {limits.max_bytes}")
     try:
         image = Image.open(io.BytesIO(encoded), formats=_ACCEPTED_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(TOO_MANY_PIXELS, _first_line(error)) from error
     except UnidentifiedImageError:
         raise ImageError(
             UNSUPPORTED_IMAGE, f"no image of a known format; begins with {encoded[:8]!r}"
@@ -142,3 +145,5 @@ def _first_line(error: Exception) -> str:
 
 
 _DCT = _dct_rows()
+# Pillow warns of what our own limit refuses a line later.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -49,14 +49,14 @@ GATE = Gate(minimum={"acc": 0.9}, above_chance={"r": ("chance", 3.0)}, max_drop=
 
 
 def test_model_that_reaches_everything_is_blessed():
-    verdict = gate.judge({"acc": 0.95, "r": 0.3, "chance": 0.1}, {"acc": 0.96}, GATE)
+    verdict = gate.judge({"acc": 0.95, "r": 0.31, "chance": 0.1}, {"acc": 0.96}, GATE)
     assert verdict.blessed
     assert len(verdict.checks) == 3
     assert verdict.failures() == []
 
 
 def test_first_model_has_no_drop_to_fear():
-    verdict = gate.judge({"acc": 0.95, "r": 0.3, "chance": 0.1}, None, GATE)
+    verdict = gate.judge({"acc": 0.95, "r": 0.31, "chance": 0.1}, None, GATE)
     assert verdict.blessed
     assert len(verdict.checks) == 2
 
@@ -64,15 +64,15 @@ def test_first_model_has_no_drop_to_fear():
 @pytest.mark.parametrize(
     ("candidate", "baseline", "sentence"),
     [
-        ({"acc": 0.85, "r": 0.3, "chance": 0.1}, None, "acc fails (minimum): 0.8500 < 0.9000"),
+        ({"acc": 0.85, "r": 0.31, "chance": 0.1}, None, "acc fails (minimum): 0.8500 < 0.9000"),
         ({"acc": 0.95, "r": 0.2, "chance": 0.1}, None, "r fails (3 times chance): 0.2000 < 0.3000"),
         (
-            {"acc": 0.95, "r": 0.3, "chance": 0.1},
+            {"acc": 0.95, "r": 0.31, "chance": 0.1},
             {"acc": 0.98},
             "acc fails (at most 0.02 below the last blessed model): 0.9500 < 0.9600",
         ),
         (
-            {"r": 0.3, "chance": 0.1},
+            {"r": 0.31, "chance": 0.1},
             None,
             "acc fails (minimum): the metric is missing, needs 0.9000",
         ),

@@ -76,9 +76,10 @@ def test_bad_pair_is_rejected_with_its_reason(changes, reason):
     assert json.loads(rejection.to_json())["key"] == "k"
 
 
-def test_bomb_is_refused_from_its_header():
+@pytest.mark.parametrize("side", [12_000, 20_000])
+def test_bomb_is_refused_from_its_header(side):
     buffer = io.BytesIO()
-    Image.new("1", (12_000, 12_000)).save(buffer, "PNG")
+    Image.new("1", (side, side)).save(buffer, "PNG")
     assert _examine(image=buffer.getvalue()).reason == images.TOO_MANY_PIXELS
 
 

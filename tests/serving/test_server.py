@@ -217,11 +217,11 @@ def test_search_ranks_files_and_reports_unreadable_ones(client, images, tmp_path
     assert [path.name for path in unreadable] == ["bad.png"]
 
 
-def test_search_splits_large_folders_into_requests(client, images, tmp_path, monkeypatch):
+def test_search_splits_large_folders_into_requests(client, scene_records, tmp_path, monkeypatch):
     from sigline.serving import client as module
 
     for index in range(7):
-        (tmp_path / f"{index}.png").write_bytes(images[index % 3])
+        (tmp_path / f"{index}.png").write_bytes(scene_records[index].image)
     whole, _ = client.search("a", image_files(tmp_path), top=7)
     monkeypatch.setattr(module, "_REQUEST_ITEMS", 2)
     parts, _ = client.search("a", image_files(tmp_path), top=7)

@@ -112,7 +112,8 @@ from sigline.trainer import config, loop
 from sigline.trainer.checkpoints import named_variables
 tiny = config.override(
     config.tiny(config.load_recipe("siglip_demo")),
-    ["strategy=mirrored", "steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1"],
+    ["strategy=mirrored", "steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
+     "jit_compile=false"],
 )
 result = loop.train(
     tiny, split_dir=split_dir, vocabulary=open(vocabulary, "rb").read(), checkpoint_dir=folder
@@ -155,7 +156,8 @@ def test_jit_compile_under_several_replicas_is_refused(tiny):
 
 
 def test_xla_and_plain_steps_agree(tiny, split_dir, vocabulary, tmp_path):
-    plain = _train(tiny, split_dir, vocabulary, tmp_path / "plain")
+    eager = dataclasses.replace(tiny, jit_compile=False)
+    plain = _train(eager, split_dir, vocabulary, tmp_path / "plain")
     compiled = dataclasses.replace(tiny, jit_compile=True)
     xla = _train(compiled, split_dir, vocabulary, tmp_path / "xla")
     assert xla.final_loss == pytest.approx(plain.final_loss, rel=1e-4)
