@@ -11,7 +11,6 @@ sigline.quiet.import_tfx()
 
 from tfx.components import ExampleValidator, StatisticsGen  # noqa: E402
 from tfx.dsl.components.common import resolver  # noqa: E402
-from tfx.dsl.input_resolution.strategies import latest_blessed_model_strategy  # noqa: E402
 from tfx.orchestration import metadata  # noqa: E402
 from tfx.orchestration import pipeline as tfx_pipeline  # noqa: E402
 from tfx.types.channel import Channel  # noqa: E402
@@ -26,6 +25,7 @@ from sigline.components.publish.component import PublishModel  # noqa: E402
 from sigline.components.validate import gate as data_gate  # noqa: E402
 from sigline.components.validate.component import CheckData, ProvideSchema  # noqa: E402
 from sigline.components.vocabulary.component import TrainVocabulary  # noqa: E402
+from sigline.pipeline import baseline  # noqa: E402
 from sigline.pipeline.environment import Environment  # noqa: E402
 from sigline.pipeline.tfx_infra import CheckServing  # noqa: E402
 from sigline.pipeline.tfx_trainer import TrainModel  # noqa: E402
@@ -91,12 +91,14 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         code_digest=_code_digest("schemas", "trainer", "pipeline"),
     ).with_id("Trainer")
     last_blessed = resolver.Resolver(
-        strategy_class=latest_blessed_model_strategy.LatestBlessedModelStrategy,
-        model=Channel(type=Model, producer_component_id="Trainer", output_key="model"),
+        strategy_class=baseline.LastOtherBlessedModel,
+        candidate=trained.outputs["model"],
+        # Without its producer: TFX would take it and the candidate for the same channel.
+        model=Channel(type=Model),
         model_blessing=Channel(
             type=ModelBlessing, producer_component_id="EvaluateModel", output_key="blessing"
         ),
-    ).with_id("LatestBlessedModel")
+    ).with_id("LastBlessedModel")
     evaluated = EvaluateModel(
         examples=ingested.outputs["examples"],
         model=trained.outputs["model"],

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import posixpath
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ class RawPair:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A pair that is not written, with enough to find it again."""
+    """A pair that is not written: key and file name find it again in the input folder."""
 
     key: str
     shard: str
@@ -153,9 +154,13 @@ def examine(pair: RawPair, limits: images.ImageLimits) -> Row | Rejection:
     try:
         return _row(pair, limits)
     except images.ImageError as error:
-        return Rejection(pair.key, pair.shard, error.reason, str(error))
+        return _rejection(pair, error.reason, str(error))
     except _PairError as error:
-        return Rejection(pair.key, pair.shard, error.reason, str(error))
+        return _rejection(pair, error.reason, str(error))
+
+
+def _rejection(pair: RawPair, reason: str, detail: str) -> Rejection:
+    return Rejection(pair.key, posixpath.basename(pair.shard), reason, detail)
 
 
 class _PairError(Exception):
@@ -314,7 +319,9 @@ def split_of(group: bytes, config: IngestConfig) -> str:
 
 def order_key(row: Row, config: IngestConfig) -> bytes:
     """Returns where a row stands in its split: pseudo-random, the same in every run."""
-    name = "\0".join((row.source, row.key, row.shard, repr(row.locator))).encode()
+    # The file's name, not its folder: moved data keeps its order.
+    file = posixpath.basename(row.shard)
+    name = "\0".join((row.source, row.key, file, repr(row.locator))).encode()
     return hashlib.sha256(b"order%d\0" % config.split_seed + name).digest()
 
 

@@ -125,6 +125,13 @@ def test_output_is_the_same_in_every_run(ingested, scenes, tmp_path):
     assert first == second
 
 
+def test_output_does_not_depend_on_the_folder(ingested, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "moved")
+    again = _ingest(tmp_path / "moved", tmp_path / "out")
+    first = (ingested / "examples" / "manifest.json").read_bytes()
+    assert (again / "examples" / "manifest.json").read_bytes() == first
+
+
 def test_output_does_not_depend_on_the_runner(ingested, scenes, tmp_path):
     for name in ("examples", "report"):
         (tmp_path / name).mkdir()

@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = [
-    "steps=60",
-    "checkpoint_steps=10",
+    "steps=150",
+    "checkpoint_steps=50",
     "image.size=32",
     "image.depth=1",
     "image.width=48",
@@ -120,7 +120,7 @@ def test_unchanged_rerun_is_answered_from_the_cache(first, folder, run):
     # Resolvers are never cached; the publisher looks at the serving folder every time.
     assert {name for name, state in states.items() if state != "cached"} <= {
         "PublishModel",
-        "LatestBlessedModel",
+        "LastBlessedModel",
     }
     assert again.published["version"] == 1
     assert not again.published["copied"]
@@ -154,7 +154,7 @@ def test_tfx_command_line_creates_and_runs_the_pipeline(first, folder):
 
 
 def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folder, run):
-    write_environment(folder, overrides=[*OVERRIDES, "steps=70"])
+    write_environment(folder, overrides=[*OVERRIDES, "steps=160"])
     changed = run.run(environments.load(folder / "environment.yaml"))
     states = _states(changed)
     assert states["IngestExamples"] == "cached"
