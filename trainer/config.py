@@ -217,12 +217,14 @@ def override(config: TrainConfig, assignments: typing.Iterable[str]) -> TrainCon
         ValueError: If a key is unknown (the message names the known keys), a value has the wrong
             type, or an assignment has no `=`.
     """
+    data = dataclasses.asdict(config)
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"An override reads KEY=VALUE. Received: {assignment!r}")
-        config = _replace(config, key.split("."), text, key)
-    return config
+        _assign(TrainConfig, data, key.split("."), text, key)
+    # Checked as a whole: values that only fit together may come in any order.
+    return _build(TrainConfig, data, "")
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
@@ -278,8 +280,8 @@ def _build(cls: type, data: Any, path: str) -> Any:
     return cls(**values)
 
 
-def _replace(config: Any, keys: list[str], text: str, full_key: str) -> Any:
-    hints = typing.get_type_hints(type(config))
+def _assign(cls: type, data: dict[str, Any], keys: list[str], text: str, full_key: str) -> None:
+    hints = typing.get_type_hints(cls)
     head, *rest = keys
     prefix = full_key[: len(full_key) - len(".".join(keys))]
     known = ", ".join(prefix + item for item in hints)
@@ -292,10 +294,9 @@ def _replace(config: Any, keys: list[str], text: str, full_key: str) -> Any:
             f"{prefix}{head} {problem}. Received: {full_key}={text}. Known keys: {known}"
         )
     if nested:
-        value = _replace(getattr(config, head), rest, text, full_key)
+        _assign(typing.cast(type, hints[head]), data[head], rest, text, full_key)
     else:
-        value = _parse(hints[head], text, full_key)
-    return dataclasses.replace(config, **{head: value})
+        data[head] = _parse(hints[head], text, full_key)
 
 
 def _parse(hint: Any, text: str, key: str) -> Any:

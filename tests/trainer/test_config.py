@@ -48,6 +48,12 @@ def test_override_sets_the_value(demo, assignment, read, value):
     assert type(result) is type(value)
 
 
+def test_values_that_only_fit_together_come_in_any_order(demo):
+    assignments = ["image.width=64", "image.num_heads=2", "image.size=30", "image.patch=5"]
+    forward = config.override(demo, assignments)
+    assert config.override(demo, reversed(assignments)) == forward
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [

@@ -29,6 +29,7 @@ def config() -> TrainConfig:
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=40),
         checkpoint_steps=100,
         jit_compile=None,
+        strategy="auto",
     )
 
 
