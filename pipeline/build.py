@@ -88,7 +88,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         vocabulary=vocabulary.outputs["vocabulary"],
         config=config.to_json(),
         checkpoint_root=environment.checkpoint_root,
-        code_digest=_code_digest("schemas", "trainer", "pipeline"),
+        code_digest=_code_digest("schemas", "trainer", "pipeline/tfx_trainer.py"),
     ).with_id("Trainer")
     last_blessed = resolver.Resolver(
         strategy_class=baseline.LastOtherBlessedModel,
@@ -110,7 +110,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         model=trained.outputs["model"],
         examples=ingested.outputs["examples"],
         model_blessing=evaluated.outputs["blessing"],
-        code_digest=_code_digest("schemas", "serving", "pipeline"),
+        code_digest=_code_digest("schemas", "serving", "pipeline/tfx_infra.py"),
     )
     published = PublishModel(
         model=trained.outputs["model"],
@@ -155,5 +155,5 @@ def _input_digest(base: str) -> str:
     return digests.json_digest(files)
 
 
-def _code_digest(*folders: str) -> str:
-    return digests.source_digest(_PACKAGE / folder for folder in folders)
+def _code_digest(*names: str) -> str:
+    return digests.source_digest(_PACKAGE, names)

@@ -3,12 +3,10 @@
 import dataclasses
 import io
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sigline import quiet
@@ -62,16 +60,14 @@ def run(output: Path, *, shuffle_captions: bool = False) -> int:
     )
     outcome = pipeline_run.run(environment)
     assert outcome is not None
-    seconds |= {f"{node.name} ({node.state})": node.seconds for node in outcome.nodes}
-    sheet = None
+    extra = []
     if outcome.released:
         asked = time.monotonic()
-        sheet = _serve_and_ask(environment, outcome)
+        extra.append(("contact sheet", str(_serve_and_ask(environment, outcome))))
         seconds["serve and ask"] = time.monotonic() - asked
     seconds["total"] = time.monotonic() - started
-    print(_table(outcome, sheet, seconds))
-    sys.stdout.flush()
-    return pipeline_run.print_outcome(outcome)
+    extra += [(f"seconds: {name}", f"{spent:.1f}") for name, spent in seconds.items()]
+    return pipeline_run.print_outcome(outcome, extra)
 
 
 def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
@@ -158,40 +154,3 @@ def _contact_sheet(
             drawing.rectangle(box, fill=frame)
             sheet.paste(image, (left, upper))
     return sheet
-
-
-def _table(outcome, sheet: Path | None, seconds: dict[str, float]) -> str:
-    """Returns the summary, one figure a line."""
-    counts, training, metrics = outcome.counts, outcome.training, outcome.metrics
-    rows = [
-        ("pairs in", f"{counts['input']}"),
-        ("pairs written", " + ".join(f"{n} {name}" for name, n in counts["splits"].items())),
-        ("pairs rejected", f"{counts['rejected']}"),
-        *((f"  {reason}", f"{n}") for reason, n in counts["rejected_by_reason"].items()),
-        ("steps", f"{training['steps']} of {training['global_batch_size']} pairs"),
-        ("images per second", _rate(training)),
-        ("zero-shot accuracy, seen", _percent(metrics, "zero_shot_accuracy/scenes")),
-        ("zero-shot accuracy, held out", _percent(metrics, "zero_shot_accuracy/scenes-heldout")),
-        ("  chance", _percent(metrics, "zero_shot_chance")),
-        ("image to text recall@1", _percent(metrics, "image_to_text_recall@1")),
-        ("  chance", _percent(metrics, "image_to_text_chance@1")),
-        ("text to image recall@1", _percent(metrics, "text_to_image_recall@1")),
-        ("  chance", _percent(metrics, "text_to_image_chance@1")),
-        ("verdict", "blessed" if outcome.verdict.get("blessed") else "not blessed"),
-        ("published version", outcome.published.get("path", "none")),
-        ("contact sheet", str(sheet) if sheet is not None else "none"),
-        *((f"seconds: {name}", f"{spent:.1f}") for name, spent in seconds.items()),
-    ]
-    width = max(len(name) for name, _ in rows)
-    line = "-" * (width + 34)
-    return "\n".join(["", line, *(f"{name:<{width}}  {value}" for name, value in rows), line])
-
-
-def _rate(training: dict[str, float]) -> str:
-    wait = f"{training['data_wait_fraction']:.0%} of the time waiting for data"
-    return f"{training['images_per_second']:.0f} ({wait})"
-
-
-def _percent(metrics: dict[str, float], name: str) -> str:
-    value = metrics.get(name, float("nan"))
-    return "not measured" if np.isnan(value) else f"{value:.1%}"

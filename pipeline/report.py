@@ -107,6 +107,50 @@ def read_report(metadata_path: str) -> RunReport:
     )
 
 
+def rows(outcome: RunReport) -> list[tuple[str, str]]:
+    """Returns the summary of a run, a name and a value a line."""
+    counts, training, metrics = outcome.counts, outcome.training, outcome.metrics
+    splits = " + ".join(f"{count} {name}" for name, count in counts["splits"].items())
+    wait = f"{training['data_wait_fraction']:.0%} of the time waiting for data"
+    found = [
+        ("pairs in", str(counts["input"])),
+        ("pairs written", splits),
+        ("pairs rejected", str(counts["rejected"])),
+        *((f"  {reason}", str(n)) for reason, n in counts["rejected_by_reason"].items()),
+        ("steps", f"{training['steps']} of {training['global_batch_size']} pairs"),
+        ("images per second", f"{training['images_per_second']:.0f} ({wait})"),
+    ]
+    by_source = sorted(name for name in metrics if name.startswith("zero_shot_accuracy/"))
+    for name in by_source:
+        source = name.split("/", 1)[1]
+        found.append((f"zero-shot accuracy, {source}", f"{metrics[name]:.1%}"))
+    if by_source:
+        found.append(("  chance", f"{metrics['zero_shot_chance']:.1%}"))
+    for direction in ("image_to_text", "text_to_image"):
+        for k in (1, 10):
+            value = metrics[f"{direction}_recall@{k}"]
+            chance = metrics[f"{direction}_chance@{k}"]
+            name = f"{direction.replace('_', ' ')} recall@{k}"
+            found.append((name, f"{value:.1%} (chance {chance:.1%})"))
+    blessed = outcome.verdict.get("blessed")
+    return [
+        *found,
+        ("verdict", "blessed" if blessed else "not blessed"),
+        ("published version", outcome.published.get("path", "none")),
+        *(
+            (f"seconds: {node.name} ({node.state})", f"{node.seconds:.1f}")
+            for node in outcome.nodes
+        ),
+    ]
+
+
+def table(lines: list[tuple[str, str]]) -> str:
+    """Returns names and values as two aligned columns between rules."""
+    width = max(len(name) for name, _ in lines)
+    rule = "-" * (width + 34)
+    return "\n".join(["", rule, *(f"{name:<{width}}  {value}" for name, value in lines), rule])
+
+
 def _store(metadata_path: str) -> metadata_store.MetadataStore:
     config = metadata_store_pb2.ConnectionConfig()
     config.sqlite.filename_uri = metadata_path

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sigline.pipeline import build, report
@@ -49,8 +49,9 @@ def main(load: Callable[[], Environment], dag_runner: Any = None) -> int:
     return EXIT_OK if outcome is None else print_outcome(outcome)
 
 
-def print_outcome(outcome: report.RunReport) -> int:
-    """Prints the verdict and returns the exit code."""
+def print_outcome(outcome: report.RunReport, extra_rows: Sequence[tuple[str, str]] = ()) -> int:
+    """Prints the summary and the verdict and returns the exit code."""
+    print(report.table([*report.rows(outcome), *extra_rows]), flush=True)
     if outcome.released:
         state = "published as" if outcome.published["copied"] else "published before as"
         print(f"Blessed; {state} {outcome.published['path']}")

@@ -45,11 +45,21 @@ def tree_digest(root: str | Path) -> str:
     return json_digest(tree_files(root))
 
 
-def source_digest(folders: Iterable[str | Path]) -> str:
-    """Returns the digest of all source files (`.py`, `.pbtxt`) below the given folders."""
-    found = {}
-    for folder in sorted(Path(item) for item in folders):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in {".py", ".pbtxt"} and path.is_file():
-                found[f"{folder.name}/{path.relative_to(folder).as_posix()}"] = file_digest(path)
+def source_digest(root: str | Path, names: Iterable[str]) -> str:
+    """Returns the digest of source files (`.py`, `.pbtxt`).
+
+    Args:
+        root: The folder that the names are relative to.
+        names: Files, or folders whose source files count at any depth.
+
+    Raises:
+        ValueError: If a name leads to no source file.
+    """
+    root, found = Path(root), {}
+    for name in names:
+        paths = [root / name] if (root / name).is_file() else (root / name).rglob("*")
+        sources = [path for path in paths if path.suffix in {".py", ".pbtxt"}]
+        if not sources:
+            raise ValueError(f"names must lead to source files. Received: {name!r} below {root}")
+        found |= {path.relative_to(root).as_posix(): file_digest(path) for path in sources}
     return json_digest(found)
