@@ -9,28 +9,28 @@ import sigline.quiet
 
 sigline.quiet.import_tfx()
 
-from tfx.components import ExampleValidator, StatisticsGen  # noqa: E402
-from tfx.dsl.components.common import resolver  # noqa: E402
-from tfx.orchestration import metadata  # noqa: E402
-from tfx.orchestration import pipeline as tfx_pipeline  # noqa: E402
-from tfx.types.channel import Channel  # noqa: E402
-from tfx.types.standard_artifacts import Model, ModelBlessing  # noqa: E402
+from tfx.components import ExampleValidator, StatisticsGen
+from tfx.dsl.components.common import resolver
+from tfx.orchestration import metadata
+from tfx.orchestration import pipeline as tfx_pipeline
+from tfx.types.channel import Channel
+from tfx.types.standard_artifacts import Model, ModelBlessing
 
-from tensorflow_data_validation import StatsOptions  # noqa: E402  # isort: skip  # After tfx.
+from tensorflow_data_validation import StatsOptions  # isort: skip  # After tfx.
 
-from sigline.components.evaluate.component import EvaluateModel  # noqa: E402
-from sigline.components.ingest import component as ingest  # noqa: E402
-from sigline.components.ingest import transforms as ingest_transforms  # noqa: E402
-from sigline.components.publish.component import PublishModel  # noqa: E402
-from sigline.components.validate import gate as data_gate  # noqa: E402
-from sigline.components.validate.component import CheckData, ProvideSchema  # noqa: E402
-from sigline.components.vocabulary.component import TrainVocabulary  # noqa: E402
-from sigline.pipeline import baseline  # noqa: E402
-from sigline.pipeline.environment import Environment  # noqa: E402
-from sigline.pipeline.tfx_infra import CheckServing  # noqa: E402
-from sigline.pipeline.tfx_trainer import TrainModel  # noqa: E402
-from sigline.schemas import digests, record  # noqa: E402
-from sigline.trainer import config as trainer_config  # noqa: E402
+from sigline.components.evaluate.component import EvaluateModel
+from sigline.components.ingest import transforms as ingest_transforms
+from sigline.components.ingest.component import IngestExamples, config_from_json
+from sigline.components.publish.component import PublishModel
+from sigline.components.validate import gate as data_gate
+from sigline.components.validate.component import CheckData, ProvideSchema
+from sigline.components.vocabulary.component import TrainVocabulary
+from sigline.pipeline import baseline
+from sigline.pipeline.environment import Environment
+from sigline.pipeline.tfx_infra import CheckServing
+from sigline.pipeline.tfx_trainer import TrainModel
+from sigline.schemas import digests, record
+from sigline.trainer import config as trainer_config
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ValueError: If the environment, the recipe or an override is wrong.
     """
     ingest_config = json.dumps(environment.ingest, sort_keys=True)
-    ingest.config_from_json(ingest_config)
+    config_from_json(ingest_config)
     data_gate.DataGate(**environment.data_gate)
     config = trainer_config.override(
         trainer_config.load_recipe(environment.recipe), environment.overrides
@@ -141,9 +141,6 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ),
         beam_pipeline_args=list(environment.beam_args),
     )
-
-
-IngestExamples = ingest.IngestExamples
 
 
 def _input_digest(base: str) -> str:

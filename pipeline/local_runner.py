@@ -9,7 +9,7 @@ import sys
 # Run as a script, this folder would come first on the path and its modules shadow others.
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != os.path.dirname(__file__)]
 
-from sigline.pipeline import environment, run  # noqa: E402
+from sigline.pipeline import environment, run
 
 
 def main() -> None:

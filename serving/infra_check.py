@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sigline.schemas import signatures
-from sigline.serving.client import Client
+from sigline.serving.client import Client, RequestError
 
 _NORM_TOLERANCE = 1e-3
 _READY_PREFIX = "Serving "
@@ -118,7 +118,10 @@ def _exercise(address: str, images: Sequence[bytes], texts: Sequence[str]) -> li
 
     def _timed(signature: str, inputs: dict) -> dict[str, np.ndarray]:
         start = time.perf_counter()
-        answer = client.predict(signature, inputs)
+        try:
+            answer = client.predict(signature, inputs)
+        except RequestError as error:
+            raise InfraError(f"{signature} does not answer: {error}") from error
         latencies.append(time.perf_counter() - start)
         return answer
 

@@ -100,6 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
+    from sigline.schemas import digests
     from sigline.schemas.labels import LabelSet
     from sigline.trainer import config as trainer_config
     from sigline.trainer import data, export, loop
@@ -127,7 +128,12 @@ def _train(arguments: argparse.Namespace) -> int:
         config=config,
         vocabulary=vocabulary,
         labels=labels,
-        provenance={"data_digest": data.data_digest(arguments.data)},
+        provenance={
+            "data_digest": data.data_digest(arguments.data),
+            "code_digest": digests.source_digest(
+                Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
+            ),
+        },
     )
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0

@@ -51,11 +51,8 @@ def import_tfx() -> None:
     silence()
     with hidden_stderr():
         import tensorflow as tf
-        import tfx
-        import tfx.components
     tf.get_logger().setLevel("ERROR")
     _quiet_absl()
-    assert tfx
 
 
 def _quiet_absl() -> None:

@@ -240,6 +240,7 @@ def tiny(config: TrainConfig) -> TrainConfig:
         image=image,
         text=text,
         steps=4,
+        jit_compile=None,
         global_batch_size=8,
         checkpoint_steps=2,
         log_steps=1,

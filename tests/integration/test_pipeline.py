@@ -114,6 +114,28 @@ def test_statistics_see_images_and_validation_finds_no_anomalies(first):
     assert json.loads(problems.read_text()) == []
 
 
+def test_tfx_honours_the_blessing(first, folder):
+    from tfx.components.pusher import executor as pusher
+    from tfx.dsl.input_resolution.strategies import latest_blessed_model_strategy as latest
+    from tfx.orchestration import metadata
+
+    config = metadata.sqlite_metadata_connection_config(str(folder / "root/metadata.sqlite"))
+    with metadata.Metadata(config) as handle:
+        (context,) = handle.store.get_contexts_by_type("pipeline")
+
+        def _artifacts(kind):
+            return handle.get_qualified_artifacts([context], kind)
+
+        models, blessings = _artifacts("Model"), _artifacts("ModelBlessing")
+        infra = _artifacts("InfraBlessing")
+    found = latest.LatestBlessedModelStrategy().resolve_artifacts(
+        None, {"model": models, "model_blessing": blessings}
+    )
+    assert [model.uri for model in found["model"]] == [models[0].uri]
+    inputs = {"model_blessing": blessings, "infra_blessing": infra}
+    assert pusher.Executor().CheckBlessing(inputs)
+
+
 def test_unchanged_rerun_is_answered_from_the_cache(first, folder, run):
     again = run.run(environments.load(folder / "environment.yaml"))
     states = _states(again)
