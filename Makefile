@@ -26,6 +26,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ingest.py
 
 $(READY): pyproject.toml uv.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --locked --inexact $(EXTRAS)
@@ -37,4 +39,4 @@ $(TYPING):
 	ln -sf $(wildcard $(CURDIR)/sigline/*.py) $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

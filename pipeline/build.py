@@ -1,6 +1,7 @@
 """Wires the components into a pipeline; wiring only."""
 
 import dataclasses
+import importlib.metadata
 import json
 import uuid
 from pathlib import Path
@@ -33,6 +34,16 @@ from sigline.schemas import digests, record
 from sigline.trainer import config as trainer_config
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_LIBRARIES = (
+    "apache-beam",
+    "keras",
+    "numpy",
+    "pillow",
+    "sentencepiece",
+    "tensorflow",
+    "tensorflow-serving-api",
+    "tensorflow-text",
+)
 
 
 def build(environment: Environment) -> tfx_pipeline.Pipeline:
@@ -153,4 +164,6 @@ def _input_digest(base: str) -> str:
 
 
 def _code_digest(*names: str) -> str:
-    return digests.source_digest(_PACKAGE, names)
+    """Returns the digest of source files and of the versions of what they compute with."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return digests.json_digest([digests.source_digest(_PACKAGE, names), versions])

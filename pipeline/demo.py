@@ -58,8 +58,16 @@ def run(output: Path, *, shuffle_captions: bool = False) -> int:
         input_base=str(data),
         serving_dir=str(output / "serving"),
     )
+    return pipeline_run.guarded(lambda: _run_and_ask(environment, seconds, started))
+
+
+def _run_and_ask(
+    environment: environments.Environment, seconds: dict[str, float], started: float
+) -> int:
+    from sigline.pipeline import run as pipeline_run
+
     outcome = pipeline_run.run(environment)
-    assert outcome is not None
+    assert outcome is not None  # Only TFX's command line compiles without running.
     extra = []
     if outcome.released:
         asked = time.monotonic()
@@ -145,8 +153,7 @@ def _contact_sheet(
         matches, _ = client.search(query, list(paths), top=_TOP)
         for column, match in enumerate(matches):
             item = paths[match.path]
-            words = set(query.split())
-            agrees = any(words <= set(caption.split()) for caption in item.text)
+            agrees = any(query.removeprefix("a ") in caption for caption in item.text)
             image = Image.open(io.BytesIO(item.image)).convert("RGB").resize((_TILE, _TILE))
             left, upper = 8 + column * (_TILE + 8), top + _FONT_SIZE + 6
             frame = "#2a9d50" if agrees else "#d62828"

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 VARIABLE = "SIGLINE_ENVIRONMENT"
+# Not DirectRunner, Beam's default, which first tries to download another runner.
+_RUNNER = "--runner=FnApiRunner"
 PACKAGED = Path(__file__).parent / "environments"
 
 
@@ -25,7 +27,7 @@ class Environment:
         serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
         ingest: Fields of `IngestConfig`.
         data_gate: Fields of `DataGate`.
-        beam_args: Arguments of the Beam runner.
+        beam_args: Arguments of the Beam runner; the local one where none is named.
     """
 
     pipeline_name: str
@@ -36,12 +38,13 @@ class Environment:
     serving_dir: str = ""
     ingest: dict[str, Any] = field(default_factory=dict)
     data_gate: dict[str, Any] = field(default_factory=dict)
-    # DirectRunner, Beam's default, first tries to download another runner.
-    beam_args: tuple[str, ...] = ("--runner=FnApiRunner",)
+    beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.serving_dir:
             object.__setattr__(self, "serving_dir", os.path.join(self.root, "serving"))
+        if not any(argument.startswith("--runner") for argument in self.beam_args):
+            object.__setattr__(self, "beam_args", (_RUNNER, *self.beam_args))
         for name in ("root", "input_base", "serving_dir"):
             path = os.path.abspath(os.path.expanduser(os.path.expandvars(getattr(self, name))))
             object.__setattr__(self, name, path)

@@ -159,7 +159,7 @@ def _store(metadata_path: str) -> metadata_store.MetadataStore:
 
 def _node(store: metadata_store.MetadataStore, execution) -> NodeRun:
     contexts = store.get_contexts_by_execution(execution.id)
-    name = next(item.name for item in contexts if item.type == "node").split(".", 1)[-1]
+    name = next(item.name for item in contexts if item.type == "node").rsplit(".", 1)[-1]
     outputs, properties = {}, {}
     events = store.get_events_by_execution_ids([execution.id])
     output_types = (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INTERNAL_OUTPUT)

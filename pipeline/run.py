@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sigline.components.validate.component import DataGateError
 from sigline.pipeline import build, report
 from sigline.pipeline.environment import Environment
 
@@ -34,19 +35,32 @@ def run(environment: Environment, dag_runner: Any = None) -> report.RunReport | 
 
 
 def main(load: Callable[[], Environment], dag_runner: Any = None) -> int:
-    """Runs, prints the verdict and returns the exit code.
+    """Runs, prints the summary and the verdict and returns the exit code.
 
     0: published (or published before); 1: refused by a gate; 2: the pipeline failed.
     """
-    try:
+
+    def _run() -> int:
         outcome = run(load(), dag_runner)
-    except Exception as error:  # The border to the user: one message, and a failing exit code.
+        return EXIT_OK if outcome is None else print_outcome(outcome)
+
+    return guarded(_run)
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Returns what `work` returns; an exception becomes one message and a failing exit code."""
+    try:
+        return work()
+    except Exception as error:  # The border to the user.
         if os.environ.get("SIGLINE_TRACEBACK"):
             raise
-        print(f"The pipeline failed: {_root_message(error)}", file=sys.stderr)
+        refusal = _find(error, DataGateError)
+        if refusal is not None:
+            print(refusal, file=sys.stderr)
+            return EXIT_NOT_BLESSED
+        print(f"The pipeline failed: {_message(error)}", file=sys.stderr)
         print("Set SIGLINE_TRACEBACK=1 for the traceback.", file=sys.stderr)
         return EXIT_FAILED
-    return EXIT_OK if outcome is None else print_outcome(outcome)
 
 
 def print_outcome(outcome: report.RunReport, extra_rows: Sequence[tuple[str, str]] = ()) -> int:
@@ -62,7 +76,16 @@ def print_outcome(outcome: report.RunReport, extra_rows: Sequence[tuple[str, str
     return EXIT_NOT_BLESSED
 
 
-def _root_message(error: BaseException) -> str:
-    while error.__cause__ is not None or error.__context__ is not None:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]  # One is not None.
-    return str(error) or type(error).__name__
+def _find(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """Returns the first exception of a type along the chain of causes."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _message(error: BaseException) -> str:
+    """Returns the message of an exception; Beam's hold a traceback, whose last line counts."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if any("Traceback (most recent call last)" in line for line in lines):
+        return lines[-1]
+    return "\n".join(lines)

@@ -45,8 +45,9 @@ def CheckServing(
                 [item.text[0] for item in records],
             )
             blessed = True
-        except Exception as error:  # Whatever fails, the candidate is not fit to serve.
-            outcome, blessed = {"error": f"{type(error).__name__}: {error}"}, False
+        except infra_check.InfraError as error:
+            # Only what is wrong with the model: a refusal is cached, a busy machine passes.
+            outcome, blessed = {"error": str(error)}, False
     with open(os.path.join(blessing.uri, artifacts.INFRA_REPORT_FILE), "w") as handle:
         json.dump(outcome, handle, indent=1)
     blessing.set_int_custom_property(artifacts.BLESSED_PROPERTY, int(blessed))

@@ -39,7 +39,7 @@ def verify(path: str | Path) -> str | None:
         return None
     try:
         recorded = json.loads(manifest.read_text())
-    except json.JSONDecodeError:
+    except ValueError:
         return None
     return recorded.get("digest") if recorded.get("files") == content(path) else None
 

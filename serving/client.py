@@ -19,7 +19,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class RequestError(RuntimeError):
-    """The server refused a request or could not be reached."""
+    """The server refused a request or could not be reached.
+
+    Attributes:
+        code: Name of the gRPC status, such as `INVALID_ARGUMENT`.
+    """
+
+    def __init__(self, message: str, code: str):
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,8 @@ class Client:
             response = self._stub.Predict(request, timeout=self._timeout_seconds)
         except grpc.RpcError as error:
             code, details = error.code(), error.details()  # type: ignore[attr-defined]  # grpc.Call
-            raise RequestError(f"{self._target} answered {code.name}: {details}") from error
+            message = f"{self._target} answered {code.name}: {details}"
+            raise RequestError(message, code.name) from error
         return {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:

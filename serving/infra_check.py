@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, NoReturn
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from sigline.serving.client import Client, RequestError
 _NORM_TOLERANCE = 1e-3
 _READY_PREFIX = "Serving "
 _START_SECONDS = 300.0
+_REQUEST_SECONDS = 120.0
+# What a busy machine answers says nothing about the model.
+_TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
 
 
 class InfraError(RuntimeError):
@@ -38,17 +42,16 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
         InfraError: If the server does not come up; the message has what it printed.
     """
     command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(base_path)]
-    command += ["--port", "0", "--model-name", model_name]
+    # The pipe to its standard input ends with this process, and the server with the pipe.
+    command += ["--port", "0", "--model-name", model_name, "--until-stdin-closes"]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
         )
         try:
             line = _ready_line(process)
             if line is None:
-                errors.seek(0)
-                output = errors.read().decode(errors="replace").strip()
-                raise InfraError(f"the server did not start: {output[-2000:]}")
+                _raise_start_error(process, errors)
             yield line.split()[-1]
         finally:
             process.terminate()
@@ -57,6 +60,18 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _raise_start_error(process: subprocess.Popen, errors: IO[bytes]) -> NoReturn:
+    try:
+        code = process.wait(5)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"the server was not ready after {_START_SECONDS} seconds") from None
+    errors.seek(0)
+    output = errors.read().decode(errors="replace").strip()[-2000:]
+    if code < 0:
+        raise RuntimeError(f"the server was killed by signal {-code}: {output}")
+    raise InfraError(f"the server did not start: {output}")
 
 
 def _ready_line(process: subprocess.Popen) -> str | None:
@@ -87,7 +102,8 @@ def check_serving(
         Figures for the report: requests sent and their median latency in milliseconds.
 
     Raises:
-        InfraError: If the model does not load, a request fails or an answer is wrong.
+        InfraError: If the model does not load, a request is refused or an answer is wrong.
+        Exception: Anything else, such as a time-out, says nothing about the model: try again.
     """
     loader = subprocess.Popen(
         [sys.executable, "-m", "sigline.serving.loader_check", str(model_dir)],
@@ -103,6 +119,8 @@ def check_serving(
         output, errors = loader.communicate(timeout=_START_SECONDS)
     finally:
         loader.kill()
+    if loader.returncode < 0:
+        raise RuntimeError(f"the loader was killed by signal {-loader.returncode}")
     if loader.returncode:
         lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
         raise InfraError(f"TF Serving's loader refuses the model: {lines[-1]}")
@@ -114,13 +132,15 @@ def check_serving(
 
 
 def _exercise(address: str, images: Sequence[bytes], texts: Sequence[str]) -> list[float]:
-    client, latencies = Client(address), []
+    client, latencies = Client(address, timeout_seconds=_REQUEST_SECONDS), []
 
     def _timed(signature: str, inputs: dict) -> dict[str, np.ndarray]:
         start = time.perf_counter()
         try:
             answer = client.predict(signature, inputs)
         except RequestError as error:
+            if error.code in _TRANSIENT:
+                raise
             raise InfraError(f"{signature} does not answer: {error}") from error
         latencies.append(time.perf_counter() - start)
         return answer

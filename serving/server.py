@@ -5,6 +5,7 @@ status codes of TF Serving, so that one client and one test work against both. I
 version that stands in the folder when it starts.
 """
 
+import math
 from concurrent import futures
 from pathlib import Path
 
@@ -117,7 +118,7 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         except UnknownSignature:
             message = f'Serving signature key "{signature}" not found.'
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
-        except (InvalidRequest, ValueError) as error:
+        except (InvalidRequest, ValueError, TypeError) as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(error))
         except tf.errors.OpError as error:
             context.abort(_GRPC_CODES[error.error_code], _message(error))
@@ -193,6 +194,10 @@ def _to_array(proto) -> np.ndarray:
         array = np.empty(len(proto.string_val), object)
         array[:] = list(proto.string_val)
         return array.reshape(shape)
+    # A single value may stand for all: the size that is claimed is bounded before it is filled.
+    size = math.prod(dim.size for dim in proto.tensor_shape.dim) * tf.as_dtype(proto.dtype).size
+    if not 0 <= size <= MAX_MESSAGE_BYTES:
+        raise ValueError(f"a tensor of {size} bytes is over the limit of {MAX_MESSAGE_BYTES}")
     return tf.make_ndarray(proto)
 
 

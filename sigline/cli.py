@@ -1,6 +1,9 @@
 """The `sigline` command. Heavy libraries are imported by the commands that need them."""
 
 import argparse
+import hashlib
+import json
+import os
 import signal
 import sys
 import threading
@@ -15,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"sigline: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -55,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8500, help="0 takes a free one")
     serve.add_argument("--model-name", default="sigline")
+    serve.add_argument(
+        "--until-stdin-closes", action="store_true", help="stop when standard input ends"
+    )
     serve.set_defaults(run=_serve)
 
     ask = commands.add_parser("ask", help="compare an image with texts, or search images by text")
@@ -114,7 +120,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if model_dir.exists():
         raise ValueError(f"output holds a finished model already. Received: {model_dir}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    _claim(arguments.output, config)
+    data_digest = data.data_digest(arguments.data)
+    vocabulary_digest = hashlib.sha256(vocabulary).hexdigest()
+    _claim(arguments.output, [config.to_json(), data_digest, vocabulary_digest])
     result = loop.train(
         config,
         split_dir=arguments.data,
@@ -129,7 +137,7 @@ def _train(arguments: argparse.Namespace) -> int:
         vocabulary=vocabulary,
         labels=labels,
         provenance={
-            "data_digest": data.data_digest(arguments.data),
+            "data_digest": data_digest,
             "code_digest": digests.source_digest(
                 Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
             ),
@@ -139,15 +147,18 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _claim(output: Path, config) -> None:
-    """Writes the configuration beside the checkpoints; refuses those of another configuration."""
-    path = output / "config.json"
-    if path.exists() and path.read_text() != config.to_json():
+def _claim(output: Path, identity: list[str]) -> None:
+    """Writes beside the checkpoints what they belong to; refuses those of another run."""
+    path, text = output / "run.json", json.dumps(identity)
+    if not path.exists():
+        scratch = output / ".tmp-run.json"
+        scratch.write_text(text)
+        scratch.replace(path)
+    elif path.read_text() != text:
         raise ValueError(
-            "output holds a run with another configuration; choose another folder. "
-            f"Received: output={output}"
+            "output holds a run with another configuration, data or vocabulary; choose another "
+            f"folder. Received: output={output}"
         )
-    path.write_text(config.to_json())
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -163,12 +174,21 @@ def _serve(arguments: argparse.Namespace) -> int:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    if arguments.until_stdin_closes:
+        threading.Thread(target=_set_when_stdin_closes, args=(stopped,), daemon=True).start()
     server.start()
     version = server.model.version
     print(f"Serving version {version} of {arguments.model_name} on {server.address}", flush=True)
     stopped.wait()
     server.stop()
     return 0
+
+
+def _set_when_stdin_closes(stopped: threading.Event) -> None:
+    # The bare descriptor: a thread that waits in `sys.stdin` would block the interpreter's end.
+    while os.read(0, 1024):
+        continue
+    stopped.set()
 
 
 def _ask(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Keeps TensorFlow, TFX and Beam from writing walls of warnings that a user cannot act on."""
 
 import contextlib
+import importlib
 import logging
 import os
 import warnings
@@ -50,9 +51,9 @@ def import_tfx() -> None:
     """
     silence()
     with hidden_stderr():
-        import tensorflow as tf
-    tf.get_logger().setLevel("ERROR")
-    _quiet_absl()
+        importlib.import_module("tfx.components")
+        importlib.import_module("tensorflow_data_validation")
+    import_tensorflow()
 
 
 def _quiet_absl() -> None:

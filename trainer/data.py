@@ -16,9 +16,15 @@ def shard_files(split_dir: str | Path) -> list[str]:
     """Returns the TFRecord shards of a split, sorted.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or they are not those that ingest's manifest names.
     """
     files = sorted(str(path) for path in Path(split_dir).glob("*.gz"))
+    manifest = _manifest(split_dir)
+    if manifest is not None and {Path(file).name for file in files} != set(manifest["shards"]):
+        raise ValueError(
+            f"split_dir must hold the {len(manifest['shards'])} shards that the manifest beside it "
+            f"names; copy the data again. Received: split_dir={split_dir} with {len(files)} shards"
+        )
     if not files:
         raise ValueError(
             f"There are no TFRecord shards (*.gz) below split_dir. Received: split_dir={split_dir}"

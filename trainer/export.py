@@ -25,6 +25,7 @@ from sigline.trainer.config import TrainConfig
 from sigline.trainer.two_tower import TwoTower
 
 _TOP_CLASSES = 5
+_DECODES_IN_FLIGHT = 2
 
 
 class ServedModel(tf.Module):
@@ -99,7 +100,13 @@ class ServedModel(tf.Module):
     def _load(self, image_bytes):
         size = self._plain.config.image.size
         spec = tf.TensorSpec((size, size, 3), tf.uint8)
-        return tf.map_fn(self._load_one, image_bytes, fn_output_signature=spec)
+        return tf.map_fn(
+            self._load_one,
+            image_bytes,
+            fn_output_signature=spec,
+            # Each image in flight may be decoded to the largest size allowed.
+            parallel_iterations=_DECODES_IN_FLIGHT,
+        )
 
     def _load_valid(self, image_bytes):
         """Decodes what can be decoded: pixels with zeros for the rest, and which are valid."""
@@ -107,7 +114,7 @@ class ServedModel(tf.Module):
         count = tf.shape(image_bytes)[0]
         good = (
             tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
-            .map(lambda i, item: (i, self._load_one(item)), num_parallel_calls=2)
+            .map(lambda i, item: (i, self._load_one(item)), num_parallel_calls=_DECODES_IN_FLIGHT)
             .ignore_errors()
         )
         # A sentinel behind the last row, so that the set is never empty.

@@ -245,9 +245,10 @@ class _Meter:
 
 def _log(number: int, scalars, meter: _Meter, writer, bar) -> float:
     values = {name: float(value) for name, value in scalars.items()}
-    if not math.isfinite(values["loss"]):
+    broken = {n: values[n] for n in ("loss", "gradient_norm") if not math.isfinite(values[n])}
+    if broken:
         raise RuntimeError(
-            f"The loss is no longer finite. Received: loss={values['loss']} at step {number}. "
+            f"The run is no longer finite. Received: {broken} at step {number}. "
             "Lower optimizer.learning_rate or raise optimizer.warmup_steps; the last checkpoint "
             "is from before this step."
         )

@@ -32,7 +32,8 @@ def recall_at_k(
     """Returns the share of queries with a positive among the k best of the gallery.
 
     A query hits if any of its positives does. Ties count against the model: an entry that scores as
-    high as the positive ranks before it, so a collapsed model has recall 0 and not 1.
+    high as the positive ranks before it, so a collapsed model has recall 0 and not 1, and so does
+    one whose embeddings are NaN.
 
     Args:
         queries: Unit embeddings, shape `(queries, dim)`.
@@ -48,8 +49,9 @@ def recall_at_k(
         scores = queries[start : start + _CHUNK] @ gallery.T
         for row, wanted in enumerate(positives[start : start + _CHUNK]):
             best = scores[row, wanted].max()
-            others = np.count_nonzero(scores[row] >= best)
-            others -= np.count_nonzero(scores[row, wanted] >= best)
+            # Not "at least as high" but "not lower": NaN, too, counts against the model.
+            others = np.count_nonzero(~(scores[row] < best))
+            others -= np.count_nonzero(~(scores[row, wanted] < best))
             ranks[start + row] = others
     return {k: float(np.mean(ranks < k)) if len(queries) else float("nan") for k in ks}
 

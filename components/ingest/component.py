@@ -1,5 +1,6 @@
 """The ingest component."""
 
+import dataclasses
 import json
 
 import apache_beam as beam
@@ -42,8 +43,19 @@ def IngestExamples(
 
 
 def config_from_json(text: str) -> rules.IngestConfig:
-    """Reads an `IngestConfig` from the JSON of its fields."""
+    """Reads an `IngestConfig` from the JSON of its fields.
+
+    Raises:
+        ValueError: If a field is unknown or a value is of a wrong type or out of range.
+    """
     data = json.loads(text)
-    limits = images.ImageLimits(**data.pop("limits", {}))
-    sources = tuple(data.pop("eval_sources", ()))
-    return rules.IngestConfig(eval_sources=sources, limits=limits, **data)
+    sources = data.pop("eval_sources", [])
+    if not isinstance(sources, list):
+        raise ValueError(f"eval_sources must be a list. Received: eval_sources={sources!r}")
+    try:
+        limits = images.ImageLimits(**data.pop("limits", {}))
+        return rules.IngestConfig(eval_sources=tuple(sources), limits=limits, **data)
+    except TypeError as error:
+        known = [item.name for item in dataclasses.fields(rules.IngestConfig)]
+        message = f"ingest has a wrong key or value: {error}. Known keys: {', '.join(known)}"
+        raise ValueError(message) from error

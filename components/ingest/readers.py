@@ -47,26 +47,26 @@ class WebDatasetReader:
         samples before the damage are good all the same.
         """
         source = source_name(shard)
-        key, parts, reading = "", {}, False
+        key, parts, started, reading = "", {}, False, False
         try:
             with tarfile.open(fileobj=handle, mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    # The archive would otherwise keep every header it has seen.
-                    archive.members = []  # type: ignore[attr-defined]  # typeshed hides the list
+                for member in _members(archive):
                     name, suffix = _split_name(member.name)
                     if not member.isreg() or not suffix:
                         continue
-                    if parts and name != key:
+                    part = _part_name(suffix)
+                    # A second image, say, under one name belongs to another sample.
+                    if started and (name != key or part in parts):
                         yield rules.RawPair(key=key, source=source, shard=shard, **parts)
                         parts = {}
-                    key, reading = name, True
-                    parts |= _part(archive, member, suffix, max_image_bytes)
+                    key, started, reading = name, True, True
+                    parts |= _part(archive, member, part, max_image_bytes)
                     reading = False
                 _check_end_mark(handle, archive.offset)
             problem = None
         except (tarfile.TarError, EOFError, OSError) as error:
             problem = (rules.DAMAGED_ARCHIVE, f"the rest of the file is unreadable: {error}")
-        if parts and not reading:
+        if started and not reading:
             yield rules.RawPair(key=key, source=source, shard=shard, **parts)
         if problem is not None:
             key = key if reading else ""
@@ -109,20 +109,40 @@ def _split_name(name: str) -> tuple[str, str]:
     return posixpath.join(folder, stem), suffix.lower()
 
 
-def _part(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, max_image_bytes: int):
-    """Returns the fields of a pair that a member fills; unknown suffixes fill none."""
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yields the members in order; a header that leads nowhere is damage, not an endless loop."""
+    last = -1
+    while (member := archive.next()) is not None:
+        # The archive would otherwise keep every header it has seen.
+        archive.members = []  # type: ignore[attr-defined]  # typeshed hides the list
+        if member.size < 0 or member.offset <= last:
+            raise tarfile.ReadError(f"the header at byte {member.offset} has size {member.size}")
+        last = member.offset
+        yield member
+
+
+def _part_name(suffix: str) -> str | None:
+    """Returns the field of a pair that a member with this suffix fills."""
     if suffix in _IMAGE_SUFFIXES:
+        return "image"
+    return {_TEXT_SUFFIX: "text", _METADATA_SUFFIX: "metadata"}.get(suffix)
+
+
+def _part(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, part: str | None, max_image_bytes: int
+) -> dict[str, Any]:
+    """Returns the fields of a pair that a member fills; unknown suffixes fill none."""
+    if part is None:
+        return {}
+    if part == "image":
         if member.size > max_image_bytes:
             problem = f"{member.size} bytes, the limit is {max_image_bytes}"
             return {"problem": (rules.images.TOO_MANY_BYTES, problem)}
         return {"image": _read(archive, member), "locator": (member.offset_data, member.size)}
-    field = {_TEXT_SUFFIX: "text", _METADATA_SUFFIX: "metadata"}.get(suffix)
-    if field is None:
-        return {}
     if member.size > _MAX_SIDE_BYTES:
         problem = f"{member.name} has {member.size} bytes, the limit is {_MAX_SIDE_BYTES}"
         return {"problem": (rules.INVALID_METADATA, problem)}
-    return {field: _read(archive, member)}
+    return {part: _read(archive, member)}
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -107,7 +107,8 @@ class Rejection:
 
     def to_json(self) -> str:
         """Returns one line of the `rejected` output."""
-        return json.dumps(self.__dict__, sort_keys=True, ensure_ascii=False)
+        # Keys may hold what is no Unicode; JSON escapes keep it.
+        return json.dumps(self.__dict__, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class _PairError(Exception):
 def _row(pair: RawPair, limits: images.ImageLimits) -> Row:
     if pair.problem is not None:
         raise _PairError(*pair.problem)
+    _check_unicode(pair.key, "the key")
     if pair.image is None:
         raise _PairError(MISSING_IMAGE, "the sample has no image file")
     metadata = _metadata(pair)
@@ -185,6 +187,8 @@ def _row(pair: RawPair, limits: images.ImageLimits) -> Row:
         )
     for name in ("caption", "captions", "key", "status"):
         metadata.pop(name, None)
+    meta = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    _check_unicode(meta, "the metadata")
     return Row(
         key=pair.key or image.sha256.hex(),
         source=pair.source,
@@ -198,9 +202,17 @@ def _row(pair: RawPair, limits: images.ImageLimits) -> Row:
         image_phash=image.phash,
         thumbnail=image.thumbnail,
         label=tuple(label),
-        meta=json.dumps(metadata, sort_keys=True, ensure_ascii=False),
+        meta=meta,
         transcoded=image.stored is not pair.image,
     )
+
+
+def _check_unicode(text: str, name: str) -> None:
+    """Refuses lone surrogates, which JSON and file names may hold, but no UTF-8 text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _PairError(INVALID_UTF8, f"{name} holds half of a surrogate pair") from None
 
 
 def _decode_text(data: bytes, name: str) -> str:
@@ -215,7 +227,7 @@ def _metadata(pair: RawPair) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(_decode_text(pair.metadata, "metadata"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # Also for integers too long to convert.
         raise _PairError(INVALID_METADATA, f"metadata is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise _PairError(INVALID_METADATA, "metadata is no JSON object")
@@ -234,9 +246,8 @@ def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
             raise _PairError(
                 INVALID_METADATA, f"a caption must be a text, not {type(text).__name__}"
             )
-        # A lone surrogate is valid JSON, but no text.
-        if not text.isascii() and any(0xD800 <= ord(char) < 0xE000 for char in text):
-            raise _PairError(INVALID_UTF8, "a caption holds half of a surrogate pair")
+        _check_unicode(text, "a caption")
+        _check_unicode(language, "a language")
         text = normalize_text(text)
         if text and found.get(text, record.UNKNOWN_LANGUAGE) == record.UNKNOWN_LANGUAGE:
             found[text] = language

@@ -6,6 +6,7 @@ bounded by one output shard per worker, and the outcome depends neither on the r
 number of workers.
 """
 
+import hashlib
 import json
 import posixpath
 from collections import defaultdict
@@ -106,6 +107,7 @@ class Ingest(beam.PTransform):
                 AsDict(examined[_REJECTED] | "CountReasons" >> beam.combiners.Count.PerElement()),
                 self._examples_dir,
                 self._report_dir,
+                self._config.eval_sources,
             )
         )
 
@@ -227,12 +229,20 @@ class _WriteShard(beam.DoFn):
                 for row, image in zip(wanted, fetched, strict=True):
                     if row.transcoded:
                         image = images.check_image(image, self._config.limits).stored
+                    if hashlib.sha256(image).digest() != row.image_sha256:
+                        raise RuntimeError(f"{path} changed while it was read, at {row.key!r}.")
                     found[row.shard, row.locator] = image
         return found
 
 
 def _write_report(
-    _, written, read: list[int], reasons: dict[str, int], examples_dir: str, report_dir: str
+    _,
+    written,
+    read: list[int],
+    reasons: dict[str, int],
+    examples_dir: str,
+    report_dir: str,
+    eval_sources: tuple[str, ...],
 ) -> dict[str, Any]:
     splits: dict[str, dict[str, Any]] = {
         name: {"shards": {}, "sources": {}} for name in record.SPLITS
@@ -241,6 +251,12 @@ def _write_report(
         splits[split]["shards"][name] = shard
         for source, count in sources.items():
             splits[split]["sources"][source] = splits[split]["sources"].get(source, 0) + count
+    sources = {source for split in splits.values() for source in split["sources"]}
+    if missing := sorted(set(eval_sources) - sources):
+        raise ValueError(
+            f"eval_sources must name sources of the input. Received: {missing}, which no record "
+            f"has; the input has {sorted(sources)}"
+        )
     manifest = json.dumps({"splits": splits}, sort_keys=True, indent=1)
     write_file(posixpath.join(examples_dir, record.MANIFEST_FILE), manifest.encode())
     records = {
@@ -285,5 +301,9 @@ def _rename(source: str, target: str) -> None:
 
 
 def _make_folder(folder: str) -> None:
-    if not FileSystems.exists(folder):
+    try:
         FileSystems.mkdirs(folder)
+    except OSError:
+        # It exists, perhaps since another worker made it a moment ago.
+        if not FileSystems.exists(folder):
+            raise

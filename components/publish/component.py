@@ -1,5 +1,6 @@
 """The publishing component."""
 
+import os
 import shutil
 
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
@@ -33,9 +34,19 @@ def PublishModel(
     directory = path_utils.serving_model_path(model.uri)
     published = publishing.publish(directory, serving_dir)
     # Readers of PushedModel find the SavedModel at its URI, as after TFX's Pusher.
-    shutil.copytree(directory, pushed_model.uri, dirs_exist_ok=True)
+    # Links, where the file system has them, so that a rerun costs no space.
+    shutil.copytree(
+        published.path, pushed_model.uri, dirs_exist_ok=True, copy_function=_link_or_copy
+    )
     pushed_model.set_int_custom_property("pushed", 1)
     pushed_model.set_string_custom_property("pushed_destination", str(published.path))
     pushed_model.set_string_custom_property("pushed_version", str(published.version))
     pushed_model.set_string_custom_property("model_digest", published.digest)
     pushed_model.set_int_custom_property("copied", int(published.copied))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

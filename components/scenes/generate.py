@@ -93,6 +93,10 @@ def write_scenes(
         raise ValueError(f"count must be at least 20. Received: count={count}")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
+    for source in (TRAIN_SOURCE, HELD_OUT_SOURCE):
+        # Shards of an earlier call would mix with the new ones.
+        for stale in output.glob(f"{source}-[0-9]*"):
+            stale.unlink()
     num_held_out = round(count * _HELD_OUT_SHARE)
     num_train = count - num_held_out
     train = [_make_pair(seed, index, held_out=False) for index in range(num_train)]

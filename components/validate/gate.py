@@ -18,6 +18,13 @@ class DataGate:
     max_rejected_share: float = 0.1
     min_records: int = 10
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejected_share <= 1:
+            raise ValueError(
+                "max_rejected_share must be between 0 and 1. "
+                f"Received: max_rejected_share={self.max_rejected_share}"
+            )
+
 
 def data_problems(
     counts: dict[str, Any], anomalies: dict[str, dict[str, str]], gate: DataGate

@@ -15,6 +15,11 @@ def test_good_data_has_no_problems():
     assert data_problems(COUNTS, {"train": {}, "eval": {}}, DataGate()) == []
 
 
+def test_share_that_is_a_percentage_is_refused():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        DataGate(max_rejected_share=10)
+
+
 @pytest.mark.parametrize(
     ("changes", "anomalies", "gate", "sentence"),
     [

@@ -44,9 +44,29 @@ def test_same_name_in_two_folders_is_two_samples():
     assert [pair.key for pair in pairs] == ["x/a", "y/a"]
 
 
-def test_unknown_members_and_folders_are_passed_over():
+def test_unknown_members_of_a_sample_and_files_without_suffix_are_passed_over():
     pairs = _scan(_tar([("a.png", b"A"), ("a.txt", b"x"), ("a.cls", b"3"), ("README", b"hi")]))
     assert [pair.key for pair in pairs] == ["a"]
+
+
+def test_sample_of_unknown_members_only_is_not_lost():
+    pairs = _scan(_tar([("a.avif", b"A"), ("a.caption", b"x"), *GOOD[3:]]))
+    assert [(pair.key, pair.image) for pair in pairs] == [("a", None), ("b", b"B")]
+
+
+def test_samples_that_share_a_name_are_not_merged():
+    pairs = _scan(_tar([("a.png", b"1"), ("a.txt", b"x"), ("a.png", b"2"), ("a.txt", b"y")]))
+    assert [(pair.image, pair.text) for pair in pairs] == [(b"1", b"x"), (b"2", b"y")]
+
+
+def test_header_that_leads_nowhere_is_damage_and_no_endless_loop():
+    content = bytearray(_tar([("a.xyz", b"A" * 100), *GOOD[3:]]))
+    # A negative size in base 256, and the header's checksum to match.
+    content[124:136] = b"\xff" * 11 + b"\x00"
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    (*_, last) = _scan(bytes(content))
+    assert last.problem[0] == rules.DAMAGED_ARCHIVE
 
 
 def test_hostile_names_are_only_keys():

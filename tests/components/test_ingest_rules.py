@@ -64,6 +64,9 @@ def test_good_pair_keeps_the_sources_own_bytes():
         ({"metadata": b'{"captions": [3]}'}, rules.INVALID_METADATA),
         ({"metadata": b'{"caption": "\\ud800"}'}, rules.INVALID_UTF8),
         ({"metadata": b"[" * 100_000}, rules.INVALID_METADATA),
+        ({"metadata": b'{"exif": "\\ud800"}'}, rules.INVALID_UTF8),
+        ({"metadata": b'{"captions": {"\\ud800": "x"}}'}, rules.INVALID_UTF8),
+        ({"metadata": b'{"n": 1' + b"0" * 5000 + b"}"}, rules.INVALID_METADATA),
         ({"problem": (rules.DAMAGED_ARCHIVE, "cut")}, rules.DAMAGED_ARCHIVE),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -74,6 +77,12 @@ def test_bad_pair_is_rejected_with_its_reason(changes, reason):
     assert rejection.reason == reason
     assert reason in rules.REASONS
     assert json.loads(rejection.to_json())["key"] == "k"
+
+
+def test_key_that_is_no_unicode_is_rejected_and_written_down():
+    rejection = _examine(key="caf\udce9")
+    assert rejection.reason == rules.INVALID_UTF8
+    assert json.loads(rejection.to_json().encode())["key"] == "caf\udce9"
 
 
 @pytest.mark.parametrize("side", [12_000, 20_000])

@@ -163,6 +163,12 @@ def test_damaged_shard_costs_no_other_record(scenes, tmp_path):
     assert counts["written"] > 50
 
 
+def test_eval_source_that_the_input_lacks_is_refused(scenes, tmp_path):
+    config = rules.IngestConfig(eval_sources=("scenes-heldotu",))
+    with pytest.raises(ValueError, match=r"scenes-heldotu.*the input has"):
+        _ingest(scenes, tmp_path, config)
+
+
 def test_folder_without_shards_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match="must hold WebDataset shards"):

@@ -238,10 +238,29 @@ def test_shuffled_captions_are_refused(tmp_path, run, capsys):
     assert not (tmp_path / "root/serving").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"overrides": ["steps=abc"]}, "steps must be int. Received: steps=abc"),
+        ({"ingest": {"eval_sources": "scenes"}}, "eval_sources must be a list"),
+        ({"ingest": {"eval_shaer": 0.1}}, "Known keys: eval_share"),
+        ({"recipe": "siglip_bse"}, "Known recipes"),
+    ],
+)
+def test_mistake_in_the_environment_is_one_clear_message(
+    folder, tmp_path, run, capsys, changes, message
+):
+    path = write_environment(tmp_path, **({"input_base": str(folder / "data")} | changes))
+    assert run.main(lambda: environments.load(path)) == run.EXIT_FAILED
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
 def test_bad_data_stops_the_pipeline_with_every_reason(tmp_path, run, capsys):
     generate.write_scenes(tmp_path / "data", count=100, seed=1, faults={generate.CORRUPT: 0.4})
     path = write_environment(tmp_path, data_gate={"min_records": 30})
-    assert run.main(lambda: environments.load(path)) == run.EXIT_FAILED
+    assert run.main(lambda: environments.load(path)) == run.EXIT_NOT_BLESSED
     error = capsys.readouterr().err
     assert "The data gate stopped the pipeline" in error
     assert "38.0% of 100 pairs were rejected, the limit is 10.0% (corrupt_image 38)" in error

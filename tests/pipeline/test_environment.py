@@ -19,6 +19,13 @@ def test_paths_are_absolute_and_serving_defaults_below_the_root(tmp_path, monkey
     assert loaded.beam_args == ("--runner=FnApiRunner",)
 
 
+def test_runner_stays_local_beside_other_arguments(tmp_path):
+    loaded = _load(tmp_path, GOOD + "beam_args: [--direct_num_workers=2]\n")
+    assert loaded.beam_args == ("--runner=FnApiRunner", "--direct_num_workers=2")
+    loaded = _load(tmp_path, GOOD + "beam_args: [--runner=DataflowRunner]\n")
+    assert loaded.beam_args == ("--runner=DataflowRunner",)
+
+
 def test_variables_are_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("BUCKET", "/mnt/b")
     assert _load(tmp_path, GOOD.replace("runs/x", "$BUCKET/x")).root == "/mnt/b/x"

@@ -1,3 +1,9 @@
+import signal
+import socket
+import subprocess
+import sys
+import time
+
 import pytest
 import tensorflow as tf
 
@@ -28,7 +34,23 @@ def test_model_that_does_not_follow_the_contract_is_refused(tmp_path, scene_reco
         infra_check.check_serving(tmp_path / "m", [scene_records[0].image], ["a"])
 
 
-def test_folder_that_is_no_model_is_refused_with_what_the_server_said(tmp_path):
-    (tmp_path / "m").mkdir()
-    with pytest.raises(infra_check.InfraError, match="the server did not start"):
-        infra_check.check_serving(tmp_path / "m", [b"x"], ["a"])
+def test_server_ends_with_the_process_that_started_it(tmp_path, vocabulary):
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    export.export(tmp_path / "1", two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
+    code = (
+        "import os, sys; from sigline.serving import infra_check\n"
+        "with infra_check.running_server(sys.argv[1]) as address:\n"
+        "    print(address, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL
+    host, port = done.stdout.split()[-1].split(":")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex((host, int(port))):
+                return
+        time.sleep(0.2)
+    pytest.fail("the server outlived the process that started it")

@@ -170,6 +170,14 @@ def test_tensor_whose_shape_lies_is_refused(server):
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_number_tensor_that_claims_gigabytes_is_refused(server):
+    request = _request(inputs={"text": np.array([1.0], np.float32)})
+    request.inputs["text"].tensor_shape.dim[0].size = 10**10
+    with pytest.raises(grpc.RpcError, match="over the limit") as caught:
+        _stub(server).Predict(request)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_output_filter_selects_and_checks(server, images):
     inputs = {signatures.IMAGE_BYTES: np.array(images, object)}
     request = _request(signature=signatures.EMBED_IMAGE_SAFE, inputs=inputs)

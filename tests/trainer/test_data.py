@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -72,6 +73,17 @@ def test_every_caption_is_drawn_in_time(tmp_path, scene_records, tiny, tokenizer
 def test_folder_without_shards_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no TFRecord shards.*Received: split_dir="):
         data.shard_files(tmp_path)
+
+
+def test_missing_shard_of_the_manifest_is_refused(tmp_path, scene_records):
+    folder = tmp_path / "Split-train"
+    folder.mkdir()
+    tf_example.write_shard(str(folder / "a.gz"), [tf_example.encode(scene_records[0])])
+    shards = {name: {"records": 1, "sha256": ""} for name in ("a.gz", "b.gz")}
+    manifest = {"splits": {"train": {"shards": shards, "sources": {}}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"must hold the 2 shards.*with 1 shards"):
+        data.shard_files(folder)
 
 
 def test_data_digest_follows_the_bytes(tmp_path, scene_records):

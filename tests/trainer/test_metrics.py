@@ -43,6 +43,17 @@ def test_collapsed_model_has_no_recall():
     assert metrics.recall_at_k(same, same, positives, (1, 5)) == {1: 0.0, 5: 0.0}
 
 
+def test_model_of_nan_has_no_recall():
+    nan = np.full((6, 2), np.nan)
+    positives = [np.array([i]) for i in range(6)]
+    assert metrics.recall_at_k(nan, nan, positives, (1, 5)) == {1: 0.0, 5: 0.0}
+
+
+def test_nan_in_the_gallery_ranks_before_the_positive():
+    gallery = np.array([[1.0, 0.0], [np.nan, 0.0]])
+    assert metrics.recall_at_k(gallery[:1], gallery, [np.array([0])], (1,)) == {1: 0.0}
+
+
 def test_several_positives_that_tie_do_not_count_against_each_other():
     gallery = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     found = metrics.recall_at_k(gallery[:1], gallery, [np.array([0, 1])], (1,))
