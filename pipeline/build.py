@@ -121,7 +121,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         model=trained.outputs["model"],
         examples=ingested.outputs["examples"],
         model_blessing=evaluated.outputs["blessing"],
-        code_digest=_code_digest("schemas", "serving", "pipeline/tfx_infra.py"),
+        code_digest=_code_digest("schemas", "serving", "pipeline/tfx_infra.py", _cli_file()),
     )
     published = PublishModel(
         model=trained.outputs["model"],
@@ -161,6 +161,11 @@ def _input_digest(base: str) -> str:
     if classes.is_file():
         files[str(classes)] = digests.file_digest(classes)
     return digests.json_digest(files)
+
+
+def _cli_file() -> str:
+    """Returns where the command line lies below the package: a wheel has it at the top."""
+    return "sigline/cli.py" if (_PACKAGE / "sigline").is_dir() else "cli.py"
 
 
 def _code_digest(*names: str) -> str:

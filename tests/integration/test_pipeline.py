@@ -206,7 +206,7 @@ def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monk
     from sigline.pipeline import build
 
     copy = tmp_path / "package"
-    for name in ("schemas", "trainer", "components", "serving", "pipeline"):
+    for name in ("schemas", "trainer", "components", "serving", "pipeline", "sigline"):
         shutil.copytree(ROOT / name, copy / name)
     environment = environments.load(folder / "environment.yaml")
     monkeypatch.setattr(build, "_PACKAGE", copy)
