@@ -4,6 +4,9 @@ Command: `make demo`, which generates the scenes, trains, gates, publishes and a
 
 The method is `siglip_base`'s (arXiv 2303.15343); width, depth, resolution and text length are cut
 until the scenes train in minutes.
+
+Expected result: 93.0 % zero-shot on seen combinations and 40.0 % on held-out ones, chance 2.8 %,
+after 187 s (2 cores of an AMD EPYC, 2026-11-22).
 """
 
 import dataclasses
