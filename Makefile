@@ -2,13 +2,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+TORCH_VERSION := 2.13.0
 EXTRAS := --extra cpu --extra pipeline --extra serving --extra test
 # A mark that is newer than what the environment was made from, so that nothing is set up twice.
 READY := $(VENV)/.ready
+# Environments that cannot be one: the peers that benchmarks compare with, the trainer as it is on
+# a TPU, and the TPU compiler.
+BENCH := .venv-bench
+TPU := .venv-tpu
+TPU_COMPILER := .venv-tpu-compiler
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-loss tpu-check clean
 
 demo: $(READY)
 	$(BIN)/sigline demo
@@ -25,6 +31,15 @@ check: $(READY) $(TYPING)
 bench: $(READY)
 	$(BIN)/python benchmarks/ingest.py
 
+bench-loss: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/loss.py
+
+# Compiles the training step for TPUs that are not there. Takes most of an hour on two cores, and
+# goes on where it was stopped.
+tpu-check: $(READY) $(TPU)/.ready $(TPU_COMPILER)/.ready
+	$(BIN)/python -m pytest tests/benchmarks/test_tpu_program.py
+	$(BIN)/python benchmarks/tpu_memory.py
+
 $(READY): pyproject.toml uv.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
@@ -33,10 +48,30 @@ $(READY): pyproject.toml uv.lock setup.py
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --locked --inexact $(EXTRAS)
 	touch $@
 
+# pip installs torch, so that its index decides between the builds for CPU and CUDA.
+$(BENCH)/.ready: $(READY)
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet torch==$(TORCH_VERSION)
+	$(BIN)/uv export --quiet --locked --extra bench --no-hashes --no-emit-project \
+	  > $(BENCH)/constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BENCH)/bin/python -c $(BENCH)/constraints.txt -e '.[bench]'
+	touch $@
+
+$(TPU)/.ready: $(READY)
+	test -x $(TPU)/bin/python || $(PYTHON) -m venv $(TPU)
+	VIRTUAL_ENV=$(abspath $(TPU)) $(BIN)/uv sync --quiet --active --locked --extra tpu
+	touch $@
+
+$(TPU_COMPILER)/.ready: $(READY) benchmarks/tpu_compiler/uv.lock
+	test -x $(TPU_COMPILER)/bin/python || $(PYTHON) -m venv $(TPU_COMPILER)
+	VIRTUAL_ENV=$(abspath $(TPU_COMPILER)) $(BIN)/uv sync --quiet --active --locked \
+	  --project benchmarks/tpu_compiler
+	touch $@
+
 $(TYPING):
 	mkdir -p $@
 	ln -sfn $(addprefix $(CURDIR)/,schemas trainer components serving pipeline) $@
 	ln -sf $(wildcard $(CURDIR)/sigline/*.py) $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(BENCH) $(TPU) $(TPU_COMPILER)

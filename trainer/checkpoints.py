@@ -4,16 +4,15 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from sigline.trainer.optimizers import AdamW
-from sigline.trainer.two_tower import TwoTower
+from sigline.trainer.optimizers import Moments
+from sigline.trainer.two_tower import TwoTower, named_parameters
 
 KEEP = 2
 
 
 def named_variables(model: TwoTower) -> dict[str, tf.Variable]:
-    """Returns the model's raw variables by their path below the model, in creation order."""
-    prefix = f"{model.name}/"
-    return {item.path.removeprefix(prefix): item.value for item in model.variables}
+    """Returns the model's raw variables by the names of `two_tower.named_parameters`."""
+    return {name: item.value for name, item in named_parameters(model).items()}
 
 
 class Checkpoints:
@@ -23,12 +22,12 @@ class Checkpoints:
     replaces the pointer file last.
     """
 
-    def __init__(self, directory: str | Path, model: TwoTower, optimizer: AdamW, step: tf.Variable):
+    def __init__(self, directory: str | Path, model: TwoTower, moments: Moments, step: tf.Variable):
         """Binds the state to a directory, which is created on the first save."""
         state = tf.train.Checkpoint(
             parameters=named_variables(model),
-            first=optimizer.first,
-            second=optimizer.second,
+            first=moments.first,
+            second=moments.second,
             step=step,
         )
         self._state = state

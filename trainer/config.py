@@ -6,6 +6,7 @@ A recipe (`trainer/recipes/NAME.py`) has a function `config()` that returns a `T
 import dataclasses
 import importlib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class ImageTowerConfig:
         num_heads: Attention heads; divides `width`.
         pool: `map` (attention pooling), `gap` (mean) or `tok` (class token).
         antialias: Whether resizing to `size` is antialiased; SigLIP's contract is False.
+        frozen: Whether the tower keeps its weights: no gradient, no moments, no decay.
     """
 
     size: int = 224
@@ -38,6 +40,7 @@ class ImageTowerConfig:
     num_heads: int = 12
     pool: str = "map"
     antialias: bool = False
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,28 @@ class TextTowerConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The pairwise sigmoid loss.
+    """The loss over all pairs of the global batch.
 
     Attributes:
+        name: `sigmoid` (SigLIP) or `softmax` (CLIP, which ignores the bias).
         temperature_init: Initial temperature; its logarithm is trained.
-        bias_init: Initial bias of the logits.
+        bias_init: Initial bias of the logits; None for the log prior of a positive pair,
+            `-log(global_batch_size - 1)`.
+        chunk_size: Texts per block of pairs; None for blocks of some four million pairs. Changes
+            memory and speed, not the result.
+        exchange: How texts reach the images of other replicas: `ring`, `all_gather` or `auto`.
+        negatives: Which negatives count: `all`, or for studies of the sigmoid loss `random`, `hard`
+            or `easy` ones, `negatives_per_image` of them.
+        negatives_per_image: How many; not used with `all`.
     """
 
+    name: str = "sigmoid"
     temperature_init: float = 10.0
-    bias_init: float = -10.0
+    bias_init: float | None = -10.0
+    chunk_size: int | None = None
+    exchange: str = "auto"
+    negatives: str = "all"
+    negatives_per_image: int = 16
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,7 @@ class OptimizerConfig:
         epsilon: Added to the root of the second moment.
         clip_norm: Largest global norm of the gradient.
         warmup_steps: Steps of linear warm-up.
+        first_moment_dtype: `float32`, or `bfloat16` to save two bytes a parameter.
     """
 
     learning_rate: float = 1e-3
@@ -99,6 +116,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     warmup_steps: int = 0
+    first_moment_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,10 @@ class TrainConfig:
             `one_device`.
         jit_compile: Whether XLA compiles the forward and backward pass; None means on a TPU and on
             a single GPU.
+        precision: `float32`, or `bfloat16` for the towers' products; parameters, norms, softmax and
+            the loss stay float32.
+        rematerialize: Whether the backward pass computes each block of the towers again instead of
+            keeping what is inside: memory for a third more time.
     """
 
     name: str
@@ -144,6 +166,8 @@ class TrainConfig:
     log_steps: int = 50
     strategy: str = "auto"
     jit_compile: bool | None = None
+    precision: str = "float32"
+    rematerialize: bool = False
 
     def __post_init__(self) -> None:
         _check_tower("image", self.image.width, self.image.num_heads)
@@ -160,6 +184,32 @@ class TrainConfig:
                 )
         _check_choice("image.pool", self.image.pool, ("map", "gap", "tok"))
         _check_choice("strategy", self.strategy, ("auto", "tpu", "mirrored", "one_device"))
+        _check_choice("precision", self.precision, ("float32", "bfloat16"))
+        _check_choice("loss.name", self.loss.name, ("sigmoid", "softmax"))
+        _check_choice("loss.exchange", self.loss.exchange, ("auto", "ring", "all_gather"))
+        _check_choice("loss.negatives", self.loss.negatives, ("all", "random", "hard", "easy"))
+        _check_choice(
+            "optimizer.first_moment_dtype",
+            self.optimizer.first_moment_dtype,
+            ("float32", "bfloat16"),
+        )
+        if self.loss.name == "softmax" and self.loss.negatives != "all":
+            raise ValueError(
+                "loss.negatives must be all with the softmax loss. "
+                f"Received: loss.negatives={self.loss.negatives!r}"
+            )
+        for name in ("chunk_size", "negatives_per_image"):
+            value = getattr(self.loss, name)
+            if value is not None and value < 1:
+                raise ValueError(f"loss.{name} must be at least 1. Received: loss.{name}={value}")
+
+    @property
+    def bias_init(self) -> float:
+        """Initial bias of the logits."""
+        if self.loss.bias_init is not None:
+            return self.loss.bias_init
+        # A batch of one pair has no negatives, and any bias will do.
+        return -math.log(max(self.global_batch_size - 1, 1))
 
     def to_json(self) -> str:
         """Returns the configuration as JSON text with sorted keys."""

@@ -1,5 +1,6 @@
 """The training loop: one compiled step, any `tf.distribute` strategy, exact resume."""
 
+import functools
 import math
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import tensorflow as tf
 from tqdm import tqdm
 
-from sigline.trainer import data, losses, optimizers, preprocess, two_tower
+from sigline.trainer import collectives, data, optimizers, preprocess, steps, two_tower
 from sigline.trainer.checkpoints import Checkpoints, named_variables
 from sigline.trainer.config import TrainConfig
 
@@ -91,18 +92,20 @@ def train(
         )
     with strategy.scope():
         model = two_tower.build(config)
-        optimizer = optimizers.AdamW(named_variables(model), config.optimizer)
+        parameters = named_variables(model)
+        trained = {name: parameters[name] for name in steps.trained_names(parameters, config)}
+        moments = optimizers.Moments(trained, config.optimizer)
         step = tf.Variable(
             tf.zeros((), tf.int64),
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
     tokenizer = preprocess.Tokenizer(vocabulary, config.text)
-    checkpoints = Checkpoints(checkpoint_dir, model, optimizer, step)
+    checkpoints = Checkpoints(checkpoint_dir, model, moments, step)
     first_step = checkpoints.restore_latest()
     pairs = data.training_pairs(split_dir, config, tokenizer, first_step=first_step)
     batches = iter(strategy.experimental_distribute_dataset(pairs))
-    train_step = make_train_step(model, optimizer, step, config, strategy)
+    train_step = make_train_step(model, moments, step, config, strategy)
     meter = _Meter(config)
     writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
     final_loss = float("nan")
@@ -133,56 +136,38 @@ def train(
 
 def make_train_step(
     model: two_tower.TwoTower,
-    optimizer: optimizers.AdamW,
+    moments: optimizers.Moments,
     step: tf.Variable,
     config: TrainConfig,
     strategy: tf.distribute.Strategy,
 ) -> Callable[[tuple[tf.Tensor, tf.Tensor]], dict[str, tf.Tensor]]:
-    """Returns the compiled step: takes a (distributed) batch, returns scalars to log.
+    """Returns the compiled step: takes a (distributed) batch, returns scalars to log."""
+    variables = steps.TrainState(named_variables(model), moments.first, moments.second, step)
 
-    Gradients are summed over replicas, then clipped, then applied: clipping before the sum, as
-    Keras optimizers do, depends on the number of replicas.
-    """
-    names = list(optimizer.variables)
-    variables = [optimizer.variables[name] for name in names]
+    def changing(state: steps.TrainState):
+        trained = {name: state.parameters[name] for name in moments.first}
+        return tf.nest.flatten(state._replace(parameters=trained))
 
-    def forward_backward(images, ids):
-        with tf.GradientTape() as tape:
-            image, text = model(preprocess.to_model_range(images), ids)
-            outcome = losses.sigmoid_loss(
-                image, text, temperature=tf.exp(model.log_temperature.value), bias=model.bias.value
-            )
-        gradients = tape.gradient(outcome.loss, variables)
-        return outcome, [tf.convert_to_tensor(gradient) for gradient in gradients]
-
+    compute = functools.partial(steps.forward_backward, model=model, config=config)
     if _compiles(config, strategy):
         # Only this part: XLA on CPU and GPU accepts neither variable writes nor collectives.
-        forward_backward = tf.function(forward_backward, jit_compile=True)
+        compute = tf.function(compute, jit_compile=True)
 
-    def replica_step(images, ids):
+    def replica_step(*inputs):
+        state = tf.nest.map_structure(tf.convert_to_tensor, variables)
+        exchange = collectives.exchange_for_context(config.loss.exchange)
+        state, scalars = steps.train_step(
+            state, inputs, config=config, exchange=exchange, compute=compute
+        )
         context = tf.distribute.get_replica_context()
-        outcome, gradients = forward_backward(images, ids)
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        gradients, norm = optimizers.clip_by_global_norm(gradients, config.optimizer.clip_norm)
-        factor = optimizers.schedule(step, config=config.optimizer, total_steps=config.steps)
-        scalars = {
-            "loss": outcome.loss * context.num_replicas_in_sync,
-            "positive_logit_mean": outcome.positive_logit_mean,
-            "negative_logit_mean": outcome.negative_logit_mean,
-        }
-        scalars = {
-            name: context.all_reduce(tf.distribute.ReduceOp.MEAN, value)
-            for name, value in scalars.items()
-        }
-        scalars |= {
-            "temperature": tf.exp(tf.convert_to_tensor(model.log_temperature.value)),
-            "bias": tf.convert_to_tensor(model.bias.value),
-            "gradient_norm": norm,
-            "learning_rate": factor * config.optimizer.learning_rate,
-        }
-        optimizer.apply(dict(zip(names, gradients, strict=True)), factor=factor, step=step)
-        step.assign_add(1)
+        context.merge_call(assign_everywhere, args=(changing(state),))
         return scalars
+
+    def assign_everywhere(strategy, values):
+        for variable, value in zip(changing(variables), values, strict=True):
+            strategy.extended.update(
+                variable, lambda v, new: v.assign(new), args=(value,), group=False
+            )
 
     @tf.function
     def train_step(batch):

@@ -1,6 +1,5 @@
 """AdamW and its schedule as functions of tensors, with big_vision's conventions."""
 
-import functools
 import math
 
 import tensorflow as tf
@@ -43,55 +42,59 @@ def clip_by_global_norm(
     return [gradient * scale for gradient in gradients], norm
 
 
-class AdamW:
-    """AdamW over named variables; the slots are float32 variables of their own.
+def adamw(
+    value: tf.Tensor,
+    first: tf.Tensor,
+    second: tf.Tensor,
+    gradient: tf.Tensor,
+    *,
+    factor: tf.Tensor,
+    step: tf.Tensor,
+    decay: bool,
+    config: OptimizerConfig,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns a parameter and its two moments after one update of AdamW.
 
     The update is `-s * (learning_rate * u + weight_decay * p)` for schedule factor s, Adam's
     direction u (bias-corrected) and parameter p: the decay is multiplied by the schedule but not by
-    the rate, and touches kernels only. So `weight_decay=1e-4` at `learning_rate=1e-3` is 0.1 in the
-    convention of Keras and PyTorch.
+    the rate. So `weight_decay=1e-4` at `learning_rate=1e-3` is 0.1 in the convention of Keras and
+    PyTorch. All is computed in float32, whatever the moments are stored in.
+
+    Args:
+        value: The parameter p.
+        first: Its first moment.
+        second: Its second moment.
+        gradient: Its gradient, summed over replicas and clipped.
+        factor: The schedule's factor for this step.
+        step: Scalar, steps done before this one.
+        decay: Whether weight decay applies; see `decays`.
+        config: The rest.
 
     Source: arXiv 1711.05101; big_vision `optax.py`.
     """
-
-    def __init__(self, variables: dict[str, tf.Variable], config: OptimizerConfig):
-        """Creates the slots; under a strategy, call this inside its scope."""
-        self.variables = variables
-        self.config = config
-        self.first = {name: _slot(value) for name, value in variables.items()}
-        self.second = {name: _slot(value) for name, value in variables.items()}
-
-    def apply(self, gradients: dict[str, tf.Tensor], *, factor: tf.Tensor, step: tf.Tensor) -> None:
-        """Updates all variables; call it in replica context.
-
-        Args:
-            gradients: The gradient of each variable, summed over replicas and clipped.
-            factor: The schedule's factor for this step.
-            step: Scalar, steps done before this one.
-        """
-        count = tf.cast(step, tf.float32) + 1.0
-        context = tf.distribute.get_replica_context()
-        context.merge_call(self._apply_everywhere, args=(gradients, factor, count))
-
-    def _apply_everywhere(self, strategy, gradients, factor, count) -> None:
-        for name, variable in self.variables.items():
-            update = functools.partial(self._update, decay=decays(name))
-            slots = self.first[name], self.second[name]
-            arguments = (*slots, gradients[name], factor, count)
-            strategy.extended.update(variable, update, args=arguments, group=False)
-
-    def _update(self, variable, first, second, gradient, factor, count, *, decay: bool) -> None:
-        beta_1, beta_2 = self.config.beta_1, self.config.beta_2
-        gradient = tf.cast(gradient, tf.float32)
-        first.assign(beta_1 * first + (1.0 - beta_1) * gradient)
-        second.assign(beta_2 * second + (1.0 - beta_2) * gradient * gradient)
-        mean = first / (1.0 - tf.pow(beta_1, count))
-        root = tf.sqrt(second / (1.0 - tf.pow(beta_2, count))) + self.config.epsilon
-        change = self.config.learning_rate * mean / root
-        if decay:
-            change += self.config.weight_decay * tf.cast(variable, tf.float32)
-        variable.assign_sub(tf.cast(factor * change, variable.dtype))
+    count = tf.cast(step, tf.float32) + 1.0
+    beta_1, beta_2 = config.beta_1, config.beta_2
+    gradient = tf.cast(gradient, tf.float32)
+    new_first = beta_1 * tf.cast(first, tf.float32) + (1.0 - beta_1) * gradient
+    new_second = beta_2 * second + (1.0 - beta_2) * gradient * gradient
+    mean = new_first / (1.0 - tf.pow(beta_1, count))
+    root = tf.sqrt(new_second / (1.0 - tf.pow(beta_2, count))) + config.epsilon
+    change = config.learning_rate * mean / root
+    if decay:
+        change += config.weight_decay * tf.cast(value, tf.float32)
+    value -= tf.cast(factor * change, value.dtype)
+    return value, tf.cast(new_first, first.dtype), new_second
 
 
-def _slot(variable: tf.Variable) -> tf.Variable:
-    return tf.Variable(tf.zeros(variable.shape, tf.float32), trainable=False)
+class Moments:
+    """The moments of AdamW as variables, by the name of the parameter."""
+
+    def __init__(self, parameters: dict[str, tf.Variable], config: OptimizerConfig):
+        """Creates them at zero; under a strategy, call this inside its scope."""
+        first_dtype = tf.as_dtype(config.first_moment_dtype)
+        self.first = {name: _slot(value, first_dtype) for name, value in parameters.items()}
+        self.second = {name: _slot(value, tf.float32) for name, value in parameters.items()}
+
+
+def _slot(variable: tf.Variable, dtype: tf.DType) -> tf.Variable:
+    return tf.Variable(tf.zeros(variable.shape, dtype), trainable=False)

@@ -4,19 +4,36 @@ import keras
 import tensorflow as tf
 
 from sigline.trainer.config import TextTowerConfig
-from sigline.trainer.vit import Encoder
+from sigline.trainer.vit import Container, Encoder, dense
 
 
-class TextTransformer(keras.layers.Layer):
+class TextTransformer(Container):
     """Maps token ids to vectors, without causal or padding mask, as SigLIP does."""
 
-    def __init__(self, config: TextTowerConfig, output_dim: int, **kwargs):
+    def __init__(
+        self,
+        config: TextTowerConfig,
+        output_dim: int,
+        *,
+        precision: str = "float32",
+        rematerialize: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.config = config
+        self.precision = precision
         self.encoder = Encoder(
-            config.width, config.depth, config.mlp_dim, config.num_heads, name="encoder"
+            config.width,
+            config.depth,
+            config.mlp_dim,
+            config.num_heads,
+            precision=precision,
+            rematerialize=rematerialize,
+            name="encoder",
         )
-        self.head = keras.layers.Dense(output_dim, kernel_initializer="lecun_normal", name="head")
+        self.head = dense(
+            output_dim, precision=precision, kernel_initializer="lecun_normal", name="head"
+        )
 
     def build(self, shape=None):
         """Creates the variables; the input's shape is fixed by the configuration."""
@@ -41,4 +58,5 @@ class TextTransformer(keras.layers.Layer):
             Shape `(batch, output_dim)`, not normalised.
         """
         x = tf.gather(tf.convert_to_tensor(self.tokens), ids) + tf.convert_to_tensor(self.positions)
-        return self.head(self.encoder(x)[:, -1])
+        x = self.encoder(tf.cast(x, self.precision), tokens=slice(-1, None))
+        return self.head(x[:, 0])

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.text import TextTransformer
-from sigline.trainer.vit import VisionTransformer
+from sigline.trainer.vit import Container, VisionTransformer
 
 # Added to the norm, not under the root, as in the reference.
 NORM_EPSILON = 1e-8
@@ -22,7 +22,7 @@ def normalize(x: tf.Tensor) -> tf.Tensor:
     return x / (norm + NORM_EPSILON)
 
 
-class TwoTower(keras.layers.Layer):
+class TwoTower(Container):
     """Image and text towers that embed into one space of unit vectors.
 
     Attributes:
@@ -35,8 +35,14 @@ class TwoTower(keras.layers.Layer):
     def __init__(self, config: TrainConfig, **kwargs):
         super().__init__(**kwargs)
         self.config = config
-        self.image = VisionTransformer(config.image, name="image")
-        self.text = TextTransformer(config.text, output_dim=config.image.width, name="text")
+        options = {
+            "precision": config.precision,
+            "rematerialize": config.rematerialize,
+        }
+        self.image = VisionTransformer(config.image, name="image", **options)
+        self.text = TextTransformer(
+            config.text, output_dim=config.image.width, name="text", **options
+        )
 
     def build(self, shape=None):
         """Creates all variables; the inputs' shapes are fixed by the configuration."""
@@ -52,7 +58,7 @@ class TwoTower(keras.layers.Layer):
         self.bias = self.add_weight(
             name="bias",
             shape=(),
-            initializer=keras.initializers.Constant(loss.bias_init),
+            initializer=keras.initializers.Constant(self.config.bias_init),
             dtype="float32",
         )
 
@@ -75,3 +81,9 @@ def build(config: TrainConfig) -> TwoTower:
     model = TwoTower(config, name="two_tower")
     model.build()
     return model
+
+
+def named_parameters(model: TwoTower) -> dict[str, keras.Variable]:
+    """Returns the model's variables by their path below the model, in creation order."""
+    prefix = f"{model.name}/"
+    return {item.path.removeprefix(prefix): item for item in model.variables}

@@ -15,19 +15,60 @@ LAYER_NORM_EPSILON = 1e-6
 MLP_BIAS_STDDEV = 1e-6
 
 
+# Dtype policies of the projections by `TrainConfig.precision`.
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
+class Container(keras.layers.Layer):
+    """A layer of layers, which leaves precision to them.
+
+    Keras would cast what comes in, and every variable below, to the container's own dtype.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+
+def dense(units: int, *, precision: str, **kwargs) -> keras.layers.Dense:
+    """Returns a projection that computes in `precision` from float32 variables."""
+    return keras.layers.Dense(units, dtype=_POLICIES[precision], **kwargs)
+
+
+def rematerialized(layer: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+    """Applies a layer whose inside the backward pass computes again instead of keeping it.
+
+    `tf.recompute_grad` passes gradients to arguments only, so the variables become such.
+    """
+    variables = layer.trainable_variables
+
+    def apply(x, *values):
+        return layer.stateless_call(list(values), [], x)[0]
+
+    return tf.recompute_grad(apply)(x, *[tf.convert_to_tensor(v) for v in variables])
+
+
 def _layer_norm(name: str) -> keras.layers.LayerNormalization:
     return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype="float32", name=name)
 
 
-class Attention(keras.layers.Layer):
+class Attention(Container):
     """Multi-head attention with separate query, key, value and output projections."""
 
-    def __init__(self, width: int, num_heads: int, **kwargs):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        precision: str = "float32",
+        rematerialize: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.head_dim = width // num_heads
+        self.rematerialize = rematerialize
         self.query, self.key, self.value, self.out = (
-            keras.layers.Dense(width, kernel_initializer="glorot_uniform", name=name)
+            dense(width, precision=precision, kernel_initializer="glorot_uniform", name=name)
             for name in ("query", "key", "value", "out")
         )
 
@@ -48,29 +89,35 @@ class Attention(keras.layers.Layer):
         Returns:
             Shape `(batch, queries, width)`.
         """
-        q = self._split(self.query(query)) * (self.head_dim**-0.5)
-        scores = tf.einsum("bqhd,bkhd->bhqk", q, self._split(self.key(source)))
+        # Within a block that is computed again, this keeps the weights of all heads from waiting
+        # for the MLP's backward pass; on a TPU short rows of weights are padded, too.
+        mix = tf.recompute_grad(self._mix) if self.rematerialize else self._mix
+        return self.out(mix(self.query(query), self.key(source), self.value(source)))
+
+    def _mix(self, query, key, value):
+        """Attends with projected queries, keys and values."""
+        q = self._split(query) * (self.head_dim**-0.5)
+        scores = tf.einsum("bqhd,bkhd->bhqk", q, self._split(key))
         weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), scores.dtype)
-        mixed = tf.einsum("bhqk,bkhd->bqhd", weights, self._split(self.value(source)))
-        batch, queries = tf.shape(mixed)[0], mixed.shape[1]
-        return self.out(tf.reshape(mixed, (batch, queries, self.num_heads * self.head_dim)))
+        mixed = tf.einsum("bhqk,bkhd->bqhd", weights, self._split(value))
+        return tf.reshape(mixed, tf.shape(query))
 
     def _split(self, x):
         return tf.reshape(x, (tf.shape(x)[0], x.shape[1], self.num_heads, self.head_dim))
 
 
-def _mlp_dense(units: int, name: str) -> keras.layers.Dense:
+def _mlp_dense(units: int, name: str, precision: str) -> keras.layers.Dense:
     bias: Any = keras.initializers.RandomNormal(stddev=MLP_BIAS_STDDEV)
-    return keras.layers.Dense(units, bias_initializer=bias, name=name)
+    return dense(units, precision=precision, bias_initializer=bias, name=name)
 
 
-class Mlp(keras.layers.Layer):
+class Mlp(Container):
     """Dense, GELU (tanh form), Dense."""
 
-    def __init__(self, width: int, mlp_dim: int, **kwargs):
+    def __init__(self, width: int, mlp_dim: int, *, precision: str = "float32", **kwargs):
         super().__init__(**kwargs)
-        self.up = _mlp_dense(mlp_dim, "up")
-        self.down = _mlp_dense(width, "down")
+        self.up = _mlp_dense(mlp_dim, "up", precision)
+        self.down = _mlp_dense(width, "down", precision)
 
     def build(self, shape):
         """Creates the variables."""
@@ -82,15 +129,30 @@ class Mlp(keras.layers.Layer):
         return self.down(tf.nn.gelu(self.up(x), approximate=True))
 
 
-class Block(keras.layers.Layer):
+class Block(Container):
     """A pre-norm transformer block: attention, then MLP, each on its own residual."""
 
-    def __init__(self, width: int, mlp_dim: int, num_heads: int, **kwargs):
+    def __init__(
+        self,
+        width: int,
+        mlp_dim: int,
+        num_heads: int,
+        *,
+        precision: str = "float32",
+        rematerialize: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.attention_norm = _layer_norm("attention_norm")
-        self.attention = Attention(width, num_heads, name="attention")
+        self.attention = Attention(
+            width,
+            num_heads,
+            precision=precision,
+            rematerialize=rematerialize,
+            name="attention",
+        )
         self.mlp_norm = _layer_norm("mlp_norm")
-        self.mlp = Mlp(width, mlp_dim, name="mlp")
+        self.mlp = Mlp(width, mlp_dim, precision=precision, name="mlp")
 
     def build(self, shape):
         """Creates the variables."""
@@ -106,12 +168,33 @@ class Block(keras.layers.Layer):
         return x + tf.cast(self.mlp(self.mlp_norm(x)), x.dtype)
 
 
-class Encoder(keras.layers.Layer):
+class Encoder(Container):
     """A stack of blocks and a final layer norm."""
 
-    def __init__(self, width: int, depth: int, mlp_dim: int, num_heads: int, **kwargs):
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        mlp_dim: int,
+        num_heads: int,
+        *,
+        precision: str = "float32",
+        rematerialize: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.blocks = [Block(width, mlp_dim, num_heads, name=f"block_{i}") for i in range(depth)]
+        self.rematerialize = rematerialize
+        self.blocks = [
+            Block(
+                width,
+                mlp_dim,
+                num_heads,
+                precision=precision,
+                rematerialize=rematerialize,
+                name=f"block_{i}",
+            )
+            for i in range(depth)
+        ]
         self.norm = _layer_norm("norm")
 
     def build(self, shape):
@@ -120,22 +203,29 @@ class Encoder(keras.layers.Layer):
             block.build(shape)
         self.norm.build(shape)
 
-    def call(self, x):
-        """Maps `(batch, tokens, width)` to the same shape."""
+    def call(self, x, tokens: slice | None = None):
+        """Maps `(batch, tokens, width)` to the same shape, or to some of the tokens.
+
+        Args:
+            x: Shape `(batch, tokens, width)`.
+            tokens: Those to return; all by default. The final norm is spared the others.
+        """
         for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+            x = rematerialized(block, x) if self.rematerialize else block(x)
+        return self.norm(x if tokens is None else x[:, tokens])
 
 
-class AttentionPool(keras.layers.Layer):
+class AttentionPool(Container):
     """The MAP head: one learned probe attends to all tokens (arXiv 2106.04560, section 3.2)."""
 
-    def __init__(self, width: int, mlp_dim: int, num_heads: int, **kwargs):
+    def __init__(
+        self, width: int, mlp_dim: int, num_heads: int, *, precision: str = "float32", **kwargs
+    ):
         super().__init__(**kwargs)
         self.width = width
-        self.attention = Attention(width, num_heads, name="attention")
+        self.attention = Attention(width, num_heads, precision=precision, name="attention")
         self.norm = _layer_norm("norm")
-        self.mlp = Mlp(width, mlp_dim, name="mlp")
+        self.mlp = Mlp(width, mlp_dim, precision=precision, name="mlp")
 
     def build(self, shape):
         """Creates the variables."""
@@ -155,21 +245,34 @@ class AttentionPool(keras.layers.Layer):
         return pooled[:, 0]
 
 
-class VisionTransformer(keras.layers.Layer):
+class VisionTransformer(Container):
     """Maps images to vectors; there is no projection after the pool, as in released SigLIP."""
 
-    def __init__(self, config: ImageTowerConfig, **kwargs):
+    def __init__(
+        self,
+        config: ImageTowerConfig,
+        *,
+        precision: str = "float32",
+        rematerialize: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.config = config
         self.num_patches = (config.size // config.patch) ** 2
-        self.embedding = keras.layers.Dense(
-            config.width, kernel_initializer="lecun_normal", name="embedding"
+        self.embedding = dense(
+            config.width, precision=precision, kernel_initializer="lecun_normal", name="embedding"
         )
+        sizes = config.mlp_dim, config.num_heads
         self.encoder = Encoder(
-            config.width, config.depth, config.mlp_dim, config.num_heads, name="encoder"
+            config.width,
+            config.depth,
+            *sizes,
+            precision=precision,
+            rematerialize=rematerialize,
+            name="encoder",
         )
         self.pool = (
-            AttentionPool(config.width, config.mlp_dim, config.num_heads, name="pool")
+            AttentionPool(config.width, *sizes, precision=precision, name="pool")
             if config.pool == "map"
             else None
         )
@@ -204,10 +307,10 @@ class VisionTransformer(keras.layers.Layer):
         if self.config.pool == "tok":
             token = tf.repeat(tf.cast(self.token, x.dtype), tf.shape(x)[0], axis=0)
             x = tf.concat([token, x], axis=1)
+        if self.config.pool == "tok":
+            return self.encoder(x, tokens=slice(0, 1))[:, 0]
         x = self.encoder(x)
-        if self.pool is not None:
-            return self.pool(x)
-        return x[:, 0] if self.config.pool == "tok" else tf.reduce_mean(x, axis=1)
+        return self.pool(x) if self.pool is not None else tf.reduce_mean(x, axis=1)
 
 
 def _patches(images, patch: int):

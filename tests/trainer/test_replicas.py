@@ -1,0 +1,102 @@
+"""Losses on 1, 2 and 4 replicas equal those of the whole batch in float64."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference_losses
+
+pytestmark = pytest.mark.slow
+
+BATCH = 24
+TEMPERATURE, BIAS = 10.0, -3.0
+FORMS = ("ring", "all_gather")
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(1)
+    image, text = reference_losses.pairs(BATCH)
+    teacher_image, teacher_text = reference_losses.pairs(BATCH, dim=8, seed=2)
+    return {
+        "image": image,
+        "text": text,
+        "image_group": np.arange(BATCH) // 2,
+        "text_group": np.arange(BATCH) // 3,
+        "teacher_image": teacher_image,
+        "teacher_text": teacher_text,
+        "targets": rng.random((BATCH, BATCH)),
+        "weights": rng.integers(0, 3, (BATCH, BATCH)).astype(np.float64),
+        "image_valid": rng.random(BATCH) < 0.7,
+        "text_valid": rng.random(BATCH) < 0.7,
+    }
+
+
+@pytest.fixture(scope="module")
+def outputs(inputs, tmp_path_factory):
+    """What each number of replicas found; a process each, since one cannot change its devices."""
+    folder = tmp_path_factory.mktemp("replicas")
+    np.savez(folder / "inputs.npz", **inputs)
+    script = Path(__file__).with_name("replica_losses.py")
+    found = {}
+    for replicas in (1, 2, 4):
+        output = folder / f"{replicas}.npz"
+        command = [sys.executable, script, str(replicas), folder / "inputs.npz", output]
+        done = subprocess.run(command, text=True, capture_output=True, cwd=script.parents[2])
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[replicas] = dict(np.load(output))
+    return found
+
+
+def _expected(case, inputs):
+    image, text = inputs["image"], inputs["text"]
+    if case == "softmax":
+        return reference_losses.softmax(image, text, TEMPERATURE)
+    targets, weights = np.eye(BATCH), 1.0
+    if case == "groups":
+        targets = (inputs["image_group"][:, None] == inputs["text_group"]).astype(float)
+    elif case == "soft":
+        scores = inputs["teacher_image"] @ inputs["teacher_text"].T
+        targets = 1 / (1 + np.exp(-(5.0 * scores - 1.0)))
+    elif case == "matrix":
+        targets, weights = inputs["targets"], inputs["weights"]
+    elif case == "masked":
+        weights = np.outer(inputs["image_valid"], inputs["text_valid"])
+    elif case == "hard":
+        scores = np.where(np.eye(BATCH), -np.inf, image @ text.T)
+        hardest = np.argsort(-scores, axis=1)[:, :4]
+        weights = np.eye(BATCH)
+        np.put_along_axis(weights, hardest, 1.0, axis=1)
+    return reference_losses.sigmoid(image, text, TEMPERATURE, BIAS, targets, weights)
+
+
+@pytest.mark.parametrize(
+    "case", ["sigmoid", "softmax", "groups", "soft", "matrix", "masked", "hard"]
+)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_loss_and_gradients_equal_those_of_the_global_batch(inputs, outputs, replicas, form, case):
+    prefix = f"{form}/{case}/"
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in outputs[replicas].items()
+        if name.startswith(prefix)
+    }
+    errors = reference_losses.relative_errors(found, _expected(case, inputs))
+    assert max(errors.values()) < 2e-6, errors
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_random_negatives_are_the_same_on_any_number_of_replicas(outputs, form):
+    for name in ("loss", "image", "text"):
+        one = outputs[1][f"ring/random/{name}"]
+        for replicas in (2, 4):
+            other = outputs[replicas][f"{form}/random/{name}"]
+            np.testing.assert_allclose(other, one, atol=2e-6 * np.abs(one).max(), rtol=0)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_loss_outside_of_replica_context_is_refused(outputs, replicas):
+    assert "must run in replica context" in str(outputs[replicas]["error"])
