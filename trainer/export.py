@@ -19,7 +19,7 @@ import tensorflow as tf
 import sigline
 from sigline.schemas import digests, signatures
 from sigline.schemas.labels import LabelSet
-from sigline.trainer import preprocess
+from sigline.trainer import preprocess, two_tower
 from sigline.trainer.checkpoints import named_variables
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.two_tower import TwoTower
@@ -213,6 +213,7 @@ def export(
     if directory.exists():
         raise ValueError(f"directory must not exist yet. Received: directory={directory}")
     tokenizer = preprocess.Tokenizer(vocabulary, config.text)
+    model = two_tower.for_serving(model)
     if labels is None:
         served = ServedModel(model, tokenizer, config)
     else:

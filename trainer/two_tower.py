@@ -1,5 +1,6 @@
 """The two-tower model: image and text encoders with the temperature and bias of the loss."""
 
+import dataclasses
 import math
 
 import keras
@@ -81,6 +82,21 @@ def build(config: TrainConfig) -> TwoTower:
     model = TwoTower(config, name="two_tower")
     model.build()
     return model
+
+
+def for_serving(model: TwoTower) -> TwoTower:
+    """Returns a model of the same weights that computes in float32 and keeps nothing for gradients.
+
+    Embeddings then do not depend on the precision that a serving machine is fast at.
+    """
+    config = model.config
+    plain = dataclasses.replace(config, precision="float32", rematerialize=False)
+    if plain == config:
+        return model
+    copy = build(plain)
+    for name, variable in named_parameters(copy).items():
+        variable.assign(named_parameters(model)[name])
+    return copy
 
 
 def named_parameters(model: TwoTower) -> dict[str, keras.Variable]:

@@ -1,8 +1,11 @@
 """Computes losses and gradients on several virtual CPUs; a process of its own for each count.
 
 Usage: replica_losses.py REPLICAS INPUTS.npz OUTPUTS.npz
+
+With `TF_CONFIG` set, the process is one worker of several, with one replica each.
 """
 
+import os
 import sys
 
 import numpy as np
@@ -21,6 +24,18 @@ TEMPERATURE, BIAS = 10.0, -3.0
 
 def main() -> None:
     replicas, inputs, outputs = int(sys.argv[1]), dict(np.load(sys.argv[2])), sys.argv[3]
+    if "TF_CONFIG" in os.environ:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        np.savez(
+            outputs,
+            replicas=strategy.num_replicas_in_sync,
+            **{
+                f"auto/{case}/{name}": value
+                for case in ("sigmoid", "softmax")
+                for name, value in _run(strategy, case, "auto", inputs).items()
+            },
+        )
+        return
     cpu = tf.config.list_physical_devices("CPU")[0]
     devices = [tf.config.LogicalDeviceConfiguration()] * replicas
     tf.config.set_logical_device_configuration(cpu, devices)

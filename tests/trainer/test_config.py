@@ -40,6 +40,8 @@ def test_recipe_without_gate_is_refused_as_a_pipeline():
         ("image.antialias=true", lambda c: c.image.antialias, True),
         ("jit_compile=none", lambda c: c.jit_compile, None),
         ("jit_compile=false", lambda c: c.jit_compile, False),
+        ("loss.bias_init=none", lambda c: c.loss.bias_init, None),
+        ("loss.chunk_size=256", lambda c: c.loss.chunk_size, 256),
     ],
 )
 def test_override_sets_the_value(demo, assignment, read, value):
@@ -84,3 +86,31 @@ def test_from_json_refuses_unknown_nested_key(demo):
 
 def test_digest_depends_on_every_value(demo):
     assert demo.digest() != dataclasses.replace(demo, seed=1).digest()
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(2, 0.0), (512, -6.2364), (32_768, -10.3972)])
+def test_bias_without_a_value_starts_at_the_log_prior(demo, batch, expected):
+    settings = config.override(demo, ["loss.bias_init=none", f"global_batch_size={batch}"])
+    assert settings.bias_init == pytest.approx(expected, abs=1e-4)
+
+
+def test_bias_with_a_value_starts_there(demo):
+    assert config.override(demo, ["loss.bias_init=-2.71"]).bias_init == -2.71
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["loss.name=triplet"], r"loss\.name must be one of sigmoid, softmax"),
+        (["loss.exchange=star"], r"loss\.exchange must be one of auto, ring, all_gather"),
+        (["loss.negatives=soft"], r"loss\.negatives must be one of all, random, hard, easy"),
+        (["loss.chunk_size=0"], r"loss\.chunk_size must be at least 1"),
+        (["loss.negatives_per_image=0"], r"loss\.negatives_per_image must be at least 1"),
+        (["precision=float16"], r"precision must be one of float32, bfloat16"),
+        (["optimizer.first_moment_dtype=int8"], r"first_moment_dtype must be one of float32"),
+        (["loss.name=softmax", "loss.negatives=hard"], "must be all with the softmax loss"),
+    ],
+)
+def test_values_that_the_step_does_not_know_are_refused(demo, assignments, message):
+    with pytest.raises(ValueError, match=message):
+        config.override(demo, assignments)

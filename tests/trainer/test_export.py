@@ -64,10 +64,23 @@ def test_text_embeddings_equal_the_trainers(loaded, model, tiny, vocabulary):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_model_trained_in_bfloat16_is_served_in_float32(tmp_path, tiny, vocabulary, images):
+    settings = config.override(tiny, ["precision=bfloat16", "rematerialize=true"])
+    trained = two_tower.build(settings)
+    export.export(tmp_path / "m", trained, config=settings, vocabulary=vocabulary)
+    served = tf.saved_model.load(str(tmp_path / "m"))
+    found = _run(served, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING]
+    pixels = [preprocess.load_image(tf.constant(x), tiny.image, max_pixels=10**6) for x in images]
+    pixels = preprocess.to_model_range(tf.stack(pixels))
+    # The same seed gives a float32 model of the same weights.
+    np.testing.assert_allclose(found, two_tower.build(tiny).embed_image(pixels), atol=1e-6)
+    assert np.abs(found - trained.embed_image(pixels)).max() > 1e-5
+
+
 def test_similarity_is_the_sigmoid_of_scaled_products(loaded, tiny, images):
     image = _run(loaded, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING]
     text = _run(loaded, signatures.EMBED_TEXT, text=TEXTS)[signatures.EMBEDDING]
-    logits = tiny.loss.temperature_init * image.numpy() @ text.numpy().T + tiny.loss.bias_init
+    logits = tiny.loss.temperature_init * image.numpy() @ text.numpy().T + tiny.bias_init
     found = _run(loaded, signatures.SIMILARITY, image_bytes=images, text=TEXTS)
     np.testing.assert_allclose(found[signatures.LOGITS], logits, atol=1e-4)
     np.testing.assert_allclose(
@@ -82,7 +95,7 @@ def test_classify_ranks_the_label_set(loaded, tiny, images):
         vectors = _run(loaded, signatures.EMBED_TEXT, text=prompts)[signatures.EMBEDDING].numpy()
         means.append(vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0)))
     image = _run(loaded, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING].numpy()
-    logits = tiny.loss.temperature_init * image @ np.array(means).T + tiny.loss.bias_init
+    logits = tiny.loss.temperature_init * image @ np.array(means).T + tiny.bias_init
     found = _run(loaded, signatures.CLASSIFY, image_bytes=images)
     best = np.sort(1 / (1 + np.exp(-logits)), axis=1)[:, ::-1][:, :5]
     np.testing.assert_allclose(found[signatures.SCORES], best, atol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sigline.trainer import config, loop
+from sigline.trainer import config, loop, two_tower
 from sigline.trainer.checkpoints import named_variables
 
 
@@ -144,6 +144,42 @@ def test_two_replicas_train_as_one(split_dir, vocabulary, tmp_path):
         # Softmax ignores the key's bias: its gradient is rounding noise, which Adam scales up.
         if not name.endswith("attention/key/bias"):
             assert two["sums"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+
+
+def test_frozen_tower_keeps_its_bytes_and_has_no_moments(tiny, split_dir, vocabulary, tmp_path):
+    frozen = dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, frozen=True))
+    start = {n: v.numpy() for n, v in named_variables(two_tower.build(frozen)).items()}
+    end = _weights(_train(frozen, split_dir, vocabulary, tmp_path))
+    for name, value in start.items():
+        if name.startswith("image/"):
+            assert end[name].tobytes() == value.tobytes(), name
+    assert (end["text/head/kernel"] != start["text/head/kernel"]).any()
+    saved = [name for name, _ in tf.train.list_variables(str(tmp_path))]
+    assert not [n for n in saved if n.startswith(("first/image", "second/image"))]
+    assert [n for n in saved if n.startswith("first/text")]
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["loss.name=softmax"],
+        ["loss.negatives=hard", "loss.negatives_per_image=2"],
+        ["precision=bfloat16", "rematerialize=true", "optimizer.first_moment_dtype=bfloat16"],
+    ],
+    ids=["softmax", "negatives", "bfloat16"],
+)
+def test_options_of_the_step_train(tiny, split_dir, vocabulary, tmp_path, assignments):
+    settings = config.override(tiny, ["steps=40", "checkpoint_steps=100", *assignments])
+    _train(settings, split_dir, vocabulary, tmp_path / "ck", log_dir=tmp_path / "logs")
+    found = [
+        float(tf.make_ndarray(value.tensor))
+        for path in (tmp_path / "logs").glob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+        if value.tag == "loss"
+    ]
+    assert len(found) == 40
+    assert found[-1] < found[0]
 
 
 def test_jit_compile_under_several_replicas_is_refused(tiny):

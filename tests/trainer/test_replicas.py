@@ -1,5 +1,8 @@
 """Losses on 1, 2 and 4 replicas equal those of the whole batch in float64."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +103,40 @@ def test_random_negatives_are_the_same_on_any_number_of_replicas(outputs, form):
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_loss_outside_of_replica_context_is_refused(outputs, replicas):
     assert "must run in replica context" in str(outputs[replicas]["error"])
+
+
+def _free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for item in sockets:
+        item.bind(("127.0.0.1", 0))
+    ports = [item.getsockname()[1] for item in sockets]
+    for item in sockets:
+        item.close()
+    return ports
+
+
+def test_workers_in_processes_of_their_own_meet_all_pairs(inputs, tmp_path):
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    script = Path(__file__).with_name("replica_losses.py")
+    workers = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+    processes = []
+    for index in range(2):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        command = [sys.executable, script, "2", tmp_path / "inputs.npz", tmp_path / f"{index}.npz"]
+        environment = os.environ | {"TF_CONFIG": json.dumps(task)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": script.parents[2]}
+        processes.append(subprocess.Popen(command, text=True, env=environment, **pipes))
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-3000:]
+    parts = [dict(np.load(tmp_path / f"{index}.npz")) for index in range(2)]
+    assert [int(part["replicas"]) for part in parts] == [2, 2]
+    for case in ("sigmoid", "softmax"):
+        expected = _expected(case, inputs)
+        found = {}
+        for name in expected:
+            both = [part[f"auto/{case}/{name}"] for part in parts]
+            # A worker holds its own rows and its own share of the rest.
+            found[name] = np.concatenate(both) if name in ("image", "text") else sum(both)
+        errors = reference_losses.relative_errors(found, expected)
+        assert max(errors.values()) < 2e-6, (case, errors)

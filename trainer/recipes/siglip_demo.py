@@ -29,8 +29,8 @@ def config() -> TrainConfig:
         text=TextTowerConfig(
             vocabulary_size=1024, length=16, width=72, depth=2, mlp_dim=288, num_heads=3
         ),
-        # log(1/(batch - 1)), the log prior of a positive pair.
-        loss=LossConfig(bias_init=-4.14),
+        # The log prior of a positive pair.
+        loss=LossConfig(bias_init=None),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=1.5e-3, warmup_steps=100),
         data=dataclasses.replace(base.data, shuffle_records=4096),
         checkpoint_steps=200,

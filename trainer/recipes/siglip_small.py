@@ -9,7 +9,7 @@ README's example on the Noto emoji.
 import dataclasses
 
 from sigline.schemas.gate import Gate
-from sigline.trainer.config import ImageTowerConfig, LossConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.config import ImageTowerConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.recipes import siglip_demo
 
 
@@ -25,7 +25,6 @@ def config() -> TrainConfig:
         text=TextTowerConfig(
             vocabulary_size=4096, length=16, width=96, depth=3, mlp_dim=384, num_heads=3
         ),
-        loss=LossConfig(bias_init=-4.85),
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=40),
         checkpoint_steps=100,
         jit_compile=None,
