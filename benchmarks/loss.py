@@ -411,8 +411,8 @@ def main() -> None:
     result: dict = {"environment": environment(), "rows": [], "replicas": []}
     for dim in arguments.dims:
         for batch in sorted(arguments.batches):
-            # The largest takes half a minute a call.
-            rounds = arguments.rounds if batch * dim < 2**24 else 1
+            # The largest take half a minute a call.
+            rounds = arguments.rounds if batch * dim < 2**23 else 2
             skip = _skips(batch, dim, result["rows"])
             result["rows"] += measure(batch, dim, rounds, skip)
             print(json.dumps(result["rows"][-len(VARIANTS) :], indent=1), flush=True)

@@ -107,15 +107,17 @@ def sum_rows(x: tf.Tensor) -> tf.Tensor:
             return barrier(tf.reduce_sum(x, 0))
 
 
-def positives(num_texts: tf.Tensor, num_images: tf.Tensor, diagonal: tf.Tensor) -> tf.Tensor:
-    """Returns which pairs are (i, diagonal + i), `(texts, images)`; call it under XLA only."""
+def positives(block: tf.Tensor, diagonal: tf.Tensor) -> tf.Tensor:
+    """Returns which pairs of a block `(texts, images)` are (i, diagonal + i); under XLA only."""
+    size = tf.shape(block)
     # Behind a barrier, so that no compiler stores the mask in the program as a constant.
-    return tf.range(num_texts)[:, tf.newaxis] + barrier(diagonal) == tf.range(num_images)
+    return tf.range(size[0])[:, tf.newaxis] + barrier(diagonal) == tf.range(size[1])
 
 
 def barrier(x: tf.Tensor) -> tf.Tensor:
     """Returns the tensor as something that XLA knows nothing about; call it under XLA only."""
-    return xla.optimization_barrier(x)[0]
+    outputs: Any = xla.optimization_barrier(x)
+    return outputs[0]
 
 
 @tf.function(jit_compile=True, autograph=False)

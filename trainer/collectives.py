@@ -44,7 +44,7 @@ class Exchange(Protocol):
         """
         ...
 
-    def sum(self, x: Any) -> Any:
+    def sum(self, x: Any, /) -> Any:
         """Sums a structure of tensors over replicas; not meant to be differentiated."""
         ...
 
@@ -171,23 +171,23 @@ def exchange_for_context(form: str = "auto") -> Exchange:
             "A loss over pairs must run in replica context, where it can reach the pairs of all "
             "replicas. Call it inside `strategy.run(...)`, not in the strategy's scope."
         )
-    strategy = context.strategy
     if context.num_replicas_in_sync == 1:
         return single_replica()
-    if isinstance(strategy, tf.distribute.TPUStrategy):
-        ring: Exchange | None = tpu_ring(context.num_replicas_in_sync)
-    elif isinstance(strategy, tf.distribute.MirroredStrategy):
-        ring = _mirrored_ring(context)
-    else:
-        ring = None
-    if form == "all_gather" or (form == "auto" and ring is None):
-        return AllGather(context)
-    if ring is None:
+    ring = None if form == "all_gather" else _ring_of(context)
+    if ring is None and form == "ring":
         raise RuntimeError(
-            f"{type(strategy).__name__} has no ring: its replicas cannot hand tensors to one "
-            "another. Received: form='ring'. Use auto or all_gather."
+            f"{type(context.strategy).__name__} has no ring: its replicas cannot hand tensors to "
+            "one another. Received: form='ring'. Use auto or all_gather."
         )
-    return ring
+    return ring or AllGather(context)
+
+
+def _ring_of(context: tf.distribute.ReplicaContext) -> Ring | None:
+    if isinstance(context.strategy, tf.distribute.TPUStrategy):
+        return tpu_ring(context.num_replicas_in_sync)
+    if isinstance(context.strategy, tf.distribute.MirroredStrategy):
+        return _mirrored_ring(context)
+    return None
 
 
 def single_replica() -> Ring:

@@ -96,7 +96,7 @@ def sigmoid_loss(
         # An eager tape would record the walk itself, and keep every block.
         image, text, temperature, bias = map(tf.stop_gradient, inputs)
         walk = _SigmoidWalk(image, text, temperature, bias, labels, chunk_size)
-        text_gradient, state = exchange.sweep(
+        text_slopes, state = exchange.sweep(
             walk.visit, walk.rows, walk.initial_state(), merge=tf.add
         )
         global_batch = exchange.sum(tf.cast(tf.shape(image)[0], tf.float32))
@@ -104,32 +104,42 @@ def sigmoid_loss(
             blocks.sum_all(state.loss) / global_batch,
             *tf.unstack(walk.logit_means(state, global_batch)),
         )
+        scale = temperature / global_batch
         partials = (
-            tf.cast(state.image_gradient * (temperature / global_batch), image.dtype),
-            tf.cast(text_gradient * (temperature / global_batch), text.dtype),
-            # The walk has summed g * (temperature * image @ text^T).
-            blocks.sum_all(state.slope_products) / (temperature * global_batch),
+            tf.cast(scale * state.image_slopes, image.dtype),
+            tf.cast(scale * (text_slopes + walk.own_text_slopes()), text.dtype),
+            _sum_of_products(walk.image, state.image_slopes) / global_batch,
             blocks.sum_all(state.slopes) / global_batch,
         )
         return outcome, lambda upstream, *_: _scaled(partials, upstream)
 
-    return PairLoss(*compute(image, text, _scalar(temperature), _scalar(bias)))
+    return _as_pair_loss(compute(image, text, _scalar(temperature), _scalar(bias)))
 
 
 class _SigmoidState(NamedTuple):
-    """Sums over the texts that were met: per image, and of gradients before their scale."""
+    """Sums over the texts that were met.
+
+    Attributes:
+        loss: Per image.
+        slopes: Derivatives of the loss by the logits, per image.
+        image_slopes: Slopes times texts, per image.
+        statistics: By label, sums per image of weight * logit and of weight. For the identity,
+            which has closed forms for them, the sum of all texts.
+    """
 
     loss: tf.Tensor
     slopes: tf.Tensor
-    slope_products: tf.Tensor
-    image_gradient: tf.Tensor
-    # By label: sums per image of weight * logit and of weight. For the identity (closed forms)
-    # empty; there the sum of all texts is kept.
+    image_slopes: tf.Tensor
     statistics: tuple[tf.Tensor, ...]
 
 
 class _SigmoidWalk:
-    """The mathematics of one block of the sigmoid loss."""
+    """The mathematics of one block of the sigmoid loss.
+
+    With the identity as labels, blocks hold negatives only, and the positives, one an image, are
+    added apart. So neither has to be told from the other away from home, each has its own sign, and
+    neither softplus(l) - l nor sigmoid(l) - 1 loses digits where l is large.
+    """
 
     def __init__(self, image, text, temperature, bias, labels: PairLabels | None, chunk_size: int):
         self.image = tf.cast(image, tf.float32)
@@ -139,15 +149,21 @@ class _SigmoidWalk:
         self.chunk_size = chunk_size
         self.rows = (text, () if labels is None else labels.text)
         self.found = tf.TensorSpec((text.shape[1],), tf.float32)
+        if labels is None:
+            self._own = _identity_positives(self.image, self.text, temperature, bias)
 
     def initial_state(self) -> _SigmoidState:
         zeros = tf.zeros_like(self.image[:, 0])
-        if self.labels is None:
-            sums = _identity_positives(self.image, self.text, self.temperature, self.bias)
-            statistics = (tf.zeros_like(self.text[0]),)
-        else:
-            sums, statistics = (zeros, zeros, zeros), (zeros, zeros, zeros, zeros)
-        return _SigmoidState(*sums, tf.zeros_like(self.image), statistics)
+        if self.labels is not None:
+            nothing = tf.zeros_like(self.image)
+            return _SigmoidState(zeros, zeros, nothing, (zeros, zeros, zeros, zeros))
+        losses, slopes = self._own
+        statistics = (tf.zeros_like(self.text[0]),)
+        return _SigmoidState(losses, slopes, slopes[:, tf.newaxis] * self.text, statistics)
+
+    def own_text_slopes(self):
+        """Returns what the positives add to the slopes times images of this replica's texts."""
+        return 0.0 if self.labels is not None else self._own[1][:, tf.newaxis] * self.image
 
     def visit(self, rows, state, home: bool):
         """Meets the texts of one replica; see `collectives.Visit`."""
@@ -162,23 +178,21 @@ class _SigmoidWalk:
     def _visit_chunk(self, chunk, start, state: _SigmoidState, home: bool):
         text, features = chunk
         text = tf.cast(text, tf.float32)
-        products = tf.matmul(text * self.temperature, self.image, transpose_b=True)
+        logits = tf.matmul(text * self.temperature, self.image, transpose_b=True)
         if self.labels is None:
-            # Text i of the chunk belongs to image start + i; a visitor to none of them.
-            diagonal = start if home else tf.shape(self.image)[0]
-            slopes, sums = _identity_block(products, self.bias, diagonal)
+            # Text i of the chunk belongs to image start + i; a visitor's to none of them.
+            slopes, sums = _negatives_block(logits, self.bias, start if home else None)
             statistics = (state.statistics[0] + tf.reduce_sum(text, 0),)
         else:
             targets, weights = self.labels.block(self.labels.image, features)
             if weights is None:
                 weights = tf.ones(())
-            slopes, sums, found = _labelled_block(products, self.bias, targets, weights)
+            slopes, sums, found = _labelled_block(logits, self.bias, targets, weights)
             statistics = tuple(a + b for a, b in zip(state.statistics, found, strict=True))
         state = _SigmoidState(
             state.loss + sums[0],
             state.slopes + sums[1],
-            state.slope_products + sums[2],
-            state.image_gradient + tf.matmul(slopes, text, transpose_a=True),
+            state.image_slopes + tf.matmul(slopes, text, transpose_a=True),
             statistics,
         )
         return tf.matmul(slopes, self.image), state
@@ -206,64 +220,56 @@ def _identity_logit_means(image, text, text_sum, temperature, bias, global_batch
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _identity_block(products, bias, diagonal):
-    """Returns the slopes of a block and sums over its negatives; pairs (i, diagonal + i) are none.
+def _negatives_block(logits, bias, diagonal):
+    """Returns the slopes of a block of negatives, and sums of losses and slopes per image.
 
-    Compiled by XLA on every device: one pass over the block instead of a dozen. Positives and
-    negatives each have their own sign, so that neither softplus(l) - l nor sigmoid(l) - 1 loses
-    digits where l is large, and are summed apart, since the ones are few and large.
+    Compiled by XLA on every device: few passes over the block instead of a dozen.
+
+    Args:
+        logits: Without the bias, shape `(texts, images)`.
+        bias: Scalar.
+        diagonal: If not None, pairs (i, diagonal + i) are positives and do not count.
     """
-    positive = blocks.positives(*tf.unstack(tf.shape(products)), diagonal)
-    logits = products + bias
-    losses, sigmoids = _softplus_and_sigmoid(tf.where(positive, -logits, logits))
-    slopes = tf.where(positive, 0.0, sigmoids)
-    sums = [
-        blocks.sum_rows(x) for x in (tf.where(positive, 0.0, losses), slopes, slopes * products)
-    ]
-    return tf.where(positive, -sigmoids, sigmoids), sums
+    logits += bias
+    if diagonal is not None:
+        logits = tf.where(blocks.positives(logits, diagonal), _NO_LOGIT, logits)
+    losses, slopes = _softplus_and_sigmoid(logits)
+    return slopes, [blocks.sum_rows(x) for x in (losses, slopes)]
 
 
 @tf.function(jit_compile=True, autograph=False)
 def _identity_positives(image, text, temperature, bias):
-    """Returns loss, slope, and slope times product of each image with its own text."""
-    products = temperature * tf.reduce_sum(image * text, -1)
-    losses, sigmoids = _softplus_and_sigmoid(-products - bias)
-    return losses, -sigmoids, -sigmoids * products
+    """Returns loss and slope of each image with its own text."""
+    logits = temperature * tf.reduce_sum(image * text, -1) + bias
+    losses, sigmoids = _softplus_and_sigmoid(-logits)
+    return losses, -sigmoids
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _labelled_block(products, bias, targets, weights):
-    """As `_identity_block` for any labels, all pairs summed; sums up the logits by label, too."""
-    logits = products + bias
-    positive_losses, positive_sigmoids = _softplus_and_sigmoid(-logits)
-    negative_losses, negative_sigmoids = _softplus_and_sigmoid(logits)
+def _labelled_block(logits, bias, targets, weights):
+    """As `_negatives_block` for any labels; sums up the logits by label, too."""
+    logits += bias
     positive_weights, negative_weights = weights * targets, weights * (1.0 - targets)
-    positive_slopes = -positive_weights * positive_sigmoids
-    negative_slopes = negative_weights * negative_sigmoids
-    positive_sums = (
-        positive_weights * positive_losses,
-        positive_slopes,
-        positive_slopes * products,
-    )
-    negative_sums = (
-        negative_weights * negative_losses,
-        negative_slopes,
-        negative_slopes * products,
-    )
+    losses, sigmoids = _softplus_and_sigmoid(-logits)
+    positives = positive_weights * losses, -positive_weights * sigmoids
+    losses, sigmoids = _softplus_and_sigmoid(logits)
+    negatives = negative_weights * losses, negative_weights * sigmoids
+    # Summed apart, since the ones are few and large and the others many and small.
     sums = [
-        blocks.sum_rows(x) + blocks.sum_rows(y)
-        for x, y in zip(positive_sums, negative_sums, strict=True)
+        blocks.sum_rows(x) + blocks.sum_rows(y) for x, y in zip(positives, negatives, strict=True)
     ]
     statistics = [
         blocks.sum_rows(x)
-        for x in (
-            positive_weights * logits,
-            positive_weights,
-            negative_weights * logits,
-            negative_weights,
-        )
+        for weights in (positive_weights, negative_weights)
+        for x in (weights * logits, weights)
     ]
-    return positive_slopes + negative_slopes, sums, statistics
+    return positives[1] + negatives[1], sums, statistics
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _sum_of_products(x, y):
+    """Returns the sum of x * y over all entries."""
+    return blocks.sum_rows(blocks.sum_rows(tf.transpose(x * y)))
 
 
 def _softplus_and_sigmoid(x):
@@ -316,7 +322,7 @@ def softmax_loss(
             walk.visit_for_sums, text, walk.no_others(), merge=_logaddexp
         )
         shares, text_sums, state = walk.finish_sums(image_others, text_others)
-        text_gradient, state = exchange.sweep(
+        text_slopes, state = exchange.sweep(
             walk.visit_for_gradients, (text, text_sums), state, merge=tf.add
         )
         global_batch = exchange.sum(tf.cast(tf.shape(image)[0], tf.float32))
@@ -328,21 +334,21 @@ def softmax_loss(
                 )
             ),
         )
+        scale = temperature / global_batch
         partials = (
-            tf.cast(state.image_gradient * (temperature / global_batch), image.dtype),
-            tf.cast(text_gradient * (temperature / global_batch), text.dtype),
-            blocks.sum_all(state.slope_products) / (temperature * global_batch),
+            tf.cast(scale * state.image_slopes, image.dtype),
+            tf.cast(scale * text_slopes, text.dtype),
+            _sum_of_products(walk.image, state.image_slopes) / global_batch,
         )
         return outcome, lambda upstream, *_: _scaled(partials, upstream)
 
-    return PairLoss(*compute(image, text, _scalar(temperature)))
+    return _as_pair_loss(compute(image, text, _scalar(temperature)))
 
 
 class _SoftmaxState(NamedTuple):
     """Sums over the texts that were met."""
 
-    image_gradient: tf.Tensor
-    slope_products: tf.Tensor
+    image_slopes: tf.Tensor
     text_sum: tf.Tensor
 
 
@@ -383,8 +389,8 @@ class _SoftmaxWalk:
         shares, self.own_slopes, self.image_sums, text_sums = _softmax_positives(
             self.image, self.text, self.temperature, image_others, text_others
         )
-        zeros = tf.zeros_like(self.image), tf.zeros_like(shares), tf.zeros_like(self.text[0])
-        return shares, text_sums, _SoftmaxState(*zeros)
+        state = _SoftmaxState(tf.zeros_like(self.image), tf.zeros_like(self.text[0]))
+        return shares, text_sums, state
 
     def visit_for_gradients(self, rows, state, home: bool):
         """Meets the texts of one replica once the sums over all pairs are known."""
@@ -392,7 +398,7 @@ class _SoftmaxWalk:
         def visit_chunk(chunk, start, state: _SoftmaxState):
             text, text_sums = chunk
             text = tf.cast(text, tf.float32)
-            slopes, slope_products = _softmax_block(
+            slopes = _softmax_block(
                 self._logits(text),
                 self.image_sums,
                 text_sums,
@@ -400,8 +406,7 @@ class _SoftmaxWalk:
                 self._diagonal(start, home),
             )
             state = _SoftmaxState(
-                state.image_gradient + tf.matmul(slopes, text, transpose_a=True),
-                state.slope_products + slope_products,
+                state.image_slopes + tf.matmul(slopes, text, transpose_a=True),
                 state.text_sum + tf.reduce_sum(text, 0),
             )
             return tf.matmul(slopes, self.image), state
@@ -420,7 +425,7 @@ class _SoftmaxWalk:
 @tf.function(jit_compile=True, autograph=False)
 def _logsumexps(logits, diagonal):
     """Returns the logsumexp of each row and of each column, without the positives."""
-    positive = blocks.positives(*tf.unstack(tf.shape(logits)), diagonal)
+    positive = blocks.positives(logits, diagonal)
     logits = tf.where(positive, _NO_LOGIT, logits)
 
     def over_rows(x):
@@ -446,16 +451,19 @@ def _softmax_positives(image, text, temperature, image_others, text_others):
 
 @tf.function(jit_compile=True, autograph=False)
 def _softmax_block(logits, image_sums, text_sums, own_slopes, diagonal):
-    """Returns the slopes of a block, and their sum per image times the logits."""
-    positive = blocks.positives(*tf.unstack(tf.shape(logits)), diagonal)
+    """Returns the slopes of a block."""
+    positive = blocks.positives(logits, diagonal)
     slopes = 0.5 * (tf.exp(logits - image_sums) + tf.exp(logits - text_sums[:, tf.newaxis]))
-    slopes = tf.where(positive, own_slopes, slopes)
-    return slopes, blocks.sum_rows(slopes * logits)
+    return tf.where(positive, own_slopes, slopes)
 
 
 def _logaddexp(x, y):
     larger, smaller = tf.maximum(x, y), tf.minimum(x, y)
     return larger + tf.math.log1p(tf.exp(smaller - larger))
+
+
+def _as_pair_loss(outputs: Any) -> PairLoss:
+    return PairLoss(*outputs)
 
 
 def _scalar(x) -> tf.Tensor:

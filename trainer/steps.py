@@ -4,7 +4,7 @@ The loop runs it on variables under a strategy. Since it touches no variable its
 compiled ahead of time for a device that is not there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -16,8 +16,8 @@ from sigline.trainer.config import TrainConfig
 from sigline.trainer.negatives import Negatives
 from sigline.trainer.two_tower import TwoTower, named_parameters
 
-# The parameters of a model by name.
-Tensors = dict[str, tf.Tensor]
+# By name; tensors, or variables in their place.
+Tensors = Mapping[str, Any]
 # embed(model, inputs) -> image and text embeddings.
 Embed = Callable[[TwoTower, Any], tuple[tf.Tensor, tf.Tensor]]
 # loss(image, text, parameters, step, config, exchange) -> the replica's share
