@@ -287,12 +287,12 @@ def float64_loss(batch: int, dim: int) -> float:
 def _skips(batch: int, dim: int, rows: list[dict]) -> dict[str, str]:
     """Foresees what would not fit: dense memory grows with the square of the batch."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20 * MEMORY_SHARE
+    largest = {r["variant"]: r for r in rows if r["dim"] == dim and "peak_mib" in r}
     skips = {}
-    for row in rows:
-        if row["dim"] == dim and "peak_mib" in row and not row["variant"].startswith("sigline"):
-            expected = row["peak_mib"] * (batch / row["batch"]) ** 2
-            if expected > available:
-                skips[row["variant"]] = f"would need about {expected / 1024:.0f} GiB"
+    for variant, row in largest.items():
+        expected = row["peak_mib"] * (batch / row["batch"]) ** 2
+        if not variant.startswith(SIGLINE) and expected > available:
+            skips[variant] = f"would need about {expected / 1024:.0f} GiB"
     return skips
 
 
@@ -305,7 +305,8 @@ def environment() -> dict[str, object]:
         processors = [x.split(":")[1].strip() for x in handle if x.startswith("model name")]
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["benchmarks/loss.py", *sys.argv[1:]]),
+        "command": "benchmarks/loss.py",
+        "source": _source_digest(),
         "processor": processors[0],
         "cpu_count": os.cpu_count(),
         "threads": THREADS,
@@ -313,6 +314,15 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in names},
     }
+
+
+def _source_digest() -> str:
+    """Returns the digest of the code that is measured."""
+    from sigline.schemas import digests
+
+    root = Path(__file__).resolve().parents[1] / "trainer"
+    names = ("blocks.py", "collectives.py", "losses.py", "negatives.py", "pair_labels.py")
+    return digests.source_digest(root, names)
 
 
 def write_table(result: dict, path: Path) -> None:
@@ -400,6 +410,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 768])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--resume", action="store_true", help="keep the sizes that are done")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--replicas", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -408,21 +419,32 @@ def main() -> None:
         return work(variant, int(batch), int(dim))
     if arguments.replicas:
         return work_replicas(*map(int, arguments.replicas))
+    path = arguments.output / "loss.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     result: dict = {"environment": environment(), "rows": [], "replicas": []}
+    if arguments.resume and path.exists():
+        before = json.loads(path.read_text())
+        if before["environment"] == result["environment"]:
+            result = before
+    done = {(row["batch"], row["dim"]) for row in result["rows"]}
     for dim in arguments.dims:
         for batch in sorted(arguments.batches):
+            if (batch, dim) in done:
+                continue
             # The largest take half a minute a call.
             rounds = arguments.rounds if batch * dim < 2**23 else 2
             skip = _skips(batch, dim, result["rows"])
             result["rows"] += measure(batch, dim, rounds, skip)
-            print(json.dumps(result["rows"][-len(VARIANTS) :], indent=1), flush=True)
+            result["rows"].sort(key=lambda row: (row["dim"], row["batch"]))
+            path.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"batch {batch}, d = {dim}: done", flush=True)
+    result["replicas"] = []
     for replicas in (1, 2, 4):
         process = _start("--replicas", replicas, 4096, 64)
         row = {"replicas": replicas, "batch": 4096, "dim": 64}
         result["replicas"].append(row | _answer(process, f"{replicas} replicas"))
         process.wait()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "loss.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     write_table(result, arguments.output / "loss.md")
     draw(result, arguments.output / "loss.png")
     return None

@@ -147,6 +147,26 @@ def test_values_are_right_at_a_large_batch(compiled):
     _assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", ["sigmoid_loss", "softmax_loss"])
+def test_compiled_program_holds_no_matrix_of_all_pairs(name):
+    batch, chunk_size = 1000, 256
+
+    def compute(image, text):
+        bias = {"bias": -10.0} if name == "sigmoid_loss" else {}
+        with tf.GradientTape() as tape:
+            tape.watch((image, text))
+            loss = getattr(losses, name)(
+                image, text, temperature=10.0, chunk_size=chunk_size, **bias
+            ).loss
+        return (loss, *tape.gradient(loss, (image, text)))
+
+    spec = tf.TensorSpec((batch, 8), tf.float32)
+    compiled = tf.function(compute, jit_compile=True)
+    hlo = compiled.experimental_get_compiler_ir(spec, spec)(stage="optimized_hlo")
+    assert f"[{chunk_size},{batch}]" in hlo
+    assert f"[{batch},{batch}]" not in hlo
+
+
 @MODES
 def test_all_block_sizes_give_the_same_loss(compiled):
     image, text = reference_losses.pairs(50)
