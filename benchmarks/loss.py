@@ -236,9 +236,10 @@ def _answer(process: subprocess.Popen, name: str) -> dict:
 def measure(batch: int, dim: int, rounds: int, skip: dict[str, str]) -> list[dict]:
     """Returns a row per variant at one size."""
     reference = float64_loss(batch, dim)
+    source = _source_digest()
     rows, processes = [], {}
     for variant in VARIANTS:
-        row = {"variant": variant, "batch": batch, "dim": dim}
+        row = {"variant": variant, "batch": batch, "dim": dim, "source": source}
         rows.append(row)
         if variant in skip:
             row["not_run"] = skip[variant]
@@ -306,7 +307,6 @@ def environment() -> dict[str, object]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "command": "benchmarks/loss.py",
-        "source": _source_digest(),
         "processor": processors[0],
         "cpu_count": os.cpu_count(),
         "threads": THREADS,
@@ -432,7 +432,7 @@ def main() -> None:
             if (batch, dim) in done:
                 continue
             # The largest take half a minute a call.
-            rounds = arguments.rounds if batch * dim < 2**23 else 2
+            rounds = arguments.rounds if batch < 2**14 else 2
             skip = _skips(batch, dim, result["rows"])
             result["rows"] += measure(batch, dim, rounds, skip)
             result["rows"].sort(key=lambda row: (row["dim"], row["batch"]))

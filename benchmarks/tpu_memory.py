@@ -85,11 +85,11 @@ def rows() -> list[Row]:
     ]
     return [
         *losses,
-        Row("Base SigLIP", "v4:2x2x1", 4096, "live", base, (*SHALLOW, 12), 12),
         Row("Large LiT, precomputed images", "v4:2x2x1", 20_480, "precomputed", wide, SHALLOW, 24),
         Row("the same, 2 layers, ring", "v4:2x2x1", 20_480, "precomputed", wide, (2,), 2),
         Row("the same, 2 layers, dense", "v4:2x2x1", 20_480, "precomputed-dense", wide, (2,), 2),
         Row("Base SigLIP", "v4:2x2x4", 32_768, "live", base, SHALLOW, 12),
+        Row("Base SigLIP", "v4:2x2x1", 4096, "live", base, (*SHALLOW, 12), 12),
         # Which of the towers sets the peak depends on the depth, so no line would do.
         Row("Large LiT, frozen L/16 live", "v4:2x2x1", 20_480, "live", large, (24,), 24),
         Row("Base SigLIP", "v4:2x2x2", 32_768, "live", base, SHALLOW, 12),
@@ -147,7 +147,7 @@ def compile_one(asked: dict, topology: str, arguments: argparse.Namespace) -> di
 
 def _source_digest() -> str:
     digest = hashlib.sha256()
-    for path in sorted([*ROOT.glob("tpu_*.py"), *(ROOT.parent / "trainer").glob("*.py")]):
+    for path in sorted([ROOT / "tpu_lower.py", *(ROOT.parent / "trainer").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -6,9 +6,11 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-# Pairs in a block, 16 MiB of float32. On a CPU larger blocks are not faster.
+# Pairs in a block, 16 MiB of float32, if that leaves texts enough for a product at full speed.
 _BLOCK_PAIRS = 2**22
-_MIN_CHUNK_SIZE = 256
+_MIN_CHUNK_SIZE = 512
+# Whole tiles of a TPU's matrix unit.
+_TILE = 256
 # Terms of a float32 sum that are added one after the other.
 _STAGE = 64
 
@@ -21,8 +23,7 @@ VisitChunk = Callable[[Structure, tf.Tensor, Structure], tuple[Structure, Struct
 def default_chunk_size(num_columns: int | None) -> int:
     """Returns how many rows a block has if the matrix has `num_columns` columns."""
     size = _BLOCK_PAIRS // (num_columns or _BLOCK_PAIRS)
-    # Whole tiles of a TPU's matrix unit.
-    return max(size - size % _MIN_CHUNK_SIZE, _MIN_CHUNK_SIZE)
+    return max(size - size % _TILE, _MIN_CHUNK_SIZE)
 
 
 def num_rows(x: tf.Tensor) -> Any:

@@ -23,8 +23,8 @@ def test_every_row_is_visited_once_and_in_order(chunk_size):
 def test_default_blocks_have_bounded_size():
     assert blocks.default_chunk_size(1024) == 4096
     assert blocks.default_chunk_size(5120) == 768
-    assert blocks.default_chunk_size(10**6) == 256
-    assert blocks.default_chunk_size(None) == 256
+    assert blocks.default_chunk_size(10**6) == 512
+    assert blocks.default_chunk_size(None) == 512
 
 
 @pytest.mark.parametrize("shape", [(1,), (63,), (64,), (65,), (4097, 2), (100_000,)])
