@@ -23,8 +23,8 @@ from pathlib import Path
 
 THREADS = 2
 LOG_TEMPERATURE, BIAS = 2.302585, -10.0
-# A call of a dense variant must leave room for the system.
-MEMORY_SHARE = 0.85
+# Of the machine's memory, for one call of a dense variant: the other processes stay alive.
+MEMORY_SHARE = 0.5
 GEMM = "gemm-tf"
 SIGLINE = "sigline"
 VARIANTS = {

@@ -1,7 +1,7 @@
 """Which negatives of an image count: studies of the ratio of negatives to positives.
 
 SigLIP's ablation of the batch's composition: all positives stay, and of the negatives only some,
-random, the hardest or the easiest (arXiv 2303.15343, section 4.7).
+random, the hardest or the easiest (arXiv 2303.15343).
 """
 
 from dataclasses import dataclass
