@@ -11,6 +11,7 @@ against float64. Writes `loss.json`, `loss.md` and `loss.png` below `--output`.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -145,6 +146,15 @@ def _memory_mib(field: str) -> float:
         return next(float(x.split()[1]) / 1024 for x in handle if x.startswith(field))
 
 
+def _reset_peak() -> float:
+    """Returns what the process holds, in MiB, and lets its peak start there."""
+    gc.collect()
+    # What was freed but not given back could be used again without being seen.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory_mib("VmRSS")
+
+
 def work(variant: str, batch: int, dim: int) -> None:
     """Serves one variant: answers each line on standard input by one call, timed."""
     if variant == "dense-jax":
@@ -155,10 +165,7 @@ def work(variant: str, batch: int, dim: int) -> None:
         convert, compute = _tensorflow(variant)
     compute(*map(convert, make_pairs(256, dim)))
     inputs = [convert(x) for x in make_pairs(batch, dim)]
-    gc.collect()
-    # Resets the peak to what the process holds now.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _memory_mib("VmRSS")
+    before = _reset_peak()
     value = compute(*inputs)
     print(json.dumps({"peak_mib": _memory_mib("VmHWM") - before, "loss": value}), flush=True)
     for _ in sys.stdin:
@@ -205,9 +212,7 @@ def work_replicas(replicas: int, batch: int, dim: int) -> None:
 
     step(inputs(256))
     real = inputs(batch)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _memory_mib("VmRSS")
+    before = _reset_peak()
     step(real)
     peak = _memory_mib("VmHWM") - before
     print(json.dumps({"peak_mib": peak, "peak_mib_per_replica": peak / replicas}))
@@ -219,7 +224,6 @@ def _start(*arguments: object) -> subprocess.Popen:
         [sys.executable, __file__, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
         env=environment,
     )
@@ -230,7 +234,10 @@ def _answer(process: subprocess.Popen, name: str) -> dict:
     for line in process.stdout:
         if line.startswith("{"):
             return json.loads(line)
-    raise RuntimeError(f"{name} ended with code {process.wait()} before it answered.")
+    raise RuntimeError(
+        f"{name} ended with code {process.wait()} before it answered; what it printed is above. "
+        "Code -9: the system ran out of memory."
+    )
 
 
 def measure(batch: int, dim: int, rounds: int, skip: dict[str, str]) -> list[dict]:
@@ -248,6 +255,7 @@ def measure(batch: int, dim: int, rounds: int, skip: dict[str, str]) -> list[dic
         first = _answer(process, variant)
         processes[variant] = process
         row["peak_mib"] = first["peak_mib"]
+        row["rounds"] = rounds
         if "gemm" not in variant:
             row["loss_error"] = abs(first["loss"] / reference - 1.0)
     times: dict[str, list[dict]] = {variant: [] for variant in processes}
@@ -341,23 +349,26 @@ def write_table(result: dict, path: Path) -> None:
     ]
     for dim in sorted({row["dim"] for row in result["rows"]}):
         lines += ["", f"## d = {dim}", ""]
-        lines += ["| batch | variant | seconds | / products | peak MiB | error of the loss |"]
-        lines += ["| ---: | --- | ---: | ---: | ---: | ---: |"]
+        lines += [
+            "| batch | variant | rounds | seconds | / products | peak MiB | error of the loss |"
+        ]
+        lines += ["| ---: | --- | ---: | ---: | ---: | ---: | ---: |"]
         for row in result["rows"]:
             if row["dim"] != dim:
                 continue
             name = VARIANTS[row["variant"]]
             if "not_run" in row:
-                lines.append(f"| {row['batch']:,} | {name} | not run: {row['not_run']} | | | |")
+                lines.append(f"| {row['batch']:,} | {name} | not run: {row['not_run']} | | | | |")
                 continue
             error = f"{row['loss_error']:.0e}" if "loss_error" in row else ""
             lines.append(
-                f"| {row['batch']:,} | {name} | {row['wall_seconds']:.3f} | "
+                f"| {row['batch']:,} | {name} | {row['rounds']} | {row['wall_seconds']:.3f} | "
                 f"{row['wall_over_gemm']:.2f} | {row['peak_mib']:,.0f} | {error} |"
             )
-    lines += ["", "## Memory of one replica as their number grows", ""]
-    lines += ["| replicas | batch per replica | d | peak MiB per replica |"]
-    lines += ["| ---: | ---: | ---: | ---: |"]
+    if result["replicas"]:
+        lines += ["", "## Memory of one replica as their number grows", ""]
+        lines += ["| replicas | batch per replica | d | peak MiB per replica |"]
+        lines += ["| ---: | ---: | ---: | ---: |"]
     lines += [
         f"| {x['replicas']} | {x['batch']:,} | {x['dim']} | {x['peak_mib_per_replica']:.0f} |"
         for x in result["replicas"]
@@ -425,7 +436,8 @@ def main() -> None:
     if arguments.resume and path.exists():
         before = json.loads(path.read_text())
         if before["environment"] == result["environment"]:
-            result = before
+            rows = [row for row in before["rows"] if row["source"] == _source_digest()]
+            result = before | {"rows": rows}
     done = {(row["batch"], row["dim"]) for row in result["rows"]}
     for dim in arguments.dims:
         for batch in sorted(arguments.batches):

@@ -71,7 +71,7 @@ def rows() -> list[Row]:
     large = dataclasses.replace(
         base, image=ImageTowerConfig(**sizes, frozen=True), text=TextTowerConfig(**sizes)
     )
-    # Embeddings of a ViT-g are 1536 wide; of its tower nothing else is needed.
+    # Embeddings of a ViT-g-opt are 1536 wide; of its tower nothing else is needed.
     wide = dataclasses.replace(large, image=dataclasses.replace(large.image, width=1536))
     losses = [
         Row(f"loss alone, {form}", topology, batch, f"loss-{form}", dim=dim)
@@ -147,7 +147,15 @@ def compile_one(asked: dict, topology: str, arguments: argparse.Namespace) -> di
 
 def _source_digest() -> str:
     digest = hashlib.sha256()
-    for path in sorted([ROOT / "tpu_lower.py", *(ROOT.parent / "trainer").glob("*.py")]):
+    for path in sorted(
+        [
+            ROOT / "tpu_lower.py",
+            ROOT / "tpu_compiler/compile.py",
+            ROOT / "tpu_compiler/uv.lock",
+            ROOT.parent / "uv.lock",
+            *(ROOT.parent / "trainer").glob("*.py"),
+        ]
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

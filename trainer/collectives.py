@@ -89,6 +89,10 @@ class Ring:
                 found = tf.nest.map_structure(merge, collected, found)
             # Rows are done after the last visit, but what they collected still has to go home.
             if round_number < self.num_replicas - 1:
+                # Not before this visit is over: an executor that follows data only would fetch all
+                # blocks at once.
+                with tf.control_dependencies(tf.nest.flatten(state)):
+                    rows = tf.nest.map_structure(tf.identity, rows)
                 rows = self._shift_all(rows)
             collected = self._shift_all(found)
         return collected, state

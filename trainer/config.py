@@ -29,7 +29,8 @@ class ImageTowerConfig:
         num_heads: Attention heads; divides `width`.
         pool: `map` (attention pooling), `gap` (mean) or `tok` (class token).
         antialias: Whether resizing to `size` is antialiased; SigLIP's contract is False.
-        frozen: Whether the tower keeps its weights: no gradient, no moments, no decay.
+        frozen: Whether the tower keeps its weights: no gradient, no moments, no decay. They are
+            the initial ones, as long as no others can be given.
     """
 
     size: int = 224
@@ -77,8 +78,8 @@ class LossConfig:
         temperature_init: Initial temperature; its logarithm is trained.
         bias_init: Initial bias of the logits; None for the log prior of a positive pair,
             `-log(global_batch_size - 1)`.
-        chunk_size: Texts per block of pairs; None for blocks of some four million pairs. Changes
-            memory and speed, not the result.
+        chunk_size: Texts per block of pairs; None for four million pairs, but at least 512 texts.
+            Changes memory and speed, not the result.
         exchange: How texts reach the images of other replicas: `ring`, `all_gather` or `auto`.
         negatives: Which negatives count: `all`, or for studies of the sigmoid loss `random`, `hard`
             or `easy` ones, `negatives_per_image` of them.
@@ -147,10 +148,10 @@ class TrainConfig:
             `one_device`.
         jit_compile: Whether XLA compiles the forward and backward pass; None means on a TPU and on
             a single GPU.
-        precision: `float32`, or `bfloat16` for the towers' products; parameters, norms, softmax and
-            the loss stay float32.
+        precision: `float32`, or `bfloat16` for all that the towers compute but norms and softmax;
+            parameters and the loss stay float32.
         rematerialize: Whether the backward pass computes each block of the towers again instead of
-            keeping what is inside: memory for a third more time.
+            keeping what is inside: memory for time.
     """
 
     name: str
@@ -205,7 +206,9 @@ class TrainConfig:
 
     @property
     def bias_init(self) -> float:
-        """Initial bias of the logits."""
+        """Initial bias of the logits; none with the softmax loss, which no bias changes."""
+        if self.loss.name == "softmax":
+            return 0.0
         if self.loss.bias_init is not None:
             return self.loss.bias_init
         # A batch of one pair has no negatives, and any bias will do.

@@ -76,7 +76,7 @@ class ServedModel(tf.Module):
         """Compares every image with every text: logits and probabilities `(images, texts)`."""
         image = self.embed_image(image_bytes)[signatures.EMBEDDING]
         logits = self._logits(image, self.embed_text(text)[signatures.EMBEDDING])
-        return {signatures.LOGITS: logits, signatures.PROBABILITIES: tf.sigmoid(logits)}
+        return {signatures.LOGITS: logits, signatures.PROBABILITIES: self._probabilities(logits)}
 
     def signatures(self) -> dict[str, Any]:
         """Returns the signatures by name."""
@@ -92,6 +92,11 @@ class ServedModel(tf.Module):
         model = self._plain.model
         scores = tf.matmul(image, text, transpose_b=True)
         return tf.exp(model.log_temperature.value) * scores + model.bias.value
+
+    def _probabilities(self, logits):
+        """Returns what the loss trained: of each pair, or by softmax of the texts of an image."""
+        softmax = self._plain.config.loss.name == "softmax"
+        return tf.nn.softmax(logits) if softmax else tf.sigmoid(logits)
 
     def _load_one(self, encoded):
         config = self._plain.config
@@ -148,7 +153,8 @@ class ClassifyingModel(ServedModel):
     def classify(self, image_bytes):
         """Classifies images against the label set: the best class names and their probabilities."""
         image = self.embed_image(image_bytes)[signatures.EMBEDDING]
-        probabilities = tf.sigmoid(self._logits(image, tf.convert_to_tensor(self.class_embeddings)))
+        logits = self._logits(image, tf.convert_to_tensor(self.class_embeddings))
+        probabilities = self._probabilities(logits)
         count = min(_TOP_CLASSES, len(self._plain.labels.names))
         scores, ids = tf.math.top_k(probabilities, k=count)
         return {

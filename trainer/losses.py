@@ -2,7 +2,7 @@
 
 Each loss walks the pairs in blocks (a chunk of texts, its own or a visitor's, times the replica's
 images), and computes its gradients in closed form in the same walk, so that nothing of a block is
-kept: the memory beyond the embeddings is that of one block and of the gradients.
+kept: the memory beyond the embeddings is a few times that of one block, and the gradients.
 
 Products of embeddings are float32 whatever the inputs; a GPU may use TF32 and a TPU bfloat16 passes
 for them, as everywhere. All else, sums included, is float32. Second derivatives are not defined.
@@ -26,8 +26,9 @@ class PairLoss(NamedTuple):
 
     Attributes:
         loss: Scalar; the sum over replicas is the loss of the global batch.
-        positive_logit_mean: Mean logit of this replica's images with the texts that belong to them.
-        negative_logit_mean: The same for all other texts; zero if there are none.
+        positive_logit_mean: Mean logit of this replica's images with the texts that belong to them;
+            with labels, weighted by target and weight. No gradient flows through the means.
+        negative_logit_mean: The same for all other texts that count; zero if there are none.
     """
 
     loss: tf.Tensor
@@ -65,8 +66,8 @@ def sigmoid_loss(
         bias: Scalar.
         labels: What the pairs should be, if not the identity.
         negatives: Which negatives count, if not all.
-        chunk_size: Texts per block; by default such that a block has some four million pairs. The
-            result does not depend on it.
+        chunk_size: Texts per block; by default such that a block has some four million pairs, but
+            at least 512. The result does not depend on it.
         exchange: How replicas meet; by default that of the strategy this is called under.
 
     Returns:
@@ -80,6 +81,7 @@ def sigmoid_loss(
     """
     exchange = exchange or collectives.exchange_for_context()
     chunk_size = _check(image, text, chunk_size)
+    temperature, bias = _scalar("temperature", temperature), _scalar("bias", bias)
     if labels is not None:
         labels = labels.without_gradient()
     if negatives is not None:
@@ -106,14 +108,14 @@ def sigmoid_loss(
         )
         scale = temperature / global_batch
         partials = (
-            tf.cast(scale * state.image_slopes, image.dtype),
-            tf.cast(scale * (text_slopes + walk.own_text_slopes()), text.dtype),
+            scale * state.image_slopes,
+            scale * (text_slopes + walk.own_text_slopes()),
             _sum_of_products(walk.image, state.image_slopes) / global_batch,
             blocks.sum_all(state.slopes) / global_batch,
         )
-        return outcome, lambda upstream, *_: _scaled(partials, upstream)
+        return outcome, lambda upstream, *_: _scaled(partials, upstream, inputs)
 
-    return _as_pair_loss(compute(image, text, _scalar(temperature), _scalar(bias)))
+    return _as_pair_loss(compute(image, text, temperature, bias))
 
 
 class _SigmoidState(NamedTuple):
@@ -184,9 +186,7 @@ class _SigmoidWalk:
             slopes, sums = _negatives_block(logits, self.bias, start if home else None)
             statistics = (state.statistics[0] + tf.reduce_sum(text, 0),)
         else:
-            targets, weights = self.labels.block(self.labels.image, features)
-            if weights is None:
-                weights = tf.ones(())
+            targets, weights = self.labels.checked_block(features, logits.shape)
             slopes, sums, found = _labelled_block(logits, self.bias, targets, weights)
             statistics = tuple(a + b for a, b in zip(state.statistics, found, strict=True))
         state = _SigmoidState(
@@ -313,6 +313,7 @@ def softmax_loss(
     """
     exchange = exchange or collectives.exchange_for_context()
     chunk_size = _check(image, text, chunk_size)
+    temperature = _scalar("temperature", temperature)
 
     @tf.custom_gradient
     def compute(*inputs):
@@ -336,13 +337,13 @@ def softmax_loss(
         )
         scale = temperature / global_batch
         partials = (
-            tf.cast(scale * state.image_slopes, image.dtype),
-            tf.cast(scale * text_slopes, text.dtype),
+            scale * state.image_slopes,
+            scale * text_slopes,
             _sum_of_products(walk.image, state.image_slopes) / global_batch,
         )
-        return outcome, lambda upstream, *_: _scaled(partials, upstream)
+        return outcome, lambda upstream, *_: _scaled(partials, upstream, inputs)
 
-    return _as_pair_loss(compute(image, text, _scalar(temperature)))
+    return _as_pair_loss(compute(image, text, temperature))
 
 
 class _SoftmaxState(NamedTuple):
@@ -466,12 +467,17 @@ def _as_pair_loss(outputs: Any) -> PairLoss:
     return PairLoss(*outputs)
 
 
-def _scalar(x) -> tf.Tensor:
-    return tf.cast(tf.convert_to_tensor(x), tf.float32)
+def _scalar(name: str, x: Any) -> tf.Tensor:
+    x = tf.cast(tf.convert_to_tensor(x), tf.float32)
+    if x.shape.rank != 0:
+        raise ValueError(f"{name} must be a scalar. Received: {name}.shape={x.shape}")
+    return x
 
 
-def _scaled(partials: tuple[tf.Tensor, ...], upstream: tf.Tensor) -> list[tf.Tensor]:
-    return [x * tf.cast(upstream, x.dtype) for x in partials]
+def _scaled(partials, upstream: tf.Tensor, inputs) -> list[tf.Tensor]:
+    """Returns the gradients of the inputs, in their types; until here all is float32."""
+    pairs = zip(partials, inputs, strict=True)
+    return [tf.cast(partial * upstream, x.dtype) for partial, x in pairs]
 
 
 def _check(image: Any, text: Any, chunk_size: int | None) -> int:
@@ -479,6 +485,7 @@ def _check(image: Any, text: Any, chunk_size: int | None) -> int:
     fits = (
         image.shape.rank == 2
         and image.shape[1] is not None
+        and text.shape[1:] == image.shape[1:]
         and image.shape.is_compatible_with(text.shape)
     )
     if not fits:

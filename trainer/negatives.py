@@ -22,6 +22,7 @@ class Negatives:
 
     Costs one more walk over all pairs and memory for `per_image` numbers an image. Pairs whose
     target is not zero, or whose weight is, are no negatives. If scores tie, all that tie count.
+    All replicas must hold equally many pairs.
 
     Attributes:
         kind: `random`; `hard`, those with the largest logits; or `easy`, with the smallest.

@@ -29,6 +29,26 @@ class PairLabels:
     text: Any
     block: Callable[[Any, Any], tuple[tf.Tensor, tf.Tensor | None]]
 
+    def checked_block(self, text: Any, shape: tf.TensorShape) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns targets, and weights or a scalar one, of all images and some texts.
+
+        Args:
+            text: Features of the texts.
+            shape: `(texts, images)`.
+
+        Raises:
+            ValueError: If the targets or the weights have another shape, which would broadcast.
+        """
+        targets, weights = self.block(self.image, text)
+        for name, x in (("targets", targets), ("weights", weights)):
+            if x is not None and not x.shape.is_compatible_with(shape):
+                raise ValueError(
+                    f"{name} of labels must have the shape (texts, images) = {shape}. "
+                    f"Received: {name}.shape={x.shape}. Features must have one row for each image "
+                    "or text, and ids no other axis."
+                )
+        return targets, tf.ones(()) if weights is None else weights
+
     def without_gradient(self) -> "PairLabels":
         """Returns the same labels as constants."""
         image, text = tf.nest.map_structure(tf.stop_gradient, (self.image, self.text))
@@ -121,7 +141,7 @@ def identity(batch: Any, replica_id: tf.Tensor) -> PairLabels:
     """Returns the identity in the general form, for what builds upon other labels.
 
     Args:
-        batch: Pairs of this replica.
+        batch: Pairs of this replica; all replicas must have equally many.
         replica_id: Number of the replica, an int32 scalar.
     """
     positions = replica_id * batch + tf.range(batch)

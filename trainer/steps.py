@@ -118,9 +118,15 @@ def forward_backward(
         with keras.StatelessScope(state_mapping=mapping):
             image, text = embed(model, inputs)
         outcome = loss(image, text, parameters, step, config, exchange)
-    gradients = tape.gradient(
-        outcome.loss, trained, unconnected_gradients=tf.UnconnectedGradients.ZERO
-    )
+    gradients = tape.gradient(outcome.loss, trained)
+    if gradients["bias"] is None and config.loss.name == "softmax":
+        gradients["bias"] = tf.zeros_like(trained["bias"])
+    lost = [name for name, value in gradients.items() if value is None]
+    if lost:
+        raise RuntimeError(
+            f"The loss does not depend on {', '.join(lost)}. Received: embed={embed}, loss={loss}. "
+            "Connect them, or freeze their tower."
+        )
     # The gradient of the token table comes as slices.
     gradients = {name: tf.convert_to_tensor(value) for name, value in gradients.items()}
     return StepOutcome(outcome._asdict(), gradients)

@@ -103,7 +103,9 @@ def main() -> None:
         result |= account(executable)
         arguments.output.with_suffix(".hlo").write_text(str(result.pop("hlo")))
     result["compile_seconds"] = time.perf_counter() - started
-    arguments.output.write_text(json.dumps(result, indent=1))
+    scratch = arguments.output.with_suffix(".tmp")
+    scratch.write_text(json.dumps(result, indent=1))
+    os.replace(scratch, arguments.output)
 
 
 if __name__ == "__main__":

@@ -27,15 +27,19 @@ def _compile(request, folder):
     (folder / "request.json").write_text(json.dumps(request))
     program, result = folder / "program.mlir", folder / "result.json"
     lower = [TRAINER, ROOT / "benchmarks/tpu_lower.py", folder / "request.json"]
-    subprocess.run([*lower, "--output", program], check=True, capture_output=True)
+    _run(*lower, "--output", program)
     compile_ = [COMPILER, ROOT / "benchmarks/tpu_compiler/compile.py", program]
-    options = ["--topology", "v4:2x2x1", "--output", result]
-    subprocess.run([*compile_, *options], check=True, capture_output=True)
+    _run(*compile_, "--topology", "v4:2x2x1", "--output", result)
     return (
         program.read_text(),
         result.with_suffix(".hlo").read_text(),
         json.loads(result.read_text()),
     )
+
+
+def _run(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _shapes(hlo):

@@ -61,9 +61,10 @@ def softmax(image, text, temperature):
     }
 
 
-def relative_errors(found, expected):
-    """Returns the largest error over the largest magnitude, by name."""
-    return {
-        name: float(np.abs(np.asarray(found[name], np.float64) - value).max() / np.abs(value).max())
-        for name, value in expected.items()
-    }
+def assert_close(found, expected, tolerance=2e-6):
+    """Asserts that each array is within `tolerance` of the expected one's largest entry."""
+    for name, value in expected.items():
+        actual, scale = np.asarray(found[name], np.float64), np.abs(value).max()
+        assert np.isfinite(actual).all(), f"{name} is not finite"
+        error = np.abs(actual - value).max()
+        assert error <= tolerance * scale, f"{name} is off by {error / scale:.1e}"

@@ -77,6 +77,20 @@ def test_model_trained_in_bfloat16_is_served_in_float32(tmp_path, tiny, vocabula
     assert np.abs(found - trained.embed_image(pixels)).max() > 1e-5
 
 
+def test_softmax_model_is_served_with_softmax_probabilities(tmp_path, tiny, vocabulary, images):
+    settings = config.override(tiny, ["loss.name=softmax"])
+    model = two_tower.build(settings)
+    labels = grammar.label_set()
+    export.export(tmp_path / "m", model, config=settings, vocabulary=vocabulary, labels=labels)
+    served = tf.saved_model.load(str(tmp_path / "m"))
+    found = _run(served, signatures.SIMILARITY, image_bytes=images, text=TEXTS)
+    np.testing.assert_allclose(np.sum(found[signatures.PROBABILITIES], axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(
+        found[signatures.PROBABILITIES], tf.nn.softmax(found[signatures.LOGITS]), rtol=1e-5
+    )
+    assert float(model.bias.value) == 0.0
+
+
 def test_similarity_is_the_sigmoid_of_scaled_products(loaded, tiny, images):
     image = _run(loaded, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING]
     text = _run(loaded, signatures.EMBED_TEXT, text=TEXTS)[signatures.EMBEDDING]

@@ -49,11 +49,6 @@ def _softmax(image, text, temperature=10.0, *, compiled=False, **options):
     return {"loss": loss} | dict(zip(("image", "text", "temperature"), gradients, strict=True))
 
 
-def _assert_close(found, expected, tolerance=2e-6):
-    errors = reference_losses.relative_errors(found, expected)
-    assert max(errors.values()) < tolerance, errors
-
-
 def test_golden_values_of_the_reference():
     log_temperature = tf.constant(np.log(10.0), tf.float32)
     with tf.GradientTape() as tape:
@@ -78,17 +73,17 @@ def test_golden_values_of_the_reference():
 def test_sigmoid_loss_and_gradients_match_float64(batch, chunk_size, compiled):
     image, text = reference_losses.pairs(batch)
     found, _ = _sigmoid(image, text, compiled=compiled, chunk_size=chunk_size)
-    _assert_close(found, reference_losses.sigmoid(image, text, 10.0, -3.0))
+    reference_losses.assert_close(found, reference_losses.sigmoid(image, text, 10.0, -3.0))
 
 
 @MODES
 @pytest.mark.parametrize(
-    ("batch", "chunk_size"), [(2, None), (7, None), (7, 3), (130, 64), (1000, 300)]
+    ("batch", "chunk_size"), [(2, None), (7, None), (7, 3), (7, 7), (130, 64), (1000, 300)]
 )
 def test_softmax_loss_and_gradients_match_float64(batch, chunk_size, compiled):
     image, text = reference_losses.pairs(batch)
     found = _softmax(image, text, compiled=compiled, chunk_size=chunk_size)
-    _assert_close(found, reference_losses.softmax(image, text, 10.0))
+    reference_losses.assert_close(found, reference_losses.softmax(image, text, 10.0))
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "softmax"])
@@ -108,7 +103,7 @@ def test_gradients_match_finite_differences_of_the_definition(name):
                 moved[position][index] += step
                 values.append(reference(*moved)["loss"])
             expected[index] = (values[0] - values[1]) / 2e-6
-        _assert_close({argument: found[argument]}, {argument: expected})
+        reference_losses.assert_close({argument: found[argument]}, {argument: expected})
 
 
 @MODES
@@ -119,7 +114,7 @@ def test_confident_pairs_lose_no_digits(compiled):
     expected = reference_losses.sigmoid(image, text, 40.0, -20.0)
     # The negatives' part of these two cancels against the positives', in float64 as well.
     del expected["bias"], expected["temperature"]
-    _assert_close(found, expected)
+    reference_losses.assert_close(found, expected)
 
 
 @MODES
@@ -130,7 +125,7 @@ def test_bfloat16_embeddings_are_accumulated_in_float32(compiled):
     found, outcome = _sigmoid(*pairs, compiled=compiled, dtype=tf.bfloat16, chunk_size=128)
     assert found["image"].dtype == found["text"].dtype == tf.bfloat16
     assert outcome.loss.dtype == tf.float32
-    _assert_close(found, expected, tolerance=1e-2)
+    reference_losses.assert_close(found, expected, tolerance=1e-2)
     for name in ("loss", "temperature", "bias"):
         assert float(found[name]) == pytest.approx(expected[name], rel=2e-6)
 
@@ -144,7 +139,7 @@ def test_values_are_right_at_a_large_batch(compiled):
         image.astype(np.float64), text.astype(np.float64), 10.0, -10.0
     )
     found, _ = _sigmoid(image, text, 10.0, -10.0, compiled=compiled)
-    _assert_close(found, expected)
+    reference_losses.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["sigmoid_loss", "softmax_loss"])
@@ -190,7 +185,7 @@ def test_batch_size_may_be_unknown_when_the_graph_is_built():
         image, text = reference_losses.pairs(batch)
         found = dict(zip(("loss", "image", "text"), compute(image, text), strict=True))
         expected = reference_losses.sigmoid(image, text, 10.0, -3.0)
-        _assert_close(found, {name: expected[name] for name in found})
+        reference_losses.assert_close(found, {name: expected[name] for name in found})
 
 
 def test_upstream_gradient_scales_the_gradients():
@@ -203,7 +198,7 @@ def test_upstream_gradient_scales_the_gradients():
         ).loss
         scaled = -2.5 * loss
     expected = -2.5 * reference_losses.sigmoid(image, text, 10.0, -3.0)["image"]
-    _assert_close({"image": tape.gradient(scaled, inputs)}, {"image": expected})
+    reference_losses.assert_close({"image": tape.gradient(scaled, inputs)}, {"image": expected})
 
 
 def test_initial_loss_of_orthogonal_embeddings_has_the_closed_form():
@@ -270,4 +265,73 @@ def test_negatives_that_are_all_kept_change_nothing():
     image, text = reference_losses.pairs(8)
     for kind in ("random", "hard", "easy"):
         found, _ = _sigmoid(image, text, negatives=Negatives(kind, per_image=20), chunk_size=3)
-        _assert_close(found, reference_losses.sigmoid(image, text, 10.0, -3.0))
+        reference_losses.assert_close(found, reference_losses.sigmoid(image, text, 10.0, -3.0))
+
+
+@MODES
+def test_softmax_loss_of_a_single_pair_is_zero(compiled):
+    found = _softmax(np.ones((1, 2)) / np.sqrt(2), np.ones((1, 2)) / np.sqrt(2), compiled=compiled)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, np.zeros_like(value), err_msg=name)
+
+
+@MODES
+@pytest.mark.parametrize("argument", ["image", "text", "temperature"])
+def test_nan_input_gives_nan_softmax_loss(argument, compiled):
+    image, text = reference_losses.pairs(4)
+    inputs = {"image": image, "text": text, "temperature": np.array(10.0, np.float32)}
+    inputs[argument].flat[0] = np.nan
+    assert np.isnan(_softmax(**inputs, compiled=compiled)["loss"])
+
+
+@pytest.mark.parametrize("loss", [_sigmoid, _softmax])
+def test_temperature_that_is_no_scalar_is_refused(loss):
+    with pytest.raises(ValueError, match=r"temperature must be a scalar.*shape=\(1,\)"):
+        loss(np.ones((3, 2)), np.ones((3, 2)), np.ones(1, np.float32))
+
+
+@MODES
+@pytest.mark.parametrize("kind", ["random", "hard", "easy"])
+def test_loss_with_few_negatives_matches_the_masked_reference(kind, compiled):
+    batch, per_image = 40, 5
+    image, text = reference_losses.pairs(batch)
+    found, _ = _sigmoid(
+        image, text, negatives=Negatives(kind, per_image), chunk_size=16, compiled=compiled
+    )
+    if kind == "random":
+        plain, _ = _sigmoid(image, text, negatives=Negatives(kind, per_image), chunk_size=9)
+        return reference_losses.assert_close(found, {n: np.asarray(v) for n, v in plain.items()})
+    scores = image @ text.T * (1 if kind == "hard" else -1)
+    np.fill_diagonal(scores, -np.inf)
+    weights = np.eye(batch)
+    np.put_along_axis(weights, np.argsort(-scores, axis=1)[:, :per_image], 1.0, axis=1)
+    expected = reference_losses.sigmoid(image, text, 10.0, -3.0, weights=weights)
+    return reference_losses.assert_close(found, expected)
+
+
+@MODES
+def test_groups_under_a_mask_match_float64(compiled):
+    batch = 30
+    image, text = reference_losses.pairs(batch)
+    images, texts = np.arange(batch) // 2, np.arange(batch) // 3
+    image_counts, text_counts = np.arange(batch) != 4, np.arange(batch) < 25
+    labels = pair_labels.masked(
+        pair_labels.same_group(tf.constant(images), tf.constant(texts)),
+        image=tf.constant(image_counts),
+        text=tf.constant(text_counts),
+    )
+    found, _ = _sigmoid(image, text, labels=labels, chunk_size=16, compiled=compiled)
+    targets = (images[:, None] == texts).astype(float)
+    weights = np.outer(image_counts, text_counts)
+    expected = reference_losses.sigmoid(image, text, 10.0, -3.0, targets, weights)
+    reference_losses.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_ids_with_another_axis_are_refused(chunk_size):
+    ids = tf.range(6)[:, tf.newaxis]
+    labels = pair_labels.same_group(ids, ids)
+    with pytest.raises(
+        ValueError, match=r"targets of labels must have the shape \(texts, images\)"
+    ):
+        _sigmoid(*reference_losses.pairs(6), labels=labels, chunk_size=chunk_size)

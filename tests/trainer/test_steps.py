@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sigline.trainer import config, losses, steps, two_tower
+from sigline.trainer import collectives, config, losses, steps, two_tower
 from sigline.trainer.checkpoints import named_variables
 
 
@@ -141,3 +141,54 @@ def test_studied_negatives_change_from_step_to_step(tiny, inputs):
 
     assert loss(0) == loss(0)
     assert len({loss(step) for step in range(4)}) == 4
+
+
+def test_configured_chunk_size_reaches_the_loss(tiny):
+    settings = config.override(tiny, ["loss.chunk_size=24"])
+    spec = tf.TensorSpec((100, 8), tf.float32)
+
+    @tf.function(jit_compile=True)
+    def compute(image, text):
+        parameters = {"log_temperature": tf.constant(1.0), "bias": tf.constant(0.0)}
+        exchange = collectives.single_replica()
+        return steps.configured_loss(image, text, parameters, tf.constant(0), settings, exchange)
+
+    assert "[24,100]" in compute.experimental_get_compiler_ir(spec, spec)(stage="hlo")
+
+
+def test_configured_number_of_negatives_reaches_the_loss(tiny, inputs):
+    def mean(number):
+        settings = config.override(
+            tiny, ["loss.negatives=hard", f"loss.negatives_per_image={number}"]
+        )
+        return float(_run(settings, inputs).scalars["negative_logit_mean"])
+
+    assert mean(1) > mean(3) > mean(7)
+    everything = float(_run(tiny, inputs).scalars["negative_logit_mean"])
+    assert mean(7) == pytest.approx(everything, rel=1e-4)
+
+
+def test_configured_exchange_is_asked_for(tiny, inputs, monkeypatch):
+    asked = []
+
+    def exchange_for_context(form):
+        asked.append(form)
+        return collectives.single_replica()
+
+    monkeypatch.setattr(steps, "exchange_for_context", exchange_for_context)
+    _run(config.override(tiny, ["loss.exchange=all_gather"]), inputs)
+    assert asked == ["all_gather"]
+
+
+def test_tower_without_gradient_is_reported(tiny, inputs):
+    model = two_tower.build(tiny)
+    parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
+
+    def embed(model, inputs):
+        image, text = steps.embed_pixels(model, inputs)
+        return tf.stop_gradient(image), text
+
+    with pytest.raises(RuntimeError, match=r"does not depend on image/positions"):
+        steps.forward_backward(
+            parameters, inputs, tf.constant(0), model=model, config=tiny, embed=embed
+        )
