@@ -7,14 +7,13 @@ one table; `--output` writes it as JSON with date, versions and hardware.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import machine
 
 _CHILD = """
 import sys, tempfile
@@ -79,23 +78,14 @@ def main() -> None:
     }
     rows["ratio"] = {"cpu": rows["ingest"]["cpu_seconds"] / rows["decode"]["cpu_seconds"]}
     result = {
-        "date": time.strftime("%Y-%m-%d"),
+        **machine.describe(),
         "command": f"benchmarks/ingest.py --count {arguments.count} --rounds {arguments.rounds}",
-        "python": platform.python_version(),
-        "cpu_count": os.cpu_count(),
-        "processor": _processor(),
         "results": rows,
     }
     text = json.dumps(result, indent=1)
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n")
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo") as handle:
-        names = [line.split(":")[1].strip() for line in handle if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

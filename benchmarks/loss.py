@@ -15,12 +15,13 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import machine
 
 THREADS = 2
 LOG_TEMPERATURE, BIAS = 2.302585, -10.0
@@ -310,16 +311,10 @@ def environment() -> dict[str, object]:
     from importlib import metadata
 
     names = ("tensorflow", "jax", "torch", "open-clip-torch", "numpy")
-    with open("/proc/cpuinfo") as handle:
-        processors = [x.split(":")[1].strip() for x in handle if x.startswith("model name")]
     return {
-        "date": time.strftime("%Y-%m-%d"),
+        **machine.describe(),
         "command": "benchmarks/loss.py",
-        "processor": processors[0],
-        "cpu_count": os.cpu_count(),
         "threads": THREADS,
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-        "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in names},
     }
 

@@ -93,9 +93,9 @@ def for_serving(model: TwoTower) -> TwoTower:
     plain = dataclasses.replace(config, precision="float32", rematerialize=False)
     if plain == config:
         return model
-    copy = build(plain)
+    copy, trained = build(plain), named_parameters(model)
     for name, variable in named_parameters(copy).items():
-        variable.assign(named_parameters(model)[name])
+        variable.assign(trained[name])
     return copy
 
 
