@@ -6,15 +6,16 @@ TORCH_VERSION := 2.13.0
 EXTRAS := --extra cpu --extra pipeline --extra serving --extra test
 # A mark that is newer than what the environment was made from, so that nothing is set up twice.
 READY := $(VENV)/.ready
-# Environments that cannot be one: the peers that benchmarks compare with, the trainer as it is on
-# a TPU, and the TPU compiler.
+# Environments that cannot be one: the peers that benchmarks and imported weights are compared with,
+# the trainer as it is on a TPU, and the TPU compiler.
 BENCH := .venv-bench
+PARITY := .venv-parity
 TPU := .venv-tpu
 TPU_COMPILER := .venv-tpu-compiler
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
-.PHONY: demo test check bench bench-loss tpu-check clean
+.PHONY: demo test check bench bench-loss parity tpu-check clean
 
 demo: $(READY)
 	$(BIN)/sigline demo
@@ -34,6 +35,10 @@ bench: $(READY)
 bench-loss: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/loss.py
 
+# Compares imported weights with models of transformers that are made on the spot.
+parity: $(PARITY)/.ready
+	$(PARITY)/bin/python -m pytest tests/trainer/weights
+
 # Compiles the training step for TPUs that are not there. Takes most of an hour on two cores, and
 # goes on where it was stopped.
 tpu-check: $(READY) $(TPU)/.ready $(TPU_COMPILER)/.ready
@@ -49,12 +54,13 @@ $(READY): pyproject.toml uv.lock setup.py
 	touch $@
 
 # pip installs torch, so that its index decides between the builds for CPU and CUDA.
-$(BENCH)/.ready: $(READY)
-	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet torch==$(TORCH_VERSION)
-	$(BIN)/uv export --quiet --locked --extra bench --no-hashes --no-emit-project \
-	  > $(BENCH)/constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BENCH)/bin/python -c $(BENCH)/constraints.txt -e '.[bench]'
+$(BENCH)/.ready $(PARITY)/.ready: .venv-%/.ready: $(READY)
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet torch==$(TORCH_VERSION)
+	$(BIN)/uv export --quiet --locked --extra $* --no-hashes --no-emit-project \
+	  > .venv-$*/constraints.txt
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python -c .venv-$*/constraints.txt \
+	  -e '.[$*]'
 	touch $@
 
 $(TPU)/.ready: $(READY)
@@ -74,4 +80,4 @@ $(TYPING):
 	ln -sf $(wildcard $(CURDIR)/sigline/*.py) $@
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(TPU) $(TPU_COMPILER)
+	rm -rf $(VENV) $(BENCH) $(PARITY) $(TPU) $(TPU_COMPILER)

@@ -17,7 +17,7 @@ os.environ.update(TPU_SKIP_MDS_QUERY="1", TF_CPP_MIN_LOG_LEVEL="3")
 import numpy as np
 import tensorflow as tf
 
-from sigline.trainer import collectives, config, losses, steps, two_tower
+from sigline.trainer import collectives, config, losses, optimizers, steps, two_tower
 
 
 def lower(function, flat_specs: list[tf.TensorSpec], num_donated: int) -> str:
@@ -61,10 +61,11 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
     specs = {n: tf.TensorSpec(v.shape, v.dtype) for n, v in parameters.items()}
     trained = steps.trained_names(specs, settings)
     frozen = [n for n in specs if n not in trained]
-    first_dtype = tf.as_dtype(settings.optimizer.first_moment_dtype)
-    donated = [specs[n] for n in trained]
-    donated += [tf.TensorSpec(specs[n].shape, first_dtype) for n in trained]
-    donated += [specs[n] for n in trained]
+    slots = {n: optimizers.slot_specs(specs[n].shape, settings.optimizer) for n in trained}
+    averages = trained if settings.optimizer.ema_decay is not None else []
+    # All that a step changes, as it comes in and goes out.
+    changing = ({n: specs[n] for n in trained}, slots, {n: specs[n] for n in averages})
+    donated = tf.nest.flatten(changing)
     size = settings.image.size
     image = (
         tf.TensorSpec((batch, settings.image.width), tf.bfloat16)
@@ -81,22 +82,18 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
         embed=_embed_precomputed if form.startswith("precomputed") else steps.embed_pixels,
         loss=_dense_loss if form.endswith("dense") else steps.configured_loss,
     )
-    count = len(trained)
 
     def step(*flat):
-        values, first, second = (
-            dict(zip(trained, flat[i * count : (i + 1) * count], strict=True)) for i in range(3)
-        )
-        rest = flat[3 * count :]
+        values, slots, ema = tf.nest.pack_sequence_as(changing, flat[: len(donated)])
+        rest = flat[len(donated) :]
         values |= dict(zip(frozen, rest[: len(frozen)], strict=True))
         number, *inputs = rest[len(frozen) :]
-        state = steps.TrainState(values, first, second, number)
+        state = steps.TrainState(values, slots, ema, number)
         state, scalars = steps.train_step(
             state, tuple(inputs), config=settings, exchange=exchange, compute=compute
         )
-        changed = [state.parameters[n] for n in trained]
-        changed += [state.first[n] for n in trained] + [state.second[n] for n in trained]
-        return (*changed, scalars["loss"], scalars["gradient_norm"])
+        changed = ({n: state.parameters[n] for n in trained}, state.slots, state.ema)
+        return (*tf.nest.flatten(changed), scalars["loss"], scalars["gradient_norm"])
 
     flat_specs = [*donated, *(specs[n] for n in frozen), tf.TensorSpec((), tf.int64), *inputs]
     text = lower(step, flat_specs, len(donated))
@@ -125,9 +122,9 @@ def lower_loss(batch: int, dim: int, *, num_replicas: int, form: str) -> tuple[s
     return lower(loss, specs, 0), {"batch_per_chip": batch, "form": f"loss-{form}"}
 
 
-def _embed_precomputed(model, inputs):
+def _embed_precomputed(model, inputs, seeds):
     image, ids = inputs
-    return two_tower.normalize(image), model.embed_text(ids)
+    return two_tower.normalize(image), model.embed_text(ids, seeds.text)
 
 
 def _dense_loss(image, text, parameters, step, settings, exchange):

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sigline.trainer import config
+from sigline.trainer import config, variants
 from sigline.trainer.config import ImageTowerConfig, TextTowerConfig, TrainConfig
 
 ROOT = Path(__file__).parent
@@ -60,16 +60,19 @@ class Row:
 
 def rows() -> list[Row]:
     """Returns what is compiled."""
-    base = config.load_recipe("siglip_base")
+    base = config.load_recipe("siglip_b16")
     base = dataclasses.replace(
         base,
         precision="bfloat16",
         rematerialize=True,
         optimizer=dataclasses.replace(base.optimizer, first_moment_dtype="bfloat16"),
     )
-    sizes = {"width": 1024, "depth": 24, "mlp_dim": 4096, "num_heads": 16}
+    sizes = variants.sizes("L")
     large = dataclasses.replace(
-        base, image=ImageTowerConfig(**sizes, frozen=True), text=TextTowerConfig(**sizes)
+        base,
+        image=ImageTowerConfig(**sizes),
+        text=TextTowerConfig(**sizes),
+        optimizer=dataclasses.replace(base.optimizer, rates=(("image/.*", None), (".*", 1.0))),
     )
     # Embeddings of a ViT-g-opt are 1536 wide; of its tower nothing else is needed.
     wide = dataclasses.replace(large, image=dataclasses.replace(large.image, width=1536))

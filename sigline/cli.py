@@ -1,6 +1,7 @@
 """The `sigline` command. Heavy libraries are imported by the commands that need them."""
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -50,8 +51,38 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--vocabulary", required=True, type=Path, help="SentencePiece model")
     train.add_argument("--output", required=True, type=Path, help="checkpoints, logs and model")
     train.add_argument("--labels", type=Path, help="classes.json for the classify signature")
+    train.add_argument(
+        "--weights", type=Path, help="what the recipe's pretrained parameters start from"
+    )
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     train.set_defaults(run=_train)
+
+    recipes = commands.add_parser("recipes", help="list the recipes, or show one with its settings")
+    recipes.add_argument("name", nargs="?", help="recipe to show")
+    recipes.set_defaults(run=_recipes)
+
+    weights = commands.add_parser("weights", help="bring weights in and out")
+    weights = weights.add_subparsers(required=True)
+    bring = weights.add_parser("import", help="read Hugging Face folders and big_vision .npz")
+    bring.add_argument("source", type=Path, help="folder with safetensors, or .npz file")
+    bring.add_argument("--output", required=True, type=Path, help="folder of weights to write")
+    bring.add_argument(
+        "--vocabulary", type=Path, help="SentencePiece model, if the source has none"
+    )
+    bring.add_argument(
+        "--drop", action="append", default=[], metavar="REGEX", help="tensors that are not wanted"
+    )
+    bring.set_defaults(run=_import_weights)
+    send = weights.add_parser("export", help="write weights for Hugging Face transformers")
+    send.add_argument("source", type=Path, help="folder of weights")
+    send.add_argument("--output", required=True, type=Path, help="folder to write")
+    send.set_defaults(run=_export_weights)
+
+    export = commands.add_parser("export", help="write the SavedModel of weights")
+    export.add_argument("--weights", required=True, type=Path, help="folder of weights")
+    export.add_argument("--output", required=True, type=Path, help="folder of the SavedModel")
+    export.add_argument("--labels", type=Path, help="classes.json for the classify signature")
+    export.set_defaults(run=_export)
 
     serve = commands.add_parser("serve", help="serve the newest version of a folder over gRPC")
     serve.add_argument("--base-path", required=True, type=Path, help="folder of version folders")
@@ -107,43 +138,126 @@ def _run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     from sigline.schemas import digests
-    from sigline.schemas.labels import LabelSet
     from sigline.trainer import config as trainer_config
-    from sigline.trainer import data, export, loop
+    from sigline.trainer import data, export, loop, two_tower
+    from sigline.trainer.weights import checkpoint
 
     config = trainer_config.override(
         trainer_config.load_recipe(arguments.recipe), arguments.overrides
     )
     vocabulary = arguments.vocabulary.read_bytes()
-    labels = LabelSet.from_json(arguments.labels.read_text()) if arguments.labels else None
     model_dir = arguments.output / "model"
     if model_dir.exists():
         raise ValueError(f"output holds a finished model already. Received: {model_dir}")
+    weights = checkpoint.load(arguments.weights) if arguments.weights else None
     arguments.output.mkdir(parents=True, exist_ok=True)
-    data_digest = data.data_digest(arguments.data)
-    vocabulary_digest = hashlib.sha256(vocabulary).hexdigest()
-    _claim(arguments.output, [config.to_json(), data_digest, vocabulary_digest])
+    provenance = {
+        "data_digest": data.data_digest(arguments.data),
+        "code_digest": digests.source_digest(
+            Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
+        ),
+    }
+    if weights is not None:
+        provenance["weights_digest"] = weights.digest()
+    identity = [config.to_json(), provenance["data_digest"], _digest(vocabulary)]
+    _claim(arguments.output, [*identity, *([weights.digest()] if weights is not None else [])])
     result = loop.train(
         config,
         split_dir=arguments.data,
         vocabulary=vocabulary,
         checkpoint_dir=arguments.output / "checkpoints",
         log_dir=arguments.output / "logs",
+        weights=weights,
     )
+    variables = two_tower.named_variables(result.model)
+    trained = {name: variable.numpy() for name, variable in variables.items()}
+    weights_dir = arguments.output / "weights"
+    if not weights_dir.exists():
+        checkpoint.save(weights_dir, checkpoint.Weights(config, trained, vocabulary))
     metadata = export.export(
         model_dir,
         result.model,
         config=config,
         vocabulary=vocabulary,
-        labels=labels,
-        provenance={
-            "data_digest": data_digest,
-            "code_digest": digests.source_digest(
-                Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
-            ),
-        },
+        labels=_labels(arguments.labels),
+        provenance=provenance,
     )
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
+    return 0
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _labels(path: Path | None):
+    from sigline.schemas.labels import LabelSet
+
+    return LabelSet.from_json(path.read_text()) if path else None
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from sigline.trainer import config as trainer_config
+    from sigline.trainer import recipes
+
+    if arguments.name is not None:
+        module = trainer_config.recipe_module(arguments.name)
+        print(f"{str(module.__doc__).strip()}\n\n{module.config().to_json()}")
+        return 0
+    names = recipes.names()
+    for name in names:
+        card = str(trainer_config.recipe_module(name).__doc__).strip()
+        print(f"{name:{max(map(len, names))}}  {card.splitlines()[0]}")
+    return 0
+
+
+def _import_weights(arguments: argparse.Namespace) -> int:
+    from sigline.trainer.weights import checkpoint
+
+    weights = checkpoint.load(arguments.source, drop=arguments.drop)
+    if arguments.vocabulary is not None:
+        weights = dataclasses.replace(weights, vocabulary=arguments.vocabulary.read_bytes())
+    checkpoint.save(arguments.output, weights)
+    count = sum(value.size for value in weights.parameters.values())
+    towers = sorted({name.split("/")[0] for name in weights.parameters if "/" in name})
+    words = "with" if weights.vocabulary is not None else "without"
+    print(
+        f"Wrote {count:,} parameters ({', '.join(towers)}) {words} vocabulary to {arguments.output}"
+    )
+    return 0
+
+
+def _export_weights(arguments: argparse.Namespace) -> int:
+    from sigline.trainer.weights import checkpoint
+
+    checkpoint.save_hugging_face(arguments.output, checkpoint.load(arguments.source))
+    print(f"Wrote {arguments.output}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    quiet.import_tensorflow()
+    from sigline.trainer import export, loop, two_tower
+    from sigline.trainer.weights import checkpoint
+
+    weights = checkpoint.load(arguments.weights)
+    if weights.vocabulary is None:
+        raise ValueError(
+            "The weights have no vocabulary, without which no text can be served. "
+            f"Received: {arguments.weights}. Import them with --vocabulary."
+        )
+    everything = dataclasses.replace(weights.config, pretrained=(".*",))
+    model = two_tower.build(weights.config)
+    loop.start_from(model, weights, everything)
+    metadata = export.export(
+        arguments.output,
+        model,
+        config=weights.config,
+        vocabulary=weights.vocabulary,
+        labels=_labels(arguments.labels),
+        provenance={"weights_digest": weights.digest()},
+    )
+    print(f"Exported {metadata['num_parameters']:,} parameters to {arguments.output}")
     return 0
 
 

@@ -1,18 +1,12 @@
-"""Checkpoints of a run: parameters, optimizer slots and the step."""
+"""Checkpoints of a run: parameters, optimizer slots, moving averages and the step."""
 
 from pathlib import Path
 
 import tensorflow as tf
 
-from sigline.trainer.optimizers import Moments
-from sigline.trainer.two_tower import TwoTower, named_parameters
+from sigline.trainer.steps import TrainState
 
 KEEP = 2
-
-
-def named_variables(model: TwoTower) -> dict[str, tf.Variable]:
-    """Returns the model's raw variables by the names of `two_tower.named_parameters`."""
-    return {name: item.value for name, item in named_parameters(model).items()}
 
 
 class Checkpoints:
@@ -22,17 +16,11 @@ class Checkpoints:
     replaces the pointer file last.
     """
 
-    def __init__(self, directory: str | Path, model: TwoTower, moments: Moments, step: tf.Variable):
-        """Binds the state to a directory, which is created on the first save."""
-        state = tf.train.Checkpoint(
-            parameters=named_variables(model),
-            first=moments.first,
-            second=moments.second,
-            step=step,
-        )
-        self._state = state
-        self._manager = tf.train.CheckpointManager(state, str(directory), max_to_keep=KEEP)
-        self._step = step
+    def __init__(self, directory: str | Path, state: TrainState):
+        """Binds a state of variables to a directory, which is created on the first save."""
+        self._state = tf.train.Checkpoint(**state._asdict())
+        self._manager = tf.train.CheckpointManager(self._state, str(directory), max_to_keep=KEEP)
+        self._step = state.step
 
     def restore_latest(self) -> int:
         """Restores the newest checkpoint, if there is one, and returns the step it holds.

@@ -8,17 +8,46 @@ import importlib
 import json
 import math
 import types
-import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from sigline.schemas import digests
 from sigline.schemas.gate import Gate
+from sigline.trainer import config_checks as checks
+from sigline.trainer import strict
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What papers vary in a transformer block; by default it is that of a plain ViT.
+
+    Attributes:
+        activation: Of the MLPs: `gelu_tanh`, `gelu` (exact) or `quick_gelu` (CLIP's).
+        norm_epsilon: Added to the variance in layer norms.
+        norm_bias: Whether layer norms have a bias.
+        qkv_bias: Whether the projections to queries, keys and values have biases.
+        mlp_bias: Whether the MLPs and the projection out of the attention have biases.
+        qk_norm: Whether queries and keys are normalised head by head (arXiv 2302.05442).
+        parallel: Whether attention and MLP read the same norm, side by side (arXiv 2302.05442).
+        dropout: Share of activations dropped in training.
+        stochastic_depth: Share of examples that skip the last block in training; earlier blocks are
+            skipped by fewer, down to none at the first.
+    """
+
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
+    norm_bias: bool = True
+    qkv_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    parallel: bool = False
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
 
 
 @dataclass(frozen=True)
 class ImageTowerConfig:
-    """A plain ViT.
+    """A ViT; `variants.sizes` has the published widths, depths and heads.
 
     Attributes:
         size: Side of the square input in pixels.
@@ -27,10 +56,17 @@ class ImageTowerConfig:
         depth: Number of blocks.
         mlp_dim: Hidden width of the MLPs.
         num_heads: Attention heads; divides `width`.
-        pool: `map` (attention pooling), `gap` (mean) or `tok` (class token).
+        pool: `map` (attention pooling), `gap` (mean of the patches), `tok` (class token) or `last`
+            (the last patch).
+        positions: Of the patches: `learned` or `sincos2d` (fixed).
+        num_registers: Learned tokens behind the patches that no pool but `map` reads.
+        token_dropout: Share of patches left out in training (arXiv 2212.00794).
+        embedding_norm: Whether a layer norm precedes the first block, as in CLIP.
+        patch_bias: Whether the projection of the patches has a bias; CLIP's has none.
+        projection: Outputs of a projection behind the pool; None for no projection, as in SigLIP.
+        projection_bias: Whether that projection has a bias.
         antialias: Whether resizing to `size` is antialiased; SigLIP's contract is False.
-        frozen: Whether the tower keeps its weights: no gradient, no moments, no decay. They are
-            the initial ones, as long as no others can be given.
+        block: Variations of the blocks.
     """
 
     size: int = 224
@@ -40,13 +76,25 @@ class ImageTowerConfig:
     mlp_dim: int = 3072
     num_heads: int = 12
     pool: str = "map"
+    positions: str = "learned"
+    num_registers: int = 0
+    token_dropout: float = 0.0
+    embedding_norm: bool = False
+    patch_bias: bool = True
+    projection: int | None = None
+    projection_bias: bool = True
     antialias: bool = False
-    frozen: bool = False
+    block: BlockConfig = field(default_factory=BlockConfig)
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the embeddings."""
+        return self.width if self.projection is None else self.projection
 
 
 @dataclass(frozen=True)
 class TextTowerConfig:
-    """A bidirectional text transformer whose last token is the representation.
+    """A text transformer, by default bidirectional with its last token as the representation.
 
     Attributes:
         vocabulary_size: Rows of the token embedding; at least the vocabulary's size.
@@ -55,8 +103,14 @@ class TextTowerConfig:
         depth: Number of blocks.
         mlp_dim: Hidden width of the MLPs.
         num_heads: Attention heads; divides `width`.
+        pool: The `last` or `first` token, the first one that is `end_id` (`end`), the mean (`gap`)
+            or largest (`max`) of all, or attention pooling (`map`).
+        end_id: Token that `pool=end` looks for; not used otherwise.
+        causal: Whether tokens see only those before them, as in CLIP.
+        head_bias: Whether the projection behind the pool has a bias.
         lowercase: Whether texts are lower-cased.
         strip_punctuation: Whether ASCII punctuation is removed.
+        block: Variations of the blocks.
     """
 
     vocabulary_size: int = 32_000
@@ -65,8 +119,13 @@ class TextTowerConfig:
     depth: int = 12
     mlp_dim: int = 3072
     num_heads: int = 12
+    pool: str = "last"
+    end_id: int | None = None
+    causal: bool = False
+    head_bias: bool = True
     lowercase: bool = True
     strip_punctuation: bool = True
+    block: BlockConfig = field(default_factory=BlockConfig)
 
 
 @dataclass(frozen=True)
@@ -95,29 +154,55 @@ class LossConfig:
     negatives_per_image: int = 16
 
 
+# A regular expression that a parameter's whole name matches, and what it gets; the first one wins.
+Rules = tuple[tuple[str, float | None], ...]
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a warm-up and a cosine decay to zero.
+    """How gradients change parameters.
+
+    A parameter p moves by `-s * (learning_rate * rate * u + weight_decay * decay * p)` for the
+    schedule's factor s and the optimizer's direction u: the decay is multiplied by the schedule,
+    not by the learning rate, as in big_vision. So `weight_decay=1e-4` at `learning_rate=1e-3` is
+    0.1 in the convention of Keras and PyTorch.
 
     Attributes:
+        name: `adamw`, `adafactor` (that of arXiv 2106.04560) or `lion` (arXiv 2302.06675).
         learning_rate: Peak learning rate.
-        weight_decay: Decay in big_vision's convention: times the schedule, not times the rate.
-        beta_1: Decay of the first moment.
-        beta_2: Decay of the second moment.
-        epsilon: Added to the root of the second moment.
-        clip_norm: Largest global norm of the gradient.
+        weight_decay: Peak decay.
+        rates: Factors of the learning rate by the parameter's name; None freezes it: no gradient,
+            no slots, no decay. Every parameter must match.
+        decays: Factors of the decay by the parameter's name; every parameter must match.
+        beta_1: Decay of the first moment; of the momentum with `adafactor`.
+        beta_2: Decay of the second moment; its limit with `adafactor`.
+        epsilon: Added to the root of the second moment of `adamw`.
+        clip_norm: Largest global norm of the gradient; None for no limit.
+        schedule: After the warm-up: `cosine` or `linear` to zero, `rsqrt` (falls with the root of
+            the steps, so that a run can be prolonged) or `constant`.
         warmup_steps: Steps of linear warm-up.
+        cooldown_steps: Last steps, over which the rate also falls linearly to zero.
+        timescale: Steps after the warm-up at which `rsqrt` has fallen to 1 / sqrt(2).
         first_moment_dtype: `float32`, or `bfloat16` to save two bytes a parameter.
+        ema_decay: Of the moving average of the parameters that is exported; None exports the
+            parameters themselves.
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    rates: Rules = ((".*", 1.0),)
+    decays: Rules = ((".*/kernel", 1.0), (".*", 0.0))
     beta_1: float = 0.9
     beta_2: float = 0.95
     epsilon: float = 1e-8
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
+    schedule: str = "cosine"
     warmup_steps: int = 0
+    cooldown_steps: int = 0
+    timescale: int = 10_000
     first_moment_dtype: str = "float32"
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +227,8 @@ class TrainConfig:
         steps: Optimizer steps.
         global_batch_size: Pairs per step over all replicas.
         seed: Seed of the initial weights, the shuffle and the choice of captions.
+        pretrained: Regular expressions of whole names of parameters that start from given weights;
+            all others start at random.
         checkpoint_steps: Steps between checkpoints.
         log_steps: Steps between log lines and TensorBoard scalars.
         strategy: `auto` (all TPU cores, else all GPUs, else the CPU), `tpu`, `mirrored` or
@@ -152,6 +239,9 @@ class TrainConfig:
             parameters and the loss stay float32.
         rematerialize: Whether the backward pass computes each block of the towers again instead of
             keeping what is inside: memory for time.
+        microbatches: Parts that each replica's batch is embedded in, one after the other: memory
+            for time (two forward passes instead of one). The loss is that of the whole batch, and
+            so are its gradients (arXiv 2101.06983).
     """
 
     name: str
@@ -163,46 +253,17 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0
+    pretrained: tuple[str, ...] = ()
     checkpoint_steps: int = 1000
     log_steps: int = 50
     strategy: str = "auto"
     jit_compile: bool | None = None
     precision: str = "float32"
     rematerialize: bool = False
+    microbatches: int = 1
 
     def __post_init__(self) -> None:
-        _check_tower("image", self.image.width, self.image.num_heads)
-        _check_tower("text", self.text.width, self.text.num_heads)
-        if self.image.size % self.image.patch:
-            raise ValueError(
-                "image.patch must divide image.size; pixels would be dropped otherwise. "
-                f"Received: image.size={self.image.size}, image.patch={self.image.patch}"
-            )
-        for name in ("steps", "global_batch_size", "checkpoint_steps", "log_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1. Received: {name}={getattr(self, name)}"
-                )
-        _check_choice("image.pool", self.image.pool, ("map", "gap", "tok"))
-        _check_choice("strategy", self.strategy, ("auto", "tpu", "mirrored", "one_device"))
-        _check_choice("precision", self.precision, ("float32", "bfloat16"))
-        _check_choice("loss.name", self.loss.name, ("sigmoid", "softmax"))
-        _check_choice("loss.exchange", self.loss.exchange, ("auto", "ring", "all_gather"))
-        _check_choice("loss.negatives", self.loss.negatives, ("all", "random", "hard", "easy"))
-        _check_choice(
-            "optimizer.first_moment_dtype",
-            self.optimizer.first_moment_dtype,
-            ("float32", "bfloat16"),
-        )
-        if self.loss.name == "softmax" and self.loss.negatives != "all":
-            raise ValueError(
-                "loss.negatives must be all with the softmax loss. "
-                f"Received: loss.negatives={self.loss.negatives!r}"
-            )
-        for name in ("chunk_size", "negatives_per_image"):
-            value = getattr(self.loss, name)
-            if value is not None and value < 1:
-                raise ValueError(f"loss.{name} must be at least 1. Received: loss.{name}={value}")
+        checks.check(self)
 
     @property
     def bias_init(self) -> float:
@@ -225,7 +286,7 @@ class TrainConfig:
 
 def from_json(text: str) -> TrainConfig:
     """Reads a configuration back from `TrainConfig.to_json`; unknown keys are an error."""
-    return _build(TrainConfig, json.loads(text), "")
+    return strict.build(TrainConfig, json.loads(text))
 
 
 def load_recipe(name: str) -> TrainConfig:
@@ -234,7 +295,7 @@ def load_recipe(name: str) -> TrainConfig:
     Raises:
         ValueError: If there is no such recipe; the message lists those that exist.
     """
-    return _recipe(name).config()
+    return recipe_module(name).config()
 
 
 def load_gate(name: str) -> Gate:
@@ -243,7 +304,7 @@ def load_gate(name: str) -> Gate:
     Raises:
         ValueError: If there is no such recipe, or it has no gate.
     """
-    module = _recipe(name)
+    module = recipe_module(name)
     if not hasattr(module, "gate"):
         raise ValueError(
             f"Recipe {name} has no gate() and cannot run as a pipeline. Received: name={name!r}. "
@@ -252,7 +313,12 @@ def load_gate(name: str) -> Gate:
     return module.gate()
 
 
-def _recipe(name: str) -> types.ModuleType:
+def recipe_module(name: str) -> types.ModuleType:
+    """Returns `trainer/recipes/NAME.py`, whose docstring is its run card.
+
+    Raises:
+        ValueError: If there is no such recipe; the message lists those that exist.
+    """
     from sigline.trainer import recipes
 
     known = recipes.names()
@@ -263,21 +329,14 @@ def _recipe(name: str) -> types.ModuleType:
     return importlib.import_module(f"sigline.trainer.recipes.{name}")
 
 
-def override(config: TrainConfig, assignments: typing.Iterable[str]) -> TrainConfig:
+def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
     """Returns the configuration with `a.b=value` assignments applied, strictly.
 
     Raises:
         ValueError: If a key is unknown (the message names the known keys), a value has the wrong
             type, or an assignment has no `=`.
     """
-    data = dataclasses.asdict(config)
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        if not separator:
-            raise ValueError(f"An override reads KEY=VALUE. Received: {assignment!r}")
-        _assign(TrainConfig, data, key.split("."), text, key)
-    # Checked as a whole: values that only fit together may come in any order.
-    return _build(TrainConfig, data, "")
+    return strict.override(TrainConfig, dataclasses.asdict(config), assignments)
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
@@ -297,84 +356,6 @@ def tiny(config: TrainConfig) -> TrainConfig:
         global_batch_size=8,
         checkpoint_steps=2,
         log_steps=1,
-        optimizer=dataclasses.replace(config.optimizer, warmup_steps=1),
+        optimizer=dataclasses.replace(config.optimizer, warmup_steps=1, cooldown_steps=0),
         data=dataclasses.replace(config.data, shuffle_records=64),
     )
-
-
-def _check_tower(name: str, width: int, num_heads: int) -> None:
-    if width % num_heads:
-        raise ValueError(
-            f"{name}.num_heads must divide {name}.width. "
-            f"Received: {name}.width={width}, {name}.num_heads={num_heads}"
-        )
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}. Received: {name}={value!r}")
-
-
-def _build(cls: type, data: Any, path: str) -> Any:
-    if not isinstance(data, dict):
-        raise ValueError(f"{path or 'the configuration'} must be an object. Received: {data!r}")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise ValueError(
-            f"Unknown key {', '.join(path + item for item in unknown)}. "
-            f"Known keys: {', '.join(path + item for item in hints)}"
-        )
-    values = {}
-    for name, value in data.items():
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _build(typing.cast(type, hints[name]), value, f"{path}{name}.")
-        else:
-            values[name] = _checked(hints[name], value, path + name)
-    return cls(**values)
-
-
-def _assign(cls: type, data: dict[str, Any], keys: list[str], text: str, full_key: str) -> None:
-    hints = typing.get_type_hints(cls)
-    head, *rest = keys
-    prefix = full_key[: len(full_key) - len(".".join(keys))]
-    known = ", ".join(prefix + item for item in hints)
-    if head not in hints:
-        raise ValueError(f"Unknown key {full_key}. Known keys: {known}")
-    nested = dataclasses.is_dataclass(hints[head])
-    if nested != bool(rest):
-        problem = "names a group of keys, not a value" if nested else "has no keys below it"
-        raise ValueError(
-            f"{prefix}{head} {problem}. Received: {full_key}={text}. Known keys: {known}"
-        )
-    if nested:
-        _assign(typing.cast(type, hints[head]), data[head], rest, text, full_key)
-    else:
-        data[head] = _parse(hints[head], text, full_key)
-
-
-def _parse(hint: Any, text: str, key: str) -> Any:
-    if hint is str:
-        return text
-    literals = {"true": True, "false": False, "none": None}
-    if text.lower() in literals:
-        value: Any = literals[text.lower()]
-    else:
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{key} must be {_type_name(hint)}. Received: {key}={text}") from error
-    return _checked(hint, value, key)
-
-
-def _checked(hint: Any, value: Any, key: str) -> Any:
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) in allowed:
-        return value
-    raise ValueError(f"{key} must be {_type_name(hint)}. Received: {key}={value!r}")
-
-
-def _type_name(hint: Any) -> str:
-    return str(hint) if isinstance(hint, types.UnionType) else hint.__name__

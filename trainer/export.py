@@ -20,9 +20,8 @@ import sigline
 from sigline.schemas import digests, signatures
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import preprocess, two_tower
-from sigline.trainer.checkpoints import named_variables
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.two_tower import TwoTower
+from sigline.trainer.two_tower import TwoTower, named_variables
 
 _TOP_CLASSES = 5
 _DECODES_IN_FLIGHT = 2
@@ -241,7 +240,7 @@ def export(
         "recipe": config.name,
         "image_size": config.image.size,
         "text_length": config.text.length,
-        "embedding_dim": config.image.width,
+        "embedding_dim": config.image.output_dim,
         "num_parameters": sum(int(v.shape.num_elements()) for v in served.variables_to_save),
         "temperature": float(tf.exp(model.log_temperature.value)),
         "bias": float(model.bias.value),

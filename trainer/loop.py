@@ -12,8 +12,10 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from sigline.trainer import collectives, data, optimizers, preprocess, steps, two_tower
-from sigline.trainer.checkpoints import Checkpoints, named_variables
+from sigline.trainer.checkpoints import Checkpoints
 from sigline.trainer.config import TrainConfig
+from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights.checkpoint import Weights
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class TrainResult:
     """What a finished run hands on.
 
     Attributes:
-        model: The trained model.
+        model: The trained model; with the averages of its parameters, if the run keeps them.
         tokenizer: The vocabulary it was trained with.
         first_step: The step that the run started or resumed at.
         images_per_second: Mean over the steps of this process, without the first, which compiles;
@@ -65,6 +67,7 @@ def train(
     vocabulary: bytes,
     checkpoint_dir: str | Path,
     log_dir: str | Path | None = None,
+    weights: Weights | None = None,
     strategy: tf.distribute.Strategy | None = None,
 ) -> TrainResult:
     """Trains a model, or finishes a run that was interrupted.
@@ -75,10 +78,12 @@ def train(
         vocabulary: A serialized SentencePiece model.
         checkpoint_dir: Folder of this run's checkpoints; if it holds one, training goes on there.
         log_dir: Folder for TensorBoard events; none are written if it is not given.
+        weights: What the parameters that `config.pretrained` names start from.
         strategy: Overrides the strategy that the configuration names.
 
     Raises:
-        ValueError: If the global batch size is not a multiple of the number of replicas.
+        ValueError: If the global batch size is not a multiple of the number of replicas, or the
+            weights are not what `config.pretrained` asks for.
         RuntimeError: If the loss is no longer finite.
     """
     if strategy is None:
@@ -92,20 +97,14 @@ def train(
         )
     with strategy.scope():
         model = two_tower.build(config)
-        parameters = named_variables(model)
-        trained = {name: parameters[name] for name in steps.trained_names(parameters, config)}
-        moments = optimizers.Moments(trained, config.optimizer)
-        step = tf.Variable(
-            tf.zeros((), tf.int64),
-            trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
+        start_from(model, weights, config)
+        state = make_state(model, config)
     tokenizer = preprocess.Tokenizer(vocabulary, config.text)
-    checkpoints = Checkpoints(checkpoint_dir, model, moments, step)
+    checkpoints = Checkpoints(checkpoint_dir, state)
     first_step = checkpoints.restore_latest()
     pairs = data.training_pairs(split_dir, config, tokenizer, first_step=first_step)
     batches = iter(strategy.experimental_distribute_dataset(pairs))
-    train_step = make_train_step(model, moments, step, config, strategy)
+    train_step = make_train_step(model, state, config, strategy)
     meter = _Meter(config)
     writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
     final_loss = float("nan")
@@ -124,6 +123,8 @@ def train(
                 checkpoints.save()
     if writer is not None:
         writer.close()
+    for name, average in state.ema.items():
+        state.parameters[name].assign(average)
     return TrainResult(
         model=model,
         tokenizer=tokenizer,
@@ -134,18 +135,62 @@ def train(
     )
 
 
+def start_from(model: two_tower.TwoTower, weights: Weights | None, config: TrainConfig) -> None:
+    """Assigns the parameters that `config.pretrained` names.
+
+    Raises:
+        ValueError: If weights are given and not asked for, or the other way round, or do not fit.
+    """
+    if weights is None and config.pretrained:
+        raise ValueError(
+            "The recipe starts from weights, which must be given. "
+            f"Received: pretrained={list(config.pretrained)}"
+        )
+    if weights is None:
+        return
+    if not config.pretrained:
+        raise ValueError(
+            "pretrained must name the parameters that start from the given weights, such as "
+            'pretrained=["image/.*"]. Received: pretrained=[]'
+        )
+    variables = two_tower.named_variables(model)
+    shapes = {name: tuple(value.shape) for name, value in variables.items()}
+    for name, value in checkpoint.fitted(weights, shapes, config.pretrained).items():
+        variables[name].assign(value)
+
+
+def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainState:
+    """Returns the state of a run before its first step as variables.
+
+    Under a strategy, call it in the strategy's scope.
+    """
+    parameters = two_tower.named_variables(model)
+    trained = {name: parameters[name] for name in steps.trained_names(parameters, config)}
+    # A name without a factor of the decay is an error before the first step, too.
+    optimizers.matched(config.optimizer.decays, trained)
+    averaged = trained if config.optimizer.ema_decay is not None else {}
+    return steps.TrainState(
+        parameters,
+        optimizers.make_slots(trained, config.optimizer),
+        {name: tf.Variable(value, trainable=False) for name, value in averaged.items()},
+        tf.Variable(
+            tf.zeros((), tf.int64),
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        ),
+    )
+
+
 def make_train_step(
     model: two_tower.TwoTower,
-    moments: optimizers.Moments,
-    step: tf.Variable,
+    variables: steps.TrainState,
     config: TrainConfig,
     strategy: tf.distribute.Strategy,
 ) -> Callable[[tuple[tf.Tensor, tf.Tensor]], dict[str, tf.Tensor]]:
     """Returns the compiled step: takes a (distributed) batch, returns scalars to log."""
-    variables = steps.TrainState(named_variables(model), moments.first, moments.second, step)
 
     def changing(state: steps.TrainState):
-        trained = {name: state.parameters[name] for name in moments.first}
+        trained = {name: state.parameters[name] for name in variables.slots}
         return tf.nest.flatten(state._replace(parameters=trained))
 
     compute = functools.partial(steps.forward_backward, model=model, config=config)

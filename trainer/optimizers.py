@@ -1,100 +1,226 @@
-"""AdamW and its schedule as functions of tensors, with big_vision's conventions."""
+"""Optimizers and schedules as functions of tensors, with big_vision's conventions.
+
+An optimizer keeps named slots a parameter, and turns a gradient into a direction. What all share,
+the rate, the decay and the schedule, is `apply`.
+"""
 
 import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from sigline.trainer.config import OptimizerConfig
+from sigline.trainer.config import OptimizerConfig, Rules
+
+Slots = Mapping[str, tf.Tensor]
+
+# Adafactor: dimensions below this are not worth factoring; added to squared gradients.
+_LEAST_FACTORED_DIM = 32
+_ADAFACTOR_EPSILON = 1e-30
 
 
 def schedule(step: tf.Tensor, *, config: OptimizerConfig, total_steps: int) -> tf.Tensor:
-    """Linear warm-up from 0 to 1, then a cosine to 0.
+    """Returns the factor of rate and decay: warm-up, then the schedule, then a cooldown.
 
     Args:
         step: Scalar, steps done so far; the first step has factor 0 if there is a warm-up.
-        config: For `warmup_steps`.
+        config: Names the schedule.
         total_steps: Steps of the whole run.
 
     Returns:
         A factor in [0, 1], a float32 scalar.
     """
     step = tf.cast(step, tf.float32)
-    warmup = float(config.warmup_steps)
+    warmup, cooldown = float(config.warmup_steps), float(config.cooldown_steps)
     progress = tf.clip_by_value((step - warmup) / max(total_steps - warmup, 1.0), 0.0, 1.0)
-    cosine = 0.5 * (1.0 + tf.cos(math.pi * progress))
-    return cosine * tf.minimum(1.0, step / warmup) if warmup else cosine
+    if config.schedule == "cosine":
+        factor = 0.5 * (1.0 + tf.cos(math.pi * progress))
+    elif config.schedule == "linear":
+        factor = 1.0 - progress
+    elif config.schedule == "rsqrt":
+        factor = tf.math.rsqrt(1.0 + tf.maximum(step - warmup, 0.0) / config.timescale)
+    else:
+        factor = tf.ones([])
+    if warmup:
+        factor *= tf.minimum(1.0, step / warmup)
+    if cooldown:
+        factor *= tf.clip_by_value((total_steps - step) / cooldown, 0.0, 1.0)
+    return factor
 
 
-def decays(name: str) -> bool:
-    """Whether weight decay applies to a variable: only to the kernels of projections."""
-    return name.split("/")[-1] == "kernel"
+def matched(rules: Rules, names: Iterable[str]) -> dict[str, Any]:
+    """Returns what the rules give to each name, that of the first pattern it matches as a whole.
+
+    Raises:
+        ValueError: If a name matches no pattern; the message lists all such names.
+    """
+    found, missing = {}, []
+    for name in names:
+        values = (value for pattern, value in rules if re.fullmatch(pattern, name))
+        try:
+            found[name] = next(values)
+        except StopIteration:
+            missing.append(name)
+    if missing:
+        raise ValueError(
+            f"No pattern matches {', '.join(missing)}. Received: {[p for p, _ in rules]}. "
+            'Add a last pattern ".*".'
+        )
+    return found
 
 
 def clip_by_global_norm(
-    gradients: list[tf.Tensor], clip_norm: float
+    gradients: list[tf.Tensor], clip_norm: float | None
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Scales gradients so that their joint norm is at most `clip_norm`; returns the norm as well.
 
     Gradients must be summed over replicas before: Keras clips each replica's part by itself.
     """
     norm = tf.linalg.global_norm(gradients)
+    if clip_norm is None:
+        return gradients, norm
     scale = clip_norm / tf.maximum(norm, clip_norm)
     return [gradient * scale for gradient in gradients], norm
 
 
-def adamw(
+def apply(
     value: tf.Tensor,
-    first: tf.Tensor,
-    second: tf.Tensor,
+    slots: Slots,
     gradient: tf.Tensor,
     *,
     factor: tf.Tensor,
     step: tf.Tensor,
-    decay: bool,
+    rate: float,
+    decay: float,
     config: OptimizerConfig,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns a parameter and its two moments after one update of AdamW.
+) -> tuple[tf.Tensor, Slots]:
+    """Returns a parameter and its slots after one update; see `OptimizerConfig` for the formula.
 
-    The update is `-s * (learning_rate * u + weight_decay * p)` for schedule factor s, Adam's
-    direction u (bias-corrected) and parameter p: the decay is multiplied by the schedule but not by
-    the rate. So `weight_decay=1e-4` at `learning_rate=1e-3` is 0.1 in the convention of Keras and
-    PyTorch. All is computed in float32, whatever the moments are stored in.
+    All is computed in float32, whatever the slots are stored in.
 
     Args:
-        value: The parameter p.
-        first: Its first moment.
-        second: Its second moment.
+        value: The parameter.
+        slots: What the optimizer keeps of it; see `slot_specs`.
         gradient: Its gradient, summed over replicas and clipped.
         factor: The schedule's factor for this step.
         step: Scalar, steps done before this one.
-        decay: Whether weight decay applies; see `decays`.
+        rate: Factor of the learning rate for this parameter.
+        decay: Factor of the weight decay for this parameter.
         config: The rest.
-
-    Source: arXiv 1711.05101; big_vision `optax.py`.
     """
-    count = tf.cast(step, tf.float32) + 1.0
-    beta_1, beta_2 = config.beta_1, config.beta_2
-    gradient = tf.cast(gradient, tf.float32)
-    new_first = beta_1 * tf.cast(first, tf.float32) + (1.0 - beta_1) * gradient
-    new_second = beta_2 * second + (1.0 - beta_2) * gradient * gradient
-    mean = new_first / (1.0 - tf.pow(beta_1, count))
-    root = tf.sqrt(new_second / (1.0 - tf.pow(beta_2, count))) + config.epsilon
-    change = config.learning_rate * mean / root
+    direction, new = _OPTIMIZERS[config.name].direct(
+        tf.cast(gradient, tf.float32),
+        {name: tf.cast(slot, tf.float32) for name, slot in slots.items()},
+        tf.cast(step, tf.float32) + 1.0,
+        config,
+    )
+    change = config.learning_rate * rate * direction
     if decay:
-        change += config.weight_decay * tf.cast(value, tf.float32)
+        change += config.weight_decay * decay * tf.cast(value, tf.float32)
     value -= tf.cast(factor * change, value.dtype)
-    return value, tf.cast(new_first, first.dtype), new_second
+    return value, {name: tf.cast(new[name], slot.dtype) for name, slot in slots.items()}
 
 
-class Moments:
-    """The moments of AdamW as variables, by the name of the parameter."""
+def slot_specs(shape: Any, config: OptimizerConfig) -> dict[str, tf.TensorSpec]:
+    """Returns shapes and types of the slots that the optimizer keeps for a parameter."""
+    first_dtype = tf.as_dtype(config.first_moment_dtype)
+    return {
+        name: tf.TensorSpec(size, first_dtype if name == "first" else tf.float32)
+        for name, size in _OPTIMIZERS[config.name].slots(tuple(shape)).items()
+    }
 
-    def __init__(self, parameters: dict[str, tf.Variable], config: OptimizerConfig):
-        """Creates them at zero; under a strategy, call this inside its scope."""
-        first_dtype = tf.as_dtype(config.first_moment_dtype)
-        self.first = {name: _slot(value, first_dtype) for name, value in parameters.items()}
-        self.second = {name: _slot(value, tf.float32) for name, value in parameters.items()}
+
+def make_slots(
+    parameters: Mapping[str, tf.Variable], config: OptimizerConfig
+) -> dict[str, dict[str, tf.Variable]]:
+    """Returns slots at zero as variables, by parameter; under a strategy, call it in its scope."""
+    return {
+        name: {
+            slot: tf.Variable(tf.zeros(spec.shape, spec.dtype), trainable=False)
+            for slot, spec in slot_specs(value.shape, config).items()
+        }
+        for name, value in parameters.items()
+    }
 
 
-def _slot(variable: tf.Variable, dtype: tf.DType) -> tf.Variable:
-    return tf.Variable(tf.zeros(variable.shape, dtype), trainable=False)
+class _Optimizer(NamedTuple):
+    """How to make an update of a gradient.
+
+    Attributes:
+        slots: Returns the shapes of the slots of a parameter of some shape.
+        direct: Returns the direction and new slots from gradient, slots, the number of this update,
+            counted from one, and the configuration.
+    """
+
+    slots: Callable[[tuple[int, ...]], dict[str, tuple[int, ...]]]
+    direct: Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]
+
+
+def _adamw(gradient, slots: Slots, count, config: OptimizerConfig):
+    """Adam's direction, bias-corrected (arXiv 1412.6980, 1711.05101)."""
+    beta_1, beta_2 = config.beta_1, config.beta_2
+    first = beta_1 * slots["first"] + (1.0 - beta_1) * gradient
+    second = beta_2 * slots["second"] + (1.0 - beta_2) * gradient * gradient
+    mean = first / (1.0 - tf.pow(beta_1, count))
+    root = tf.sqrt(second / (1.0 - tf.pow(beta_2, count))) + config.epsilon
+    return mean / root, {"first": first, "second": second}
+
+
+def _lion(gradient, slots: Slots, count, config: OptimizerConfig):
+    """The sign of a mixture of momentum and gradient (arXiv 2302.06675, algorithm 2)."""
+    del count
+    momentum = slots["first"]
+    direction = tf.sign(config.beta_1 * momentum + (1.0 - config.beta_1) * gradient)
+    return direction, {"first": config.beta_2 * momentum + (1.0 - config.beta_2) * gradient}
+
+
+def _adafactor(gradient, slots: Slots, count, config: OptimizerConfig):
+    """Adafactor without its own rate, scaling and clipping, with momentum (arXiv 2106.04560).
+
+    The second moment of a matrix is the product of its rows' and its columns' means (arXiv
+    1804.04235); its decay grows to `beta_2`. The momentum is not bias-corrected.
+    """
+    beta_2 = tf.minimum(config.beta_2, 1.0 - tf.pow(count, -0.8))
+    squared = gradient * gradient + _ADAFACTOR_EPSILON
+    new: dict[str, Any] = {}
+    if "second" in slots:
+        new["second"] = beta_2 * slots["second"] + (1.0 - beta_2) * squared
+        scaled = gradient * tf.math.rsqrt(new["second"])
+    else:
+        larger, smaller = _factored_axes(gradient.shape)
+        new["rows"] = _moved(slots["rows"], tf.reduce_mean(squared, larger), beta_2)
+        new["columns"] = _moved(slots["columns"], tf.reduce_mean(squared, smaller), beta_2)
+        # Rows lack the larger axis, and the axes behind it have moved up.
+        axis = smaller - (smaller > larger)
+        mean = tf.reduce_mean(new["rows"], axis, keepdims=True)
+        scaled = gradient * tf.expand_dims(tf.math.rsqrt(new["rows"] / mean), larger)
+        scaled *= tf.expand_dims(tf.math.rsqrt(new["columns"]), smaller)
+    new["first"] = config.beta_1 * slots["first"] + (1.0 - config.beta_1) * scaled
+    return new["first"], new
+
+
+def _moved(average, value, decay):
+    return decay * average + (1.0 - decay) * value
+
+
+def _adafactor_slots(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    if len(shape) < 2 or sorted(shape)[-2] < _LEAST_FACTORED_DIM:
+        return {"first": shape, "second": shape}
+    larger, smaller = _factored_axes(shape)
+    rows = tuple(size for axis, size in enumerate(shape) if axis != larger)
+    columns = tuple(size for axis, size in enumerate(shape) if axis != smaller)
+    return {"first": shape, "rows": rows, "columns": columns}
+
+
+def _factored_axes(shape: Iterable[int]) -> tuple[int, int]:
+    """Returns the axes of the largest and of the second largest size."""
+    order = sorted(enumerate(shape), key=lambda item: item[1])
+    return order[-1][0], order[-2][0]
+
+
+_OPTIMIZERS = {
+    "adamw": _Optimizer(lambda shape: {"first": shape, "second": shape}, _adamw),
+    "lion": _Optimizer(lambda shape: {"first": shape}, _lion),
+    "adafactor": _Optimizer(_adafactor_slots, _adafactor),
+}

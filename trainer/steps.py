@@ -4,13 +4,13 @@ The loop runs it on variables under a strategy. Since it touches no variable its
 compiled ahead of time for a device that is not there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from sigline.trainer import losses, optimizers, preprocess
+from sigline.trainer import losses, optimizers, preprocess, transformer
 from sigline.trainer.collectives import Exchange, exchange_for_context
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.negatives import Negatives
@@ -18,8 +18,8 @@ from sigline.trainer.two_tower import TwoTower, named_parameters
 
 # By name; tensors, or variables in their place.
 Tensors = Mapping[str, Any]
-# embed(model, inputs) -> image and text embeddings.
-Embed = Callable[[TwoTower, Any], tuple[tf.Tensor, tf.Tensor]]
+# embed(model, inputs, seeds) -> image and text embeddings.
+Embed = Callable[[TwoTower, Any, "Seeds"], tuple[tf.Tensor, tf.Tensor]]
 # loss(image, text, parameters, step, config, exchange) -> the replica's share
 Loss = Callable[..., losses.PairLoss]
 
@@ -29,15 +29,22 @@ class TrainState(NamedTuple):
 
     Attributes:
         parameters: All parameters of the model, frozen ones too.
-        first: First moments of those that are trained.
-        second: Second moments of those that are trained.
+        slots: What the optimizer keeps of those that are trained, by parameter and slot.
+        ema: Moving averages of those that are trained; empty if none are kept.
         step: Scalar, steps done.
     """
 
     parameters: Tensors
-    first: Tensors
-    second: Tensors
+    slots: Mapping[str, Tensors]
+    ema: Tensors
     step: tf.Tensor
+
+
+class Seeds(NamedTuple):
+    """What is dropped in a tower depends on its seed, two integers; nothing is dropped without."""
+
+    image: tf.Tensor | None = None
+    text: tf.Tensor | None = None
 
 
 class StepOutcome(NamedTuple):
@@ -47,10 +54,11 @@ class StepOutcome(NamedTuple):
     gradients: Tensors
 
 
-def embed_pixels(model: TwoTower, inputs: tuple[tf.Tensor, tf.Tensor]):
+def embed_pixels(model: TwoTower, inputs: tuple[tf.Tensor, tf.Tensor], seeds: Seeds):
     """Embeds `(pixels, ids)`: uint8 images `(batch, size, size, 3)`, tokens `(batch, length)`."""
     pixels, ids = inputs
-    return model(preprocess.to_model_range(pixels), ids)
+    image = model.embed_image(preprocess.to_model_range(pixels), seeds.image)
+    return image, model.embed_text(ids, seeds.text)
 
 
 def configured_loss(
@@ -113,23 +121,131 @@ def forward_backward(
     trained = {name: parameters[name] for name in trained_names(parameters, config)}
     variables = named_parameters(model)
     mapping = [(variables[name], value) for name, value in parameters.items()]
-    with tf.GradientTape() as tape:
-        tape.watch(trained)
+    seeds = _seeds(config, trained, step, exchange)
+
+    def embed_part(part, number):
+        own = Seeds(*[None if x is None else transformer.fold(x, number) for x in seeds])
         with keras.StatelessScope(state_mapping=mapping):
-            image, text = embed(model, inputs)
-        outcome = loss(image, text, parameters, step, config, exchange)
-    gradients = tape.gradient(outcome.loss, trained)
+            return embed(model, part, own)
+
+    def loss_of(image, text):
+        return loss(image, text, parameters, step, config, exchange)
+
+    if config.microbatches == 1:
+        with tf.GradientTape() as tape:
+            tape.watch(trained)
+            outcome = loss_of(*embed_part(inputs, 0))
+        gradients = tape.gradient(outcome.loss, trained)
+    else:
+        outcome, gradients = _in_parts(
+            inputs,
+            trained,
+            embed_part,
+            loss_of,
+            num_parts=config.microbatches,
+            dim=config.image.output_dim,
+        )
     if gradients["bias"] is None and config.loss.name == "softmax":
         gradients["bias"] = tf.zeros_like(trained["bias"])
-    lost = [name for name, value in gradients.items() if value is None]
-    if lost:
-        raise RuntimeError(
-            f"The loss does not depend on {', '.join(lost)}. Received: embed={embed}, loss={loss}. "
-            "Connect them, or freeze their tower."
-        )
+    _check_connected(gradients)
     # The gradient of the token table comes as slices.
     gradients = {name: tf.convert_to_tensor(value) for name, value in gradients.items()}
     return StepOutcome(outcome._asdict(), gradients)
+
+
+def _in_parts(
+    inputs: Any,
+    trained: Tensors,
+    embed_part: Callable[[Any, Any], tuple[tf.Tensor, tf.Tensor]],
+    loss_of: Callable[[tf.Tensor, tf.Tensor], losses.PairLoss],
+    *,
+    num_parts: int,
+    dim: int,
+) -> tuple[losses.PairLoss, dict[str, Any]]:
+    """Returns the loss of the whole batch and its gradients, embedding a part at a time.
+
+    All is embedded, part by part, without keeping anything; the loss gives the gradients of the
+    embeddings; then each part is embedded again and its gradients followed to the parameters.
+
+    Source: arXiv 2101.06983 (GradCache).
+    """
+    parts = tf.nest.map_structure(lambda x: _split(x, num_parts), inputs)
+    size, rows = tf.nest.flatten(inputs)[0].shape[0], tf.nest.flatten(parts)[0].shape[1]
+
+    def part_of(number):
+        return tf.nest.map_structure(lambda x: x[number], parts)
+
+    spec = tf.TensorSpec((rows, dim), tf.float32)
+    embedded = tf.map_fn(
+        lambda number: tuple(embed_part(part_of(number), number)),
+        tf.range(num_parts),
+        fn_output_signature=(spec, spec),
+        parallel_iterations=1,
+    )
+    image, text = (tf.ensure_shape(tf.reshape(x, (-1, dim)), (size, dim)) for x in embedded)
+    direct = {name: value for name, value in trained.items() if "/" not in name}
+    with tf.GradientTape() as tape:
+        tape.watch((image, text, direct))
+        outcome = loss_of(image, text)
+    found: Any = tape.gradient(outcome.loss, (image, text, direct))
+    of_image, of_text, gradients = found
+    slopes = [_split(of_image, num_parts), _split(of_text, num_parts)]
+    towers = {name: value for name, value in trained.items() if "/" in name}
+
+    def add_part(number, sums):
+        with tf.GradientTape() as tape:
+            tape.watch(towers)
+            embeddings = embed_part(part_of(number), number)
+        found = tape.gradient(embeddings, towers, output_gradients=[x[number] for x in slopes])
+        _check_connected(found)
+        return number + 1, {name: sums[name] + found[name] for name in towers}
+
+    sums: Any
+    _, sums = tf.while_loop(
+        lambda number, _: number < num_parts,
+        add_part,
+        (tf.constant(0), {name: tf.zeros_like(value) for name, value in towers.items()}),
+        parallel_iterations=1,
+        maximum_iterations=num_parts,
+    )
+    return outcome, {name: (gradients | sums)[name] for name in trained}
+
+
+def _check_connected(gradients: Tensors) -> None:
+    lost = [name for name, value in gradients.items() if value is None]
+    if lost:
+        raise RuntimeError(
+            f"The loss does not depend on {', '.join(lost)}. Freeze them by optimizer.rates."
+        )
+
+
+def _split(x: Any, num_parts: int) -> tf.Tensor:
+    """Cuts the leading axis into equal parts."""
+    size = x.shape[0]
+    if size is not None and size % num_parts:
+        raise ValueError(
+            "microbatches must divide the batch of a replica. "
+            f"Received: microbatches={num_parts}, batch={size}"
+        )
+    rows = -1 if size is None else size // num_parts
+    return tf.reshape(x, (num_parts, rows, *x.shape[1:]))
+
+
+def _seeds(config: TrainConfig, trained: Tensors, step: tf.Tensor, exchange: Exchange) -> Seeds:
+    """Returns seeds for the towers that drop something; a frozen tower drops nothing."""
+    found = []
+    for number, name in enumerate(Seeds._fields):
+        tower = getattr(config, name)
+        drops = tower.block.dropout or tower.block.stochastic_depth
+        drops = drops or getattr(tower, "token_dropout", 0.0)
+        if not drops or not any(x.startswith(f"{name}/") for x in trained):
+            found.append(None)
+            continue
+        # Other numbers at every step and replica, the same whenever the step is repeated.
+        seed = tf.stack([tf.constant(config.seed, tf.int32), tf.cast(step, tf.int32)])
+        seed = transformer.fold(seed, exchange.replica_id())
+        found.append(transformer.fold(seed, number))
+    return Seeds(*found)
 
 
 def train_step(
@@ -160,28 +276,33 @@ def train_step(
     scalars |= {n: v / exchange.num_replicas for n, v in scalars.items() if n != "loss"}
     gradients, norm = optimizers.clip_by_global_norm(summed[1], config.optimizer.clip_norm)
     factor = optimizers.schedule(state.step, config=config.optimizer, total_steps=config.steps)
-    parameters, first, second = dict(state.parameters), {}, {}
+    rates = optimizers.matched(config.optimizer.rates, names)
+    decays = optimizers.matched(config.optimizer.decays, names)
+    kept = config.optimizer.ema_decay or 0.0
+    parameters, slots, ema = dict(state.parameters), {}, {}
     for name, gradient in zip(names, gradients, strict=True):
-        parameters[name], first[name], second[name] = optimizers.adamw(
+        parameters[name], slots[name] = optimizers.apply(
             parameters[name],
-            state.first[name],
-            state.second[name],
+            state.slots[name],
             gradient,
             factor=factor,
             step=state.step,
-            decay=optimizers.decays(name),
+            rate=rates[name],
+            decay=decays[name],
             config=config.optimizer,
         )
+    for name, average in state.ema.items():
+        ema[name] = average + (1.0 - kept) * (parameters[name] - average)
     scalars |= {
         "temperature": tf.exp(state.parameters["log_temperature"]),
         "bias": state.parameters["bias"],
         "gradient_norm": norm,
         "learning_rate": factor * config.optimizer.learning_rate,
     }
-    return TrainState(parameters, first, second, state.step + 1), scalars
+    return TrainState(parameters, slots, ema, state.step + 1), scalars
 
 
-def trained_names(names: Any, config: TrainConfig) -> list[str]:
-    """Returns the names of the parameters that training changes."""
-    frozen = "image/" if config.image.frozen else None
-    return [name for name in names if frozen is None or not name.startswith(frozen)]
+def trained_names(names: Iterable[str], config: TrainConfig) -> list[str]:
+    """Returns the names of the parameters that training changes; see `OptimizerConfig.rates`."""
+    rates = optimizers.matched(config.optimizer.rates, names)
+    return [name for name, rate in rates.items() if rate is not None]

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import random
 
 import keras
 import tensorflow as tf
 
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.text import TextTransformer
-from sigline.trainer.vit import Container, VisionTransformer
+from sigline.trainer.transformer import Container
+from sigline.trainer.vit import VisionTransformer
 
 # Added to the norm, not under the root, as in the reference.
 NORM_EPSILON = 1e-8
@@ -42,7 +44,7 @@ class TwoTower(Container):
         }
         self.image = VisionTransformer(config.image, name="image", **options)
         self.text = TextTransformer(
-            config.text, output_dim=config.image.width, name="text", **options
+            config.text, output_dim=config.image.output_dim, name="text", **options
         )
 
     def build(self, shape=None):
@@ -63,13 +65,16 @@ class TwoTower(Container):
             dtype="float32",
         )
 
-    def embed_image(self, images: tf.Tensor) -> tf.Tensor:
-        """Embeds pixels `(batch, size, size, 3)` in [-1, 1] as unit vectors `(batch, dim)`."""
-        return normalize(self.image(images))
+    def embed_image(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Embeds pixels `(batch, size, size, 3)` in [-1, 1] as unit vectors `(batch, dim)`.
 
-    def embed_text(self, ids: tf.Tensor) -> tf.Tensor:
-        """Embeds token ids `(batch, length)` as unit vectors `(batch, dim)`."""
-        return normalize(self.text(ids))
+        Dropping, if the tower drops anything, needs a `seed` of two integers.
+        """
+        return normalize(self.image(images, seed))
+
+    def embed_text(self, ids: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Embeds token ids `(batch, length)` as unit vectors `(batch, dim)`; see `embed_image`."""
+        return normalize(self.text(ids, seed))
 
     def call(self, images, ids):
         """Returns the unit embeddings of both towers, each of shape `(batch, dim)`."""
@@ -78,9 +83,15 @@ class TwoTower(Container):
 
 def build(config: TrainConfig) -> TwoTower:
     """Returns a model with all its variables, initialised from the configuration's seed."""
-    keras.utils.set_random_seed(config.seed)
-    model = TwoTower(config, name="two_tower")
-    model.build()
+    # Keras seeds its initialisers from here. `keras.utils.set_random_seed` would also set the seed
+    # of TensorFlow, which drops its cached kernels, and with them the tables of tokenizers.
+    state = random.getstate()
+    random.seed(config.seed)
+    try:
+        model = TwoTower(config, name="two_tower")
+        model.build()
+    finally:
+        random.setstate(state)
     return model
 
 
@@ -103,3 +114,8 @@ def named_parameters(model: TwoTower) -> dict[str, keras.Variable]:
     """Returns the model's variables by their path below the model, in creation order."""
     prefix = f"{model.name}/"
     return {item.path.removeprefix(prefix): item for item in model.variables}
+
+
+def named_variables(model: TwoTower) -> dict[str, tf.Variable]:
+    """Returns the model's raw variables by the names of `named_parameters`."""
+    return {name: item.value for name, item in named_parameters(model).items()}

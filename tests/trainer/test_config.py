@@ -22,13 +22,13 @@ def test_recipe_survives_json(name):
 
 
 def test_unknown_recipe_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"Known recipes: .*siglip_base"):
+    with pytest.raises(ValueError, match=r"Known recipes: .*siglip_b16"):
         config.load_recipe("siglip_bse")
 
 
 def test_recipe_without_gate_is_refused_as_a_pipeline():
     with pytest.raises(ValueError, match=r"has no gate\(\)"):
-        config.load_gate("siglip_base")
+        config.load_gate("siglip_b16")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,12 @@ def test_recipe_without_gate_is_refused_as_a_pipeline():
         ("jit_compile=false", lambda c: c.jit_compile, False),
         ("loss.bias_init=none", lambda c: c.loss.bias_init, None),
         ("loss.chunk_size=256", lambda c: c.loss.chunk_size, 256),
+        ("text.block.qk_norm=true", lambda c: c.text.block.qk_norm, True),
+        (
+            'optimizer.rates=[["image/.*", null], [".*", 1]]',
+            lambda c: c.optimizer.rates,
+            (("image/.*", None), (".*", 1.0)),
+        ),
     ],
 )
 def test_override_sets_the_value(demo, assignment, read, value):
@@ -60,7 +66,7 @@ def test_values_that_only_fit_together_come_in_any_order(demo):
     ("assignment", "message"),
     [
         ("stepz=7", r"Unknown key stepz\. Known keys: name, steps"),
-        ("optimizer.lr=1", r"Unknown key optimizer\.lr\. Known keys: optimizer\.learning_rate"),
+        ("optimizer.lr=1", r"Unknown key optimizer\.lr\. Known keys: optimizer\.name, "),
         ("steps=1.5", r"steps must be int\. Received: steps=1\.5"),
         ("steps=true", r"steps must be int\. Received: steps=True"),
         ("steps=many", r"steps must be int\. Received: steps=many"),
@@ -71,6 +77,20 @@ def test_values_that_only_fit_together_come_in_any_order(demo):
         ("image.num_heads=5", "must divide image.width"),
         ("image.pool=max", "must be one of map, gap, tok"),
         ("steps=0", "steps must be at least 1"),
+        ("image.block=1", "names a group of keys"),
+        ("image.block.activation=relu", r"image\.block\.activation must be one of gelu_tanh, gelu"),
+        ("image.token_dropout=1", "image.token_dropout must be at least 0 and less than 1"),
+        ("text.pool=end", "text.end_id must be given with text.pool=end"),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm must be positive, or none"),
+        (
+            "optimizer.rates=3",
+            r"optimizer\.rates must be tuple\[tuple\[str, float",
+        ),
+        ('optimizer.rates=[["a"]]', r"optimizer\.rates\[0\] must be tuple\[str, float \| None\]"),
+        ('optimizer.rates=[["a", "b"]]', r"optimizer\.rates\[0\]\[1\] must be float \| None"),
+        ('optimizer.rates=[["(", 1]]', "holds no regular expression"),
+        ('optimizer.rates=[["a", -1]]', "must hold factors of at least 0"),
+        ('optimizer.decays=[["a", null]]', "must hold factors of at least 0"),
     ],
 )
 def test_wrong_override_is_refused(demo, assignment, message):

@@ -153,7 +153,7 @@ def test_transparent_image_is_served_as_on_white(loaded):
 
 
 def test_every_weight_is_stored_once(exported, model):
-    from sigline.trainer.checkpoints import named_variables
+    from sigline.trainer.two_tower import named_variables
 
     stored = sum(path.stat().st_size for path in (exported / "variables").glob("*.data*"))
     needed = sum(4 * int(np.prod(v.shape)) for v in named_variables(model).values())

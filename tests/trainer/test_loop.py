@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from sigline.trainer import config, loop, two_tower
-from sigline.trainer.checkpoints import named_variables
+from sigline.trainer.two_tower import named_variables
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ tf.config.set_logical_device_configuration(
     cpu, [tf.config.LogicalDeviceConfiguration()] * int(replicas)
 )
 from sigline.trainer import config, loop
-from sigline.trainer.checkpoints import named_variables
+from sigline.trainer.two_tower import named_variables
 tiny = config.override(
     config.tiny(config.load_recipe("siglip_demo")),
     ["strategy=mirrored", "steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
@@ -147,7 +147,7 @@ def test_two_replicas_train_as_one(split_dir, vocabulary, tmp_path):
 
 
 def test_frozen_tower_keeps_its_bytes_and_has_no_moments(tiny, split_dir, vocabulary, tmp_path):
-    frozen = dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, frozen=True))
+    frozen = config.override(tiny, ['optimizer.rates=[["image/.*", null], [".*", 1]]'])
     start = {n: v.numpy() for n, v in named_variables(two_tower.build(frozen)).items()}
     end = _weights(_train(frozen, split_dir, vocabulary, tmp_path))
     for name, value in start.items():
@@ -155,8 +155,8 @@ def test_frozen_tower_keeps_its_bytes_and_has_no_moments(tiny, split_dir, vocabu
             assert end[name].tobytes() == value.tobytes(), name
     assert (end["text/head/kernel"] != start["text/head/kernel"]).any()
     saved = [name for name, _ in tf.train.list_variables(str(tmp_path))]
-    assert not [n for n in saved if n.startswith(("first/image", "second/image"))]
-    assert [n for n in saved if n.startswith("first/text")]
+    assert not [n for n in saved if n.startswith("slots/image")]
+    assert [n for n in saved if n.startswith("slots/text")]
 
 
 @pytest.mark.parametrize(
@@ -207,3 +207,37 @@ def test_batch_that_replicas_cannot_share_is_refused(tiny, split_dir, vocabulary
     odd = dataclasses.replace(tiny, global_batch_size=size)
     with pytest.raises(ValueError, match="must be a multiple of the number of replicas"):
         _train(odd, split_dir, vocabulary, tmp_path, strategy=_TwoReplicas())
+
+
+def test_averages_are_exported_and_survive_an_interruption(tiny, split_dir, vocabulary, tmp_path):
+    plain = config.override(tiny, ["optimizer.schedule=constant"])
+    averaged = config.override(plain, ["optimizer.ema_decay=0.5"])
+    last = _weights(_train(plain, split_dir, vocabulary, tmp_path / "plain"))
+    whole = _weights(_train(averaged, split_dir, vocabulary, tmp_path / "whole"))
+    assert (last["text/head/kernel"] != whole["text/head/kernel"]).any()
+    half = dataclasses.replace(averaged, steps=2)
+    _train(half, split_dir, vocabulary, tmp_path / "resumed")
+    resumed = _weights(_train(averaged, split_dir, vocabulary, tmp_path / "resumed"))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lion"])
+def test_optimizer_trains(tiny, split_dir, vocabulary, tmp_path, name):
+    rate = {"adafactor": 1e-3, "lion": 1e-4}[name]
+    settings = config.override(
+        tiny, ["steps=40", "checkpoint_steps=100", f"optimizer.name={name}", "microbatches=2"]
+    )
+    start = dataclasses.replace(settings, steps=1)
+    settings = config.override(settings, [f"optimizer.learning_rate={rate}"])
+    before = _train(start, split_dir, vocabulary, tmp_path / "a").final_loss
+    after = _train(settings, split_dir, vocabulary, tmp_path / "b").final_loss
+    assert after < 0.95 * before
+
+
+def test_parameter_without_a_rate_is_refused_before_the_first_step(
+    tiny, split_dir, vocabulary, tmp_path
+):
+    settings = config.override(tiny, ['optimizer.rates=[["image/.*", 1], ["text/.*", 1]]'])
+    with pytest.raises(ValueError, match="No pattern matches log_temperature, bias"):
+        _train(settings, split_dir, vocabulary, tmp_path)

@@ -1,23 +1,42 @@
-"""Every recipe, shrunk, trains, exports and answers: what a new recipe must do to be one."""
+"""Every recipe, shrunk, trains, resumes, exports and answers; and has a run card."""
+
+import dataclasses
 
 import pytest
 import tensorflow as tf
 
 from sigline.components.scenes import grammar
-from sigline.trainer import config, export, loop, recipes
+from sigline.trainer import config, export, loop, recipes, two_tower
+from sigline.trainer.weights.checkpoint import Weights
+
+
+def _weights(settings):
+    """Returns weights for a recipe that starts from some."""
+    if not settings.pretrained:
+        return None
+    model = two_tower.build(dataclasses.replace(settings, seed=1))
+    variables = two_tower.named_variables(model)
+    return Weights(settings, {name: value.numpy() for name, value in variables.items()})
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_recipe_trains_a_step_exports_and_answers(
+def test_recipe_trains_resumes_exports_and_answers(
     name, split_dir, vocabulary, scene_records, tmp_path
 ):
-    tiny = config.override(config.tiny(config.load_recipe(name)), ["steps=1"])
-    result = loop.train(
-        tiny, split_dir=split_dir, vocabulary=vocabulary, checkpoint_dir=tmp_path / "checkpoints"
-    )
+    tiny = config.override(config.tiny(config.load_recipe(name)), ["image.depth=1", "text.depth=1"])
+    options = {
+        "split_dir": split_dir,
+        "vocabulary": vocabulary,
+        "checkpoint_dir": tmp_path / "checkpoints",
+        "weights": _weights(tiny),
+    }
+    loop.train(config.override(tiny, ["steps=1"]), **options)
+    settings = config.override(tiny, ["steps=2"])
+    result = loop.train(settings, **options)
+    assert result.first_step == 1
     labels = grammar.label_set()
     directory = tmp_path / "model"
-    export.export(directory, result.model, config=tiny, vocabulary=vocabulary, labels=labels)
+    export.export(directory, result.model, config=settings, vocabulary=vocabulary, labels=labels)
     values = {
         "image_bytes": tf.constant([scene_records[0].image]),
         "text": tf.constant(["a red ring"]),
@@ -28,3 +47,11 @@ def test_recipe_trains_a_step_exports_and_answers(
         names = signature.structured_input_signature[1]
         outputs = signature(**{key: values[key] for key in names})
         assert all(output.shape[0] == 1 for output in outputs.values())
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipe_has_a_run_card(name):
+    card = " ".join(str(config.recipe_module(name).__doc__).split())
+    assert "arXiv" in card
+    assert "Command: `" in card
+    assert "Expected result: " in card

@@ -1,12 +1,13 @@
 import dataclasses
+import functools
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from sigline.trainer import collectives, config, losses, steps, two_tower
-from sigline.trainer.checkpoints import named_variables
+from sigline.trainer import collectives, config, losses, optimizers, steps, two_tower
+from sigline.trainer.two_tower import named_variables
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_bfloat16_computes_products_in_bfloat16_and_norms_in_float32(tiny):
 
 
 def test_frozen_tower_has_no_gradient(tiny, inputs):
-    frozen = dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, frozen=True))
+    frozen = config.override(tiny, ['optimizer.rates=[["image/.*", null], [".*", 1]]'])
     outcome = _run(frozen, inputs)
     assert not any(name.startswith("image/") for name in outcome.gradients)
     expected = _run(tiny, inputs)
@@ -118,7 +119,7 @@ def test_frozen_tower_has_no_gradient(tiny, inputs):
 def test_softmax_recipe_computes_the_softmax_loss(tiny, inputs):
     softmax = dataclasses.replace(tiny, loss=dataclasses.replace(tiny.loss, name="softmax"))
     model = two_tower.build(softmax)
-    image, text = steps.embed_pixels(model, inputs)
+    image, text = steps.embed_pixels(model, inputs, steps.Seeds())
     expected = losses.softmax_loss(image, text, temperature=tiny.loss.temperature_init).loss
     outcome = _run(softmax, inputs, model)
     assert float(outcome.scalars["loss"]) == pytest.approx(float(expected), rel=1e-5)
@@ -184,11 +185,102 @@ def test_tower_without_gradient_is_reported(tiny, inputs):
     model = two_tower.build(tiny)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
 
-    def embed(model, inputs):
-        image, text = steps.embed_pixels(model, inputs)
+    def embed(model, inputs, seeds):
+        image, text = steps.embed_pixels(model, inputs, seeds)
         return tf.stop_gradient(image), text
 
     with pytest.raises(RuntimeError, match=r"does not depend on image/positions"):
         steps.forward_backward(
             parameters, inputs, tf.constant(0), model=model, config=tiny, embed=embed
         )
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_microbatches_give_the_gradients_of_the_whole_batch(tiny, inputs, loss, compiled):
+    whole = config.override(tiny, [f"loss.name={loss}"])
+    model = two_tower.build(whole)
+    parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
+    found = []
+    for number in (1, 4):
+        settings = dataclasses.replace(whole, microbatches=number)
+        compute = functools.partial(steps.forward_backward, model=model, config=settings)
+        compute = tf.function(compute, jit_compile=compiled)
+        found.append(compute(parameters, inputs, tf.zeros((), tf.int64)))
+    expected, parts = found
+    assert float(parts.scalars["loss"]) == pytest.approx(float(expected.scalars["loss"]), rel=1e-5)
+    assert set(parts.gradients) == set(expected.gradients)
+    for name, value in expected.gradients.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(
+            parts.gradients[name], value, atol=2e-5 * scale + 1e-7, rtol=0, err_msg=name
+        )
+
+
+def test_microbatches_drop_the_same_when_embedded_again(tiny, inputs):
+    settings = config.override(
+        tiny, ["microbatches=2", "image.block.dropout=0.3", "text.block.stochastic_depth=0.5"]
+    )
+    model = two_tower.build(settings)
+    parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
+    seen = []
+
+    def embed(model, part, seeds):
+        embeddings = steps.embed_pixels(model, part, seeds)
+        seen.append(embeddings[0])
+        return embeddings
+
+    step = tf.zeros((), tf.int64)
+    steps.forward_backward(parameters, inputs, step, model=model, config=settings, embed=embed)
+    first, second, first_again, second_again = (x.numpy() for x in seen)
+    np.testing.assert_array_equal(first, first_again)
+    np.testing.assert_array_equal(second, second_again)
+    plain = model.embed_image(steps.preprocess.to_model_range(inputs[0])).numpy()
+    assert np.abs(np.concatenate([first, second]) - plain).max() > 1e-3
+
+
+def test_microbatches_that_do_not_divide_the_batch_are_refused(tiny, inputs):
+    with pytest.raises(ValueError, match=r"must divide.*microbatches=3, batch=8"):
+        _run(dataclasses.replace(tiny, microbatches=3), inputs)
+
+
+def test_dropout_changes_from_step_to_step_and_spares_frozen_towers(tiny, inputs):
+    def losses_of(assignments):
+        settings = config.override(tiny, assignments)
+        model = two_tower.build(settings)
+        parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
+        return [
+            float(
+                steps.forward_backward(
+                    parameters, inputs, tf.constant(step, tf.int64), model=model, config=settings
+                ).scalars["loss"]
+            )
+            for step in (0, 0, 1)
+        ]
+
+    dropping = ["image.block.dropout=0.3", "image.token_dropout=0.5"]
+    first, again, later = losses_of(dropping)
+    assert first == again != later
+    frozen = 'optimizer.rates=[["image/.*", null], [".*", 1]]'
+    first, _, later = losses_of([*dropping, frozen])
+    assert first == later
+    assert first == losses_of([frozen])[0]
+
+
+def test_averages_follow_the_parameters(tiny, inputs):
+    settings = config.override(tiny, ["optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"])
+    model = two_tower.build(settings)
+    parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
+    specs = {n: optimizers.slot_specs(v.shape, settings.optimizer) for n, v in parameters.items()}
+    slots = {n: {k: tf.zeros(x.shape) for k, x in found.items()} for n, found in specs.items()}
+    state = steps.TrainState(parameters, slots, dict(parameters), tf.zeros((), tf.int64))
+    compute = functools.partial(steps.forward_backward, model=model, config=settings)
+    exchange = collectives.single_replica()
+    expected = {n: v.numpy().astype(np.float64) for n, v in parameters.items()}
+    for _ in range(3):
+        state, _ = steps.train_step(
+            state, inputs, config=settings, exchange=exchange, compute=compute
+        )
+        expected = {n: 0.9 * v + 0.1 * state.parameters[n].numpy() for n, v in expected.items()}
+    for name, value in expected.items():
+        np.testing.assert_allclose(state.ema[name], value, rtol=1e-4, atol=1e-6, err_msg=name)

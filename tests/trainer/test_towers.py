@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sigline.trainer import config, two_tower
-from sigline.trainer.checkpoints import named_variables
-from sigline.trainer.vit import Attention, _patches
+from sigline.trainer import config, preprocess, two_tower
+from sigline.trainer.transformer import Attention
+from sigline.trainer.two_tower import named_variables
+from sigline.trainer.vit import _patches
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_temperature_and_bias_start_as_configured(model, tiny):
 
 def test_base_towers_have_the_published_size():
     # Released SigLIP B/16 has 203 M parameters: 93 M in the image tower, 110 M in the text tower.
-    base = config.load_recipe("siglip_base")
+    base = config.load_recipe("siglip_b16")
     shapes = {n: v.shape for n, v in named_variables(two_tower.build(base)).items()}
     sizes = {n: int(np.prod(shape)) for n, shape in shapes.items()}
     image = sum(size for name, size in sizes.items() if name.startswith("image/"))
@@ -65,7 +66,7 @@ def test_base_towers_have_the_published_size():
 
 
 def test_initialisers_have_the_reference_scale():
-    base = config.load_recipe("siglip_base")
+    base = config.load_recipe("siglip_b16")
     small = dataclasses.replace(
         base,
         image=dataclasses.replace(base.image, depth=1),
@@ -126,3 +127,14 @@ def test_text_tower_has_no_mask(model):
     ids[1, 0] = 5
     vectors = model.embed_text(tf.constant(ids)).numpy()
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-6
+
+
+def test_building_a_model_leaves_tokenizers_and_random_numbers_alone(tiny, vocabulary):
+    import random
+
+    tokenizer = preprocess.Tokenizer(vocabulary, tiny.text)
+    before = tokenizer(tf.constant(["a red ring"])).numpy()
+    state = random.getstate()
+    two_tower.build(tiny)
+    assert random.getstate() == state
+    np.testing.assert_array_equal(tokenizer(tf.constant(["a red ring"])), before)

@@ -2,7 +2,7 @@
 
 Command: `make demo`, which generates the scenes, trains, gates, publishes and asks.
 
-The method is `siglip_base`'s (arXiv 2303.15343); width, depth, resolution and text length are cut
+The method is `siglip_b16`'s (arXiv 2303.15343); width, depth, resolution and text length are cut
 until the scenes train in minutes.
 
 Expected result: 92.1 % zero-shot on seen combinations and 39.0 % on held-out ones, chance 2.8 %,
@@ -13,12 +13,12 @@ import dataclasses
 
 from sigline.schemas.gate import Gate
 from sigline.trainer.config import ImageTowerConfig, LossConfig, TextTowerConfig, TrainConfig
-from sigline.trainer.recipes import siglip_base
+from sigline.trainer.recipes import siglip_b16
 
 
 def config() -> TrainConfig:
     """Returns the configuration."""
-    base = siglip_base.config()
+    base = siglip_b16.config()
     return dataclasses.replace(
         base,
         name="siglip_demo",

@@ -2,7 +2,7 @@
 
 Command: `sigline run --environment my.yaml` with `recipe: siglip_small`.
 
-The method is `siglip_base`'s (arXiv 2303.15343) with small towers. Expected result: see the
+The method is `siglip_b16`'s (arXiv 2303.15343) with small towers. Expected result: see the
 README's example on the Noto emoji.
 """
 

@@ -1,0 +1,133 @@
+"""What a configuration must satisfy beyond the types of its fields."""
+
+import re
+from typing import Any
+
+# What is checked is a `TrainConfig`, whose module imports this one.
+Config = Any
+
+_CHOICES = {
+    "image.pool": ("map", "gap", "tok", "last"),
+    "image.positions": ("learned", "sincos2d"),
+    "image.block.activation": ("gelu_tanh", "gelu", "quick_gelu"),
+    "text.pool": ("last", "first", "end", "gap", "max", "map"),
+    "text.block.activation": ("gelu_tanh", "gelu", "quick_gelu"),
+    "loss.name": ("sigmoid", "softmax"),
+    "loss.exchange": ("auto", "ring", "all_gather"),
+    "loss.negatives": ("all", "random", "hard", "easy"),
+    "optimizer.name": ("adamw", "adafactor", "lion"),
+    "optimizer.schedule": ("cosine", "linear", "rsqrt", "constant"),
+    "optimizer.first_moment_dtype": ("float32", "bfloat16"),
+    "strategy": ("auto", "tpu", "mirrored", "one_device"),
+    "precision": ("float32", "bfloat16"),
+}
+# Least values; None passes.
+_AT_LEAST = {
+    "steps": 1,
+    "global_batch_size": 1,
+    "checkpoint_steps": 1,
+    "log_steps": 1,
+    "microbatches": 1,
+    "image.patch": 1,
+    "image.num_registers": 0,
+    "image.projection": 1,
+    "text.length": 2,
+    "text.end_id": 0,
+    "loss.chunk_size": 1,
+    "loss.negatives_per_image": 1,
+    "optimizer.warmup_steps": 0,
+    "optimizer.cooldown_steps": 0,
+    "optimizer.timescale": 1,
+}
+# Shares: at least zero, and less than one.
+_SHARES = (
+    "image.token_dropout",
+    "image.block.dropout",
+    "image.block.stochastic_depth",
+    "text.block.dropout",
+    "text.block.stochastic_depth",
+    "optimizer.beta_1",
+    "optimizer.beta_2",
+    "optimizer.ema_decay",
+)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError, with the key and what to give, if a configuration makes no sense."""
+    for key, allowed in _CHOICES.items():
+        value = _get(config, key)
+        if value not in allowed:
+            raise ValueError(
+                f"{key} must be one of {', '.join(allowed)}. Received: {key}={value!r}"
+            )
+    for key, least in _AT_LEAST.items():
+        value = _get(config, key)
+        if value is not None and value < least:
+            raise ValueError(f"{key} must be at least {least}. Received: {key}={value}")
+    for key in _SHARES:
+        value = _get(config, key)
+        if value is not None and not 0.0 <= value < 1.0:
+            raise ValueError(f"{key} must be at least 0 and less than 1. Received: {key}={value}")
+    for pattern in config.pretrained:
+        _check_pattern("pretrained", pattern)
+    _check_towers(config)
+    _check_optimizer(config)
+    if config.loss.name == "softmax" and config.loss.negatives != "all":
+        raise ValueError(
+            "loss.negatives must be all with the softmax loss. "
+            f"Received: loss.negatives={config.loss.negatives!r}"
+        )
+
+
+def _check_towers(config: Config) -> None:
+    for name, tower in (("image", config.image), ("text", config.text)):
+        if tower.width % tower.num_heads:
+            raise ValueError(
+                f"{name}.num_heads must divide {name}.width. "
+                f"Received: {name}.width={tower.width}, {name}.num_heads={tower.num_heads}"
+            )
+    if config.image.size % config.image.patch:
+        raise ValueError(
+            "image.patch must divide image.size; pixels would be dropped otherwise. "
+            f"Received: image.size={config.image.size}, image.patch={config.image.patch}"
+        )
+    if config.text.pool == "end" and config.text.end_id is None:
+        raise ValueError("text.end_id must be given with text.pool=end. Received: text.end_id=None")
+    if config.image.pool == "last" and config.image.token_dropout:
+        raise ValueError(
+            "image.token_dropout must be 0 with image.pool=last: the last patch may be left out. "
+            f"Received: image.token_dropout={config.image.token_dropout}"
+        )
+
+
+def _check_pattern(key: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{key} holds no regular expression: {error}. Received: {pattern!r}"
+        ) from error
+
+
+def _check_optimizer(config: Config) -> None:
+    optimizer = config.optimizer
+    if optimizer.clip_norm is not None and optimizer.clip_norm <= 0:
+        raise ValueError(
+            "optimizer.clip_norm must be positive, or none for no limit. "
+            f"Received: optimizer.clip_norm={optimizer.clip_norm}"
+        )
+    for key, rules in (("rates", optimizer.rates), ("decays", optimizer.decays)):
+        for pattern, value in rules:
+            _check_pattern(f"optimizer.{key}", pattern)
+            # Frozen parameters are named by None; a rate of 0 would keep their slots.
+            if (value is None and key == "decays") or (value is not None and not value >= 0):
+                raise ValueError(
+                    f"optimizer.{key} must hold factors of at least 0. "
+                    f"Received: {pattern!r} with {value}"
+                )
+
+
+def _get(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config

@@ -1,0 +1,38 @@
+"""LiT: a text tower learns to read a B/16 image tower that stays as it is (arXiv 2111.07991).
+
+Command: `sigline train --recipe lit_b16 --weights VIT --data ... --vocabulary ... --output ...`
+
+The image tower comes from `--weights`: an AugReg ViT-B/16 with a class token, brought in by
+`sigline weights import B_16.npz --drop 'img/(head|pre_logits)/.*' --output VIT`. It has no
+gradient, no optimizer state, no decay and no dropout. Batch, steps, rate and decay are those of the
+public LiT configuration; its text tower is a BERT, this one is a Base transformer from scratch.
+Expected result: not measured.
+"""
+
+from sigline.trainer import variants
+from sigline.trainer.config import (
+    ImageTowerConfig,
+    LossConfig,
+    OptimizerConfig,
+    TextTowerConfig,
+    TrainConfig,
+)
+
+
+def config() -> TrainConfig:
+    """Returns the configuration."""
+    return TrainConfig(
+        name="lit_b16",
+        steps=5_000,
+        global_batch_size=4_096,
+        image=ImageTowerConfig(size=224, patch=16, pool="tok", **variants.sizes("B")),
+        text=TextTowerConfig(length=16, **variants.sizes("B")),
+        loss=LossConfig(name="softmax"),
+        optimizer=OptimizerConfig(
+            rates=(("image/.*", None), (".*", 1.0)),
+            weight_decay=1e-2,
+            beta_2=0.999,
+            warmup_steps=150,
+        ),
+        pretrained=("image/.*",),
+    )

@@ -1,0 +1,116 @@
+"""Dataclasses from JSON and from `a.b=value` overrides, strictly: no unknown key, no other type.
+
+Fields may be numbers, strings, booleans, None, dataclasses, and tuples of these.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+
+def build(cls: type, data: Any, path: str = "") -> Any:
+    """Returns an instance of a dataclass from what `json.loads` or `dataclasses.asdict` returned.
+
+    Args:
+        cls: The dataclass.
+        data: Its fields by name; those left out get their defaults.
+        path: What the fields' names are preceded by in messages.
+
+    Raises:
+        ValueError: If a key is unknown (the message names the known keys) or a value has the wrong
+            type.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{path or 'the configuration'} must be an object. Received: {data!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(
+            f"Unknown key {', '.join(path + item for item in unknown)}. "
+            f"Known keys: {', '.join(path + item for item in hints)}"
+        )
+    return cls(**{name: _checked(hints[name], value, path + name) for name, value in data.items()})
+
+
+def override(cls: type, data: dict[str, Any], assignments: Iterable[str]) -> Any:
+    """Returns an instance of `cls` from its fields, with `a.b=value` assignments applied.
+
+    A value is JSON, `true`, `false` or `none` in any case, or a string as it stands.
+
+    Raises:
+        ValueError: As `build`, and if an assignment has no `=`.
+    """
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ValueError(f"An override reads KEY=VALUE. Received: {assignment!r}")
+        _assign(cls, data, key.split("."), text, key)
+    # Checked as a whole: values that only fit together may come in any order.
+    return build(cls, data)
+
+
+def _assign(cls: type, data: dict[str, Any], keys: list[str], text: str, full_key: str) -> None:
+    hints = typing.get_type_hints(cls)
+    head, *rest = keys
+    prefix = full_key[: len(full_key) - len(".".join(keys))]
+    known = ", ".join(prefix + item for item in hints)
+    if head not in hints:
+        raise ValueError(f"Unknown key {full_key}. Known keys: {known}")
+    nested = dataclasses.is_dataclass(hints[head])
+    if nested != bool(rest):
+        problem = "names a group of keys, not a value" if nested else "has no keys below it"
+        raise ValueError(
+            f"{prefix}{head} {problem}. Received: {full_key}={text}. Known keys: {known}"
+        )
+    if nested:
+        _assign(typing.cast(type, hints[head]), data[head], rest, text, full_key)
+    else:
+        data[head] = _parse(hints[head], text, full_key)
+
+
+def _parse(hint: Any, text: str, key: str) -> Any:
+    if hint is str:
+        return text
+    literals = {"true": True, "false": False, "none": None}
+    if text.lower() in literals:
+        value: Any = literals[text.lower()]
+    else:
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            if str in typing.get_args(hint):
+                return text
+            raise ValueError(f"{key} must be {_type_name(hint)}. Received: {key}={text}") from error
+    return _checked(hint, value, key)
+
+
+def _checked(hint: Any, value: Any, key: str) -> Any:
+    """Returns a value of the type that the hint names, or raises."""
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, f"{key}.")
+    if typing.get_origin(hint) is tuple:
+        return _checked_tuple(hint, value, key)
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) in allowed:
+        return value
+    raise ValueError(f"{key} must be {_type_name(hint)}. Received: {key}={value!r}")
+
+
+def _checked_tuple(hint: Any, value: Any, key: str) -> tuple:
+    items = typing.get_args(hint)
+    if isinstance(value, list | tuple):
+        if items[-1] is ...:
+            items = (items[0],) * len(value)
+        if len(items) == len(value):
+            pairs = enumerate(zip(items, value, strict=True))
+            return tuple(_checked(item, x, f"{key}[{i}]") for i, (item, x) in pairs)
+    raise ValueError(f"{key} must be {_type_name(hint)}. Received: {key}={value!r}")
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)

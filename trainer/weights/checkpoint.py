@@ -1,0 +1,274 @@
+"""Weights as files: our own folders, those of Hugging Face, and `.npz` of big_vision.
+
+Our own folder holds `sigline.json` (the configuration), `parameters.safetensors` and, if it is
+known, `vocabulary.model`. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sigline.schemas import digests
+from sigline.trainer import config as trainer_config
+from sigline.trainer import positions
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.weights import big_vision, hugging_face, links
+
+CONFIG_FILE = "sigline.json"
+PARAMETERS_FILE = "parameters.safetensors"
+VOCABULARY_FILE = "vocabulary.model"
+
+# Of Hugging Face's folders.
+_THEIR_CONFIG = "config.json"
+_THEIR_WEIGHTS = "model.safetensors"
+_THEIR_INDEX = "model.safetensors.index.json"
+_THEIR_VOCABULARIES = ("spiece.model", "tokenizer.model")
+# Buffers that old checkpoints hold beside the parameters.
+_THEIR_BUFFERS = r".*\.embeddings\.position_ids"
+
+_TYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters and what they belong to.
+
+    Attributes:
+        config: A configuration whose model has these parameters.
+        parameters: Values by the names of `two_tower.named_parameters`, float32; those of a tower
+            that the source did not have are left out.
+        vocabulary: A serialized SentencePiece model, if the source had one.
+    """
+
+    config: TrainConfig
+    parameters: Mapping[str, np.ndarray]
+    vocabulary: bytes | None = None
+
+    def digest(self) -> str:
+        """Returns the digest of all of it."""
+        values = {
+            name: [value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+            for name, value in self.parameters.items()
+        }
+        words = hashlib.sha256(self.vocabulary or b"").hexdigest()
+        return digests.json_digest([self.config.to_json(), values, words])
+
+
+def load(source: str | Path, *, drop: Iterable[str] = ()) -> Weights:
+    """Reads weights, whatever their format.
+
+    Args:
+        source: A folder of ours or of Hugging Face, or an `.npz` of big_vision.
+        drop: Regular expressions of whole names in a foreign checkpoint that are not wanted.
+
+    Raises:
+        ValueError: If the format is none of these, or the checkpoint does not hold exactly what its
+            model needs; the message lists what is missing and what is left over.
+    """
+    source = Path(source)
+    if source.suffix == ".npz" and source.is_file():
+        return _load_big_vision(source, list(drop))
+    if (source / CONFIG_FILE).is_file():
+        return _load_ours(source)
+    if (source / _THEIR_CONFIG).is_file():
+        return _load_hugging_face(source, [*drop, _THEIR_BUFFERS])
+    raise ValueError(
+        f"Weights must be a folder with {CONFIG_FILE} (ours) or {_THEIR_CONFIG} (Hugging Face), or "
+        f"an .npz of big_vision. Received: {source}"
+    )
+
+
+def save(folder: str | Path, weights: Weights) -> None:
+    """Writes our own folder; it appears only when it is whole.
+
+    Raises:
+        ValueError: If the folder is there already.
+    """
+    with _Appearing(folder) as scratch:
+        (scratch / CONFIG_FILE).write_text(weights.config.to_json() + "\n")
+        _write(scratch / PARAMETERS_FILE, weights.parameters)
+        if weights.vocabulary is not None:
+            (scratch / VOCABULARY_FILE).write_bytes(weights.vocabulary)
+
+
+def save_hugging_face(folder: str | Path, weights: Weights) -> None:
+    """Writes a folder that `transformers` reads, with `from_pretrained`.
+
+    Raises:
+        ValueError: If `transformers` has no such model, or the folder is there already.
+    """
+    described = hugging_face.config_json(weights.config)
+    tensors = links.write(hugging_face.links(weights.config), weights.parameters)
+    with _Appearing(folder) as scratch:
+        (scratch / _THEIR_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
+        _write(scratch / _THEIR_WEIGHTS, tensors, metadata={"format": "pt"})
+        if weights.vocabulary is not None:
+            (scratch / _THEIR_VOCABULARIES[0]).write_bytes(weights.vocabulary)
+
+
+def fitted(
+    weights: Weights, shapes: Mapping[str, Any], patterns: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Returns the weights that a model takes over, in its shapes.
+
+    Args:
+        weights: What is given.
+        shapes: Shapes of the model's parameters by name.
+        patterns: Regular expressions of whole names of what is to be taken over.
+
+    Returns:
+        Values by name. Learned positions of patches are resampled to another resolution.
+
+    Raises:
+        ValueError: If something that matches a pattern is only in the model or only in the weights,
+            or its shape does not fit; the message lists all of it.
+    """
+    patterns = list(patterns)
+    wanted = {name for name in shapes if _matches(patterns, name)}
+    given = {name for name in weights.parameters if _matches(patterns, name)}
+    if not wanted:
+        raise ValueError(f"No parameter of the model matches. Received: pretrained={patterns}")
+    missing, left_over = sorted(wanted - given), sorted(given - wanted)
+    found, misfits = {}, []
+    for name in sorted(wanted & given):
+        value = weights.parameters[name]
+        if name == "image/positions" and value.shape != tuple(shapes[name]):
+            value = _resampled(value, tuple(shapes[name]))
+        if value.shape != tuple(shapes[name]):
+            misfits.append(f"{name} {tuple(shapes[name])} but given {value.shape}")
+        found[name] = value
+    if missing or left_over or misfits:
+        raise ValueError(
+            "The weights do not fit the model. "
+            f"Missing: {', '.join(missing) or 'nothing'}. "
+            f"Left over: {', '.join(left_over) or 'nothing'}. "
+            f"Of another shape: {', '.join(misfits) or 'nothing'}."
+        )
+    return found
+
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _resampled(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    grid = round(shape[1] ** 0.5)
+    square = grid * grid == shape[1] and round(value.shape[1] ** 0.5) ** 2 == value.shape[1]
+    return positions.resample(value, grid) if square else value
+
+
+def _load_ours(folder: Path) -> Weights:
+    vocabulary = folder / VOCABULARY_FILE
+    return Weights(
+        config=trainer_config.from_json((folder / CONFIG_FILE).read_text()),
+        parameters=_read(folder / PARAMETERS_FILE),
+        vocabulary=vocabulary.read_bytes() if vocabulary.is_file() else None,
+    )
+
+
+def _load_hugging_face(folder: Path, drop: list[str]) -> Weights:
+    settings = hugging_face.settings(json.loads((folder / _THEIR_CONFIG).read_text()))
+    tensors = {}
+    for path in _their_files(folder):
+        tensors |= _read(path)
+    vocabularies = [folder / name for name in _THEIR_VOCABULARIES if (folder / name).is_file()]
+    return Weights(
+        config=settings,
+        parameters=links.read(hugging_face.links(settings), tensors, drop=drop),
+        vocabulary=vocabularies[0].read_bytes() if vocabularies else None,
+    )
+
+
+def _their_files(folder: Path) -> list[Path]:
+    index = folder / _THEIR_INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        # The index is input like any other: no file outside of the folder is opened.
+        if any(Path(name).name != name for name in names):
+            raise ValueError(f"{index} must name files of its own folder. Received: {names}")
+        return [folder / name for name in names]
+    if not (folder / _THEIR_WEIGHTS).is_file():
+        raise ValueError(
+            f"There is no {_THEIR_WEIGHTS} in {folder}. Pickled weights (.bin, .pt) are never "
+            "read; convert them to safetensors with the project that wrote them."
+        )
+    return [folder / _THEIR_WEIGHTS]
+
+
+def _load_big_vision(path: Path, drop: list[str]) -> Weights:
+    with np.load(path, allow_pickle=False) as file:
+        tensors = big_vision.normalized({name: file[name] for name in file.files})
+    kept = links.dropped(tensors, drop)
+    settings = big_vision.settings(kept)
+    found = big_vision.links(settings, text=big_vision.has_text(kept), scalars="t" in kept)
+    parameters = links.read(found, kept)
+    if "t" in kept and settings.loss.name == "softmax":
+        parameters["bias"] = np.zeros((), np.float32)
+    return Weights(config=settings, parameters=parameters)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of a safetensors file."""
+    try:
+        entries = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    found = {}
+    for name, entry in entries:
+        if entry["dtype"] == "BF16":
+            bits = np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16
+            value = bits.view(np.float32)
+        elif entry["dtype"] in _TYPES:
+            value = np.frombuffer(entry["data"], _TYPES[entry["dtype"]])
+        else:
+            raise ValueError(f"{path} holds {name} of unknown type {entry['dtype']}.")
+        found[name] = value.reshape(entry["shape"])
+    return found
+
+
+def _write(path: Path, tensors: Mapping[str, np.ndarray], **options) -> None:
+    plain = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+    # A scalar, which numpy makes contiguous as one dimension, keeps its shape.
+    plain = {name: value.reshape(tensors[name].shape) for name, value in plain.items()}
+    safetensors.numpy.save_file(plain, str(path), **options)
+
+
+class _Appearing:
+    """A folder that is filled beside its place and moved there when it is whole."""
+
+    def __init__(self, folder: str | Path):
+        self._folder = Path(folder)
+        self._scratch = self._folder.parent / f".tmp-{self._folder.name}-{uuid.uuid4().hex}"
+
+    def __enter__(self) -> Path:
+        if self._folder.exists():
+            raise ValueError(f"The folder must not be there yet. Received: {self._folder}")
+        self._scratch.mkdir(parents=True)
+        return self._scratch
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            shutil.rmtree(self._scratch)
+            return
+        os.replace(self._scratch, self._folder)

@@ -1,0 +1,357 @@
+"""SigLIP, SigLIP 2 (of fixed resolution) and CLIP in the format of Hugging Face's `transformers`.
+
+A folder with `config.json` and `model.safetensors`, in shards or in one file.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from sigline.trainer.config import (
+    BlockConfig,
+    ImageTowerConfig,
+    LossConfig,
+    TextTowerConfig,
+    TrainConfig,
+)
+from sigline.trainer.weights.links import Link, same, transposed
+
+_ACTIVATIONS = {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+}
+# What `transformers` assumes where a config.json is silent.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "siglip_text": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 64,
+        "attention_dropout": 0.0,
+    },
+    "siglip_vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+        "image_size": 224,
+        "patch_size": 16,
+        "num_channels": 3,
+        "attention_dropout": 0.0,
+    },
+    "clip_text": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "vocab_size": 49_408,
+        "max_position_embeddings": 77,
+        "eos_token_id": 49_407,
+        "attention_dropout": 0.0,
+    },
+    "clip_vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "image_size": 224,
+        "patch_size": 32,
+        "num_channels": 3,
+        "attention_dropout": 0.0,
+    },
+}
+# A CLIP config.json from before `transformers` looked at it names this one.
+_LEGACY_CLIP_END_ID = 2
+
+
+def settings(config: dict[str, Any]) -> TrainConfig:
+    """Returns a configuration whose model is that of a `config.json`; its training is a default's.
+
+    Args:
+        config: The content of the file.
+
+    Raises:
+        ValueError: If it describes a model that the towers cannot be.
+    """
+    kind = config.get("model_type")
+    if kind not in ("siglip", "clip"):
+        raise ValueError(
+            f"Only models of model_type siglip or clip can be read. Received: model_type={kind!r}"
+        )
+    of_text = _DEFAULTS[f"{kind}_text"] | config.get("text_config", {})
+    of_image = _DEFAULTS[f"{kind}_vision"] | config.get("vision_config", {})
+    image, text = _image_tower(of_image), _text_tower(of_text)
+    if kind == "siglip":
+        if not of_image.get("vision_use_head", True):
+            raise ValueError("vision_config.vision_use_head must be true. Received: false")
+        projection = of_text.get("projection_size") or of_text["hidden_size"]
+        if projection != image.width:
+            raise ValueError(
+                "text_config.projection_size must be vision_config.hidden_size. Received: "
+                f"projection_size={projection}, hidden_size={image.width}"
+            )
+        loss = LossConfig(name="sigmoid")
+    else:
+        projection = config.get("projection_dim", 512)
+        image = dataclasses.replace(
+            image,
+            pool="tok",
+            embedding_norm=True,
+            patch_bias=False,
+            projection=projection,
+            projection_bias=False,
+        )
+        end_id = of_text["eos_token_id"]
+        # Older files name a token that the model never looked for: it took the highest one.
+        end_id = of_text["vocab_size"] - 1 if end_id == _LEGACY_CLIP_END_ID else end_id
+        text = dataclasses.replace(
+            text, pool="end", end_id=end_id, causal=True, head_bias=False, strip_punctuation=False
+        )
+        loss = LossConfig(name="softmax")
+    return TrainConfig(
+        name=f"{kind}_imported", steps=1, global_batch_size=1, image=image, text=text, loss=loss
+    )
+
+
+def _sizes(tower: dict[str, Any]) -> dict[str, Any]:
+    if tower["attention_dropout"]:
+        raise ValueError(
+            f"attention_dropout must be 0. Received: attention_dropout={tower['attention_dropout']}"
+        )
+    activation = tower["hidden_act"]
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"hidden_act must be one of {', '.join(_ACTIVATIONS)}. "
+            f"Received: hidden_act={activation!r}"
+        )
+    return {
+        "width": tower["hidden_size"],
+        "depth": tower["num_hidden_layers"],
+        "mlp_dim": tower["intermediate_size"],
+        "num_heads": tower["num_attention_heads"],
+        "block": BlockConfig(
+            activation=_ACTIVATIONS[activation], norm_epsilon=tower["layer_norm_eps"]
+        ),
+    }
+
+
+def _image_tower(tower: dict[str, Any]) -> ImageTowerConfig:
+    size, patch = tower["image_size"], tower["patch_size"]
+    if not isinstance(size, int) or not isinstance(patch, int) or tower["num_channels"] != 3:
+        raise ValueError(
+            "Images must be square with 3 channels. Received: "
+            f"image_size={size}, patch_size={patch}, num_channels={tower['num_channels']}"
+        )
+    # A convolution drops the pixels that fill no patch (384 at patches of 14: 378 are seen).
+    return ImageTowerConfig(size=size // patch * patch, patch=patch, **_sizes(tower))
+
+
+def _text_tower(tower: dict[str, Any]) -> TextTowerConfig:
+    return TextTowerConfig(
+        vocabulary_size=tower["vocab_size"],
+        length=tower["max_position_embeddings"],
+        **_sizes(tower),
+    )
+
+
+def config_json(config: TrainConfig) -> dict[str, Any]:
+    """Returns the `config.json` of a model, as `settings` reads it.
+
+    Raises:
+        ValueError: If `transformers` has no model of these towers.
+    """
+    siglip = config.image.pool == "map"
+    described = _as_siglip(config) if siglip else _as_clip(config)
+    written = settings(described)
+    if written.image != config.image or not _same_text(written.text, config.text):
+        raise ValueError(
+            "Only SigLIP's and CLIP's own towers can be written for transformers. "
+            f"Received: image={config.image}, text={config.text}"
+        )
+    return described | {"architectures": ["SiglipModel" if siglip else "CLIPModel"]}
+
+
+def _same_text(ours: TextTowerConfig, theirs: TextTowerConfig) -> bool:
+    """Whether two towers compute the same from the same tokens."""
+    return ours == dataclasses.replace(
+        theirs, lowercase=ours.lowercase, strip_punctuation=ours.strip_punctuation
+    )
+
+
+def _as_siglip(config: TrainConfig) -> dict[str, Any]:
+    text = _their_sizes(config.text) | {"projection_size": config.image.output_dim}
+    return {
+        "model_type": "siglip",
+        "text_config": text
+        | {
+            "model_type": "siglip_text_model",
+            "vocab_size": config.text.vocabulary_size,
+            "max_position_embeddings": config.text.length,
+        },
+        "vision_config": _their_sizes(config.image)
+        | {
+            "model_type": "siglip_vision_model",
+            "image_size": config.image.size,
+            "patch_size": config.image.patch,
+        },
+    }
+
+
+def _as_clip(config: TrainConfig) -> dict[str, Any]:
+    parts = _as_siglip(config)
+    del parts["text_config"]["projection_size"]
+    end_id = {} if config.text.end_id is None else {"eos_token_id": config.text.end_id}
+    return {
+        "model_type": "clip",
+        "projection_dim": config.image.output_dim,
+        "text_config": parts["text_config"]
+        | end_id
+        | {"model_type": "clip_text_model", "projection_dim": config.image.output_dim},
+        "vision_config": parts["vision_config"]
+        | {"model_type": "clip_vision_model", "projection_dim": config.image.output_dim},
+    }
+
+
+def _their_sizes(tower: ImageTowerConfig | TextTowerConfig) -> dict[str, Any]:
+    names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    return {
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.depth,
+        "intermediate_size": tower.mlp_dim,
+        "num_attention_heads": tower.num_heads,
+        "hidden_act": names[tower.block.activation],
+        "layer_norm_eps": tower.block.norm_epsilon,
+    }
+
+
+def links(config: TrainConfig) -> list[Link]:
+    """Returns how the tensors of a checkpoint are the parameters of a model."""
+    image, text = config.image, config.text
+    found = [
+        same("text_model.embeddings.token_embedding.weight", "text/tokens"),
+        _table("text_model.embeddings.position_embedding.weight", "text/positions"),
+        *_encoder("text_model", "text", text.depth, norm="final_layer_norm"),
+        _patches("vision_model.embeddings.patch_embedding.weight", image),
+        *_encoder("vision_model", "image", image.depth, norm="post_layernorm"),
+        _scalar("logit_scale", "log_temperature", one=config.loss.name == "sigmoid"),
+    ]
+    if image.pool == "map":
+        return [
+            *found,
+            *_dense("text_model.head", "text/head"),
+            same("vision_model.embeddings.patch_embedding.bias", "image/embedding/bias"),
+            _table("vision_model.embeddings.position_embedding.weight", "image/positions"),
+            *_pool("vision_model.head", "image/pool"),
+            _scalar("logit_bias", "bias", one=True),
+        ]
+    return [
+        *found,
+        transposed("text_projection.weight", "text/head/kernel"),
+        transposed("visual_projection.weight", "image/projection/kernel"),
+        *_norm("vision_model.pre_layrnorm", "image/embedding_norm"),
+        _class_token(),
+        # Of a softmax over texts or images a bias changes nothing, and CLIP has none.
+        Link((), ("bias",), lambda: (np.zeros((), np.float32),), lambda bias: ()),
+    ]
+
+
+def _table(theirs: str, ours: str) -> Link:
+    return Link((theirs,), (ours,), lambda x: (x[np.newaxis],), lambda x: (x[0],))
+
+
+def _scalar(theirs: str, ours: str, *, one: bool) -> Link:
+    """A scalar, theirs in one dimension or in none."""
+    shape = (1,) if one else ()
+    return Link((theirs,), (ours,), lambda x: (x.reshape(()),), lambda x: (x.reshape(shape),))
+
+
+def _dense(theirs: str, ours: str) -> list[Link]:
+    return [
+        transposed(f"{theirs}.weight", f"{ours}/kernel"),
+        same(f"{theirs}.bias", f"{ours}/bias"),
+    ]
+
+
+def _norm(theirs: str, ours: str) -> list[Link]:
+    return [same(f"{theirs}.weight", f"{ours}/gamma"), same(f"{theirs}.bias", f"{ours}/beta")]
+
+
+def _mlp(theirs: str, ours: str) -> list[Link]:
+    return [*_dense(f"{theirs}.fc1", f"{ours}/up"), *_dense(f"{theirs}.fc2", f"{ours}/down")]
+
+
+def _encoder(theirs: str, ours: str, depth: int, *, norm: str) -> list[Link]:
+    found = _norm(f"{theirs}.{norm}", f"{ours}/encoder/norm")
+    for i in range(depth):
+        layer, block = f"{theirs}.encoder.layers.{i}", f"{ours}/encoder/block_{i}"
+        found += _norm(f"{layer}.layer_norm1", f"{block}/attention_norm")
+        found += _norm(f"{layer}.layer_norm2", f"{block}/mlp_norm")
+        found += _mlp(f"{layer}.mlp", f"{block}/mlp")
+        for short, name in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
+            found += _dense(f"{layer}.self_attn.{short}_proj", f"{block}/attention/{name}")
+    return found
+
+
+def _pool(theirs: str, ours: str) -> list[Link]:
+    attention = f"{ours}/attention"
+    names = [f"{attention}/{name}" for name in ("query", "key", "value")]
+    return [
+        same(f"{theirs}.probe", f"{ours}/probe"),
+        Link(
+            (f"{theirs}.attention.in_proj_weight",),
+            tuple(f"{name}/kernel" for name in names),
+            lambda x: [part.T for part in np.split(x, 3)],
+            lambda *parts: (np.concatenate([part.T for part in parts]),),
+        ),
+        Link(
+            (f"{theirs}.attention.in_proj_bias",),
+            tuple(f"{name}/bias" for name in names),
+            lambda x: np.split(x, 3),
+            lambda *parts: (np.concatenate(parts),),
+        ),
+        *_dense(f"{theirs}.attention.out_proj", f"{attention}/out"),
+        *_norm(f"{theirs}.layernorm", f"{ours}/norm"),
+        *_mlp(f"{theirs}.mlp", f"{ours}/mlp"),
+    ]
+
+
+def _patches(theirs: str, image: ImageTowerConfig) -> Link:
+    """The kernel of a convolution `(width, 3, patch, patch)`, ours over rows of pixels."""
+    patch, width = image.patch, image.width
+    return Link(
+        (theirs,),
+        ("image/embedding/kernel",),
+        lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, width),),
+        lambda x: (x.reshape(patch, patch, 3, width).transpose(3, 2, 0, 1),),
+    )
+
+
+def _class_token() -> Link:
+    """The class token and its position, ours in one; written as a position of zero."""
+
+    def read(token, table):
+        return (token + table[0]).reshape(1, 1, -1), table[np.newaxis, 1:]
+
+    def write(token, positions):
+        table = np.concatenate([np.zeros_like(positions[0, :1]), positions[0]])
+        return token.reshape(-1), table
+
+    prefix = "vision_model.embeddings"
+    return Link(
+        (f"{prefix}.class_embedding", f"{prefix}.position_embedding.weight"),
+        ("image/token", "image/positions"),
+        read,
+        write,
+    )
