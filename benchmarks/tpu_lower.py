@@ -79,7 +79,7 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
         model=model,
         config=settings,
         exchange=exchange,
-        embed=_embed_precomputed if form.startswith("precomputed") else steps.embed_pixels,
+        embed=steps.embed_precomputed if form.startswith("precomputed") else steps.embed_pixels,
         loss=_dense_loss if form.endswith("dense") else steps.configured_loss,
     )
 
@@ -120,11 +120,6 @@ def lower_loss(batch: int, dim: int, *, num_replicas: int, form: str) -> tuple[s
 
     specs = [tf.TensorSpec((batch, dim), tf.float32)] * 2 + [tf.TensorSpec((), tf.float32)] * 2
     return lower(loss, specs, 0), {"batch_per_chip": batch, "form": f"loss-{form}"}
-
-
-def _embed_precomputed(model, inputs, seeds):
-    image, ids = inputs
-    return two_tower.normalize(image), model.embed_text(ids, seeds.text)
 
 
 def _dense_loss(image, text, parameters, step, settings, exchange):

@@ -32,6 +32,8 @@ from sigline.pipeline.tfx_infra import CheckServing
 from sigline.pipeline.tfx_trainer import TrainModel
 from sigline.schemas import digests, record
 from sigline.trainer import config as trainer_config
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.weights import checkpoint
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARIES = (
@@ -98,6 +100,8 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         examples=ingested.outputs["examples"],
         vocabulary=vocabulary.outputs["vocabulary"],
         config=config.to_json(),
+        weights=environment.weights,
+        weights_digest=_weights_digest(environment, config),
         checkpoint_root=environment.checkpoint_root,
         code_digest=_code_digest("schemas", "trainer", "pipeline/tfx_trainer.py"),
     ).with_id("Trainer")
@@ -172,3 +176,13 @@ def _code_digest(*names: str) -> str:
     """Returns the digest of source files and of the versions of what they compute with."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return digests.json_digest([digests.source_digest(_PACKAGE, names), versions])
+
+
+def _weights_digest(environment: Environment, config: TrainConfig) -> str:
+    """Returns the digest of the weights that training starts from; empty if it starts from none."""
+    if bool(environment.weights) != bool(config.pretrained):
+        raise ValueError(
+            "The environment's `weights` and the recipe's `pretrained` must be given together. "
+            f"Received: weights={environment.weights!r}, pretrained={list(config.pretrained)}"
+        )
+    return checkpoint.load(environment.weights).digest() if environment.weights else ""

@@ -24,6 +24,8 @@ class Environment:
         input_base: Folder with WebDataset shards and, optionally, `classes.json`.
         recipe: Name of the recipe.
         overrides: `a.b=value` assignments to the recipe.
+        weights: Folder of weights that the recipe's pretrained parameters start from; empty for
+            none.
         serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
         ingest: Fields of `IngestConfig`.
         data_gate: Fields of `DataGate`.
@@ -35,6 +37,7 @@ class Environment:
     input_base: str
     recipe: str
     overrides: tuple[str, ...] = ()
+    weights: str = ""
     serving_dir: str = ""
     ingest: dict[str, Any] = field(default_factory=dict)
     data_gate: dict[str, Any] = field(default_factory=dict)
@@ -45,8 +48,10 @@ class Environment:
             object.__setattr__(self, "serving_dir", os.path.join(self.root, "serving"))
         if not any(argument.startswith("--runner") for argument in self.beam_args):
             object.__setattr__(self, "beam_args", (_RUNNER, *self.beam_args))
-        for name in ("root", "input_base", "serving_dir"):
-            path = os.path.abspath(os.path.expanduser(os.path.expandvars(getattr(self, name))))
+        for name in ("root", "input_base", "serving_dir", "weights"):
+            path = getattr(self, name)
+            if path:
+                path = os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
             object.__setattr__(self, name, path)
 
     @property

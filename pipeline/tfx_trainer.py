@@ -23,6 +23,8 @@ def TrainModel(
     model: OutputArtifact[Model],
     model_run: OutputArtifact[ModelRun],
     config: Parameter[str],
+    weights: Parameter[str],
+    weights_digest: Parameter[str],
     checkpoint_root: Parameter[str],
     code_digest: Parameter[str],
 ):
@@ -34,6 +36,7 @@ def TrainModel(
     """
     from sigline.trainer import config as trainer_config
     from sigline.trainer import data, export, loop
+    from sigline.trainer.weights import checkpoint
 
     train_config = trainer_config.from_json(config)
     split_dir = artifact_utils.get_split_uri([examples], record.TRAIN_SPLIT)
@@ -43,6 +46,8 @@ def TrainModel(
         "data_digest": data.data_digest(split_dir),
         "code_digest": code_digest,
     }
+    if weights_digest:
+        provenance["weights_digest"] = weights_digest
     vocabulary_digest = hashlib.sha256(vocabulary_bytes).hexdigest()
     run_key = digests.json_digest([train_config.digest(), vocabulary_digest, provenance])[:16]
     run_dir = os.path.join(checkpoint_root, run_key)
@@ -52,6 +57,7 @@ def TrainModel(
         vocabulary=vocabulary_bytes,
         checkpoint_dir=os.path.join(run_dir, "checkpoints"),
         log_dir=os.path.join(run_dir, "logs"),
+        weights=checkpoint.load(weights) if weights else None,
     )
     metadata = export.export(
         path_utils.serving_model_dir(model.uri),

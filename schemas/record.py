@@ -13,6 +13,8 @@ IMAGE_SHA256 = "image_sha256"
 IMAGE_PHASH = "image_phash"
 LABEL = "label"
 META = "meta"
+# In place of `image` where a frozen tower has embedded it.
+IMAGE_EMBEDDING = "image_embedding"
 
 TRAIN_SPLIT = "train"
 EVAL_SPLIT = "eval"
@@ -23,6 +25,9 @@ UNKNOWN_LANGUAGE = "und"
 # Files that ingest writes beside the splits of the examples artifact.
 MANIFEST_FILE = "manifest.json"
 CLASSES_FILE = "classes.json"
+# Keys of the manifest: shards by split, and what embedded the images, if something did.
+MANIFEST_SPLITS = "splits"
+MANIFEST_EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,15 @@ def encode(value: record.ImageTextRecord) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
+def with_embedding(serialized: bytes, embedding: Iterable[float]) -> bytes:
+    """Returns a serialized record with an embedding in place of its image."""
+    example = tf.train.Example.FromString(serialized)
+    del example.features.feature[record.IMAGE]
+    value = tf.train.FloatList(value=embedding)
+    example.features.feature[record.IMAGE_EMBEDDING].CopyFrom(tf.train.Feature(float_list=value))
+    return example.SerializeToString(deterministic=True)
+
+
 def decode(serialized: bytes) -> record.ImageTextRecord:
     """Parses one serialized record outside a graph; the inverse of `encode`."""
     feature = tf.train.Example.FromString(serialized).features.feature
@@ -72,6 +81,19 @@ def parse_pair(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """
     spec = {
         record.IMAGE: tf.io.FixedLenFeature([], tf.string),
+        record.TEXT: tf.io.RaggedFeature(tf.string),
+    }
+    return tf.io.parse_single_example(serialized, spec)
+
+
+def parse_embedded(serialized: tf.Tensor, dim: int) -> dict[str, tf.Tensor]:
+    """As `parse_pair` for records whose image is embedded.
+
+    Returns:
+        `image_embedding`, shape `(dim,)`, float32, and `text`.
+    """
+    spec = {
+        record.IMAGE_EMBEDDING: tf.io.FixedLenFeature([dim], tf.float32),
         record.TEXT: tf.io.RaggedFeature(tf.string),
     }
     return tf.io.parse_single_example(serialized, spec)

@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?", help="recipe to show")
     recipes.set_defaults(run=_recipes)
 
+    embed = commands.add_parser("embed", help="embed images once, for training with a frozen tower")
+    embed.add_argument("--weights", required=True, type=Path, help="folder of weights")
+    embed.add_argument("--data", required=True, type=Path, help="folder with manifest.json")
+    embed.add_argument("--output", required=True, type=Path, help="folder to write to")
+    embed.add_argument("--split", action="append", help="splits to embed; train by default")
+    embed.set_defaults(run=_embed)
+
     weights = commands.add_parser("weights", help="bring weights in and out")
     weights = weights.add_subparsers(required=True)
     bring = weights.add_parser("import", help="read Hugging Face folders and big_vision .npz")
@@ -208,6 +215,35 @@ def _recipes(arguments: argparse.Namespace) -> int:
     for name in names:
         card = str(trainer_config.recipe_module(name).__doc__).strip()
         print(f"{name:{max(map(len, names))}}  {card.splitlines()[0]}")
+    return 0
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    quiet.import_tensorflow()
+    import apache_beam as beam
+
+    from sigline.components.embed import transforms
+    from sigline.trainer import export, loop, two_tower
+    from sigline.trainer.weights import checkpoint
+
+    if arguments.output.exists():
+        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
+    weights = checkpoint.load(arguments.weights)
+    model = two_tower.build(weights.config)
+    loop.start_from(model, weights, dataclasses.replace(weights.config, pretrained=("image/.*",)))
+    # What an interrupted run leaves is taken up again if it is of the same data and tower.
+    partial = arguments.output.with_name(f"{arguments.output.name}.partial")
+    tower = partial / "tower"
+    if not tower.exists():
+        export.export_image_tower(tower, model, config=weights.config)
+    splits = tuple(arguments.split or ["train"])
+    transform = transforms.EmbedImages(str(arguments.data), str(tower), str(partial), splits)
+    metadata = export.image_digest(two_tower.for_serving(model))
+    _claim(partial, [transform.claim, metadata, *splits])
+    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
+        _ = pipeline | transform
+    os.replace(partial, arguments.output)
+    print(f"Wrote embeddings to {arguments.output}")
     return 0
 
 

@@ -52,6 +52,15 @@ def count_examples(split_dir: str | Path) -> int:
     return int(dataset.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
 
 
+def embeddings(split_dir: str | Path) -> dict | None:
+    """Returns what embedded the images of a split, as its manifest says, or None if nothing did."""
+    split_dir = Path(split_dir)
+    path = split_dir.parent / record.MANIFEST_FILE
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text()).get(record.MANIFEST_EMBEDDINGS)
+
+
 def training_pairs(
     split_dir: str | Path, config: TrainConfig, tokenizer: preprocess.Tokenizer, *, first_step: int
 ) -> tf.data.Dataset:
@@ -69,7 +78,8 @@ def training_pairs(
         first_step: Steps done so far.
 
     Returns:
-        Batches of `(images, ids)`: uint8 `(batch, size, size, 3)` and int32 `(batch, length)`.
+        Batches of `(images, ids)`: uint8 `(batch, size, size, 3)` and int32 `(batch, length)`. Of
+        a split whose images are embedded, float32 `(batch, dim)` in place of the images.
     """
     files = tf.constant(shard_files(split_dir))
     num_examples = count_examples(split_dir)
@@ -96,15 +106,23 @@ def training_pairs(
         dataset = dataset.enumerate().map(lambda index, item: (epoch, index, item))
         return dataset.skip(tf.where(epoch == first_epoch, tf.cast(skip, tf.int64), 0))
 
-    def _load(epoch: tf.Tensor, index: tf.Tensor, serialized: tf.Tensor):
+    embedded = embeddings(split_dir)
+
+    def _parse(serialized: tf.Tensor):
+        if embedded is not None:
+            pair = tf_example.parse_embedded(serialized, embedded["dim"])
+            return pair[record.IMAGE_EMBEDDING], pair[record.TEXT]
         pair = tf_example.parse_pair(serialized)
-        seed = tf.stack([epoch * num_examples + index, config.seed * 8 + _CAPTION_SEED])
-        captions = pair[record.TEXT]
-        choice = tf.random.stateless_uniform(
-            [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
-        )
         image = preprocess.load_image(
             pair[record.IMAGE], config.image, max_pixels=config.data.max_image_pixels
+        )
+        return image, pair[record.TEXT]
+
+    def _load(epoch: tf.Tensor, index: tf.Tensor, serialized: tf.Tensor):
+        image, captions = _parse(serialized)
+        seed = tf.stack([epoch * num_examples + index, config.seed * 8 + _CAPTION_SEED])
+        choice = tf.random.stateless_uniform(
+            [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
         )
         return image, captions[choice]
 

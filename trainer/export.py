@@ -6,6 +6,7 @@ then fills instead of the one that the signatures read. Nothing is `jit_compile`
 stock server refuses.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,26 +28,22 @@ _TOP_CLASSES = 5
 _DECODES_IN_FLIGHT = 2
 
 
-class ServedModel(tf.Module):
-    """The object that is saved: bytes and strings in, float32 out."""
+class ServedImageTower(tf.Module):
+    """An image tower that is saved: bytes in, float32 out."""
 
-    def __init__(self, model: TwoTower, tokenizer: preprocess.Tokenizer, config: TrainConfig):
-        """Binds the encoders to the model's variables."""
+    def __init__(self, model: TwoTower, config: TrainConfig):
+        """Binds the encoder to the model's variables."""
         super().__init__()
         # A tf.Module tracks attributes that are trackable, also in lists and dictionaries. What
         # sits in a SimpleNamespace stays out of the object graph.
         self._plain = types.SimpleNamespace(model=model, config=config)
-        self.tokenizer = tokenizer
-        size, length = config.image.size, config.text.length
+        size = config.image.size
         self.image_encoder = tf.function(
             lambda pixels: self._plain.model.embed_image(preprocess.to_model_range(pixels)),
             input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
         )
-        self.text_encoder = tf.function(
-            lambda ids: self._plain.model.embed_text(ids),
-            input_signature=[tf.TensorSpec((None, length), tf.int32)],
-        )
-        self.variables_to_save = list(named_variables(model).values())
+        variables = named_variables(model)
+        self.variables_to_save = [v for n, v in variables.items() if n.startswith("image/")]
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
     def embed_image(self, image_bytes):
@@ -60,42 +57,17 @@ class ServedModel(tf.Module):
         embedding = tf.where(valid[:, None], self.image_encoder(pixels), 0.0)
         return {signatures.EMBEDDING: embedding, signatures.VALID: valid}
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.TEXT)])
-    def embed_text(self, text):
-        """Embeds texts."""
-        return {signatures.EMBEDDING: self.text_encoder(self.tokenizer(text))}
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES),
-            tf.TensorSpec((None,), tf.string, name=signatures.TEXT),
-        ]
-    )
-    def similarity(self, image_bytes, text):
-        """Compares every image with every text: logits and probabilities `(images, texts)`."""
-        image = self.embed_image(image_bytes)[signatures.EMBEDDING]
-        logits = self._logits(image, self.embed_text(text)[signatures.EMBEDDING])
-        return {signatures.LOGITS: logits, signatures.PROBABILITIES: self._probabilities(logits)}
-
     def signatures(self) -> dict[str, Any]:
         """Returns the signatures by name."""
         return {
             signatures.SERVING_DEFAULT: self.embed_image,
             signatures.EMBED_IMAGE: self.embed_image,
             signatures.EMBED_IMAGE_SAFE: self.embed_image_safe,
-            signatures.EMBED_TEXT: self.embed_text,
-            signatures.SIMILARITY: self.similarity,
         }
 
-    def _logits(self, image, text):
-        model = self._plain.model
-        scores = tf.matmul(image, text, transpose_b=True)
-        return tf.exp(model.log_temperature.value) * scores + model.bias.value
-
-    def _probabilities(self, logits):
-        """Returns what the loss trained: of each pair, or by softmax of the texts of an image."""
-        softmax = self._plain.config.loss.name == "softmax"
-        return tf.nn.softmax(logits) if softmax else tf.sigmoid(logits)
+    def encoders(self) -> dict[str, Any]:
+        """Returns the parts that Google's TPU converter may move to the TPU, by name."""
+        return {"image_encoder": self.image_encoder}
 
     def _load_one(self, encoded):
         config = self._plain.config
@@ -130,6 +102,58 @@ class ServedModel(tf.Module):
         pixels = tf.scatter_nd(rows[:, None], tf.cast(pixels, tf.int32), shape)[:count]
         valid = tf.scatter_nd(rows[:, None], tf.ones_like(rows), (count + 1,))[:count] > 0
         return tf.ensure_shape(tf.cast(pixels, tf.uint8), (None, size, size, 3)), valid
+
+
+class ServedModel(ServedImageTower):
+    """The object that is saved: bytes and strings in, float32 out."""
+
+    def __init__(self, model: TwoTower, tokenizer: preprocess.Tokenizer, config: TrainConfig):
+        """Binds the encoders to the model's variables."""
+        super().__init__(model, config)
+        self.tokenizer = tokenizer
+        self.text_encoder = tf.function(
+            lambda ids: self._plain.model.embed_text(ids),
+            input_signature=[tf.TensorSpec((None, config.text.length), tf.int32)],
+        )
+        self.variables_to_save = list(named_variables(model).values())
+
+    def encoders(self) -> dict[str, Any]:
+        """Returns the parts that Google's TPU converter may move to the TPU, by name."""
+        return super().encoders() | {"text_encoder": self.text_encoder}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.TEXT)])
+    def embed_text(self, text):
+        """Embeds texts."""
+        return {signatures.EMBEDDING: self.text_encoder(self.tokenizer(text))}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES),
+            tf.TensorSpec((None,), tf.string, name=signatures.TEXT),
+        ]
+    )
+    def similarity(self, image_bytes, text):
+        """Compares every image with every text: logits and probabilities `(images, texts)`."""
+        image = self.embed_image(image_bytes)[signatures.EMBEDDING]
+        logits = self._logits(image, self.embed_text(text)[signatures.EMBEDDING])
+        return {signatures.LOGITS: logits, signatures.PROBABILITIES: self._probabilities(logits)}
+
+    def signatures(self) -> dict[str, Any]:
+        """Returns the signatures by name."""
+        return super().signatures() | {
+            signatures.EMBED_TEXT: self.embed_text,
+            signatures.SIMILARITY: self.similarity,
+        }
+
+    def _logits(self, image, text):
+        model = self._plain.model
+        scores = tf.matmul(image, text, transpose_b=True)
+        return tf.exp(model.log_temperature.value) * scores + model.bias.value
+
+    def _probabilities(self, logits):
+        """Returns what the loss trained: of each pair, or by softmax of the texts of an image."""
+        softmax = self._plain.config.loss.name == "softmax"
+        return tf.nn.softmax(logits) if softmax else tf.sigmoid(logits)
 
 
 class ClassifyingModel(ServedModel):
@@ -178,18 +202,32 @@ def model_digest(
     model: TwoTower, config: TrainConfig, vocabulary: bytes, labels: LabelSet | None
 ) -> str:
     """Returns the digest of all that decides the answers: weights, config, vocabulary, labels."""
-    weights = {}
-    for name, variable in named_variables(model).items():
-        value = variable.numpy()
-        weights[name] = [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
     return digests.json_digest(
         {
-            "weights": weights,
+            "weights": _weight_digests(model, ""),
             "config": config.digest(),
             "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
             "labels": labels.to_json() if labels else None,
         }
     )
+
+
+def image_digest(model: TwoTower) -> str:
+    """Returns the digest of all that decides embeddings of images: weights and configuration."""
+    image = dataclasses.asdict(model.config.image)
+    # What is dropped in training changes no answer.
+    del image["token_dropout"], image["block"]["dropout"], image["block"]["stochastic_depth"]
+    return digests.json_digest([_weight_digests(model, "image/"), image])
+
+
+def _weight_digests(model: TwoTower, prefix: str) -> dict[str, Any]:
+    found = {}
+    for name, variable in named_variables(model).items():
+        if name.startswith(prefix):
+            value = variable.numpy()
+            digest = hashlib.sha256(value.tobytes()).hexdigest()
+            found[name] = [str(value.dtype), value.shape, digest]
+    return found
 
 
 def export(
@@ -214,45 +252,89 @@ def export(
     Returns:
         The metadata that is written to `assets.extra/sigline.json`.
     """
-    directory = Path(directory)
-    if directory.exists():
-        raise ValueError(f"directory must not exist yet. Received: directory={directory}")
+    directory = _new(directory)
     tokenizer = preprocess.Tokenizer(vocabulary, config.text)
     model = two_tower.for_serving(model)
     if labels is None:
         served = ServedModel(model, tokenizer, config)
     else:
         served = ClassifyingModel(model, tokenizer, config, labels)
-    scratch = directory.with_name(f".tmp-{uuid.uuid4().hex}")
-    # The aliases let Google's TPU converter find the parts to move to the TPU.
-    aliases = {"image_encoder": served.image_encoder, "text_encoder": served.text_encoder}
-    tf.saved_model.save(
-        served,
-        str(scratch),
-        signatures=served.signatures(),
-        options=tf.saved_model.SaveOptions(function_aliases=aliases),
-    )
-    metadata = {
-        "sigline_version": sigline.__version__,
+    metadata = _metadata(served, model, config) | {
         "model_digest": model_digest(model, config, vocabulary, labels),
-        "config_digest": config.digest(),
         "vocabulary_digest": hashlib.sha256(vocabulary).hexdigest(),
-        "recipe": config.name,
-        "image_size": config.image.size,
         "text_length": config.text.length,
-        "embedding_dim": config.image.output_dim,
-        "num_parameters": sum(int(v.shape.num_elements()) for v in served.variables_to_save),
         "temperature": float(tf.exp(model.log_temperature.value)),
         "bias": float(model.bias.value),
         **(provenance or {}),
     }
-    assets = scratch / signatures.ASSETS_DIR
-    assets.mkdir()
-    (assets / signatures.METADATA_FILE).write_text(json.dumps(metadata, indent=1, sort_keys=True))
-    (assets / signatures.CONFIG_FILE).write_text(config.to_json())
-    (assets / signatures.VOCABULARY_FILE).write_bytes(vocabulary)
+    assets = {signatures.VOCABULARY_FILE: vocabulary}
     if labels is not None:
-        (assets / signatures.LABELS_FILE).write_text(labels.to_json())
+        assets[signatures.LABELS_FILE] = labels.to_json().encode()
+    _save(directory, served, metadata, config, assets)
+    return metadata
+
+
+def export_image_tower(
+    directory: str | Path, model: TwoTower, *, config: TrainConfig
+) -> dict[str, Any]:
+    """Writes a SavedModel of the image tower alone; the directory appears whole or not at all.
+
+    Args:
+        directory: Where the SavedModel goes; must not exist.
+        model: The model.
+        config: Its configuration.
+
+    Returns:
+        The metadata that is written to `assets.extra/sigline.json`.
+    """
+    directory = _new(directory)
+    model = two_tower.for_serving(model)
+    served = ServedImageTower(model, config)
+    metadata = _metadata(served, model, config)
+    _save(directory, served, metadata, config, {})
+    return metadata
+
+
+def _new(directory: str | Path) -> Path:
+    directory = Path(directory)
+    if directory.exists():
+        raise ValueError(f"directory must not exist yet. Received: directory={directory}")
+    return directory
+
+
+def _metadata(served: ServedImageTower, model: TwoTower, config: TrainConfig) -> dict[str, Any]:
+    return {
+        "sigline_version": sigline.__version__,
+        "config_digest": config.digest(),
+        "image_digest": image_digest(model),
+        "recipe": config.name,
+        "image_size": config.image.size,
+        "embedding_dim": config.image.output_dim,
+        "num_parameters": sum(int(v.shape.num_elements()) for v in served.variables_to_save),
+    }
+
+
+def _save(
+    directory: Path,
+    served: ServedImageTower,
+    metadata: dict[str, Any],
+    config: TrainConfig,
+    assets: dict[str, bytes],
+) -> None:
+    scratch = directory.with_name(f".tmp-{uuid.uuid4().hex}")
+    tf.saved_model.save(
+        served,
+        str(scratch),
+        signatures=served.signatures(),
+        options=tf.saved_model.SaveOptions(function_aliases=served.encoders()),
+    )
+    assets = assets | {
+        signatures.METADATA_FILE: json.dumps(metadata, indent=1, sort_keys=True).encode(),
+        signatures.CONFIG_FILE: config.to_json().encode(),
+    }
+    folder = scratch / signatures.ASSETS_DIR
+    folder.mkdir()
+    for name, content in assets.items():
+        (folder / name).write_bytes(content)
     directory.parent.mkdir(parents=True, exist_ok=True)
     os.replace(scratch, directory)
-    return metadata

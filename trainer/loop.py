@@ -11,7 +11,7 @@ from pathlib import Path
 import tensorflow as tf
 from tqdm import tqdm
 
-from sigline.trainer import collectives, data, optimizers, preprocess, steps, two_tower
+from sigline.trainer import collectives, data, export, optimizers, preprocess, steps, two_tower
 from sigline.trainer.checkpoints import Checkpoints
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import checkpoint
@@ -98,13 +98,14 @@ def train(
     with strategy.scope():
         model = two_tower.build(config)
         start_from(model, weights, config)
+        embed = choose_embed(model, data.embeddings(split_dir), config)
         state = make_state(model, config)
     tokenizer = preprocess.Tokenizer(vocabulary, config.text)
     checkpoints = Checkpoints(checkpoint_dir, state)
     first_step = checkpoints.restore_latest()
     pairs = data.training_pairs(split_dir, config, tokenizer, first_step=first_step)
     batches = iter(strategy.experimental_distribute_dataset(pairs))
-    train_step = make_train_step(model, state, config, strategy)
+    train_step = make_train_step(model, state, config, strategy, embed)
     meter = _Meter(config)
     writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
     final_loss = float("nan")
@@ -159,6 +160,37 @@ def start_from(model: two_tower.TwoTower, weights: Weights | None, config: Train
         variables[name].assign(value)
 
 
+def choose_embed(
+    model: two_tower.TwoTower, embedded: dict | None, config: TrainConfig
+) -> steps.Embed:
+    """Returns how batches are embedded: the images live, or as the data holds them.
+
+    Args:
+        model: The model at its start.
+        embedded: What `data.embeddings` says of the data.
+        config: The configuration.
+
+    Raises:
+        ValueError: If the data holds embeddings of another image tower, or of one that is trained.
+    """
+    if embedded is None:
+        return steps.embed_pixels
+    trained = steps.trained_names(two_tower.named_parameters(model), config)
+    if any(name.startswith("image/") for name in trained):
+        raise ValueError(
+            "Images that are embedded already need an image tower that is frozen by "
+            f"optimizer.rates. Received: optimizer.rates={config.optimizer.rates}"
+        )
+    digest = export.image_digest(model)
+    if digest != embedded["image_digest"]:
+        raise ValueError(
+            "The images were embedded by another image tower than the one given; embed them again "
+            f"with `sigline embed`. Received: image_digest={embedded['image_digest'][:12]} in the "
+            f"data, {digest[:12]} in the model"
+        )
+    return steps.embed_precomputed
+
+
 def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainState:
     """Returns the state of a run before its first step as variables.
 
@@ -186,6 +218,7 @@ def make_train_step(
     variables: steps.TrainState,
     config: TrainConfig,
     strategy: tf.distribute.Strategy,
+    embed: steps.Embed = steps.embed_pixels,
 ) -> Callable[[tuple[tf.Tensor, tf.Tensor]], dict[str, tf.Tensor]]:
     """Returns the compiled step: takes a (distributed) batch, returns scalars to log."""
 
@@ -193,7 +226,7 @@ def make_train_step(
         trained = {name: state.parameters[name] for name in variables.slots}
         return tf.nest.flatten(state._replace(parameters=trained))
 
-    compute = functools.partial(steps.forward_backward, model=model, config=config)
+    compute = functools.partial(steps.forward_backward, model=model, config=config, embed=embed)
     if _compiles(config, strategy):
         # Only this part: XLA on CPU and GPU accepts neither variable writes nor collectives.
         compute = tf.function(compute, jit_compile=True)

@@ -61,6 +61,12 @@ def embed_pixels(model: TwoTower, inputs: tuple[tf.Tensor, tf.Tensor], seeds: Se
     return image, model.embed_text(ids, seeds.text)
 
 
+def embed_precomputed(model: TwoTower, inputs: tuple[tf.Tensor, tf.Tensor], seeds: Seeds):
+    """Embeds `(embeddings, ids)`: unit vectors of a frozen image tower, and tokens."""
+    image, ids = inputs
+    return image, model.embed_text(ids, seeds.text)
+
+
 def configured_loss(
     image: tf.Tensor,
     text: tf.Tensor,

@@ -8,6 +8,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
+from sigline.components import served_model
 from sigline.components.evaluate import evaluation
 from sigline.schemas import record, signatures
 from sigline.schemas.labels import LabelSet
@@ -70,7 +71,7 @@ class _EmbedShard(beam.DoFn):
         self._model_dir = model_dir
 
     def setup(self):
-        self._model = load_model(self._model_dir)
+        self._model = served_model.load(self._model_dir)
 
     def process(self, path: str) -> Iterator[evaluation.EmbeddedPair]:
         from sigline.schemas import tf_example
@@ -85,8 +86,9 @@ class _EmbedShard(beam.DoFn):
             yield from self._embed(batch)
 
     def _embed(self, batch: list[record.ImageTextRecord]) -> Iterator[evaluation.EmbeddedPair]:
-        images = embed(self._model, signatures.EMBED_IMAGE, [item.image for item in batch])
-        texts = embed(self._model, signatures.EMBED_TEXT, [t for item in batch for t in item.text])
+        encoded, captions = [item.image for item in batch], [t for item in batch for t in item.text]
+        images = served_model.embed(self._model, signatures.EMBED_IMAGE, encoded)
+        texts = served_model.embed(self._model, signatures.EMBED_TEXT, captions)
         start = 0
         for item, image in zip(batch, images, strict=True):
             yield evaluation.EmbeddedPair(
@@ -100,23 +102,6 @@ class _EmbedShard(beam.DoFn):
             start += len(item.text)
 
 
-def load_model(directory: str):
-    """Loads a SavedModel of the model contract."""
-    import tensorflow as tf
-    import tensorflow_text  # noqa: F401  # Registers the tokenizer's operations.
-
-    return tf.saved_model.load(directory)
-
-
-def embed(model, signature: str, values: list[bytes] | list[str]) -> np.ndarray:
-    """Returns the embeddings of encoded images or texts, shape `(values, dim)`."""
-    import tensorflow as tf
-
-    name = signatures.TEXT if signature == signatures.EMBED_TEXT else signatures.IMAGE_BYTES
-    inputs = {name: tf.constant(values, tf.string)}
-    return model.signatures[signature](**inputs)[signatures.EMBEDDING].numpy()
-
-
 def class_embeddings(directory: str) -> np.ndarray | None:
     """Returns one unit vector a class for the model's own label set, or None without one.
 
@@ -128,8 +113,11 @@ def class_embeddings(directory: str) -> np.ndarray | None:
         return None
     with FileSystems.open(path) as handle:
         labels = LabelSet.from_json(handle.read().decode())
-    model = load_model(directory)
+    model = served_model.load(directory)
     means = np.stack(
-        [embed(model, signatures.EMBED_TEXT, prompts).mean(axis=0) for prompts in labels.prompts()]
+        [
+            served_model.embed(model, signatures.EMBED_TEXT, prompts).mean(axis=0)
+            for prompts in labels.prompts()
+        ]
     )
     return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -176,9 +176,19 @@ def test_tfx_command_line_creates_and_runs_the_pipeline(first, folder):
 
 
 def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folder, run):
-    write_environment(folder, overrides=[*OVERRIDES, "steps=160"])
+    from sigline.trainer import config, two_tower
+    from sigline.trainer.weights import checkpoint
+
+    # It starts from weights, too, whose digest the model then names.
+    overrides = [*OVERRIDES, "steps=160", 'pretrained=["image/.*"]']
+    settings = config.override(config.load_recipe("siglip_small"), overrides)
+    variables = two_tower.named_variables(two_tower.build(settings))
+    given = checkpoint.Weights(settings, {name: v.numpy() for name, v in variables.items()})
+    checkpoint.save(folder / "weights", given)
+    write_environment(folder, overrides=overrides, weights=str(folder / "weights"))
     changed = run.run(environments.load(folder / "environment.yaml"))
     states = _states(changed)
+    assert changed.training["model"]["weights_digest"] == given.digest()
     assert states["IngestExamples"] == "cached"
     assert states["Trainer"] == states["EvaluateModel"] == "done"
     rules = [check["rule"] for check in changed.verdict["checks"]]
@@ -245,6 +255,8 @@ def test_shuffled_captions_are_refused(tmp_path, run, capsys):
         ({"ingest": {"eval_sources": "scenes"}}, "eval_sources must be a list"),
         ({"ingest": {"eval_shaer": 0.1}}, "Known keys: eval_share"),
         ({"recipe": "siglip_bse"}, "Known recipes"),
+        ({"weights": "w"}, "must be given together. Received: weights='"),
+        ({"overrides": ['pretrained=[".*"]']}, "must be given together. Received: weights=''"),
     ],
 )
 def test_mistake_in_the_environment_is_one_clear_message(

@@ -19,6 +19,12 @@ def test_paths_are_absolute_and_serving_defaults_below_the_root(tmp_path, monkey
     assert loaded.beam_args == ("--runner=FnApiRunner",)
 
 
+def test_weights_are_a_path_only_where_they_are_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _load(tmp_path, GOOD).weights == ""
+    assert _load(tmp_path, GOOD + "weights: vit\n").weights == str(tmp_path / "vit")
+
+
 def test_runner_stays_local_beside_other_arguments(tmp_path):
     loaded = _load(tmp_path, GOOD + "beam_args: [--direct_num_workers=2]\n")
     assert loaded.beam_args == ("--runner=FnApiRunner", "--direct_num_workers=2")

@@ -1,0 +1,1 @@
+"""Embeds the images of records once, for training that does not change the image tower."""

@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import shutil
+
+import apache_beam as beam
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sigline import cli
+from sigline.components.embed import manifest, transforms
+from sigline.schemas import digests, record, tf_example
+from sigline.trainer import config, data, export, loop, two_tower
+from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights.checkpoint import Weights
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return config.override(
+        config.tiny(config.load_recipe("lit_b16")), ["steps=4", "image.depth=1", "text.depth=1"]
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tiny):
+    model = two_tower.build(dataclasses.replace(tiny, seed=3))
+    return Weights(tiny, {n: v.numpy() for n, v in two_tower.named_variables(model).items()})
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory, split_dir):
+    """The scenes with a manifest, as ingest writes it."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(split_dir, folder / "Split-train")
+    shards = {
+        path.name: {
+            "records": sum(1 for _ in tf_example.read_shard(str(path))),
+            "sha256": digests.file_digest(path),
+        }
+        for path in sorted((folder / "Split-train").iterdir())
+    }
+    splits = {"train": {"shards": shards, "sources": {"scenes": 100}}}
+    (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory, examples, weights):
+    folder = tmp_path_factory.mktemp("embedded")
+    checkpoint.save(folder / "weights", weights)
+    arguments = ["--weights", folder / "weights", "--data", examples, "--output", folder / "out"]
+    assert cli.main(["embed", *map(str, arguments)]) == 0
+    return folder / "out"
+
+
+def _run(folder, transform):
+    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
+        _ = pipeline | transform
+
+
+def test_records_keep_all_but_the_image(embedded, examples, weights, tiny):
+    model = two_tower.build(tiny)
+    loop.start_from(model, weights, tiny)
+    for path in sorted((examples / "Split-train").iterdir()):
+        before = list(tf_example.read_shard(str(path)))
+        after = list(tf_example.read_shard(str(embedded / "Split-train" / path.name)))
+        assert len(before) == len(after)
+        for old, new in zip(before[:3], after[:3], strict=True):
+            old, new = (tf.train.Example.FromString(x).features.feature for x in (old, new))
+            assert set(old) - set(new) == {record.IMAGE}
+            assert set(new) - set(old) == {record.IMAGE_EMBEDDING}
+            assert all(old[name] == new[name] for name in set(old) & set(new))
+            pixels = data.preprocess.load_image(
+                tf.constant(old[record.IMAGE].bytes_list.value[0]), tiny.image, max_pixels=10**6
+            )
+            expected = model.embed_image(data.preprocess.to_model_range(pixels[None]))[0]
+            found = new[record.IMAGE_EMBEDDING].float_list.value
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_manifest_names_shards_and_tower(embedded, weights, tiny):
+    content = json.loads((embedded / "manifest.json").read_text())
+    shards = content["splits"]["train"]["shards"]
+    assert sum(shard["records"] for shard in shards.values()) == 100
+    for name, shard in shards.items():
+        assert digests.file_digest(embedded / "Split-train" / name) == shard["sha256"]
+    model = two_tower.build(tiny)
+    loop.start_from(model, weights, tiny)
+    assert content["embeddings"]["image_digest"] == export.image_digest(model)
+    assert data.embeddings(embedded / "Split-train") == content["embeddings"]
+
+
+def test_precomputed_and_live_training_agree(
+    embedded, examples, weights, tiny, vocabulary, tmp_path
+):
+    found = {}
+    for name, folder in (("live", examples), ("precomputed", embedded)):
+        result = loop.train(
+            tiny,
+            split_dir=folder / "Split-train",
+            vocabulary=vocabulary,
+            checkpoint_dir=tmp_path / name,
+            weights=weights,
+        )
+        found[name] = result
+    assert found["precomputed"].final_loss == pytest.approx(found["live"].final_loss, rel=1e-5)
+    live = two_tower.named_variables(found["live"].model)
+    for name, value in two_tower.named_variables(found["precomputed"].model).items():
+        np.testing.assert_allclose(value, live[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_embeddings_of_another_tower_are_refused(embedded, weights, tiny):
+    other = two_tower.build(tiny)
+    with pytest.raises(ValueError, match=r"by another image tower.*embed them again"):
+        loop.choose_embed(other, data.embeddings(embedded / "Split-train"), tiny)
+
+
+def test_options_of_training_do_not_make_embeddings_stale(embedded, weights, tiny):
+    dropping = config.override(tiny, ["image.token_dropout=0.5", "image.block.dropout=0.1"])
+    model = two_tower.build(dropping)
+    loop.start_from(model, weights, dropping)
+    embed = loop.choose_embed(model, data.embeddings(embedded / "Split-train"), dropping)
+    assert embed is loop.steps.embed_precomputed
+
+
+def test_embeddings_for_a_tower_that_is_trained_are_refused(embedded, tiny):
+    trained = config.override(tiny, ['optimizer.rates=[[".*", 1]]'])
+    with pytest.raises(ValueError, match=r"frozen by optimizer\.rates"):
+        loop.choose_embed(two_tower.build(tiny), data.embeddings(embedded / "Split-train"), trained)
+
+
+def test_embedded_examples_are_not_embedded_again(embedded, tmp_path):
+    transform = transforms.EmbedImages(str(embedded), str(embedded / "tower"), str(tmp_path))
+    with pytest.raises(ValueError, match="hold embeddings already"):
+        _run(tmp_path, transform)
+
+
+def test_interrupted_run_keeps_its_shards(embedded, examples, tmp_path):
+    shutil.copytree(embedded / "tower", tmp_path / "tower")
+    first, second = sorted((embedded / "Split-train").iterdir())
+    (tmp_path / "Split-train").mkdir()
+    kept = shutil.copy2(first, tmp_path / "Split-train" / first.name)
+    (tmp_path / f"tmp-train-{second.name}").write_bytes(b"half a shard")
+    before = kept.stat().st_mtime_ns
+    _run(tmp_path, transforms.EmbedImages(str(examples), str(tmp_path / "tower"), str(tmp_path)))
+    assert kept.stat().st_mtime_ns == before
+    assert (tmp_path / "manifest.json").read_text() == (embedded / "manifest.json").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Split-train", "manifest.json", "tower"]
+
+
+def test_output_does_not_depend_on_the_run(embedded, examples, weights, tmp_path):
+    checkpoint.save(tmp_path / "weights", weights)
+    arguments = ["--weights", tmp_path / "weights", "--data", examples, "--output", tmp_path / "b"]
+    assert cli.main(["embed", *map(str, arguments)]) == 0
+    for path in (embedded / "Split-train").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / "Split-train" / path.name).read_bytes()
+
+
+def test_image_that_does_not_decode_is_named(embedded, examples, tmp_path):
+    folder = tmp_path / "examples"
+    shutil.copytree(examples, folder)
+    shard = sorted((folder / "Split-train").iterdir())[0]
+    records = [tf_example.decode(item) for item in tf_example.read_shard(str(shard))]
+    records[5] = dataclasses.replace(records[5], image=records[5].image[:40])
+    tf_example.write_shard(str(shard), map(tf_example.encode, records))
+    transform = transforms.EmbedImages(str(folder), str(embedded / "tower"), str(tmp_path / "out"))
+    with pytest.raises(RuntimeError, match=f"do not decode.*'{records[5].key}'"):
+        _run(tmp_path, transform)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_lost_records_are_an_error():
+    of_examples = json.dumps({"splits": {"train": {"shards": {"a.gz": {"records": 3}}}}})
+    written = {("train", "a.gz"): {"records": 2, "sha256": ""}}
+    with pytest.raises(RuntimeError, match=r"train/a\.gz with 2 records instead of 3"):
+        manifest.embedded(of_examples, written, ("train",), {"image_digest": "x"})
+
+
+def test_model_that_does_not_name_its_tower_is_refused():
+    with pytest.raises(ValueError, match="has no 'image_digest'; export it again"):
+        manifest.tower({"embedding_dim": 3})
+
+
+def test_examples_without_a_manifest_are_refused(embedded, split_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"There is no manifest\.json"):
+        transforms.EmbedImages(str(split_dir.parent), str(embedded / "tower"), str(tmp_path))
+
+
+def test_claim_changes_with_examples_and_tower():
+    examples = '{"splits": {}}'
+    claims = {
+        manifest.claim(examples, {"image_digest": "a"}),
+        manifest.claim(examples, {"image_digest": "b"}),
+        manifest.claim('{"splits": {"train": {}}}', {"image_digest": "a"}),
+    }
+    assert len(claims) == 3
