@@ -64,7 +64,8 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
     slots = {n: optimizers.slot_specs(specs[n].shape, settings.optimizer) for n in trained}
     averages = trained if settings.optimizer.ema_decay is not None else []
     # All that a step changes, as it comes in and goes out.
-    changing = ({n: specs[n] for n in trained}, slots, {n: specs[n] for n in averages})
+    skipped = tf.TensorSpec((2,), tf.int64)
+    changing = ({n: specs[n] for n in trained}, slots, {n: specs[n] for n in averages}, skipped)
     donated = tf.nest.flatten(changing)
     size = settings.image.size
     image = (
@@ -84,15 +85,16 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
     )
 
     def step(*flat):
-        values, slots, ema = tf.nest.pack_sequence_as(changing, flat[: len(donated)])
+        values, slots, ema, skipped = tf.nest.pack_sequence_as(changing, flat[: len(donated)])
         rest = flat[len(donated) :]
         values |= dict(zip(frozen, rest[: len(frozen)], strict=True))
         number, *inputs = rest[len(frozen) :]
-        state = steps.TrainState(values, slots, ema, number)
+        state = steps.TrainState(values, slots, ema, number, skipped)
         state, scalars = steps.train_step(
             state, tuple(inputs), config=settings, exchange=exchange, compute=compute
         )
-        changed = ({n: state.parameters[n] for n in trained}, state.slots, state.ema)
+        values = {n: state.parameters[n] for n in trained}
+        changed = (values, state.slots, state.ema, state.skipped)
         return (*tf.nest.flatten(changed), scalars["loss"], scalars["gradient_norm"])
 
     flat_specs = [*donated, *(specs[n] for n in frozen), tf.TensorSpec((), tf.int64), *inputs]

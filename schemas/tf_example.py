@@ -70,6 +70,12 @@ def decode(serialized: bytes) -> record.ImageTextRecord:
     )
 
 
+def key(serialized: bytes) -> str:
+    """Returns the key of a serialized record."""
+    feature = tf.train.Example.FromString(serialized).features.feature
+    return feature[record.KEY].bytes_list.value[0].decode()
+
+
 def parse_pair(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Parses what training needs of one record, inside a graph.
 

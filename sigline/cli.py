@@ -17,8 +17,13 @@ from sigline import quiet
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line, runs the command and returns the exit code."""
     arguments = _parser().parse_args(argv)
+    from sigline.trainer.preemption import Preempted
+
     try:
         return arguments.run(arguments)
+    except Preempted as notice:
+        print(f"sigline: {notice}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except (ValueError, OSError, RuntimeError) as error:
         print(f"sigline: {error}", file=sys.stderr)
         return 2

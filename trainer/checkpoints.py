@@ -1,12 +1,14 @@
 """Checkpoints of a run: parameters, optimizer slots, moving averages and the step."""
 
+import re
 from pathlib import Path
 
 import tensorflow as tf
 
 from sigline.trainer.steps import TrainState
 
-KEEP = 2
+# Below the run's own: checkpoints that are kept for good.
+KEPT_FOLDER = "kept"
 
 
 class Checkpoints:
@@ -16,11 +18,26 @@ class Checkpoints:
     replaces the pointer file last.
     """
 
-    def __init__(self, directory: str | Path, state: TrainState):
-        """Binds a state of variables to a directory, which is created on the first save."""
+    def __init__(
+        self,
+        directory: str | Path,
+        state: TrainState,
+        *,
+        keep: int = 2,
+        keep_every_steps: int | None = None,
+    ):
+        """Binds a state of variables to a directory, which is created on the first save.
+
+        Args:
+            directory: Where the checkpoints go.
+            state: Variables.
+            keep: How many of the newest to keep.
+            keep_every_steps: Those at multiples of this are kept for good, in the folder `kept`.
+        """
         self._state = tf.train.Checkpoint(**state._asdict())
-        self._manager = tf.train.CheckpointManager(self._state, str(directory), max_to_keep=KEEP)
+        self._manager = tf.train.CheckpointManager(self._state, str(directory), max_to_keep=keep)
         self._step = state.step
+        self._keep_every_steps = keep_every_steps
 
     def restore_latest(self) -> int:
         """Restores the newest checkpoint, if there is one, and returns the step it holds.
@@ -36,5 +53,26 @@ class Checkpoints:
         return int(self._step.numpy())
 
     def save(self) -> None:
-        """Saves the state under the current step."""
-        self._manager.save(checkpoint_number=int(self._step.numpy()))
+        """Saves the state under the current step, once.
+
+        Raises:
+            RuntimeError: If it cannot be written; the checkpoints before are as they were.
+        """
+        step = int(self._step.numpy())
+        latest = self._manager.latest_checkpoint
+        if latest is not None and re.fullmatch(rf".*-{step}", latest):
+            return
+        try:
+            self._manager.save(checkpoint_number=step)
+            if self._keep_every_steps is not None and step % self._keep_every_steps == 0:
+                self._state.write(str(Path(self._manager.directory, KEPT_FOLDER, f"step-{step}")))
+        except (tf.errors.OpError, OSError) as error:
+            raise RuntimeError(
+                f"The checkpoint of step {step} could not be written. Those before it are whole; "
+                f"make room and run the same command again. Received: "
+                f"directory={self._manager.directory}: {_first_line(error)}"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]

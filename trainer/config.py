@@ -230,6 +230,11 @@ class TrainConfig:
         pretrained: Regular expressions of whole names of parameters that start from given weights;
             all others start at random.
         checkpoint_steps: Steps between checkpoints.
+        checkpoint_minutes: Minutes after which one is saved in any case; None for no limit.
+        keep_checkpoints: The newest ones are kept, this many of them.
+        keep_every_steps: Checkpoints at multiples of this are kept for good; None for none.
+        max_skipped_steps: Steps that may change nothing because loss or gradient is not finite; one
+            more stops the run, which then writes the keys of the first such batch.
         log_steps: Steps between log lines and TensorBoard scalars.
         strategy: `auto` (all TPU cores, else all GPUs, else the CPU), `tpu`, `mirrored` or
             `one_device`.
@@ -255,6 +260,10 @@ class TrainConfig:
     seed: int = 0
     pretrained: tuple[str, ...] = ()
     checkpoint_steps: int = 1000
+    checkpoint_minutes: float | None = None
+    keep_checkpoints: int = 2
+    keep_every_steps: int | None = None
+    max_skipped_steps: int = 0
     log_steps: int = 50
     strategy: str = "auto"
     jit_compile: bool | None = None

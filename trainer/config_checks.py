@@ -26,6 +26,9 @@ _AT_LEAST = {
     "steps": 1,
     "global_batch_size": 1,
     "checkpoint_steps": 1,
+    "keep_checkpoints": 1,
+    "keep_every_steps": 1,
+    "max_skipped_steps": 0,
     "log_steps": 1,
     "microbatches": 1,
     "image.patch": 1,
@@ -64,6 +67,11 @@ def check(config: Config) -> None:
         value = _get(config, key)
         if value is not None and value < least:
             raise ValueError(f"{key} must be at least {least}. Received: {key}={value}")
+    minutes = config.checkpoint_minutes
+    if minutes is not None and not minutes > 0:
+        raise ValueError(
+            f"checkpoint_minutes must be positive, or none. Received: checkpoint_minutes={minutes}"
+        )
     for key in _SHARES:
         value = _get(config, key)
         if value is not None and not 0.0 <= value < 1.0:

@@ -81,6 +81,36 @@ def training_pairs(
         Batches of `(images, ids)`: uint8 `(batch, size, size, 3)` and int32 `(batch, length)`. Of
         a split whose images are embedded, float32 `(batch, dim)` in place of the images.
     """
+    embedded = embeddings(split_dir)
+    num_examples = count_examples(split_dir)
+
+    def _parse(serialized: tf.Tensor):
+        if embedded is not None:
+            pair = tf_example.parse_embedded(serialized, embedded["dim"])
+            return pair[record.IMAGE_EMBEDDING], pair[record.TEXT]
+        pair = tf_example.parse_pair(serialized)
+        image = preprocess.load_image(
+            pair[record.IMAGE], config.image, max_pixels=config.data.max_image_pixels
+        )
+        return image, pair[record.TEXT]
+
+    def _load(epoch: tf.Tensor, index: tf.Tensor, serialized: tf.Tensor):
+        image, captions = _parse(serialized)
+        seed = tf.stack([epoch * num_examples + index, config.seed * 8 + _CAPTION_SEED])
+        choice = tf.random.stateless_uniform(
+            [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
+        )
+        return image, captions[choice]
+
+    dataset = _records(split_dir, config, first_step=first_step)
+    dataset = dataset.map(_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(config.global_batch_size, drop_remainder=True)
+    dataset = dataset.map(lambda image, text: (image, tokenizer(text)))
+    return dataset.prefetch(2)
+
+
+def _records(split_dir: str | Path, config: TrainConfig, *, first_step: int) -> tf.data.Dataset:
+    """Returns epoch, place in the epoch and serialized record, in the order of training."""
     files = tf.constant(shard_files(split_dir))
     num_examples = count_examples(split_dir)
     if not num_examples:
@@ -106,31 +136,33 @@ def training_pairs(
         dataset = dataset.enumerate().map(lambda index, item: (epoch, index, item))
         return dataset.skip(tf.where(epoch == first_epoch, tf.cast(skip, tf.int64), 0))
 
-    embedded = embeddings(split_dir)
+    return tf.data.Dataset.range(first_epoch, 2**31).flat_map(_epoch)
 
-    def _parse(serialized: tf.Tensor):
-        if embedded is not None:
-            pair = tf_example.parse_embedded(serialized, embedded["dim"])
-            return pair[record.IMAGE_EMBEDDING], pair[record.TEXT]
-        pair = tf_example.parse_pair(serialized)
-        image = preprocess.load_image(
-            pair[record.IMAGE], config.image, max_pixels=config.data.max_image_pixels
-        )
-        return image, pair[record.TEXT]
 
-    def _load(epoch: tf.Tensor, index: tf.Tensor, serialized: tf.Tensor):
-        image, captions = _parse(serialized)
-        seed = tf.stack([epoch * num_examples + index, config.seed * 8 + _CAPTION_SEED])
-        choice = tf.random.stateless_uniform(
-            [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
-        )
-        return image, captions[choice]
+def batch_keys(split_dir: str | Path, config: TrainConfig, *, number: int) -> list[str]:
+    """Returns the keys of the records that a step trains on.
 
-    dataset = tf.data.Dataset.range(first_epoch, 2**31).flat_map(_epoch)
-    dataset = dataset.map(_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(config.global_batch_size, drop_remainder=True)
-    dataset = dataset.map(lambda image, text: (image, tokenizer(text)))
-    return dataset.prefetch(2)
+    Args:
+        split_dir: Folder with the split's shards.
+        config: The run's configuration.
+        number: Which step, counted from one.
+    """
+    dataset = _records(split_dir, config, first_step=number - 1).take(config.global_batch_size)
+    return [tf_example.key(serialized) for _, _, serialized in dataset.as_numpy_iterator()]
+
+
+def damaged_shards(split_dir: str | Path) -> list[str]:
+    """Returns a line for every shard that cannot be read to its end, by reading them all."""
+    found = []
+    for path in shard_files(split_dir):
+        count = 0
+        try:
+            for _ in tf_example.read_shard(path):
+                count += 1
+        except tf.errors.OpError as error:
+            reason = str(error.message).splitlines()[0]
+            found.append(f"{path} after {count} whole records: {reason}")
+    return found
 
 
 def _manifest(split_dir: str | Path) -> dict | None:

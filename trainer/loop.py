@@ -1,17 +1,25 @@
 """The training loop: one compiled step, any `tf.distribute` strategy, exact resume."""
 
 import functools
-import math
-import sys
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tensorflow as tf
-from tqdm import tqdm
 
-from sigline.trainer import collectives, data, export, optimizers, preprocess, steps, two_tower
+from sigline.trainer import (
+    collectives,
+    data,
+    export,
+    optimizers,
+    preemption,
+    preprocess,
+    progress,
+    steps,
+    two_tower,
+)
 from sigline.trainer.checkpoints import Checkpoints
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import checkpoint
@@ -84,7 +92,9 @@ def train(
     Raises:
         ValueError: If the global batch size is not a multiple of the number of replicas, or the
             weights are not what `config.pretrained` asks for.
-        RuntimeError: If the loss is no longer finite.
+        RuntimeError: If the loss is no longer finite, data cannot be read or a checkpoint cannot be
+            written.
+        preemption.Preempted: If SIGTERM came; the state was saved.
     """
     if strategy is None:
         strategy = make_strategy(config.strategy)
@@ -101,29 +111,44 @@ def train(
         embed = choose_embed(model, data.embeddings(split_dir), config)
         state = make_state(model, config)
     tokenizer = preprocess.Tokenizer(vocabulary, config.text)
-    checkpoints = Checkpoints(checkpoint_dir, state)
+    checkpoints = Checkpoints(
+        checkpoint_dir,
+        state,
+        keep=config.keep_checkpoints,
+        keep_every_steps=config.keep_every_steps,
+    )
     first_step = checkpoints.restore_latest()
     pairs = data.training_pairs(split_dir, config, tokenizer, first_step=first_step)
     batches = iter(strategy.experimental_distribute_dataset(pairs))
     train_step = make_train_step(model, state, config, strategy, embed)
-    meter = _Meter(config)
-    writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
+    meter = progress.Meter(config.global_batch_size)
     final_loss = float("nan")
-    with _progress(config, first_step) as bar:
+    with (
+        progress.Report(config, first_step=first_step, log_dir=log_dir) as report,
+        preemption.TerminationNotice() as notice,
+    ):
+        saved = time.monotonic()
         for number in range(first_step + 1, config.steps + 1):
-            with meter.data():
-                batch = next(batches)
+            with meter:
+                batch = _next(batches, split_dir)
             scalars = train_step(batch)
             meter.step_done()
-            bar.update()
-            last = number == config.steps
-            save = last or number % config.checkpoint_steps == 0
+            report.step_done()
+            save = number == config.steps or number % config.checkpoint_steps == 0
+            save |= notice.received or _is_late(saved, config.checkpoint_minutes)
             if save or number % config.log_steps == 0:
-                final_loss = _log(number, scalars, meter, writer, bar)
+                values = {name: float(value) for name, value in scalars.items()}
+                if values["skipped_steps"] > config.max_skipped_steps:
+                    raise _not_finite(state, values, config, split_dir, checkpoint_dir)
+                values["images_per_second"] = meter.images_per_second
+                values["data_wait_fraction"] = meter.data_wait_fraction
+                report.show(number, values)
+                final_loss = values["loss"]
             if save:
                 checkpoints.save()
-    if writer is not None:
-        writer.close()
+                saved = time.monotonic()
+            if notice.received and number < config.steps:
+                raise preemption.Preempted(number)
     for name, average in state.ema.items():
         state.parameters[name].assign(average)
     return TrainResult(
@@ -133,6 +158,42 @@ def train(
         images_per_second=meter.images_per_second,
         data_wait_fraction=meter.data_wait_fraction,
         final_loss=final_loss,
+    )
+
+
+def _next(batches, split_dir: str | Path):
+    try:
+        return next(batches)
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        damaged = data.damaged_shards(split_dir) or [str(error.message).splitlines()[0]]
+        raise RuntimeError(
+            "Training data cannot be read; write these shards again: " + "; ".join(damaged)
+        ) from error
+
+
+def _is_late(saved: float, minutes: float | None) -> bool:
+    return minutes is not None and time.monotonic() - saved >= 60.0 * minutes
+
+
+def _not_finite(
+    state: steps.TrainState,
+    values: dict[str, float],
+    config: TrainConfig,
+    split_dir: str | Path,
+    checkpoint_dir: str | Path,
+) -> RuntimeError:
+    """Returns the error of a run that is not finite; writes which records its step saw."""
+    count, first = (int(x) for x in state.skipped.numpy())
+    path = Path(checkpoint_dir) / f"not_finite_step_{first}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = data.batch_keys(split_dir, config, number=first)
+    path.write_text(
+        json.dumps({"step": first, "last_scalars": repr(values), "keys": keys}, indent=1)
+    )
+    return RuntimeError(
+        f"The run is no longer finite. Received: {count} steps without a finite loss or gradient, "
+        f"the first of them step {first}, whose records are named in {path}. Lower "
+        "optimizer.learning_rate, raise optimizer.warmup_steps or allow more by max_skipped_steps."
     )
 
 
@@ -197,6 +258,7 @@ def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainSta
     Under a strategy, call it in the strategy's scope.
     """
     parameters = two_tower.named_variables(model)
+    first = tf.VariableAggregation.ONLY_FIRST_REPLICA
     trained = {name: parameters[name] for name in steps.trained_names(parameters, config)}
     # A name without a factor of the decay is an error before the first step, too.
     optimizers.matched(config.optimizer.decays, trained)
@@ -205,11 +267,8 @@ def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainSta
         parameters,
         optimizers.make_slots(trained, config.optimizer),
         {name: tf.Variable(value, trainable=False) for name, value in averaged.items()},
-        tf.Variable(
-            tf.zeros((), tf.int64),
-            trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        ),
+        tf.Variable(tf.zeros((), tf.int64), trainable=False, aggregation=first),
+        tf.Variable(tf.zeros((2,), tf.int64), trainable=False, aggregation=first),
     )
 
 
@@ -268,76 +327,3 @@ def _compiles(config: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
     if config.jit_compile is None:
         return alone and bool(tf.config.list_logical_devices("GPU"))
     return config.jit_compile
-
-
-class _Meter:
-    """Times steps and waits; the first step, which traces the graph, does not count."""
-
-    def __init__(self, config: TrainConfig):
-        self._batch_size = config.global_batch_size
-        self._steps = -1
-        self._waited = self._wait_started = 0.0
-        self._started = time.perf_counter()
-
-    def data(self) -> "_Meter":
-        return self
-
-    def __enter__(self) -> None:
-        self._wait_started = time.perf_counter()
-
-    def __exit__(self, *_) -> None:
-        self._waited += time.perf_counter() - self._wait_started
-
-    def step_done(self) -> None:
-        self._steps += 1
-        if self._steps == 0:
-            self._started, self._waited = time.perf_counter(), 0.0
-
-    @property
-    def _seconds(self) -> float:
-        return max(time.perf_counter() - self._started, 1e-9)
-
-    @property
-    def images_per_second(self) -> float:
-        return self._batch_size * self._steps / self._seconds if self._steps > 0 else 0.0
-
-    @property
-    def data_wait_fraction(self) -> float:
-        return self._waited / self._seconds if self._steps > 0 else 0.0
-
-
-def _log(number: int, scalars, meter: _Meter, writer, bar) -> float:
-    values = {name: float(value) for name, value in scalars.items()}
-    broken = {n: values[n] for n in ("loss", "gradient_norm") if not math.isfinite(values[n])}
-    if broken:
-        raise RuntimeError(
-            f"The run is no longer finite. Received: {broken} at step {number}. "
-            "Lower optimizer.learning_rate or raise optimizer.warmup_steps; the last checkpoint "
-            "is from before this step."
-        )
-    values["images_per_second"] = meter.images_per_second
-    values["data_wait_fraction"] = meter.data_wait_fraction
-    bar.set_postfix_str(
-        f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
-        f"data wait {values['data_wait_fraction']:.0%}",
-        refresh=False,
-    )
-    if writer is not None:
-        with writer.as_default(step=number):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        writer.flush()
-    return values["loss"]
-
-
-def _progress(config: TrainConfig, first_step: int) -> tqdm:
-    # A log file gets a line a quarter minute, a terminal a live bar.
-    interval = 0.5 if sys.stderr.isatty() else 15.0
-    return tqdm(
-        total=config.steps,
-        initial=first_step,
-        desc=config.name,
-        unit="step",
-        mininterval=interval,
-        dynamic_ncols=True,
-    )

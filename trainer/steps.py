@@ -32,12 +32,15 @@ class TrainState(NamedTuple):
         slots: What the optimizer keeps of those that are trained, by parameter and slot.
         ema: Moving averages of those that are trained; empty if none are kept.
         step: Scalar, steps done.
+        skipped: Shape `(2,)`: how many of them changed nothing because loss or gradient was not
+            finite, and the number of the first such step.
     """
 
     parameters: Tensors
     slots: Mapping[str, Tensors]
     ema: Tensors
     step: tf.Tensor
+    skipped: tf.Tensor
 
 
 class Seeds(NamedTuple):
@@ -299,13 +302,28 @@ def train_step(
         )
     for name, average in state.ema.items():
         ema[name] = average + (1.0 - kept) * (parameters[name] - average)
+    finite = tf.math.is_finite(scalars["loss"]) & tf.math.is_finite(norm)
+    before = ({name: state.parameters[name] for name in names}, state.slots, state.ema)
+    after = ({name: parameters[name] for name in names}, slots, ema)
+    # A step that is not finite changes nothing, so that no later one is lost, too.
+    changed, slots, ema = tf.nest.map_structure(
+        lambda new, old: tf.where(finite, new, old), after, before
+    )
+    skipped = _count_skipped(state.skipped, finite, state.step + 1)
     scalars |= {
         "temperature": tf.exp(state.parameters["log_temperature"]),
         "bias": state.parameters["bias"],
         "gradient_norm": norm,
         "learning_rate": factor * config.optimizer.learning_rate,
+        "skipped_steps": tf.cast(skipped[0], tf.float32),
     }
-    return TrainState(parameters, slots, ema, state.step + 1), scalars
+    return TrainState(parameters | changed, slots, ema, state.step + 1, skipped), scalars
+
+
+def _count_skipped(skipped: tf.Tensor, finite: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    count = skipped[0] + tf.cast(tf.logical_not(finite), tf.int64)
+    first = tf.where((skipped[0] == 0) & (count > 0), number, skipped[1])
+    return tf.stack([count, first])
 
 
 def trained_names(names: Iterable[str], config: TrainConfig) -> list[str]:

@@ -1,14 +1,19 @@
 import dataclasses
 import json
+import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from sigline.trainer import config, loop, two_tower
+from sigline.trainer import config, data, loop, preemption, two_tower
 from sigline.trainer.two_tower import named_variables
 
 
@@ -90,12 +95,120 @@ def test_scalars_reach_tensorboard(tiny, split_dir, vocabulary, tmp_path):
     }
 
 
-def test_loss_that_is_not_finite_stops_the_run(tiny, split_dir, vocabulary, tmp_path):
-    wild = dataclasses.replace(
-        tiny, loss=dataclasses.replace(tiny.loss, bias_init=float("nan")), log_steps=1
-    )
-    with pytest.raises(RuntimeError, match=r"no longer finite.*loss.*at step 1"):
+def _wild(tiny, **changes):
+    """A run whose loss is never finite."""
+    loss = dataclasses.replace(tiny.loss, bias_init=float("nan"))
+    return dataclasses.replace(tiny, loss=loss, **changes)
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_the_records(
+    tiny, split_dir, vocabulary, tmp_path, scene_records
+):
+    wild = _wild(tiny, log_steps=1)
+    with pytest.raises(RuntimeError, match=r"no longer finite. Received: 1 steps .* step 1, whose"):
         _train(wild, split_dir, vocabulary, tmp_path)
+    written = json.loads((tmp_path / "not_finite_step_1.json").read_text())
+    assert written["keys"] == data.batch_keys(split_dir, wild, number=1)
+    assert len(set(written["keys"])) == tiny.global_batch_size
+    assert set(written["keys"]) < {item.key for item in scene_records}
+
+
+def test_steps_that_are_not_finite_can_be_left_out(tiny, split_dir, vocabulary, tmp_path):
+    wild = _wild(tiny, max_skipped_steps=tiny.steps)
+    result = _train(wild, split_dir, vocabulary, tmp_path / "ck", log_dir=tmp_path / "logs")
+    start = two_tower.named_variables(two_tower.build(wild))
+    for name, value in _weights(result).items():
+        np.testing.assert_array_equal(value, start[name].numpy(), err_msg=name)
+    less = dataclasses.replace(wild, max_skipped_steps=tiny.steps - 1)
+    with pytest.raises(RuntimeError, match=rf"Received: {tiny.steps} steps"):
+        _train(less, split_dir, vocabulary, tmp_path / "less")
+
+
+def test_sigterm_saves_the_step_and_the_run_goes_on_from_there(
+    tiny, split_dir, vocabulary, tmp_path
+):
+    rare = dataclasses.replace(tiny, checkpoint_steps=100)
+    whole = _train(rare, split_dir, vocabulary, tmp_path / "whole")
+    make_step, calls = loop.make_train_step, []
+
+    def _signalled(*args):
+        step = make_step(*args)
+
+        def _step(batch):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(batch)
+
+        return _step
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_train_step", _signalled)
+        with pytest.raises(preemption.Preempted, match="Stopped by SIGTERM; step 3 is saved"):
+            _train(rare, split_dir, vocabulary, tmp_path / "stopped")
+    assert signal.getsignal(signal.SIGTERM) == before
+    resumed = _train(rare, split_dir, vocabulary, tmp_path / "stopped")
+    assert resumed.first_step == 3
+    for name, value in _weights(whole).items():
+        np.testing.assert_array_equal(_weights(resumed)[name], value, err_msg=name)
+
+
+def test_checkpoints_are_due_by_minutes():
+    assert loop._is_late(time.monotonic() - 61, 1.0)
+    assert not loop._is_late(time.monotonic() - 59, 1.0)
+    assert not loop._is_late(time.monotonic() - 1e6, None)
+
+
+def test_checkpoints_by_minutes_are_saved(tiny, split_dir, vocabulary, tmp_path):
+    often = dataclasses.replace(tiny, checkpoint_steps=100, checkpoint_minutes=1e-9)
+    _train(often, split_dir, vocabulary, tmp_path)
+    names = {path.stem for path in tmp_path.glob("ckpt-*.index")}
+    assert names == {f"ckpt-{tiny.steps - 1}", f"ckpt-{tiny.steps}"}
+
+
+def test_some_checkpoints_are_kept_for_good(tiny, split_dir, vocabulary, tmp_path):
+    kept = dataclasses.replace(tiny, checkpoint_steps=1, keep_checkpoints=1, keep_every_steps=2)
+    result = _train(kept, split_dir, vocabulary, tmp_path)
+    assert {path.stem for path in tmp_path.glob("ckpt-*.index")} == {f"ckpt-{tiny.steps}"}
+    assert {p.stem for p in (tmp_path / "kept").glob("*.index")} == {"step-2", "step-4"}
+    reader = tf.train.load_checkpoint(str(tmp_path / "kept" / "step-4"))
+    found = reader.get_tensor("parameters/bias/.ATTRIBUTES/VARIABLE_VALUE")
+    assert found == _weights(result)["bias"]
+
+
+def test_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_error(
+    tiny, split_dir, vocabulary, tmp_path
+):
+    short = dataclasses.replace(tiny, steps=2)
+    _train(short, split_dir, vocabulary, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow beyond this: as good as a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(RuntimeError, match="checkpoint of step 4 could not be written"):
+            _train(tiny, split_dir, vocabulary, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert _train(tiny, split_dir, vocabulary, tmp_path).first_step == 2
+
+
+def test_damaged_shard_is_named_with_the_place(tiny, split_dir, vocabulary, tmp_path):
+    folder = shutil.copytree(split_dir, tmp_path / "Split-train")
+    first, second = sorted(folder.iterdir())
+    content = bytearray(second.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    second.write_bytes(bytes(content))
+    # Small enough that the pipeline does not notice while it counts the records.
+    counts = {path.name: {"records": 50, "sha256": ""} for path in (first, second)}
+    manifest = {"splits": {"train": {"shards": counts}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    longer = dataclasses.replace(tiny, steps=20)
+    with pytest.raises(RuntimeError, match=rf"{second.name} after \d+ whole records: ") as caught:
+        _train(longer, folder, vocabulary, tmp_path / "ck")
+    assert first.name not in str(caught.value)
 
 
 REPLICA_CODE = """

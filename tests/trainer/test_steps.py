@@ -273,7 +273,9 @@ def test_averages_follow_the_parameters(tiny, inputs):
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
     specs = {n: optimizers.slot_specs(v.shape, settings.optimizer) for n, v in parameters.items()}
     slots = {n: {k: tf.zeros(x.shape) for k, x in found.items()} for n, found in specs.items()}
-    state = steps.TrainState(parameters, slots, dict(parameters), tf.zeros((), tf.int64))
+    state = steps.TrainState(
+        parameters, slots, dict(parameters), tf.zeros((), tf.int64), tf.zeros((2,), tf.int64)
+    )
     compute = functools.partial(steps.forward_backward, model=model, config=settings)
     exchange = collectives.single_replica()
     expected = {n: v.numpy().astype(np.float64) for n, v in parameters.items()}
@@ -284,3 +286,36 @@ def test_averages_follow_the_parameters(tiny, inputs):
         expected = {n: 0.9 * v + 0.1 * state.parameters[n].numpy() for n, v in expected.items()}
     for name, value in expected.items():
         np.testing.assert_allclose(state.ema[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_step_that_is_not_finite_changes_nothing_and_is_counted(tiny, inputs):
+    settings = config.override(tiny, ["optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"])
+    model = two_tower.build(settings)
+    parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
+    specs = {n: optimizers.slot_specs(v.shape, settings.optimizer) for n, v in parameters.items()}
+    slots = {n: {k: tf.zeros(x.shape) for k, x in found.items()} for n, found in specs.items()}
+    state = steps.TrainState(
+        parameters, slots, dict(parameters), tf.zeros((), tf.int64), tf.zeros((2,), tf.int64)
+    )
+    sound = functools.partial(steps.forward_backward, model=model, config=settings)
+
+    def broken(*args):
+        outcome = sound(*args)
+        name = "text/head/kernel"
+        return outcome._replace(
+            gradients=outcome.gradients | {name: outcome.gradients[name] * np.nan}
+        )
+
+    exchange = collectives.single_replica()
+    seen = []
+    for compute in (sound, broken, sound, broken):
+        before = state
+        state, scalars = steps.train_step(
+            state, inputs, config=settings, exchange=exchange, compute=compute
+        )
+        old, new = before.parameters["image/positions"], state.parameters["image/positions"]
+        assert bool(tf.reduce_all(old == new)) == (compute is broken)
+        seen.append([int(scalars["skipped_steps"]), *state.skipped.numpy(), int(state.step)])
+        for value in tf.nest.flatten((state.parameters, state.slots, state.ema)):
+            assert np.isfinite(value).all()
+    assert seen == [[0, 0, 0, 1], [1, 1, 2, 2], [1, 1, 2, 3], [2, 2, 2, 4]]

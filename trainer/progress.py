@@ -1,0 +1,108 @@
+"""What a run shows of itself: a progress line, TensorBoard scalars, rates."""
+
+import sys
+import time
+from pathlib import Path
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from sigline.trainer.config import TrainConfig
+
+
+class Meter:
+    """Times steps and waits; the first step, which traces the graph, does not count.
+
+    It is a context around each wait for data.
+    """
+
+    def __init__(self, batch_size: int):
+        """Starts the clock.
+
+        Args:
+            batch_size: Images per step.
+        """
+        self._batch_size = batch_size
+        self._steps = -1
+        self._waited = self._wait_started = 0.0
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> None:
+        self._wait_started = time.perf_counter()
+
+    def __exit__(self, *_) -> None:
+        self._waited += time.perf_counter() - self._wait_started
+
+    def step_done(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+        if self._steps == 0:
+            self._started, self._waited = time.perf_counter(), 0.0
+
+    @property
+    def _seconds(self) -> float:
+        return max(time.perf_counter() - self._started, 1e-9)
+
+    @property
+    def images_per_second(self) -> float:
+        """Mean rate; zero before the second step."""
+        return self._batch_size * self._steps / self._seconds if self._steps > 0 else 0.0
+
+    @property
+    def data_wait_fraction(self) -> float:
+        """Share of the time spent waiting for data."""
+        return self._waited / self._seconds if self._steps > 0 else 0.0
+
+
+class Report:
+    """The progress line of a terminal or a log file, and TensorBoard events beside it."""
+
+    def __init__(self, config: TrainConfig, *, first_step: int, log_dir: str | Path | None):
+        """Opens both.
+
+        Args:
+            config: Names the run and its steps.
+            first_step: Steps done before.
+            log_dir: Folder for events; none are written if it is None.
+        """
+        # A log file gets a line a quarter minute, a terminal a live bar.
+        interval = 0.5 if sys.stderr.isatty() else 15.0
+        self._bar = tqdm(
+            total=config.steps,
+            initial=first_step,
+            desc=config.name,
+            unit="step",
+            mininterval=interval,
+            dynamic_ncols=True,
+        )
+        self._writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def step_done(self) -> None:
+        """Moves the line on."""
+        self._bar.update()
+
+    def show(self, number: int, values: dict[str, float]) -> None:
+        """Shows and writes the scalars of a step.
+
+        Args:
+            number: Steps done.
+            values: By name; `loss`, `images_per_second` and `data_wait_fraction` are shown.
+        """
+        self._bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
+            f"data wait {values['data_wait_fraction']:.0%}",
+            refresh=False,
+        )
+        if self._writer is not None:
+            with self._writer.as_default(step=number):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+            self._writer.flush()
