@@ -181,6 +181,8 @@ def _train(arguments: argparse.Namespace) -> int:
         log_dir=arguments.output / "logs",
         weights=weights,
     )
+    if not result.is_chief:
+        return 0
     variables = two_tower.named_variables(result.model)
     trained = {name: variable.numpy() for name, variable in variables.items()}
     weights_dir = arguments.output / "weights"

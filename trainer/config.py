@@ -236,8 +236,8 @@ class TrainConfig:
         max_skipped_steps: Steps that may change nothing because loss or gradient is not finite; one
             more stops the run, which then writes the keys of the first such batch.
         log_steps: Steps between log lines and TensorBoard scalars.
-        strategy: `auto` (all TPU cores, else all GPUs, else the CPU), `tpu`, `mirrored` or
-            `one_device`.
+        strategy: `auto` (the workers of `$TF_CONFIG`, else all TPU cores, else all GPUs, else the
+            CPU), `multi_worker`, `tpu`, `mirrored` or `one_device`.
         jit_compile: Whether XLA compiles the forward and backward pass; None means on a TPU and on
             a single GPU.
         precision: `float32`, or `bfloat16` for all that the towers compute but norms and softmax;

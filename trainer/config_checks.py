@@ -18,7 +18,7 @@ _CHOICES = {
     "optimizer.name": ("adamw", "adafactor", "lion"),
     "optimizer.schedule": ("cosine", "linear", "rsqrt", "constant"),
     "optimizer.first_moment_dtype": ("float32", "bfloat16"),
-    "strategy": ("auto", "tpu", "mirrored", "one_device"),
+    "strategy": ("auto", "multi_worker", "tpu", "mirrored", "one_device"),
     "precision": ("float32", "bfloat16"),
 }
 # Least values; None passes.

@@ -62,9 +62,16 @@ def embeddings(split_dir: str | Path) -> dict | None:
 
 
 def training_pairs(
-    split_dir: str | Path, config: TrainConfig, tokenizer: preprocess.Tokenizer, *, first_step: int
+    split_dir: str | Path,
+    config: TrainConfig,
+    tokenizer: preprocess.Tokenizer,
+    *,
+    first_step: int,
+    num_hosts: int = 1,
+    host: int = 0,
+    batch_size: int | None = None,
 ) -> tf.data.Dataset:
-    """Returns an endless stream of global batches, from any step on.
+    """Returns an endless stream of batches, from any step on.
 
     The order is a function of files and seed alone. Every epoch visits each record once: files in a
     new order, records through a shuffle buffer, one caption drawn per image. A run that resumes at
@@ -76,6 +83,11 @@ def training_pairs(
         config: The run's configuration.
         tokenizer: The vocabulary.
         first_step: Steps done so far.
+        num_hosts: Processes that read; each gets every so many records of a global batch, all of
+            which it passes over, but decodes its own only.
+        host: Which of them this is.
+        batch_size: Size of a batch, which divides what a host gets of a global batch; all of it by
+            default.
 
     Returns:
         Batches of `(images, ids)`: uint8 `(batch, size, size, 3)` and int32 `(batch, length)`. Of
@@ -102,9 +114,11 @@ def training_pairs(
         )
         return image, captions[choice]
 
-    dataset = _records(split_dir, config, first_step=first_step)
+    dataset = _records(split_dir, config, first_step=first_step).shard(num_hosts, host)
     dataset = dataset.map(_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(config.global_batch_size, drop_remainder=True)
+    dataset = dataset.batch(
+        batch_size or config.global_batch_size // num_hosts, drop_remainder=True
+    )
     dataset = dataset.map(lambda image, text: (image, tokenizer(text)))
     return dataset.prefetch(2)
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class TrainResult:
             0.0 where fewer than two steps were left to do.
         data_wait_fraction: Share of the time spent waiting for data.
         final_loss: Loss of the last logged step; NaN where no step was left to do.
+        is_chief: Whether this process is the one of several workers that writes.
     """
 
     model: two_tower.TwoTower
@@ -46,10 +48,14 @@ class TrainResult:
     images_per_second: float
     data_wait_fraction: float
     final_loss: float
+    is_chief: bool
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
     """Returns the strategy that a configuration names; see `TrainConfig.strategy`."""
+    # First, since nothing may run in TensorFlow before it.
+    if name == "multi_worker" or (name == "auto" and _num_workers() > 1):
+        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU")
     if name == "tpu" or (name == "auto" and _has_tpu()):
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
@@ -62,6 +68,24 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "auto" and len(gpus) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
+
+
+def _num_workers() -> int:
+    """Returns the number of workers that `$TF_CONFIG` names; none if it is not set."""
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    return len(cluster.get("chief", [])) + len(cluster.get("worker", []))
+
+
+def _is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes: the first worker, or the only one."""
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+        return True
+    # One worker is not started as one of several.
+    kind = resolver.task_type or "worker"
+    if "chief" in resolver.cluster_spec().as_dict():
+        return kind == "chief"
+    return kind == "worker" and not resolver.task_id
 
 
 def _has_tpu() -> bool:
@@ -85,6 +109,7 @@ def train(
         split_dir: Folder with the training shards.
         vocabulary: A serialized SentencePiece model.
         checkpoint_dir: Folder of this run's checkpoints; if it holds one, training goes on there.
+            Several workers must share it; the first one writes.
         log_dir: Folder for TensorBoard events; none are written if it is not given.
         weights: What the parameters that `config.pretrained` names start from.
         strategy: Overrides the strategy that the configuration names.
@@ -118,13 +143,30 @@ def train(
         keep_every_steps=config.keep_every_steps,
     )
     first_step = checkpoints.restore_latest()
-    pairs = data.training_pairs(split_dir, config, tokenizer, first_step=first_step)
-    batches = iter(strategy.experimental_distribute_dataset(pairs))
+    is_chief = _is_chief(strategy)
+    batches = iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: data.training_pairs(
+                split_dir,
+                config,
+                tokenizer,
+                first_step=first_step,
+                num_hosts=context.num_input_pipelines,
+                host=context.input_pipeline_id,
+                batch_size=context.get_per_replica_batch_size(config.global_batch_size),
+            )
+        )
+    )
     train_step = make_train_step(model, state, config, strategy, embed)
     meter = progress.Meter(config.global_batch_size)
     final_loss = float("nan")
     with (
-        progress.Report(config, first_step=first_step, log_dir=log_dir) as report,
+        progress.Report(
+            config,
+            first_step=first_step,
+            log_dir=log_dir if is_chief else None,
+            silent=not is_chief,
+        ) as report,
         preemption.TerminationNotice() as notice,
     ):
         saved = time.monotonic()
@@ -145,7 +187,8 @@ def train(
                 report.show(number, values)
                 final_loss = values["loss"]
             if save:
-                checkpoints.save()
+                if is_chief:
+                    checkpoints.save()
                 saved = time.monotonic()
             if notice.received and number < config.steps:
                 raise preemption.Preempted(number)
@@ -158,6 +201,7 @@ def train(
         images_per_second=meter.images_per_second,
         data_wait_fraction=meter.data_wait_fraction,
         final_loss=final_loss,
+        is_chief=is_chief,
     )
 
 

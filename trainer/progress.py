@@ -57,13 +57,21 @@ class Meter:
 class Report:
     """The progress line of a terminal or a log file, and TensorBoard events beside it."""
 
-    def __init__(self, config: TrainConfig, *, first_step: int, log_dir: str | Path | None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        first_step: int,
+        log_dir: str | Path | None,
+        silent: bool = False,
+    ):
         """Opens both.
 
         Args:
             config: Names the run and its steps.
             first_step: Steps done before.
             log_dir: Folder for events; none are written if it is None.
+            silent: Whether to leave the progress line to another process.
         """
         # A log file gets a line a quarter minute, a terminal a live bar.
         interval = 0.5 if sys.stderr.isatty() else 15.0
@@ -74,6 +82,7 @@ class Report:
             unit="step",
             mininterval=interval,
             dynamic_ncols=True,
+            disable=silent,
         )
         self._writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
 

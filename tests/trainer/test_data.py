@@ -42,6 +42,23 @@ def test_stream_from_a_step_on_equals_the_uninterrupted_one(split_dir, tiny, tok
         np.testing.assert_array_equal(ids, other_ids)
 
 
+@pytest.mark.parametrize("first_step", [0, 13])
+def test_hosts_share_every_global_batch(split_dir, tiny, tokenizer, first_step):
+    whole = _batches(split_dir, tiny, tokenizer, 3, first_step)
+    hosts = [
+        data.training_pairs(
+            split_dir, tiny, tokenizer, first_step=first_step, num_hosts=2, host=host, batch_size=2
+        )
+        for host in range(2)
+    ]
+    # Of each global batch of 8, a host feeds two replicas of 2.
+    parts = [np.stack([i for i, _ in itertools.islice(h.as_numpy_iterator(), 6)]) for h in hosts]
+    for number, (image, _) in enumerate(whole):
+        for host in range(2):
+            mine = parts[host][2 * number : 2 * number + 2].reshape(4, *image.shape[1:])
+            np.testing.assert_array_equal(mine, image[host::2])
+
+
 def test_an_epoch_visits_every_record_once(split_dir, tiny, tokenizer, scene_records):
     four = dataclasses.replace(tiny, global_batch_size=25)
     seen = np.concatenate([image for image, _ in _batches(split_dir, four, tokenizer, 4)])

@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -212,51 +213,100 @@ def test_damaged_shard_is_named_with_the_place(tiny, split_dir, vocabulary, tmp_
 
 
 REPLICA_CODE = """
-import json, sys
+import json, os, sys
 from sigline import quiet
 quiet.import_tensorflow()
 import tensorflow as tf
 split_dir, vocabulary, folder, replicas = sys.argv[1:]
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * int(replicas)
-)
-from sigline.trainer import config, loop
-from sigline.trainer.two_tower import named_variables
-tiny = config.override(
-    config.tiny(config.load_recipe("siglip_demo")),
-    ["strategy=mirrored", "steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
-     "jit_compile=false"],
-)
-result = loop.train(
-    tiny, split_dir=split_dir, vocabulary=open(vocabulary, "rb").read(), checkpoint_dir=folder
-)
-sums = {n: float(abs(v.numpy()).sum()) for n, v in named_variables(result.model).items()}
-print(json.dumps({"loss": result.final_loss, "sums": sums}))
+from sigline.trainer import config, loop, two_tower
+assignments = ["steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
+               "jit_compile=false", "checkpoint_steps=2"]
+if "TF_CONFIG" in os.environ:
+    assignments += ["strategy=multi_worker"]
+else:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * int(replicas)
+    )
+    assignments += ["strategy=mirrored"]
+tiny = config.override(config.tiny(config.load_recipe("siglip_demo")), assignments)
+vocabulary = open(vocabulary, "rb").read()
+result = loop.train(tiny, split_dir=split_dir, vocabulary=vocabulary, checkpoint_dir=folder)
+values = two_tower.named_variables(result.model)
+print(json.dumps({
+    "loss": result.final_loss,
+    "sums": {n: float(abs(v.numpy()).sum()) for n, v in values.items()},
+    "is_chief": result.is_chief,
+}))
 """
 
 
-def test_two_replicas_train_as_one(split_dir, vocabulary, tmp_path):
-    # One process per count: mixing counts in one process aborts it.
-    (tmp_path / "vocabulary").write_bytes(vocabulary)
-    root = Path(__file__).resolve().parents[2]
-    processes = []
-    for replicas in ("1", "2"):
-        arguments = [str(split_dir), str(tmp_path / "vocabulary"), str(tmp_path / replicas)]
-        command = [sys.executable, "-c", REPLICA_CODE, *arguments, replicas]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, text=True, cwd=root, **pipes))
-    outcomes = []
-    for process in processes:
-        output, errors = process.communicate()
-        assert process.returncode == 0, errors[-3000:]
-        outcomes.append(json.loads(output.splitlines()[-1]))
-    one, two = outcomes
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+def _outcomes(processes):
+    found = []
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-3000:]
+            found.append(json.loads(output.splitlines()[-1]))
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+def _check_equal(one, other):
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
     for name, value in one["sums"].items():
         # Softmax ignores the key's bias: its gradient is rounding noise, which Adam scales up.
         if not name.endswith("attention/key/bias"):
-            assert two["sums"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+            assert other["sums"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+
+
+@pytest.fixture(scope="module")
+def start_replicas(split_dir, vocabulary, tmp_path_factory):
+    """Starts a training process of its own; mixing counts in one process aborts it."""
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary"
+    path.write_bytes(vocabulary)
+
+    def _start(folder, replicas=1, environment=()):
+        arguments = map(str, (split_dir, path, folder, replicas))
+        return subprocess.Popen(
+            [sys.executable, "-c", REPLICA_CODE, *arguments],
+            text=True,
+            cwd=Path(__file__).resolve().parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | dict(environment),
+        )
+
+    return _start
+
+
+@pytest.fixture(scope="module")
+def one_replica(start_replicas, tmp_path_factory):
+    return _outcomes([start_replicas(tmp_path_factory.mktemp("one"))])[0]
+
+
+def test_two_replicas_train_as_one(start_replicas, one_replica, tmp_path):
+    (two,) = _outcomes([start_replicas(tmp_path, replicas=2)])
+    _check_equal(one_replica, two)
+
+
+def test_two_workers_train_as_one_and_the_first_one_writes(start_replicas, one_replica, tmp_path):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    workers = [f"127.0.0.1:{item.getsockname()[1]}" for item in sockets]
+    for item in sockets:
+        item.close()
+    processes = []
+    for index in range(2):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        environment = {"TF_CONFIG": json.dumps(task)}
+        processes.append(start_replicas(tmp_path, environment=environment))
+    first, second = _outcomes(processes)
+    assert (first["is_chief"], second["is_chief"]) == (True, False)
+    for worker in (first, second):
+        _check_equal(one_replica, worker)
+    assert {path.stem for path in tmp_path.glob("ckpt-*.index")} == {"ckpt-2", "ckpt-3"}
 
 
 def test_frozen_tower_keeps_its_bytes_and_has_no_moments(tiny, split_dir, vocabulary, tmp_path):
