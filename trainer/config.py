@@ -212,10 +212,15 @@ class DataConfig:
     Attributes:
         shuffle_records: Size of the shuffle buffer, in encoded records.
         max_image_pixels: Largest image that is decoded, in pixels.
+        crop_min_area: Least share of the image that a random crop keeps, at an aspect of 3:4 to 4:3
+            (arXiv 1409.4842, section 6); None for whole images, as SigLIP has them.
+        flip: Whether half of the images are mirrored; captions may then be wrong about sides.
     """
 
     shuffle_records: int = 50_000
     max_image_pixels: int = 25_000_000
+    crop_min_area: float | None = None
+    flip: bool = False
 
 
 @dataclass(frozen=True)

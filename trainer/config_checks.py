@@ -76,6 +76,12 @@ def check(config: Config) -> None:
         value = _get(config, key)
         if value is not None and not 0.0 <= value < 1.0:
             raise ValueError(f"{key} must be at least 0 and less than 1. Received: {key}={value}")
+    area = config.data.crop_min_area
+    if area is not None and not 0.0 < area <= 1.0:
+        raise ValueError(
+            "data.crop_min_area must be above 0 and at most 1, or none. "
+            f"Received: data.crop_min_area={area}"
+        )
     for pattern in config.pretrained:
         _check_pattern("pretrained", pattern)
     _check_towers(config)

@@ -9,7 +9,7 @@ from sigline.schemas import digests, record, tf_example
 from sigline.trainer import preprocess
 from sigline.trainer.config import TrainConfig
 
-_FILE_SEED, _RECORD_SEED, _CAPTION_SEED = 1, 2, 3
+_FILE_SEED, _RECORD_SEED, _CAPTION_SEED, _IMAGE_SEED = 1, 2, 3, 4
 
 
 def shard_files(split_dir: str | Path) -> list[str]:
@@ -95,20 +95,27 @@ def training_pairs(
     """
     embedded = embeddings(split_dir)
     num_examples = count_examples(split_dir)
+    if embedded is not None and (config.data.flip or config.data.crop_min_area is not None):
+        raise ValueError(
+            "Images that are embedded already cannot be cropped or flipped. Received: "
+            f"data.crop_min_area={config.data.crop_min_area}, data.flip={config.data.flip}"
+        )
 
-    def _parse(serialized: tf.Tensor):
+    def _parse(serialized: tf.Tensor, number: tf.Tensor):
         if embedded is not None:
             pair = tf_example.parse_embedded(serialized, embedded["dim"])
             return pair[record.IMAGE_EMBEDDING], pair[record.TEXT]
         pair = tf_example.parse_pair(serialized)
-        image = preprocess.load_image(
-            pair[record.IMAGE], config.image, max_pixels=config.data.max_image_pixels
+        seed = tf.stack([number, config.seed * 8 + _IMAGE_SEED])
+        image = preprocess.load_augmented_image(
+            pair[record.IMAGE], config.image, config.data, seed=seed
         )
         return image, pair[record.TEXT]
 
     def _load(epoch: tf.Tensor, index: tf.Tensor, serialized: tf.Tensor):
-        image, captions = _parse(serialized)
-        seed = tf.stack([epoch * num_examples + index, config.seed * 8 + _CAPTION_SEED])
+        number = epoch * num_examples + index
+        image, captions = _parse(serialized, number)
+        seed = tf.stack([number, config.seed * 8 + _CAPTION_SEED])
         choice = tf.random.stateless_uniform(
             [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
         )

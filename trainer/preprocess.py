@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
+from sigline.trainer.config import DataConfig, ImageTowerConfig, TextTowerConfig
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -124,6 +124,36 @@ def load_image(encoded: tf.Tensor, config: ImageTowerConfig, *, max_pixels: int)
     """Decodes and resizes one encoded image to `(size, size, 3)`, uint8."""
     image = resize_image(decode_image(encoded, max_pixels=max_pixels), config)
     return tf.ensure_shape(image, (config.size, config.size, 3))
+
+
+def load_augmented_image(
+    encoded: tf.Tensor, config: ImageTowerConfig, data: DataConfig, *, seed: tf.Tensor
+) -> tf.Tensor:
+    """As `load_image`, with what training changes at random: a crop and a flip.
+
+    Args:
+        encoded: JPEG or PNG bytes, a scalar string.
+        config: The tower, for the size.
+        data: Says what is changed; nothing is by default.
+        seed: Two integers; the same give the same picture.
+    """
+    image = decode_image(encoded, max_pixels=data.max_image_pixels)
+    if data.crop_min_area is not None:
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            tf.shape(image),
+            bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            seed=seed,
+            min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(data.crop_min_area, 1.0),
+        )
+        image = tf.slice(image, begin, size)
+    image = tf.ensure_shape(resize_image(image, config), (config.size, config.size, 3))
+    if data.flip:
+        # Another number than the crop's.
+        mirrored = tf.random.stateless_uniform([], seed + 1) < 0.5
+        image = tf.cond(mirrored, lambda: tf.reverse(image, axis=[1]), lambda: image)
+    return image
 
 
 def to_model_range(image: tf.Tensor) -> tf.Tensor:

@@ -109,3 +109,62 @@ def test_data_digest_follows_the_bytes(tmp_path, scene_records):
     first = data.data_digest(tmp_path)
     tf_example.write_shard(str(tmp_path / "a.gz"), encoded[:2])
     assert data.data_digest(tmp_path) != first
+
+
+def _images(split_dir, settings, tokenizer, count=1, first_step=0):
+    batches = _batches(split_dir, settings, tokenizer, count, first_step)
+    return np.concatenate([image for image, _ in batches])
+
+
+def test_flip_mirrors_about_half_of_the_images(split_dir, tiny, tokenizer):
+    plain = _images(split_dir, tiny, tokenizer, 12)
+    flipped = _images(split_dir, config.override(tiny, ["data.flip=true"]), tokenizer, 12)
+    mirrored = [(a[:, ::-1] == b).all() for a, b in zip(plain, flipped, strict=True)]
+    same = [(a == b).all() for a, b in zip(plain, flipped, strict=True)]
+    assert all(x or y for x, y in zip(mirrored, same, strict=True))
+    assert 0.3 < np.mean(same) < 0.7
+
+
+def test_crops_differ_from_epoch_to_epoch_and_are_the_same_after_a_resume(
+    split_dir, tiny, tokenizer
+):
+    whole = config.override(tiny, ["global_batch_size=100", "data.shuffle_records=1"])
+    cropped = config.override(whole, ["data.crop_min_area=0.05", "data.flip=true"])
+    twice = _images(split_dir, cropped, tokenizer, 2)
+    assert len({image.tobytes() for image in twice}) > 150
+    np.testing.assert_array_equal(twice[100:], _images(split_dir, cropped, tokenizer, 1, 1))
+
+
+def test_crops_keep_the_asked_share_and_shape():
+    # Each pixel holds its own place, so that a crop can be read off its corners.
+    y, x = np.mgrid[:200, :200]
+    image = np.stack([y, x, np.zeros_like(y)], -1).astype(np.uint8)
+    encoded = tf.io.encode_png(image)
+    tower = config.ImageTowerConfig(size=100, patch=4)
+    options = config.DataConfig(crop_min_area=0.25)
+    shares, aspects = [], []
+    for number in range(60):
+        found = preprocess.load_augmented_image(
+            encoded, tower, options, seed=tf.constant([number, 0])
+        ).numpy()
+        # Without antialiasing the outer pixels are half a step inside of the crop.
+        height, width = (float(np.ptp(found[..., axis])) / 99 * 100 for axis in (0, 1))
+        shares.append(height * width / 200**2)
+        aspects.append(width / height)
+    assert min(shares) > 0.22
+    assert max(shares) <= 1.05
+    assert np.std(shares) > 0.1
+    assert 0.7 < min(aspects) < 0.9 < 1.1 < max(aspects) < 1.4
+
+
+def test_embedded_images_cannot_be_cropped(tmp_path, tiny, tokenizer, split_dir):
+    (tmp_path / "Split-train").mkdir()
+    counts = {"embeddings": {"dim": 3}, "splits": {"train": {"shards": {"a.gz": {"records": 1}}}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(counts))
+    with pytest.raises(ValueError, match="cannot be cropped or flipped"):
+        data.training_pairs(
+            tmp_path / "Split-train",
+            config.override(tiny, ["data.flip=true"]),
+            tokenizer,
+            first_step=0,
+        )
