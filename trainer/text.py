@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from sigline.trainer.config import TextTowerConfig
-from sigline.trainer.transformer import AttentionPool, Container, Encoder, dense
+from sigline.trainer.transformer import Container, attention_pool_of, dense, encoder_of
 
 
 class TextTransformer(Container):
@@ -22,29 +22,10 @@ class TextTransformer(Container):
         super().__init__(**kwargs)
         self.config = config
         self.precision = precision
-        self.encoder = Encoder(
-            config.width,
-            config.depth,
-            config.mlp_dim,
-            config.num_heads,
-            options=config.block,
-            causal=config.causal,
-            precision=precision,
-            rematerialize=rematerialize,
-            name="encoder",
+        self.encoder = encoder_of(
+            config, causal=config.causal, precision=precision, rematerialize=rematerialize
         )
-        self.pool = (
-            AttentionPool(
-                config.width,
-                config.mlp_dim,
-                config.num_heads,
-                options=config.block,
-                precision=precision,
-                name="pool",
-            )
-            if config.pool == "map"
-            else None
-        )
+        self.pool = attention_pool_of(config, precision=precision)
         self.head = dense(
             output_dim,
             precision=precision,

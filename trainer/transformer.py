@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from sigline.trainer.config import BlockConfig
+from sigline.trainer.config import BlockConfig, ImageTowerConfig, TextTowerConfig
 
 # Biases of the MLPs start at N(0, 1e-6), as in the reference.
 MLP_BIAS_STDDEV = 1e-6
@@ -352,3 +352,19 @@ class AttentionPool(Container):
         pooled = self.attention(probe, x)
         pooled += tf.cast(self.mlp(self.norm(pooled)), pooled.dtype)
         return pooled[:, 0]
+
+
+def encoder_of(tower: ImageTowerConfig | TextTowerConfig, **options: Any) -> Encoder:
+    """Returns the encoder of a tower; `options` are the others of `Encoder`."""
+    sizes = tower.width, tower.depth, tower.mlp_dim, tower.num_heads
+    return Encoder(*sizes, options=tower.block, name="encoder", **options)
+
+
+def attention_pool_of(
+    tower: ImageTowerConfig | TextTowerConfig, *, precision: str
+) -> AttentionPool | None:
+    """Returns the attention pool of a tower, or None if it pools otherwise."""
+    if tower.pool != "map":
+        return None
+    sizes = tower.width, tower.mlp_dim, tower.num_heads
+    return AttentionPool(*sizes, options=tower.block, precision=precision, name="pool")

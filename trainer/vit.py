@@ -6,10 +6,10 @@ import tensorflow as tf
 from sigline.trainer import positions
 from sigline.trainer.config import ImageTowerConfig
 from sigline.trainer.transformer import (
-    AttentionPool,
     Container,
-    Encoder,
+    attention_pool_of,
     dense,
+    encoder_of,
     fold,
     layer_norm,
 )
@@ -39,28 +39,8 @@ class VisionTransformer(Container):
         self.embedding_norm = (
             layer_norm("embedding_norm", config.block) if config.embedding_norm else None
         )
-        self.encoder = Encoder(
-            config.width,
-            config.depth,
-            config.mlp_dim,
-            config.num_heads,
-            options=config.block,
-            precision=precision,
-            rematerialize=rematerialize,
-            name="encoder",
-        )
-        self.pool = (
-            AttentionPool(
-                config.width,
-                config.mlp_dim,
-                config.num_heads,
-                options=config.block,
-                precision=precision,
-                name="pool",
-            )
-            if config.pool == "map"
-            else None
-        )
+        self.encoder = encoder_of(config, precision=precision, rematerialize=rematerialize)
+        self.pool = attention_pool_of(config, precision=precision)
         self.projection = (
             dense(
                 config.projection,

@@ -267,18 +267,23 @@ def test_dropout_changes_from_step_to_step_and_spares_frozen_towers(tiny, inputs
     assert first == losses_of([frozen])[0]
 
 
-def test_averages_follow_the_parameters(tiny, inputs):
-    settings = config.override(tiny, ["optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"])
+def _start(settings):
+    """Returns a model and the state before its first step, as tensors."""
     model = two_tower.build(settings)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
     specs = {n: optimizers.slot_specs(v.shape, settings.optimizer) for n, v in parameters.items()}
     slots = {n: {k: tf.zeros(x.shape) for k, x in found.items()} for n, found in specs.items()}
-    state = steps.TrainState(
+    return model, steps.TrainState(
         parameters, slots, dict(parameters), tf.zeros((), tf.int64), tf.zeros((2,), tf.int64)
     )
+
+
+def test_averages_follow_the_parameters(tiny, inputs):
+    settings = config.override(tiny, ["optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"])
+    model, state = _start(settings)
     compute = functools.partial(steps.forward_backward, model=model, config=settings)
     exchange = collectives.single_replica()
-    expected = {n: v.numpy().astype(np.float64) for n, v in parameters.items()}
+    expected = {n: v.numpy().astype(np.float64) for n, v in state.parameters.items()}
     for _ in range(3):
         state, _ = steps.train_step(
             state, inputs, config=settings, exchange=exchange, compute=compute
@@ -290,13 +295,7 @@ def test_averages_follow_the_parameters(tiny, inputs):
 
 def test_step_that_is_not_finite_changes_nothing_and_is_counted(tiny, inputs):
     settings = config.override(tiny, ["optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"])
-    model = two_tower.build(settings)
-    parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
-    specs = {n: optimizers.slot_specs(v.shape, settings.optimizer) for n, v in parameters.items()}
-    slots = {n: {k: tf.zeros(x.shape) for k, x in found.items()} for n, found in specs.items()}
-    state = steps.TrainState(
-        parameters, slots, dict(parameters), tf.zeros((), tf.int64), tf.zeros((2,), tf.int64)
-    )
+    model, state = _start(settings)
     sound = functools.partial(steps.forward_backward, model=model, config=settings)
 
     def broken(*args):
