@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from pathlib import Path
 
 import sigline
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--data", required=True, type=Path, help="folder with manifest.json")
     embed.add_argument("--output", required=True, type=Path, help="folder to write to")
     embed.add_argument("--split", action="append", help="splits to embed; train by default")
+    embed.add_argument("--recipe", help="whose image tower to use, if not as the weights say")
+    embed.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     embed.set_defaults(run=_embed)
 
     weights = commands.add_parser("weights", help="bring weights in and out")
@@ -230,23 +233,33 @@ def _embed(arguments: argparse.Namespace) -> int:
     import apache_beam as beam
 
     from sigline.components.embed import transforms
+    from sigline.trainer import config as trainer_config
     from sigline.trainer import export, loop, two_tower
     from sigline.trainer.weights import checkpoint
 
     if arguments.output.exists():
         raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
     weights = checkpoint.load(arguments.weights)
-    model = two_tower.build(weights.config)
-    loop.start_from(model, weights, dataclasses.replace(weights.config, pretrained=("image/.*",)))
+    config = weights.config
+    if arguments.recipe is not None:
+        config = trainer_config.load_recipe(arguments.recipe)
+    config = trainer_config.override(config, [*arguments.overrides, 'pretrained=["image/.*"]'])
+    model = two_tower.build(config)
+    loop.start_from(model, weights, config)
+    digest = export.image_digest(model)
     # What an interrupted run leaves is taken up again if it is of the same data and tower.
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
     tower = partial / "tower"
     if not tower.exists():
-        export.export_image_tower(tower, model, config=weights.config)
+        export.export_image_tower(tower, model, config=config)
     splits = tuple(arguments.split or ["train"])
     transform = transforms.EmbedImages(str(arguments.data), str(tower), str(partial), splits)
-    metadata = export.image_digest(two_tower.for_serving(model))
-    _claim(partial, [transform.claim, metadata, *splits])
+    if transform.image_digest != digest:
+        raise ValueError(
+            "An interrupted run with another image tower is in the way; remove it. "
+            f"Received: {partial}"
+        )
+    _claim(partial, [transform.claim, *splits])
     with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
         _ = pipeline | transform
     os.replace(partial, arguments.output)
@@ -308,10 +321,11 @@ def _claim(output: Path, identity: list[str]) -> None:
     """Writes beside the checkpoints what they belong to; refuses those of another run."""
     path, text = output / "run.json", json.dumps(identity)
     if not path.exists():
-        scratch = output / ".tmp-run.json"
+        # Several workers may be here at once, all with the same text.
+        scratch = output / f".tmp-run-{uuid.uuid4().hex}.json"
         scratch.write_text(text)
         scratch.replace(path)
-    elif path.read_text() != text:
+    if path.read_text() != text:
         raise ValueError(
             "output holds a run with another configuration, data or vocabulary; choose another "
             f"folder. Received: output={output}"

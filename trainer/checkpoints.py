@@ -43,13 +43,21 @@ class Checkpoints:
         """Restores the newest checkpoint, if there is one, and returns the step it holds.
 
         Raises:
-            AssertionError: If the checkpoint does not hold exactly this state.
+            RuntimeError: If the checkpoint is damaged or does not hold exactly this state.
         """
         latest = self._manager.latest_checkpoint
         if latest is not None:
-            status = self._state.restore(latest)
-            status.assert_existing_objects_matched()
-            status.assert_consumed()
+            try:
+                status = self._state.restore(latest)
+                status.assert_existing_objects_matched()
+                status.assert_consumed()
+            # An index error is TensorFlow's word for a file that is too short.
+            except (tf.errors.OpError, AssertionError, IndexError) as error:
+                raise RuntimeError(
+                    f"The checkpoint {latest} is damaged or of another model. To go on from the "
+                    "one before it, name that in the file `checkpoint` beside it. Received: "
+                    f"{_first_line(error)}"
+                ) from error
         return int(self._step.numpy())
 
     def save(self) -> None:
@@ -63,9 +71,10 @@ class Checkpoints:
         if latest is not None and re.fullmatch(rf".*-{step}", latest):
             return
         try:
-            self._manager.save(checkpoint_number=step)
+            # First, so that no interruption leaves it out.
             if self._keep_every_steps is not None and step % self._keep_every_steps == 0:
                 self._state.write(str(Path(self._manager.directory, KEPT_FOLDER, f"step-{step}")))
+            self._manager.save(checkpoint_number=step)
         except (tf.errors.OpError, OSError) as error:
             raise RuntimeError(
                 f"The checkpoint of step {step} could not be written. Those before it are whole; "

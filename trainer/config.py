@@ -65,7 +65,12 @@ class ImageTowerConfig:
         patch_bias: Whether the projection of the patches has a bias; CLIP's has none.
         projection: Outputs of a projection behind the pool; None for no projection, as in SigLIP.
         projection_bias: Whether that projection has a bias.
+        resize: `squash` to a square, as SigLIP, or `crop`: the shorter side to `size`, then the
+            middle.
+        interpolation: `bilinear` or `bicubic`.
         antialias: Whether resizing to `size` is antialiased; SigLIP's contract is False.
+        mean: What is subtracted from pixels in [0, 1], by channel.
+        std: What they are then divided by; with the mean of one half they come to [-1, 1].
         block: Variations of the blocks.
     """
 
@@ -83,7 +88,11 @@ class ImageTowerConfig:
     patch_bias: bool = True
     projection: int | None = None
     projection_bias: bool = True
+    resize: str = "squash"
+    interpolation: str = "bilinear"
     antialias: bool = False
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     block: BlockConfig = field(default_factory=BlockConfig)
 
     @property

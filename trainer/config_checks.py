@@ -1,5 +1,6 @@
 """What a configuration must satisfy beyond the types of its fields."""
 
+import math
 import re
 from typing import Any
 
@@ -9,6 +10,8 @@ Config = Any
 _CHOICES = {
     "image.pool": ("map", "gap", "tok", "last"),
     "image.positions": ("learned", "sincos2d"),
+    "image.resize": ("squash", "crop"),
+    "image.interpolation": ("bilinear", "bicubic"),
     "image.block.activation": ("gelu_tanh", "gelu", "quick_gelu"),
     "text.pool": ("last", "first", "end", "gap", "max", "map"),
     "text.block.activation": ("gelu_tanh", "gelu", "quick_gelu"),
@@ -31,7 +34,19 @@ _AT_LEAST = {
     "max_skipped_steps": 0,
     "log_steps": 1,
     "microbatches": 1,
+    "image.size": 1,
     "image.patch": 1,
+    "image.width": 1,
+    "image.depth": 1,
+    "image.mlp_dim": 1,
+    "image.num_heads": 1,
+    "text.width": 1,
+    "text.depth": 1,
+    "text.mlp_dim": 1,
+    "text.num_heads": 1,
+    "text.vocabulary_size": 1,
+    "data.shuffle_records": 1,
+    "data.max_image_pixels": 1,
     "image.num_registers": 0,
     "image.projection": 1,
     "text.length": 2,
@@ -55,6 +70,10 @@ _SHARES = (
 )
 
 
+# Finite, and at least zero.
+_NOT_NEGATIVE = ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.epsilon")
+
+
 def check(config: Config) -> None:
     """Raises ValueError, with the key and what to give, if a configuration makes no sense."""
     for key, allowed in _CHOICES.items():
@@ -67,6 +86,17 @@ def check(config: Config) -> None:
         value = _get(config, key)
         if value is not None and value < least:
             raise ValueError(f"{key} must be at least {least}. Received: {key}={value}")
+    for key in _NOT_NEGATIVE:
+        value = _get(config, key)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{key} must be at least 0. Received: {key}={value}")
+    temperature = config.loss.temperature_init
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(
+            f"loss.temperature_init must be positive. Received: loss.temperature_init={temperature}"
+        )
+    if min(config.image.std) <= 0:
+        raise ValueError(f"image.std must be positive. Received: image.std={config.image.std}")
     minutes = config.checkpoint_minutes
     if minutes is not None and not minutes > 0:
         raise ValueError(

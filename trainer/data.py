@@ -49,7 +49,10 @@ def count_examples(split_dir: str | Path) -> int:
         return sum(shard["records"] for shard in manifest["shards"].values())
     files = shard_files(split_dir)
     dataset = tf.data.TFRecordDataset(files, compression_type=tf_example.COMPRESSION)
-    return int(dataset.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+    try:
+        return int(dataset.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+    except tf.errors.OpError as error:
+        raise unreadable(split_dir, error) from error
 
 
 def embeddings(split_dir: str | Path) -> dict | None:
@@ -145,6 +148,8 @@ def _records(split_dir: str | Path, config: TrainConfig, *, first_step: int) -> 
         dataset = tf.data.TFRecordDataset(
             tf.gather(files, order), compression_type=tf_example.COMPRESSION
         )
+        # A shard that is shorter than the manifest says would shift all that follows.
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_examples))
         shuffle_seed = tf.random.stateless_uniform(
             [], seed + _RECORD_SEED, maxval=2**31 - 1, dtype=tf.int64
         )
@@ -172,9 +177,21 @@ def batch_keys(split_dir: str | Path, config: TrainConfig, *, number: int) -> li
     return [tf_example.key(serialized) for _, _, serialized in dataset.as_numpy_iterator()]
 
 
+def unreadable(split_dir: str | Path, error: tf.errors.OpError) -> RuntimeError:
+    """Returns the error of a split that cannot be read, naming what is damaged."""
+    damaged = damaged_shards(split_dir)
+    if damaged:
+        return RuntimeError(
+            "Training data cannot be read; write these shards again: " + "; ".join(damaged)
+        )
+    reason = str(error.message).strip().splitlines()[0]
+    return RuntimeError(f"A record cannot be used. Received: {split_dir}: {reason}")
+
+
 def damaged_shards(split_dir: str | Path) -> list[str]:
-    """Returns a line for every shard that cannot be read to its end, by reading them all."""
+    """Returns a line for every shard that is not whole, by reading them all."""
     found = []
+    manifest = _manifest(split_dir)
     for path in shard_files(split_dir):
         count = 0
         try:
@@ -183,6 +200,10 @@ def damaged_shards(split_dir: str | Path) -> list[str]:
         except tf.errors.OpError as error:
             reason = str(error.message).splitlines()[0]
             found.append(f"{path} after {count} whole records: {reason}")
+            continue
+        expected = manifest["shards"][Path(path).name]["records"] if manifest else count
+        if count != expected:
+            found.append(f"{path} has {count} records instead of {expected}")
     return found
 
 

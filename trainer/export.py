@@ -39,7 +39,9 @@ class ServedImageTower(tf.Module):
         self._plain = types.SimpleNamespace(model=model, config=config)
         size = config.image.size
         self.image_encoder = tf.function(
-            lambda pixels: self._plain.model.embed_image(preprocess.to_model_range(pixels)),
+            lambda pixels: self._plain.model.embed_image(
+                preprocess.to_model_range(pixels, config.image)
+            ),
             input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
         )
         variables = named_variables(model)

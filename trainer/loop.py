@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from sigline.trainer import (
@@ -143,7 +144,8 @@ def train(
         keep_every_steps=config.keep_every_steps,
     )
     first_step = checkpoints.restore_latest()
-    is_chief = _is_chief(strategy)
+    is_chief, anyone = _is_chief(strategy), _agreement(strategy)
+    _check_same_start(strategy, first_step)
     batches = iter(
         strategy.distribute_datasets_from_function(
             lambda context: data.training_pairs(
@@ -176,8 +178,10 @@ def train(
             scalars = train_step(batch)
             meter.step_done()
             report.step_done()
+            stop = anyone(notice.received)
             save = number == config.steps or number % config.checkpoint_steps == 0
-            save |= notice.received or _is_late(saved, config.checkpoint_minutes)
+            save |= number % (config.keep_every_steps or config.checkpoint_steps) == 0
+            save |= stop or _is_late(saved, config.checkpoint_minutes)
             if save or number % config.log_steps == 0:
                 values = {name: float(value) for name, value in scalars.items()}
                 if values["skipped_steps"] > config.max_skipped_steps:
@@ -190,7 +194,7 @@ def train(
                 if is_chief:
                     checkpoints.save()
                 saved = time.monotonic()
-            if notice.received and number < config.steps:
+            if stop and number < config.steps:
                 raise preemption.Preempted(number)
     for name, average in state.ema.items():
         state.parameters[name].assign(average)
@@ -208,11 +212,43 @@ def train(
 def _next(batches, split_dir: str | Path):
     try:
         return next(batches)
-    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
-        damaged = data.damaged_shards(split_dir) or [str(error.message).splitlines()[0]]
+    except tf.errors.OpError as error:
+        raise data.unreadable(split_dir, error) from error
+
+
+def _agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
+    """Returns a function that says whether something holds on any worker, the same on all.
+
+    A worker that stopped alone would leave the others waiting for it.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return lambda holds: holds
+    return lambda holds: _sum_over_workers(strategy, [float(holds)])[0] > 0
+
+
+def _check_same_start(strategy: tf.distribute.Strategy, first_step: int) -> None:
+    """Raises on all workers if they do not go on from the same step."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    count, total, squares = _sum_over_workers(strategy, [1.0, first_step, float(first_step) ** 2])
+    if squares * count != total**2:
         raise RuntimeError(
-            "Training data cannot be read; write these shards again: " + "; ".join(damaged)
-        ) from error
+            "All workers must go on from the same checkpoint; give them a folder that all see. "
+            f"Received: step {first_step} here, {total / count:.1f} on average"
+        )
+
+
+def _sum_over_workers(strategy: tf.distribute.Strategy, values: list[float]) -> np.ndarray:
+    @tf.function
+    def add(x):
+        def here(x):
+            context = tf.distribute.get_replica_context()
+            # A copy on the replica's own device.
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))
+
+        return strategy.experimental_local_results(strategy.run(here, args=(x,)))[0]
+
+    return add(tf.constant(values, tf.float64)).numpy()
 
 
 def _is_late(saved: float, minutes: float | None) -> bool:

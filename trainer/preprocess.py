@@ -108,15 +108,26 @@ def _on_white(rgba: tf.Tensor) -> tf.Tensor:
 
 
 def resize_image(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
-    """Resizes `(height, width, 3)` uint8 to the tower's square, ignoring the aspect ratio.
+    """Resizes `(height, width, 3)` uint8 to the tower's square, as its configuration says.
 
-    Bilinear without antialiasing unless the tower asks for it, then truncated back to uint8: the
-    contract that released SigLIP models were trained with.
+    By default the aspect ratio is ignored, and it is bilinear without antialiasing, then truncated
+    back to uint8: the contract that released SigLIP models were trained with.
 
     Returns:
         Shape `(size, size, 3)`, uint8.
     """
-    resized = tf.image.resize(image, (config.size, config.size), antialias=config.antialias)
+    size = tf.constant([config.size, config.size])
+    if config.resize == "crop":
+        sides = tf.shape(image)[:2]
+        scaled = sides * config.size // tf.reduce_min(sides)
+        begin = (scaled - size) // 2
+        image = _resized(image, scaled, config)
+        return tf.slice(image, tf.concat([begin, [0]], 0), [config.size, config.size, 3])
+    return _resized(image, size, config)
+
+
+def _resized(image: tf.Tensor, size: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
+    resized = tf.image.resize(image, size, method=config.interpolation, antialias=config.antialias)
     return tf.cast(tf.clip_by_value(resized, 0.0, 255.0), tf.uint8)
 
 
@@ -156,9 +167,11 @@ def load_augmented_image(
     return image
 
 
-def to_model_range(image: tf.Tensor) -> tf.Tensor:
-    """Maps uint8 pixels to float32 in [-1, 1]."""
-    return tf.cast(image, tf.float32) / 127.5 - 1.0
+def to_model_range(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
+    """Maps uint8 pixels to what the tower reads, float32: [-1, 1] by default."""
+    scale = [1.0 / (255.0 * std) for std in config.std]
+    offset = [mean / std for mean, std in zip(config.mean, config.std, strict=True)]
+    return tf.cast(image, tf.float32) * scale - offset
 
 
 def canonicalize(text: tf.Tensor, config: TextTowerConfig) -> tf.Tensor:

@@ -60,7 +60,8 @@ class StepOutcome(NamedTuple):
 def embed_pixels(model: TwoTower, inputs: tuple[tf.Tensor, tf.Tensor], seeds: Seeds):
     """Embeds `(pixels, ids)`: uint8 images `(batch, size, size, 3)`, tokens `(batch, length)`."""
     pixels, ids = inputs
-    image = model.embed_image(preprocess.to_model_range(pixels), seeds.image)
+    pixels = preprocess.to_model_range(pixels, model.config.image)
+    image = model.embed_image(pixels, seeds.image)
     return image, model.embed_text(ids, seeds.text)
 
 

@@ -32,7 +32,14 @@ def build(cls: type, data: Any, path: str = "") -> Any:
             f"Unknown key {', '.join(path + item for item in unknown)}. "
             f"Known keys: {', '.join(path + item for item in hints)}"
         )
+    needed = [item.name for item in dataclasses.fields(cls) if _is_required(item)]
+    if missing := sorted(set(needed) - set(data)):
+        raise ValueError(f"Missing key {', '.join(path + item for item in missing)}.")
     return cls(**{name: _checked(hints[name], value, path + name) for name, value in data.items()})
+
+
+def _is_required(item: dataclasses.Field) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 def override(cls: type, data: dict[str, Any], assignments: Iterable[str]) -> Any:

@@ -1,6 +1,7 @@
 """The manifest of embedded examples: that of the examples, and what embedded them."""
 
 import json
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,16 +35,25 @@ def shards(manifest: str, splits: tuple[str, ...]) -> list[tuple[str, str, int]]
     """Returns split, name and number of records of every shard of some splits.
 
     Raises:
-        ValueError: If the examples are embedded already.
+        ValueError: If the examples are embedded already, a split is unknown or a name is no file's.
     """
     content = json.loads(manifest)
+    known = content[record.MANIFEST_SPLITS]
+    if unknown := sorted(set(splits) - set(known)):
+        raise ValueError(
+            f"Unknown splits. Received: {', '.join(unknown)}. Known splits: {', '.join(known)}"
+        )
     if record.MANIFEST_EMBEDDINGS in content:
         raise ValueError("The examples hold embeddings already; give the ones with images.")
-    return [
+    found = [
         (split, name, shard["records"])
         for split in splits
-        for name, shard in sorted(content[record.MANIFEST_SPLITS][split]["shards"].items())
+        for name, shard in sorted(known[split]["shards"].items())
     ]
+    # The manifest is input like any other: nothing is written outside of the output's folder.
+    if bad := [name for _, name, _ in found if posixpath.basename(name) != name]:
+        raise ValueError(f"The manifest must name files of its splits. Received: {bad[0]!r}")
+    return found
 
 
 def embedded(

@@ -2,6 +2,7 @@
 
 import json
 import posixpath
+import uuid
 from collections.abc import Iterator
 
 import apache_beam as beam
@@ -44,6 +45,11 @@ class EmbedImages(beam.PTransform):
         self._manifest = _read(posixpath.join(examples_dir, record.MANIFEST_FILE))
         metadata = posixpath.join(model_dir, signatures.ASSETS_DIR, signatures.METADATA_FILE)
         self._tower = manifest.tower(json.loads(_read(metadata)))
+
+    @property
+    def image_digest(self) -> str:
+        """Of the tower."""
+        return self._tower["image_digest"]
 
     @property
     def claim(self) -> str:
@@ -93,7 +99,8 @@ class _EmbedShard(beam.DoFn):
         target = posixpath.join(self._output_dir, folder, name)
         if not FileSystems.exists(target):
             # Outside of the split's folder, whose every file counts as a shard.
-            scratch = posixpath.join(self._output_dir, f"tmp-{split}-{name}")
+            # Of its own, since a runner may try a shard twice at a time.
+            scratch = posixpath.join(self._output_dir, f"tmp-{uuid.uuid4().hex}-{split}-{name}")
             source = posixpath.join(self._examples_dir, folder, name)
             _make_folder(posixpath.dirname(target))
             tf_example.write_shard(scratch, self._embedded(source))
@@ -134,7 +141,11 @@ class _EmbedShard(beam.DoFn):
 
 def _write_manifest(_, written, of_examples: str, splits, tower, output_dir: str) -> str:
     content = manifest.embedded(of_examples, written, splits, tower)
-    scratch = posixpath.join(output_dir, f".tmp-{record.MANIFEST_FILE}")
+    # What interrupted or doubled attempts left behind.
+    left = FileSystems.match([posixpath.join(output_dir, "tmp-*")])[0].metadata_list
+    if left:
+        FileSystems.delete([item.path for item in left])
+    scratch = posixpath.join(output_dir, f".tmp-{uuid.uuid4().hex}-{record.MANIFEST_FILE}")
     with FileSystems.create(scratch, compression_type="uncompressed") as handle:
         handle.write(content.encode())
     FileSystems.rename([scratch], [posixpath.join(output_dir, record.MANIFEST_FILE)])

@@ -74,7 +74,9 @@ def test_records_keep_all_but_the_image(embedded, examples, weights, tiny):
             pixels = data.preprocess.load_image(
                 tf.constant(old[record.IMAGE].bytes_list.value[0]), tiny.image, max_pixels=10**6
             )
-            expected = model.embed_image(data.preprocess.to_model_range(pixels[None]))[0]
+            expected = model.embed_image(data.preprocess.to_model_range(pixels[None], tiny.image))[
+                0
+            ]
             found = new[record.IMAGE_EMBEDDING].float_list.value
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -141,7 +143,7 @@ def test_interrupted_run_keeps_its_shards(embedded, examples, tmp_path):
     first, second = sorted((embedded / "Split-train").iterdir())
     (tmp_path / "Split-train").mkdir()
     kept = shutil.copy2(first, tmp_path / "Split-train" / first.name)
-    (tmp_path / f"tmp-train-{second.name}").write_bytes(b"half a shard")
+    (tmp_path / f"tmp-0-train-{second.name}").write_bytes(b"half a shard")
     before = kept.stat().st_mtime_ns
     _run(tmp_path, transforms.EmbedImages(str(examples), str(tmp_path / "tower"), str(tmp_path)))
     assert kept.stat().st_mtime_ns == before
@@ -185,6 +187,82 @@ def test_model_that_does_not_name_its_tower_is_refused():
 def test_examples_without_a_manifest_are_refused(embedded, split_dir, tmp_path):
     with pytest.raises(ValueError, match=r"There is no manifest\.json"):
         transforms.EmbedImages(str(split_dir.parent), str(embedded / "tower"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("splits", "name", "message"),
+    [
+        (("trian",), "a.gz", r"Unknown splits. Received: trian. Known splits: train"),
+        (("train",), "../../a.gz", r"must name files of its splits. Received: '\.\./\.\./a\.gz'"),
+    ],
+)
+def test_wrong_splits_and_names_are_refused(splits, name, message):
+    examples = json.dumps({"splits": {"train": {"shards": {name: {"records": 3}}}}})
+    with pytest.raises(ValueError, match=message):
+        manifest.shards(examples, splits)
+
+
+def test_interrupted_run_with_another_tower_is_in_the_way(
+    embedded, examples, weights, tmp_path, capsys
+):
+    shutil.copytree(embedded / "tower", tmp_path / "out.partial" / "tower")
+    other = {name: value + 1 for name, value in weights.parameters.items()}
+    checkpoint.save(tmp_path / "weights", dataclasses.replace(weights, parameters=other))
+    arguments = [
+        "--weights",
+        tmp_path / "weights",
+        "--data",
+        examples,
+        "--output",
+        tmp_path / "out",
+    ]
+    assert cli.main(["embed", *map(str, arguments)]) == 2
+    assert "another image tower is in the way; remove it" in capsys.readouterr().err
+
+
+def test_recipe_decides_the_resolution(examples, weights, tiny, vocabulary, tmp_path):
+    checkpoint.save(tmp_path / "weights", weights)
+    size = f"image.size={2 * tiny.image.size}"
+    arguments = [
+        "--weights",
+        tmp_path / "weights",
+        "--data",
+        examples,
+        "--output",
+        tmp_path / "out",
+    ]
+    assert cli.main(["embed", *map(str, arguments), "--set", size]) == 0
+    larger = config.override(tiny, [size, "steps=1"])
+    loop.train(
+        larger,
+        split_dir=tmp_path / "out" / "Split-train",
+        vocabulary=vocabulary,
+        checkpoint_dir=tmp_path / "ck",
+        weights=weights,
+    )
+
+
+def test_microbatches_of_embeddings_give_the_same_gradients(weights, tiny):
+    from sigline.trainer import steps
+
+    model = two_tower.build(tiny)
+    parameters = {n: tf.convert_to_tensor(v) for n, v in two_tower.named_variables(model).items()}
+    vectors = two_tower.normalize(tf.random.stateless_normal((8, tiny.image.output_dim), (0, 0)))
+    inputs = vectors, tf.random.stateless_uniform((8, 16), (0, 1), 1, 500, tf.int32)
+    whole, parts = (
+        steps.forward_backward(
+            parameters,
+            inputs,
+            tf.zeros((), tf.int64),
+            model=model,
+            config=dataclasses.replace(tiny, microbatches=number),
+            embed=steps.embed_precomputed,
+        ).gradients
+        for number in (1, 2)
+    )
+    assert set(whole) == set(parts)
+    for name, value in whole.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
 def test_claim_changes_with_examples_and_tower():

@@ -77,6 +77,15 @@ def test_values_that_only_fit_together_come_in_any_order(demo):
         ("image.num_heads=5", "must divide image.width"),
         ("image.pool=max", "must be one of map, gap, tok"),
         ("steps=0", "steps must be at least 1"),
+        ("image.num_heads=0", "image.num_heads must be at least 1"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate must be at least 0"),
+        ("optimizer.weight_decay=NaN", "optimizer.weight_decay must be at least 0"),
+        ("loss.temperature_init=0", "loss.temperature_init must be positive"),
+        ("checkpoint_minutes=0", "checkpoint_minutes must be positive"),
+        ("data.crop_min_area=2", "data.crop_min_area must be above 0 and at most 1"),
+        ("image.std=[1, 1, 0]", "image.std must be positive"),
+        ("image.mean=[1, 1]", r"image\.mean must be tuple\[float, float, float\]"),
+        ('pretrained=["("]', "pretrained holds no regular expression"),
         ("image.block=1", "names a group of keys"),
         ("image.block.activation=relu", r"image\.block\.activation must be one of gelu_tanh, gelu"),
         ("image.token_dropout=1", "image.token_dropout must be at least 0 and less than 1"),
@@ -102,6 +111,11 @@ def test_from_json_refuses_unknown_nested_key(demo):
     text = demo.to_json().replace('"beta_2"', '"beta2"')
     with pytest.raises(ValueError, match=r"Unknown key optimizer\.beta2"):
         config.from_json(text)
+
+
+def test_from_json_names_missing_keys():
+    with pytest.raises(ValueError, match=r"Missing key global_batch_size, name\."):
+        config.from_json('{"steps": 3}')
 
 
 def test_digest_depends_on_every_value(demo):

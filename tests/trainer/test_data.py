@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -168,3 +169,36 @@ def test_embedded_images_cannot_be_cropped(tmp_path, tiny, tokenizer, split_dir)
             tokenizer,
             first_step=0,
         )
+
+
+@pytest.mark.parametrize("kept", [0, 49])
+def test_shard_that_is_shorter_than_the_manifest_says_stops_the_run(
+    split_dir, tiny, tokenizer, tmp_path, kept
+):
+    folder = shutil.copytree(split_dir, tmp_path / "Split-train")
+    first, second = sorted(folder.iterdir())
+    records = list(tf_example.read_shard(str(second)))
+    tf_example.write_shard(str(second), records[:kept])
+    shards = {path.name: {"records": 50} for path in (first, second)}
+    (tmp_path / "manifest.json").write_text(json.dumps({"splits": {"train": {"shards": shards}}}))
+    with pytest.raises(tf.errors.OpError) as caught:
+        _batches(folder, tiny, tokenizer, 14)
+    message = str(data.unreadable(folder, caught.value))
+    assert f"{second.name} has {kept} records instead of 50" in message
+    assert first.name not in message
+
+
+def test_damaged_shard_without_a_manifest_is_named(split_dir, tmp_path):
+    folder = shutil.copytree(split_dir, tmp_path / "Split-train")
+    shard = sorted(folder.iterdir())[0]
+    shard.write_bytes(shard.read_bytes()[:-200])
+    with pytest.raises(RuntimeError, match=rf"{shard.name} after \d+ whole records"):
+        data.count_examples(folder)
+
+
+def test_record_that_cannot_be_used_is_one_sentence(split_dir, tiny):
+    small = config.override(tiny, ["data.max_image_pixels=10"])
+    dataset = data.training_pairs(split_dir, small, lambda text: text, first_step=0)
+    with pytest.raises(tf.errors.OpError) as caught:
+        next(iter(dataset))
+    assert "A record cannot be used." in str(data.unreadable(split_dir, caught.value))

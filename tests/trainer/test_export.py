@@ -50,7 +50,7 @@ def _run(loaded, signature, **inputs):
 
 def test_image_embeddings_equal_the_trainers(loaded, model, tiny, images):
     pixels = [preprocess.load_image(tf.constant(x), tiny.image, max_pixels=10**6) for x in images]
-    expected = model.embed_image(preprocess.to_model_range(tf.stack(pixels)))
+    expected = model.embed_image(preprocess.to_model_range(tf.stack(pixels), tiny.image))
     for signature in (signatures.SERVING_DEFAULT, signatures.EMBED_IMAGE):
         found = _run(loaded, signature, image_bytes=images)[signatures.EMBEDDING]
         assert found.dtype == tf.float32
@@ -71,7 +71,7 @@ def test_model_trained_in_bfloat16_is_served_in_float32(tmp_path, tiny, vocabula
     served = tf.saved_model.load(str(tmp_path / "m"))
     found = _run(served, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING]
     pixels = [preprocess.load_image(tf.constant(x), tiny.image, max_pixels=10**6) for x in images]
-    pixels = preprocess.to_model_range(tf.stack(pixels))
+    pixels = preprocess.to_model_range(tf.stack(pixels), tiny.image)
     # The same seed gives a float32 model of the same weights.
     np.testing.assert_allclose(found, two_tower.build(tiny).embed_image(pixels), atol=1e-6)
     assert np.abs(found - trained.embed_image(pixels)).max() > 1e-5

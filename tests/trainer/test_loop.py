@@ -178,6 +178,20 @@ def test_some_checkpoints_are_kept_for_good(tiny, split_dir, vocabulary, tmp_pat
     assert found == _weights(result)["bias"]
 
 
+def test_kept_checkpoints_need_no_multiple_of_the_others(tiny, split_dir, vocabulary, tmp_path):
+    kept = dataclasses.replace(tiny, checkpoint_steps=100, keep_every_steps=3)
+    _train(kept, split_dir, vocabulary, tmp_path)
+    assert {path.stem for path in (tmp_path / "kept").glob("*.index")} == {"step-3"}
+
+
+def test_damaged_checkpoint_is_one_clear_error(tiny, split_dir, vocabulary, tmp_path):
+    _train(dataclasses.replace(tiny, steps=2), split_dir, vocabulary, tmp_path)
+    (data_file,) = tmp_path.glob("ckpt-2.data*")
+    data_file.write_bytes(data_file.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match=r"ckpt-2 is damaged or of another model"):
+        _train(tiny, split_dir, vocabulary, tmp_path)
+
+
 def test_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_error(
     tiny, split_dir, vocabulary, tmp_path
 ):
@@ -213,12 +227,12 @@ def test_damaged_shard_is_named_with_the_place(tiny, split_dir, vocabulary, tmp_
 
 
 REPLICA_CODE = """
-import json, os, sys
+import json, os, signal, sys
 from sigline import quiet
 quiet.import_tensorflow()
 import tensorflow as tf
 split_dir, vocabulary, folder, replicas = sys.argv[1:]
-from sigline.trainer import config, loop, two_tower
+from sigline.trainer import config, loop, preemption, two_tower
 assignments = ["steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
                "jit_compile=false", "checkpoint_steps=2"]
 if "TF_CONFIG" in os.environ:
@@ -231,7 +245,22 @@ else:
     assignments += ["strategy=mirrored"]
 tiny = config.override(config.tiny(config.load_recipe("siglip_demo")), assignments)
 vocabulary = open(vocabulary, "rb").read()
-result = loop.train(tiny, split_dir=split_dir, vocabulary=vocabulary, checkpoint_dir=folder)
+if "SIGTERM_AT" in os.environ:
+    make_step, calls = loop.make_train_step, []
+    def signalled(*args):
+        step = make_step(*args)
+        def one(batch):
+            calls.append(1)
+            if len(calls) == int(os.environ["SIGTERM_AT"]):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(batch)
+        return one
+    loop.make_train_step = signalled
+try:
+    result = loop.train(tiny, split_dir=split_dir, vocabulary=vocabulary, checkpoint_dir=folder)
+except (preemption.Preempted, RuntimeError) as error:
+    print(json.dumps({"error": str(error)}))
+    os._exit(0)
 values = two_tower.named_variables(result.model)
 print(json.dumps({
     "loss": result.final_loss,
@@ -292,7 +321,8 @@ def test_two_replicas_train_as_one(start_replicas, one_replica, tmp_path):
     _check_equal(one_replica, two)
 
 
-def test_two_workers_train_as_one_and_the_first_one_writes(start_replicas, one_replica, tmp_path):
+def _start_workers(start_replicas, folders, environments=({}, {})):
+    """Starts two processes that know each other."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     workers = [f"127.0.0.1:{item.getsockname()[1]}" for item in sockets]
     for item in sockets:
@@ -300,13 +330,27 @@ def test_two_workers_train_as_one_and_the_first_one_writes(start_replicas, one_r
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        environment = {"TF_CONFIG": json.dumps(task)}
-        processes.append(start_replicas(tmp_path, environment=environment))
-    first, second = _outcomes(processes)
+        environment = {"TF_CONFIG": json.dumps(task)} | environments[index]
+        processes.append(start_replicas(folders[index], environment=environment))
+    return processes
+
+
+def test_two_workers_train_as_one_and_the_first_one_writes(start_replicas, one_replica, tmp_path):
+    first, second = _outcomes(_start_workers(start_replicas, [tmp_path, tmp_path]))
     assert (first["is_chief"], second["is_chief"]) == (True, False)
     for worker in (first, second):
         _check_equal(one_replica, worker)
     assert {path.stem for path in tmp_path.glob("ckpt-*.index")} == {"ckpt-2", "ckpt-3"}
+
+
+def test_sigterm_of_one_worker_stops_all_at_the_same_step(start_replicas, tmp_path):
+    # The second one is told, and the first one saves; without a common folder they do not go on.
+    environments = ({}, {"SIGTERM_AT": "1"})
+    stopped = _outcomes(_start_workers(start_replicas, [tmp_path, tmp_path], environments))
+    assert all("step 1 is saved" in worker["error"] for worker in stopped)
+    assert {path.stem for path in tmp_path.glob("ckpt-*.index")} == {"ckpt-1"}
+    apart = _outcomes(_start_workers(start_replicas, [tmp_path, tmp_path / "elsewhere"]))
+    assert all("must go on from the same checkpoint" in worker["error"] for worker in apart)
 
 
 def test_frozen_tower_keeps_its_bytes_and_has_no_moments(tiny, split_dir, vocabulary, tmp_path):

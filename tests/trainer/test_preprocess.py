@@ -136,8 +136,30 @@ def test_resize_squashes_without_antialiasing_and_truncates():
 
 
 def test_model_range_is_minus_one_to_one():
-    values = preprocess.to_model_range(tf.constant([0, 255], tf.uint8)).numpy()
-    np.testing.assert_allclose(values, [-1.0, 1.0])
+    pixels = tf.constant([[0] * 3, [255] * 3], tf.uint8)
+    values = preprocess.to_model_range(pixels, ImageTowerConfig()).numpy()
+    np.testing.assert_allclose(values, [[-1.0] * 3, [1.0] * 3], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 91), (50, 50)])
+def test_crop_resize_is_that_of_clips_processor(shape):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    # Smooth, so that a pixel more or less at the edge does not hide a wrong kernel.
+    rough = Image.fromarray(rng.integers(0, 256, (7, 7, 3), np.uint8))
+    image = np.asarray(rough.resize(shape[::-1], Image.Resampling.BICUBIC))
+    config = ImageTowerConfig(
+        size=32, patch=4, resize="crop", interpolation="bicubic", antialias=True
+    )
+    found = preprocess.resize_image(tf.constant(image), config).numpy().astype(int)
+    # The shorter side to 32, the longer one in proportion, then the middle.
+    height, width = (side * 32 // min(shape) for side in shape)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = (height - 32) // 2, (width - 32) // 2
+    expected = np.asarray(resized).astype(int)[top : top + 32, left : left + 32]
+    assert np.abs(found - expected).max() <= 2
+    assert np.abs(found - expected).mean() < 0.7
 
 
 def _canonical(text, **changes):

@@ -235,7 +235,8 @@ def test_microbatches_drop_the_same_when_embedded_again(tiny, inputs):
     first, second, first_again, second_again = (x.numpy() for x in seen)
     np.testing.assert_array_equal(first, first_again)
     np.testing.assert_array_equal(second, second_again)
-    plain = model.embed_image(steps.preprocess.to_model_range(inputs[0])).numpy()
+    pixels = steps.preprocess.to_model_range(inputs[0], settings.image)
+    plain = model.embed_image(pixels).numpy()
     assert np.abs(np.concatenate([first, second]) - plain).max() > 1e-3
 
 

@@ -46,10 +46,10 @@ def normalized(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _plain_type(x: np.ndarray) -> np.ndarray:
-    """Returns float32; bfloat16 comes back from npz files as two bytes without a type."""
+    """Returns bfloat16, which comes back from npz files as two bytes without a type, as float32."""
     if x.dtype.kind == "V" and x.dtype.itemsize == 2:
         return (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float32)
+    return x
 
 
 def _unstacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -33,7 +33,8 @@ VOCABULARY_FILE = "vocabulary.model"
 _THEIR_CONFIG = "config.json"
 _THEIR_WEIGHTS = "model.safetensors"
 _THEIR_INDEX = "model.safetensors.index.json"
-_THEIR_VOCABULARIES = ("spiece.model", "tokenizer.model")
+# SigLIP's; that of SigLIP 2 pads and ends texts otherwise.
+_THEIR_VOCABULARY = "spiece.model"
 # Buffers that old checkpoints hold beside the parameters.
 _THEIR_BUFFERS = r".*\.embeddings\.position_ids"
 
@@ -124,7 +125,7 @@ def save_hugging_face(folder: str | Path, weights: Weights) -> None:
         (scratch / _THEIR_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
         _write(scratch / _THEIR_WEIGHTS, tensors, metadata={"format": "pt"})
         if weights.vocabulary is not None:
-            (scratch / _THEIR_VOCABULARIES[0]).write_bytes(weights.vocabulary)
+            (scratch / _THEIR_VOCABULARY).write_bytes(weights.vocabulary)
 
 
 def fitted(
@@ -192,11 +193,19 @@ def _load_hugging_face(folder: Path, drop: list[str]) -> Weights:
     tensors = {}
     for path in _their_files(folder):
         tensors |= _read(path)
-    vocabularies = [folder / name for name in _THEIR_VOCABULARIES if (folder / name).is_file()]
+    vocabulary = folder / _THEIR_VOCABULARY
+    parameters = links.read(hugging_face.links(settings), tensors, drop=drop)
+    patches = (settings.image.size // settings.image.patch) ** 2
+    found = parameters["image/positions"].shape[1]
+    if found != patches:
+        raise ValueError(
+            f"{folder / _THEIR_CONFIG} must be that of the weights. Received: positions of {found} "
+            f"patches, image_size and patch_size of {patches}"
+        )
     return Weights(
         config=settings,
-        parameters=links.read(hugging_face.links(settings), tensors, drop=drop),
-        vocabulary=vocabularies[0].read_bytes() if vocabularies else None,
+        parameters=parameters,
+        vocabulary=vocabulary.read_bytes() if vocabulary.is_file() else None,
     )
 
 

@@ -1,6 +1,7 @@
-"""SigLIP, SigLIP 2 (of fixed resolution) and CLIP in the format of Hugging Face's `transformers`.
+"""SigLIP and CLIP in the format of Hugging Face's `transformers`.
 
-A folder with `config.json` and `model.safetensors`, in shards or in one file.
+A folder with `config.json` and `model.safetensors`, in shards or in one file. SigLIP 2 of fixed
+resolution has the towers of SigLIP.
 """
 
 import dataclasses
@@ -72,6 +73,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "attention_dropout": 0.0,
     },
 }
+# What CLIP's pixels are normalised by, and how they are resized.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # A CLIP config.json from before `transformers` looked at it names this one.
 _LEGACY_CLIP_END_ID = 2
 
@@ -90,8 +94,8 @@ def settings(config: dict[str, Any]) -> TrainConfig:
         raise ValueError(
             f"Only models of model_type siglip or clip can be read. Received: model_type={kind!r}"
         )
-    of_text = _DEFAULTS[f"{kind}_text"] | config.get("text_config", {})
-    of_image = _DEFAULTS[f"{kind}_vision"] | config.get("vision_config", {})
+    of_text = _DEFAULTS[f"{kind}_text"] | (config.get("text_config") or {})
+    of_image = _DEFAULTS[f"{kind}_vision"] | (config.get("vision_config") or {})
     image, text = _image_tower(of_image), _text_tower(of_text)
     if kind == "siglip":
         if not of_image.get("vision_use_head", True):
@@ -112,6 +116,11 @@ def settings(config: dict[str, Any]) -> TrainConfig:
             patch_bias=False,
             projection=projection,
             projection_bias=False,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            resize="crop",
+            interpolation="bicubic",
+            antialias=True,
         )
         end_id = of_text["eos_token_id"]
         # Older files name a token that the model never looked for: it took the highest one.
@@ -154,7 +163,8 @@ def _image_tower(tower: dict[str, Any]) -> ImageTowerConfig:
             "Images must be square with 3 channels. Received: "
             f"image_size={size}, patch_size={patch}, num_channels={tower['num_channels']}"
         )
-    # A convolution drops the pixels that fill no patch (384 at patches of 14: 378 are seen).
+    # A convolution drops the pixels that fill no patch, at 384 and patches of 14 six on the right
+    # and below. Here the whole picture is resized to those that are seen.
     return ImageTowerConfig(size=size // patch * patch, patch=patch, **_sizes(tower))
 
 
@@ -175,12 +185,25 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
     siglip = config.image.pool == "map"
     described = _as_siglip(config) if siglip else _as_clip(config)
     written = settings(described)
-    if written.image != config.image or not _same_text(written.text, config.text):
+    image, text = _serving(config.image), _serving(config.text)
+    if written.image != image or not _same_text(written.text, text):
         raise ValueError(
             "Only SigLIP's and CLIP's own towers can be written for transformers. "
-            f"Received: image={config.image}, text={config.text}"
+            f"Received: image={image}, text={text}"
+        )
+    if written.loss.name != config.loss.name:
+        raise ValueError(
+            f"In transformers a model with image.pool={config.image.pool} is one of the "
+            f"{written.loss.name} loss. Received: loss.name={config.loss.name!r}"
         )
     return described | {"architectures": ["SiglipModel" if siglip else "CLIPModel"]}
+
+
+def _serving(tower: Any) -> Any:
+    """Returns a tower without what only training does."""
+    block = dataclasses.replace(tower.block, dropout=0.0, stochastic_depth=0.0)
+    dropped = {"token_dropout": 0.0} if isinstance(tower, ImageTowerConfig) else {}
+    return dataclasses.replace(tower, block=block, **dropped)
 
 
 def _same_text(ours: TextTowerConfig, theirs: TextTowerConfig) -> bool:

@@ -146,3 +146,11 @@ def test_pickled_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", **{"params/img/a": np.array([{"a": 1}], dtype=object)})
     with pytest.raises(ValueError, match="allow_pickle"):
         checkpoint.load(tmp_path / "x.npz")
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    parameters = reference.random_parameters()
+    parameters["txt/head/kernel"] = parameters["txt/head/kernel"].astype(np.int8)
+    path = _save(tmp_path / "x.npz", parameters)
+    with pytest.raises(ValueError, match=r"not quantised\. Received: txt/head/kernel int8"):
+        checkpoint.load(path)

@@ -1,5 +1,6 @@
 """Weights of Hugging Face give its answers; the expected values are in `tests/golden`."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 
-from sigline.trainer import preprocess, two_tower
+from sigline.trainer import config, preprocess, two_tower
 from sigline.trainer.weights import checkpoint, hugging_face
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -196,11 +197,11 @@ def test_folder_of_no_known_format_is_refused(tmp_path):
     ],
 )
 def test_model_that_the_towers_cannot_be_is_refused(change, message):
-    config = json.loads((GOLDEN / "siglip" / "config.json").read_text())
+    content = json.loads((GOLDEN / "siglip" / "config.json").read_text())
     for key, value in change.items():
-        config[key] = config[key] | value if isinstance(value, dict) else value
+        content[key] = content[key] | value if isinstance(value, dict) else value
     with pytest.raises(ValueError, match=message):
-        hugging_face.settings(config)
+        hugging_face.settings(content)
 
 
 def test_config_that_is_silent_gets_the_published_defaults():
@@ -228,11 +229,46 @@ def test_pixels_that_fill_no_patch_are_not_part_of_the_tower():
 
 
 def test_tower_that_transformers_does_not_have_is_not_written(tmp_path):
-    import dataclasses
-
     weights = checkpoint.load(GOLDEN / "siglip")
     image = dataclasses.replace(weights.config.image, num_registers=2)
     other = dataclasses.replace(weights, config=dataclasses.replace(weights.config, image=image))
     with pytest.raises(ValueError, match="Only SigLIP's and CLIP's own towers"):
         checkpoint.save_hugging_face(tmp_path / "out", other)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("siglip", "softmax"), ("clip", "sigmoid")])
+def test_model_of_the_other_loss_is_not_written(kind, loss, tmp_path):
+    weights = checkpoint.load(GOLDEN / kind)
+    changed = config.override(weights.config, [f"loss.name={loss}"])
+    with pytest.raises(ValueError, match=f"loss. Received: loss.name='{loss}'"):
+        checkpoint.save_hugging_face(tmp_path / "out", dataclasses.replace(weights, config=changed))
+
+
+def test_what_only_training_does_is_no_reason_not_to_write(tmp_path):
+    weights = checkpoint.load(GOLDEN / "siglip")
+    trained = [
+        "image.token_dropout=0.5",
+        "text.block.dropout=0.1",
+        "image.block.stochastic_depth=0.1",
+    ]
+    changed = config.override(weights.config, trained)
+    checkpoint.save_hugging_face(tmp_path / "out", dataclasses.replace(weights, config=changed))
+    assert checkpoint.load(tmp_path / "out").config.image == weights.config.image
+
+
+def test_clip_gets_the_pixels_of_its_processor():
+    image = checkpoint.load(GOLDEN / "clip").config.image
+    assert (image.resize, image.interpolation, image.antialias) == ("crop", "bicubic", True)
+    white = preprocess.to_model_range(tf.fill((1, 1, 3), tf.constant(255, tf.uint8)), image)
+    # Of the published mean and deviation: (1 - mean) / std.
+    np.testing.assert_allclose(white[0, 0], [1.930336, 2.074884, 2.145897], rtol=1e-5)
+
+
+def test_config_of_another_resolution_is_refused(siglip):
+    path = siglip / "config.json"
+    content = json.loads(path.read_text())
+    content["vision_config"]["image_size"] = 16
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="positions of 9 patches, image_size and patch_size of 16"):
+        checkpoint.load(siglip)
