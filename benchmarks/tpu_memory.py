@@ -6,7 +6,7 @@ another one (`tpu_compiler/`), whose own accounting of memory is printed. `make 
 both and runs this. Nothing is executed, so nothing here is a time.
 
 Towers of full depth compile for minutes. Rows marked "extrapolated" are the line through two
-shallow compiles, checked against one full one (the row of the Base model at 4,096).
+shallow compiles; where a row was compiled in full as well, the table says how far the line is off.
 """
 
 import argparse
@@ -222,7 +222,8 @@ def write_table(result: dict, path: Path) -> None:
         "block rematerialised, first moments in bfloat16. Peak is the compiler's, of "
         f"{V4_HBM_GIB} GiB; temp is what it reserves for temporaries. FLOPs count the body of a "
         "loop once. `~` marks figures on the line through compiles with "
-        f"{' and '.join(map(str, SHALLOW))} layers a tower.",
+        f"{' and '.join(map(str, SHALLOW))} layers a tower. `tpu_memory.json` names the code "
+        "behind each row by its digest.",
         "",
         "| what | chips | global batch | per chip | peak GiB | temp GiB | FLOPs | collectives "
         "| fits |",
@@ -271,10 +272,10 @@ def main() -> None:
             versions |= {
                 k: v for k, v in found[depth].items() if k in ("tensorflow", "jax", "libtpu")
             }
-        entries.append(describe(row, found))
+        entries.append(describe(row, found) | {"source": arguments.source})
         shown = {k: v for k, v in entries[-1].items() if k != "compiled"}
         print(json.dumps(shown), flush=True)
-        about = {"date": time.strftime("%Y-%m-%d"), "source": arguments.source, **versions}
+        about = {"date": time.strftime("%Y-%m-%d"), **versions}
         result = {"environment": about, "rows": entries}
         (arguments.output / "tpu_memory.json").write_text(json.dumps(result, indent=1) + "\n")
         write_table(result, arguments.output / "tpu_memory.md")
