@@ -179,7 +179,9 @@ def batch_keys(split_dir: str | Path, config: TrainConfig, *, number: int) -> li
 
 def unreadable(split_dir: str | Path, error: tf.errors.OpError) -> RuntimeError:
     """Returns the error of a split that cannot be read, naming what is damaged."""
-    damaged = damaged_shards(split_dir)
+    # A picture that does not decode is no reason to read every shard.
+    in_the_file = not isinstance(error, tf.errors.InvalidArgumentError)
+    damaged = damaged_shards(split_dir) if in_the_file else []
     if damaged:
         return RuntimeError(
             "Training data cannot be read; write these shards again: " + "; ".join(damaged)

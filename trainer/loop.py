@@ -223,14 +223,16 @@ def _agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return lambda holds: holds
-    return lambda holds: _sum_over_workers(strategy, [float(holds)])[0] > 0
+    add = _sum_over_workers(strategy)
+    return lambda holds: add([float(holds)])[0] > 0
 
 
 def _check_same_start(strategy: tf.distribute.Strategy, first_step: int) -> None:
     """Raises on all workers if they do not go on from the same step."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
-    count, total, squares = _sum_over_workers(strategy, [1.0, first_step, float(first_step) ** 2])
+    add = _sum_over_workers(strategy)
+    count, total, squares = add([1.0, float(first_step), float(first_step) ** 2])
     if squares * count != total**2:
         raise RuntimeError(
             "All workers must go on from the same checkpoint; give them a folder that all see. "
@@ -238,17 +240,17 @@ def _check_same_start(strategy: tf.distribute.Strategy, first_step: int) -> None
         )
 
 
-def _sum_over_workers(strategy: tf.distribute.Strategy, values: list[float]) -> np.ndarray:
+def _sum_over_workers(strategy: tf.distribute.Strategy) -> Callable[[list[float]], np.ndarray]:
+    def here(x):
+        context = tf.distribute.get_replica_context()
+        # A copy on the replica's own device.
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))
+
     @tf.function
     def add(x):
-        def here(x):
-            context = tf.distribute.get_replica_context()
-            # A copy on the replica's own device.
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))
-
         return strategy.experimental_local_results(strategy.run(here, args=(x,)))[0]
 
-    return add(tf.constant(values, tf.float64)).numpy()
+    return lambda values: add(tf.constant(values, tf.float64)).numpy()
 
 
 def _is_late(saved: float, minutes: float | None) -> bool:

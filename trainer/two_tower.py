@@ -96,17 +96,15 @@ def build(config: TrainConfig) -> TwoTower:
 
 
 def for_serving(model: TwoTower) -> TwoTower:
-    """Returns a model of the same weights that computes in float32 and keeps nothing for gradients.
+    """Returns a copy that computes in float32, of plain variables, and keeps nothing for gradients.
 
-    Embeddings then do not depend on the precision that a serving machine is fast at.
+    Embeddings then do not depend on the precision that a serving machine is fast at, nor the
+    SavedModel on the strategy that the model was trained under.
     """
-    config = model.config
-    plain = dataclasses.replace(config, precision="float32", rematerialize=False)
-    if plain == config:
-        return model
+    plain = dataclasses.replace(model.config, precision="float32", rematerialize=False)
     copy, trained = build(plain), named_parameters(model)
     for name, variable in named_parameters(copy).items():
-        variable.assign(trained[name])
+        variable.assign(tf.convert_to_tensor(trained[name]))
     return copy
 
 

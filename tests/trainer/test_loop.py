@@ -232,7 +232,7 @@ from sigline import quiet
 quiet.import_tensorflow()
 import tensorflow as tf
 split_dir, vocabulary, folder, replicas = sys.argv[1:]
-from sigline.trainer import config, loop, preemption, two_tower
+from sigline.trainer import config, export, loop, preemption, two_tower
 assignments = ["steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
                "jit_compile=false", "checkpoint_steps=2"]
 if "TF_CONFIG" in os.environ:
@@ -261,6 +261,9 @@ try:
 except (preemption.Preempted, RuntimeError) as error:
     print(json.dumps({"error": str(error)}))
     os._exit(0)
+if result.is_chief:
+    model_dir = os.path.join(folder, "model")
+    export.export(model_dir, result.model, config=tiny, vocabulary=vocabulary)
 values = two_tower.named_variables(result.model)
 print(json.dumps({
     "loss": result.final_loss,
@@ -319,6 +322,7 @@ def one_replica(start_replicas, tmp_path_factory):
 def test_two_replicas_train_as_one(start_replicas, one_replica, tmp_path):
     (two,) = _outcomes([start_replicas(tmp_path, replicas=2)])
     _check_equal(one_replica, two)
+    assert (tmp_path / "model" / "saved_model.pb").exists()
 
 
 def _start_workers(start_replicas, folders, environments=({}, {})):
@@ -340,6 +344,7 @@ def test_two_workers_train_as_one_and_the_first_one_writes(start_replicas, one_r
     assert (first["is_chief"], second["is_chief"]) == (True, False)
     for worker in (first, second):
         _check_equal(one_replica, worker)
+    assert (tmp_path / "model" / "saved_model.pb").exists()
     assert {path.stem for path in tmp_path.glob("ckpt-*.index")} == {"ckpt-2", "ckpt-3"}
 
 
