@@ -70,7 +70,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         input_base=environment.input_base,
         config=ingest_config,
         input_digest=_input_digest(environment.input_base),
-        code_digest=_code_digest("schemas", "components/ingest"),
+        code_digest=_code_digest("schemas", "components/ingest", "components/files.py"),
     )
     schema = ProvideSchema(
         schema_file=str(schema_file), schema_digest=digests.file_digest(schema_file)
@@ -119,7 +119,9 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         model=trained.outputs["model"],
         baseline=last_blessed.outputs["model"],
         gate=gate.to_json(),
-        code_digest=_code_digest("schemas", "components/evaluate", "trainer"),
+        code_digest=_code_digest(
+            "schemas", "components/evaluate", "components/served_model.py", "trainer"
+        ),
     )
     served = CheckServing(
         model=trained.outputs["model"],

@@ -234,7 +234,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     from sigline.components.embed import transforms
     from sigline.trainer import config as trainer_config
-    from sigline.trainer import export, loop, two_tower
+    from sigline.trainer import export, start, two_tower
     from sigline.trainer.weights import checkpoint
 
     if arguments.output.exists():
@@ -245,7 +245,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         config = trainer_config.load_recipe(arguments.recipe)
     config = trainer_config.override(config, [*arguments.overrides, 'pretrained=["image/.*"]'])
     model = two_tower.build(config)
-    loop.start_from(model, weights, config)
+    start.start_from(model, weights, config)
     digest = export.image_digest(model)
     # What an interrupted run leaves is taken up again if it is of the same data and tower.
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
@@ -293,7 +293,7 @@ def _export_weights(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
-    from sigline.trainer import export, loop, two_tower
+    from sigline.trainer import export, start, two_tower
     from sigline.trainer.weights import checkpoint
 
     weights = checkpoint.load(arguments.weights)
@@ -304,7 +304,7 @@ def _export(arguments: argparse.Namespace) -> int:
         )
     everything = dataclasses.replace(weights.config, pretrained=(".*",))
     model = two_tower.build(weights.config)
-    loop.start_from(model, weights, everything)
+    start.start_from(model, weights, everything)
     metadata = export.export(
         arguments.output,
         model,

@@ -44,10 +44,13 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
         return {"tfx", "apache_beam", "tensorflow"}, own
     if path.name == "artifact_types.py":
         return {"tfx"}, set()
+    if rest == ["files.py"]:
+        return {"apache_beam"}, set()
     if path.name == "served_model.py":
         return TENSORFLOW, {"schemas"}
     if path.name == "transforms.py":
-        return {"apache_beam", *TENSORFLOW}, own | {"components.served_model"}
+        shared = {"components.files", "components.served_model"}
+        return {"apache_beam", *TENSORFLOW}, own | shared
     return set(), own | {"trainer.metrics"}
 
 

@@ -57,11 +57,7 @@ def count_examples(split_dir: str | Path) -> int:
 
 def embeddings(split_dir: str | Path) -> dict | None:
     """Returns what embedded the images of a split, as its manifest says, or None if nothing did."""
-    split_dir = Path(split_dir)
-    path = split_dir.parent / record.MANIFEST_FILE
-    if not path.is_file():
-        return None
-    return json.loads(path.read_text()).get(record.MANIFEST_EMBEDDINGS)
+    return _whole_manifest(split_dir).get(record.MANIFEST_EMBEDDINGS)
 
 
 def training_pairs(
@@ -124,7 +120,8 @@ def training_pairs(
         )
         return image, captions[choice]
 
-    dataset = _records(split_dir, config, first_step=first_step).shard(num_hosts, host)
+    dataset = _records(split_dir, config, num_examples=num_examples, first_step=first_step)
+    dataset = dataset.shard(num_hosts, host)
     dataset = dataset.map(_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(
         batch_size or config.global_batch_size // num_hosts, drop_remainder=True
@@ -133,10 +130,11 @@ def training_pairs(
     return dataset.prefetch(2)
 
 
-def _records(split_dir: str | Path, config: TrainConfig, *, first_step: int) -> tf.data.Dataset:
+def _records(
+    split_dir: str | Path, config: TrainConfig, *, num_examples: int, first_step: int
+) -> tf.data.Dataset:
     """Returns epoch, place in the epoch and serialized record, in the order of training."""
     files = tf.constant(shard_files(split_dir))
-    num_examples = count_examples(split_dir)
     if not num_examples:
         raise ValueError(f"The split holds no records. Received: split_dir={split_dir}")
     seen = first_step * config.global_batch_size
@@ -173,7 +171,9 @@ def batch_keys(split_dir: str | Path, config: TrainConfig, *, number: int) -> li
         config: The run's configuration.
         number: Which step, counted from one.
     """
-    dataset = _records(split_dir, config, first_step=number - 1).take(config.global_batch_size)
+    dataset = _records(
+        split_dir, config, num_examples=count_examples(split_dir), first_step=number - 1
+    ).take(config.global_batch_size)
     return [tf_example.key(serialized) for _, _, serialized in dataset.as_numpy_iterator()]
 
 
@@ -211,8 +211,10 @@ def damaged_shards(split_dir: str | Path) -> list[str]:
 
 def _manifest(split_dir: str | Path) -> dict | None:
     """Returns the split's part of the manifest that ingest writes beside the splits."""
-    split_dir = Path(split_dir)
-    path = split_dir.parent / record.MANIFEST_FILE
-    if not path.is_file():
-        return None
-    return json.loads(path.read_text())["splits"].get(split_dir.name.removeprefix("Split-"))
+    splits = _whole_manifest(split_dir).get(record.MANIFEST_SPLITS, {})
+    return splits.get(Path(split_dir).name.removeprefix("Split-"))
+
+
+def _whole_manifest(split_dir: str | Path) -> dict:
+    path = Path(split_dir).parent / record.MANIFEST_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}

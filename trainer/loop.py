@@ -2,29 +2,26 @@
 
 import functools
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from sigline.trainer import (
     collectives,
     data,
-    export,
-    optimizers,
     preemption,
     preprocess,
     progress,
+    start,
     steps,
+    strategies,
     two_tower,
 )
 from sigline.trainer.checkpoints import Checkpoints
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
 
 
@@ -50,47 +47,6 @@ class TrainResult:
     data_wait_fraction: float
     final_loss: float
     is_chief: bool
-
-
-def make_strategy(name: str) -> tf.distribute.Strategy:
-    """Returns the strategy that a configuration names; see `TrainConfig.strategy`."""
-    # First, since nothing may run in TensorFlow before it.
-    if name == "multi_worker" or (name == "auto" and _num_workers() > 1):
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    gpus = tf.config.list_logical_devices("GPU")
-    if name == "tpu" or (name == "auto" and _has_tpu()):
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
-    if name == "mirrored":
-        devices = gpus or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    if name == "auto" and len(gpus) > 1:
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.get_strategy()
-
-
-def _num_workers() -> int:
-    """Returns the number of workers that `$TF_CONFIG` names; none if it is not set."""
-    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
-    return len(cluster.get("chief", [])) + len(cluster.get("worker", []))
-
-
-def _is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes: the first worker, or the only one."""
-    resolver = strategy.cluster_resolver
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
-        return True
-    # One worker is not started as one of several.
-    kind = resolver.task_type or "worker"
-    if "chief" in resolver.cluster_spec().as_dict():
-        return kind == "chief"
-    return kind == "worker" and not resolver.task_id
-
-
-def _has_tpu() -> bool:
-    return Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
 
 
 def train(
@@ -123,7 +79,7 @@ def train(
         preemption.Preempted: If SIGTERM came; the state was saved.
     """
     if strategy is None:
-        strategy = make_strategy(config.strategy)
+        strategy = strategies.make_strategy(config.strategy)
     assert strategy is not None
     num_replicas = strategy.num_replicas_in_sync
     if config.global_batch_size % num_replicas:
@@ -133,9 +89,9 @@ def train(
         )
     with strategy.scope():
         model = two_tower.build(config)
-        start_from(model, weights, config)
-        embed = choose_embed(model, data.embeddings(split_dir), config)
-        state = make_state(model, config)
+        start.start_from(model, weights, config)
+        embed = start.choose_embed(model, data.embeddings(split_dir), config)
+        state = start.make_state(model, config)
     tokenizer = preprocess.Tokenizer(vocabulary, config.text)
     checkpoints = Checkpoints(
         checkpoint_dir,
@@ -144,8 +100,8 @@ def train(
         keep_every_steps=config.keep_every_steps,
     )
     first_step = checkpoints.restore_latest()
-    is_chief, anyone = _is_chief(strategy), _agreement(strategy)
-    _check_same_start(strategy, first_step)
+    is_chief, anyone = strategies.is_chief(strategy), strategies.agreement(strategy)
+    strategies.check_same_start(strategy, first_step)
     batches = iter(
         strategy.distribute_datasets_from_function(
             lambda context: data.training_pairs(
@@ -216,43 +172,6 @@ def _next(batches, split_dir: str | Path):
         raise data.unreadable(split_dir, error) from error
 
 
-def _agreement(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
-    """Returns a function that says whether something holds on any worker, the same on all.
-
-    A worker that stopped alone would leave the others waiting for it.
-    """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return lambda holds: holds
-    add = _sum_over_workers(strategy)
-    return lambda holds: add([float(holds)])[0] > 0
-
-
-def _check_same_start(strategy: tf.distribute.Strategy, first_step: int) -> None:
-    """Raises on all workers if they do not go on from the same step."""
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return
-    add = _sum_over_workers(strategy)
-    count, total, squares = add([1.0, float(first_step), float(first_step) ** 2])
-    if squares * count != total**2:
-        raise RuntimeError(
-            "All workers must go on from the same checkpoint; give them a folder that all see. "
-            f"Received: step {first_step} here, {total / count:.1f} on average"
-        )
-
-
-def _sum_over_workers(strategy: tf.distribute.Strategy) -> Callable[[list[float]], np.ndarray]:
-    def here(x):
-        context = tf.distribute.get_replica_context()
-        # A copy on the replica's own device.
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))
-
-    @tf.function
-    def add(x):
-        return strategy.experimental_local_results(strategy.run(here, args=(x,)))[0]
-
-    return lambda values: add(tf.constant(values, tf.float64)).numpy()
-
-
 def _is_late(saved: float, minutes: float | None) -> bool:
     return minutes is not None and time.monotonic() - saved >= 60.0 * minutes
 
@@ -276,81 +195,6 @@ def _not_finite(
         f"The run is no longer finite. Received: {count} steps without a finite loss or gradient, "
         f"the first of them step {first}, whose records are named in {path}. Lower "
         "optimizer.learning_rate, raise optimizer.warmup_steps or allow more by max_skipped_steps."
-    )
-
-
-def start_from(model: two_tower.TwoTower, weights: Weights | None, config: TrainConfig) -> None:
-    """Assigns the parameters that `config.pretrained` names.
-
-    Raises:
-        ValueError: If weights are given and not asked for, or the other way round, or do not fit.
-    """
-    if weights is None and config.pretrained:
-        raise ValueError(
-            "The recipe starts from weights, which must be given. "
-            f"Received: pretrained={list(config.pretrained)}"
-        )
-    if weights is None:
-        return
-    if not config.pretrained:
-        raise ValueError(
-            "pretrained must name the parameters that start from the given weights, such as "
-            'pretrained=["image/.*"]. Received: pretrained=[]'
-        )
-    variables = two_tower.named_variables(model)
-    shapes = {name: tuple(value.shape) for name, value in variables.items()}
-    for name, value in checkpoint.fitted(weights, shapes, config.pretrained).items():
-        variables[name].assign(value)
-
-
-def choose_embed(
-    model: two_tower.TwoTower, embedded: dict | None, config: TrainConfig
-) -> steps.Embed:
-    """Returns how batches are embedded: the images live, or as the data holds them.
-
-    Args:
-        model: The model at its start.
-        embedded: What `data.embeddings` says of the data.
-        config: The configuration.
-
-    Raises:
-        ValueError: If the data holds embeddings of another image tower, or of one that is trained.
-    """
-    if embedded is None:
-        return steps.embed_pixels
-    trained = steps.trained_names(two_tower.named_parameters(model), config)
-    if any(name.startswith("image/") for name in trained):
-        raise ValueError(
-            "Images that are embedded already need an image tower that is frozen by "
-            f"optimizer.rates. Received: optimizer.rates={config.optimizer.rates}"
-        )
-    digest = export.image_digest(model)
-    if digest != embedded["image_digest"]:
-        raise ValueError(
-            "The images were embedded by another image tower than the one given; embed them again "
-            f"with `sigline embed`. Received: image_digest={embedded['image_digest'][:12]} in the "
-            f"data, {digest[:12]} in the model"
-        )
-    return steps.embed_precomputed
-
-
-def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainState:
-    """Returns the state of a run before its first step as variables.
-
-    Under a strategy, call it in the strategy's scope.
-    """
-    parameters = two_tower.named_variables(model)
-    first = tf.VariableAggregation.ONLY_FIRST_REPLICA
-    trained = {name: parameters[name] for name in steps.trained_names(parameters, config)}
-    # A name without a factor of the decay is an error before the first step, too.
-    optimizers.matched(config.optimizer.decays, trained)
-    averaged = trained if config.optimizer.ema_decay is not None else {}
-    return steps.TrainState(
-        parameters,
-        optimizers.make_slots(trained, config.optimizer),
-        {name: tf.Variable(value, trainable=False) for name, value in averaged.items()},
-        tf.Variable(tf.zeros((), tf.int64), trainable=False, aggregation=first),
-        tf.Variable(tf.zeros((2,), tf.int64), trainable=False, aggregation=first),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict
 
-from sigline.components import served_model
+from sigline.components import files, served_model
 from sigline.components.embed import manifest
 from sigline.schemas import digests, record, signatures
 
@@ -102,9 +102,9 @@ class _EmbedShard(beam.DoFn):
             # Of its own, since a runner may try a shard twice at a time.
             scratch = posixpath.join(self._output_dir, f"tmp-{uuid.uuid4().hex}-{split}-{name}")
             source = posixpath.join(self._examples_dir, folder, name)
-            _make_folder(posixpath.dirname(target))
+            files.make_folder(self._output_dir)
             tf_example.write_shard(scratch, self._embedded(source))
-            FileSystems.rename([scratch], [target])
+            files.rename(scratch, target)
         records = sum(1 for _ in tf_example.read_shard(target))
         with FileSystems.open(target, compression_type="uncompressed") as handle:
             yield (split, name), {"records": records, "sha256": digests.stream_digest(handle)}
@@ -145,21 +145,8 @@ def _write_manifest(_, written, of_examples: str, splits, tower, output_dir: str
     left = FileSystems.match([posixpath.join(output_dir, "tmp-*")])[0].metadata_list
     if left:
         FileSystems.delete([item.path for item in left])
-    scratch = posixpath.join(output_dir, f".tmp-{uuid.uuid4().hex}-{record.MANIFEST_FILE}")
-    with FileSystems.create(scratch, compression_type="uncompressed") as handle:
-        handle.write(content.encode())
-    FileSystems.rename([scratch], [posixpath.join(output_dir, record.MANIFEST_FILE)])
+    files.write_file(posixpath.join(output_dir, record.MANIFEST_FILE), content.encode())
     return content
-
-
-def _make_folder(folder: str) -> None:
-    if not FileSystems.exists(folder):
-        try:
-            FileSystems.mkdirs(folder)
-        except OSError:
-            # Another worker was faster.
-            if not FileSystems.exists(folder):
-                raise
 
 
 def _read(path: str) -> str:

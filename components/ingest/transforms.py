@@ -17,6 +17,7 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
+from sigline.components.files import rename, write_file
 from sigline.components.ingest import images, rules
 from sigline.components.ingest.readers import reader_for
 from sigline.schemas import artifacts, digests, record
@@ -208,7 +209,7 @@ class _WriteShard(beam.DoFn):
         )
         with FileSystems.open(scratch, compression_type="uncompressed") as handle:
             digest = digests.stream_digest(handle)
-        _rename(scratch, posixpath.join(self._examples_dir, f"Split-{split}", name))
+        rename(scratch, posixpath.join(self._examples_dir, f"Split-{split}", name))
         sources: dict[str, int] = defaultdict(int)
         for row in rows:
             sources[row.source] += 1
@@ -281,29 +282,3 @@ def _write_report(
         json.dumps(counts, sort_keys=True, indent=1).encode(),
     )
     return counts
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Writes a small file under a temporary name and renames it."""
-    folder, name = posixpath.split(path)
-    scratch = posixpath.join(folder, f".tmp-{name}")
-    _make_folder(folder)
-    with FileSystems.create(scratch, compression_type="uncompressed") as handle:
-        handle.write(content)
-    _rename(scratch, path)
-
-
-def _rename(source: str, target: str) -> None:
-    _make_folder(posixpath.dirname(target))
-    if FileSystems.exists(target):
-        FileSystems.delete([target])
-    FileSystems.rename([source], [target])
-
-
-def _make_folder(folder: str) -> None:
-    try:
-        FileSystems.mkdirs(folder)
-    except OSError:
-        # It exists, perhaps since another worker made it a moment ago.
-        if not FileSystems.exists(folder):
-            raise

@@ -10,7 +10,7 @@ import tensorflow as tf
 from sigline import cli
 from sigline.components.embed import manifest, transforms
 from sigline.schemas import digests, record, tf_example
-from sigline.trainer import config, data, export, loop, two_tower
+from sigline.trainer import config, data, export, loop, start, steps, two_tower
 from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
 
@@ -61,7 +61,7 @@ def _run(folder, transform):
 
 def test_records_keep_all_but_the_image(embedded, examples, weights, tiny):
     model = two_tower.build(tiny)
-    loop.start_from(model, weights, tiny)
+    start.start_from(model, weights, tiny)
     for path in sorted((examples / "Split-train").iterdir()):
         before = list(tf_example.read_shard(str(path)))
         after = list(tf_example.read_shard(str(embedded / "Split-train" / path.name)))
@@ -88,7 +88,7 @@ def test_manifest_names_shards_and_tower(embedded, weights, tiny):
     for name, shard in shards.items():
         assert digests.file_digest(embedded / "Split-train" / name) == shard["sha256"]
     model = two_tower.build(tiny)
-    loop.start_from(model, weights, tiny)
+    start.start_from(model, weights, tiny)
     assert content["embeddings"]["image_digest"] == export.image_digest(model)
     assert data.embeddings(embedded / "Split-train") == content["embeddings"]
 
@@ -115,21 +115,23 @@ def test_precomputed_and_live_training_agree(
 def test_embeddings_of_another_tower_are_refused(embedded, weights, tiny):
     other = two_tower.build(tiny)
     with pytest.raises(ValueError, match=r"by another image tower.*embed them again"):
-        loop.choose_embed(other, data.embeddings(embedded / "Split-train"), tiny)
+        start.choose_embed(other, data.embeddings(embedded / "Split-train"), tiny)
 
 
 def test_options_of_training_do_not_make_embeddings_stale(embedded, weights, tiny):
     dropping = config.override(tiny, ["image.token_dropout=0.5", "image.block.dropout=0.1"])
     model = two_tower.build(dropping)
-    loop.start_from(model, weights, dropping)
-    embed = loop.choose_embed(model, data.embeddings(embedded / "Split-train"), dropping)
-    assert embed is loop.steps.embed_precomputed
+    start.start_from(model, weights, dropping)
+    embed = start.choose_embed(model, data.embeddings(embedded / "Split-train"), dropping)
+    assert embed is steps.embed_precomputed
 
 
 def test_embeddings_for_a_tower_that_is_trained_are_refused(embedded, tiny):
     trained = config.override(tiny, ['optimizer.rates=[[".*", 1]]'])
     with pytest.raises(ValueError, match=r"frozen by optimizer\.rates"):
-        loop.choose_embed(two_tower.build(tiny), data.embeddings(embedded / "Split-train"), trained)
+        start.choose_embed(
+            two_tower.build(tiny), data.embeddings(embedded / "Split-train"), trained
+        )
 
 
 def test_embedded_examples_are_not_embedded_again(embedded, tmp_path):
@@ -243,8 +245,6 @@ def test_recipe_decides_the_resolution(examples, weights, tiny, vocabulary, tmp_
 
 
 def test_microbatches_of_embeddings_give_the_same_gradients(weights, tiny):
-    from sigline.trainer import steps
-
     model = two_tower.build(tiny)
     parameters = {n: tf.convert_to_tensor(v) for n, v in two_tower.named_variables(model).items()}
     vectors = two_tower.normalize(tf.random.stateless_normal((8, tiny.image.output_dim), (0, 0)))

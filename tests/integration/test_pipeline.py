@@ -228,12 +228,16 @@ def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monk
             if "code_digest" in getattr(node, "exec_properties", {})
         }
 
-    before = _digests()
-    with open(copy / "trainer" / "losses.py", "a") as handle:
-        handle.write("\n")
-    after = _digests()
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"Trainer", "TrainVocabulary", "EvaluateModel"}
+    for path, nodes in (
+        ("trainer/losses.py", {"Trainer", "TrainVocabulary", "EvaluateModel"}),
+        ("components/served_model.py", {"EvaluateModel"}),
+        ("components/files.py", {"IngestExamples"}),
+    ):
+        before = _digests()
+        with open(copy / path, "a") as handle:
+            handle.write("\n")
+        after = _digests()
+        assert {name for name in before if before[name] != after[name]} == nodes, path
 
 
 def test_shuffled_captions_are_refused(tmp_path, run, capsys):

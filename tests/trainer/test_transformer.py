@@ -271,9 +271,22 @@ def test_text_pool_reads_the_first_end():
 
 
 @pytest.mark.parametrize("name", variants.names())
-def test_published_sizes_make_valid_towers(name):
-    tower = ImageTowerConfig(**variants.sizes(name))
-    config.TrainConfig(name="x", steps=1, global_batch_size=2, image=tower)
+def test_heads_divide_the_width(name):
+    sizes = variants.sizes(name)
+    assert sizes["width"] % sizes["num_heads"] == 0
+
+
+# In millions, of arXiv 2106.04560 (table 2), 2010.11929 and 2305.13035; of a whole image tower.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("B", 86), ("L", 303), ("So400m", 428), ("H", 632), ("g", 1011), ("G", 1843), ("e", 3926)],
+)
+def test_published_sizes_have_about_the_published_parameters(name, millions):
+    sizes = variants.sizes(name)
+    width, mlp = sizes["width"], sizes["mlp_dim"]
+    blocks = sizes["depth"] * (4 * width**2 + 2 * width * mlp) / 1e6
+    # Patches, positions, norms and the pool are the rest.
+    assert 0.95 * millions < blocks < millions
 
 
 def test_unknown_size_lists_the_known_ones():

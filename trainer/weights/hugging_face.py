@@ -24,30 +24,18 @@ _ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
 }
 # What `transformers` assumes where a config.json is silent.
+_SIGLIP_TOWER: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "attention_dropout": 0.0,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "siglip_text": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-        "vocab_size": 32_000,
-        "max_position_embeddings": 64,
-        "attention_dropout": 0.0,
-    },
-    "siglip_vision": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-        "image_size": 224,
-        "patch_size": 16,
-        "num_channels": 3,
-        "attention_dropout": 0.0,
-    },
+    "siglip_text": _SIGLIP_TOWER | {"vocab_size": 32_000, "max_position_embeddings": 64},
+    "siglip_vision": _SIGLIP_TOWER | {"image_size": 224, "patch_size": 16, "num_channels": 3},
     "clip_text": {
         "hidden_size": 512,
         "intermediate_size": 2048,

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sigline.trainer import config, loop, positions, two_tower
+from sigline.trainer import config, loop, positions, start, two_tower
 from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
 
@@ -110,6 +110,6 @@ def test_weights_that_are_asked_for_must_be_given(tiny, given):
     asked = config.override(tiny, ['pretrained=["image/.*"]'])
     model = two_tower.build(tiny)
     with pytest.raises(ValueError, match="starts from weights, which must be given"):
-        loop.start_from(model, None, asked)
+        start.start_from(model, None, asked)
     with pytest.raises(ValueError, match="pretrained must name the parameters"):
-        loop.start_from(model, given, tiny)
+        start.start_from(model, given, tiny)

@@ -1,0 +1,35 @@
+"""Files of components, on whatever file system Beam reaches."""
+
+import posixpath
+import uuid
+
+from apache_beam.io.filesystems import FileSystems
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Writes a small file under a temporary name and renames it."""
+    folder, name = posixpath.split(path)
+    # Of its own, since a runner may do the same work twice at a time.
+    scratch = posixpath.join(folder, f".tmp-{uuid.uuid4().hex}-{name}")
+    make_folder(folder)
+    with FileSystems.create(scratch, compression_type="uncompressed") as handle:
+        handle.write(content)
+    rename(scratch, path)
+
+
+def rename(source: str, target: str) -> None:
+    """Moves a file to its place; its folder is made, and an older file there goes."""
+    make_folder(posixpath.dirname(target))
+    if FileSystems.exists(target):
+        FileSystems.delete([target])
+    FileSystems.rename([source], [target])
+
+
+def make_folder(folder: str) -> None:
+    """Makes a folder, unless it is there."""
+    try:
+        FileSystems.mkdirs(folder)
+    except OSError:
+        # It exists, perhaps since another worker made it a moment ago.
+        if not FileSystems.exists(folder):
+            raise

@@ -1,0 +1,83 @@
+"""What a run has before its first step: weights, the way to embed, the state."""
+
+import tensorflow as tf
+
+from sigline.trainer import export, optimizers, steps, two_tower
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights.checkpoint import Weights
+
+
+def start_from(model: two_tower.TwoTower, weights: Weights | None, config: TrainConfig) -> None:
+    """Assigns the parameters that `config.pretrained` names.
+
+    Raises:
+        ValueError: If weights are given and not asked for, or the other way round, or do not fit.
+    """
+    if weights is None and config.pretrained:
+        raise ValueError(
+            "The recipe starts from weights, which must be given. "
+            f"Received: pretrained={list(config.pretrained)}"
+        )
+    if weights is None:
+        return
+    if not config.pretrained:
+        raise ValueError(
+            "pretrained must name the parameters that start from the given weights, such as "
+            'pretrained=["image/.*"]. Received: pretrained=[]'
+        )
+    variables = two_tower.named_variables(model)
+    shapes = {name: tuple(value.shape) for name, value in variables.items()}
+    for name, value in checkpoint.fitted(weights, shapes, config.pretrained).items():
+        variables[name].assign(value)
+
+
+def choose_embed(
+    model: two_tower.TwoTower, embedded: dict | None, config: TrainConfig
+) -> steps.Embed:
+    """Returns how batches are embedded: the images live, or as the data holds them.
+
+    Args:
+        model: The model at its start.
+        embedded: What `data.embeddings` says of the data.
+        config: The configuration.
+
+    Raises:
+        ValueError: If the data holds embeddings of another image tower, or of one that is trained.
+    """
+    if embedded is None:
+        return steps.embed_pixels
+    trained = steps.trained_names(two_tower.named_parameters(model), config)
+    if any(name.startswith("image/") for name in trained):
+        raise ValueError(
+            "Images that are embedded already need an image tower that is frozen by "
+            f"optimizer.rates. Received: optimizer.rates={config.optimizer.rates}"
+        )
+    digest = export.image_digest(model)
+    if digest != embedded["image_digest"]:
+        raise ValueError(
+            "The images were embedded by another image tower than the one given; embed them again "
+            f"with `sigline embed`. Received: image_digest={embedded['image_digest'][:12]} in the "
+            f"data, {digest[:12]} in the model"
+        )
+    return steps.embed_precomputed
+
+
+def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainState:
+    """Returns the state of a run before its first step as variables.
+
+    Under a strategy, call it in the strategy's scope.
+    """
+    parameters = two_tower.named_variables(model)
+    first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    trained = {name: parameters[name] for name in steps.trained_names(parameters, config)}
+    # A name without a factor of the decay is an error before the first step, too.
+    optimizers.matched(config.optimizer.decays, trained)
+    averaged = trained if config.optimizer.ema_decay is not None else {}
+    return steps.TrainState(
+        parameters,
+        optimizers.make_slots(trained, config.optimizer),
+        {name: tf.Variable(value, trainable=False) for name, value in averaged.items()},
+        tf.Variable(tf.zeros((), tf.int64), trainable=False, aggregation=first),
+        tf.Variable(tf.zeros((2,), tf.int64), trainable=False, aggregation=first),
+    )
