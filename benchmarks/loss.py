@@ -16,12 +16,12 @@ import gc
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import machine
+import workers
 
 THREADS = 2
 LOG_TEMPERATURE, BIAS = 2.302585, -10.0
@@ -168,12 +168,12 @@ def work(variant: str, batch: int, dim: int) -> None:
     inputs = [convert(x) for x in make_pairs(batch, dim)]
     before = _reset_peak()
     value = compute(*inputs)
-    print(json.dumps({"peak_mib": _memory_mib("VmHWM") - before, "loss": value}), flush=True)
+    workers.answer({"peak_mib": _memory_mib("VmHWM") - before, "loss": value})
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         compute(*inputs)
         elapsed = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        print(json.dumps(elapsed), flush=True)
+        workers.answer(elapsed)
 
 
 def work_replicas(replicas: int, batch: int, dim: int) -> None:
@@ -216,29 +216,7 @@ def work_replicas(replicas: int, batch: int, dim: int) -> None:
     before = _reset_peak()
     step(real)
     peak = _memory_mib("VmHWM") - before
-    print(json.dumps({"peak_mib": peak, "peak_mib_per_replica": peak / replicas}))
-
-
-def _start(*arguments: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-    return subprocess.Popen(
-        [sys.executable, __file__, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def _answer(process: subprocess.Popen, name: str) -> dict:
-    # Libraries may print lines of their own.
-    for line in process.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    raise RuntimeError(
-        f"{name} ended with code {process.wait()} before it answered; what it printed is above. "
-        "Code -9: the system ran out of memory."
-    )
+    workers.answer({"peak_mib": peak, "peak_mib_per_replica": peak / replicas})
 
 
 def measure(batch: int, dim: int, rounds: int, skip: dict[str, str]) -> list[dict]:
@@ -252,22 +230,14 @@ def measure(batch: int, dim: int, rounds: int, skip: dict[str, str]) -> list[dic
         if variant in skip:
             row["not_run"] = skip[variant]
             continue
-        process = _start("--worker", variant, batch, dim)
-        first = _answer(process, variant)
+        process = workers.start(__file__, THREADS, "--worker", variant, batch, dim)
+        first = workers.read(process, variant)
         processes[variant] = process
         row["peak_mib"] = first["peak_mib"]
         row["rounds"] = rounds
         if "gemm" not in variant:
             row["loss_error"] = abs(first["loss"] / reference - 1.0)
-    times: dict[str, list[dict]] = {variant: [] for variant in processes}
-    for _ in range(rounds):
-        for variant, process in processes.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            times[variant].append(_answer(process, variant))
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+    times = workers.rounds(processes, rounds)
     for row in rows:
         for kind in ("wall", "cpu"):
             if row["variant"] in times:
@@ -308,14 +278,11 @@ def _skips(batch: int, dim: int, rows: list[dict]) -> dict[str, str]:
 
 def environment() -> dict[str, object]:
     """Returns what the figures depend on."""
-    from importlib import metadata
-
-    names = ("tensorflow", "jax", "torch", "open-clip-torch", "numpy")
     return {
         **machine.describe(),
         "command": "benchmarks/loss.py",
         "threads": THREADS,
-        "versions": {name: metadata.version(name) for name in names},
+        "versions": machine.versions("tensorflow", "jax", "torch", "open-clip-torch", "numpy"),
     }
 
 
@@ -447,9 +414,9 @@ def main() -> None:
             print(f"batch {batch}, d = {dim}: done", flush=True)
     result["replicas"] = []
     for replicas in (1, 2, 4):
-        process = _start("--replicas", replicas, 4096, 64)
+        process = workers.start(__file__, THREADS, "--replicas", replicas, 4096, 64)
         row = {"replicas": replicas, "batch": 4096, "dim": 64}
-        result["replicas"].append(row | _answer(process, f"{replicas} replicas"))
+        result["replicas"].append(row | workers.read(process, f"{replicas} replicas"))
         process.wait()
     path.write_text(json.dumps(result, indent=1) + "\n")
     write_table(result, arguments.output / "loss.md")

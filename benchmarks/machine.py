@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from importlib import metadata
 
 
 def describe() -> dict[str, object]:
@@ -17,3 +18,8 @@ def describe() -> dict[str, object]:
         "processor": names[0] if names else platform.processor(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * pages / 2**30),
     }
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Returns the versions of installed packages."""
+    return {name: metadata.version(name) for name in names}

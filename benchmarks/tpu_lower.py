@@ -17,7 +17,7 @@ os.environ.update(TPU_SKIP_MDS_QUERY="1", TF_CPP_MIN_LOG_LEVEL="3")
 import numpy as np
 import tensorflow as tf
 
-from sigline.trainer import collectives, config, losses, optimizers, steps, two_tower
+from sigline.trainer import collectives, config, losses, objectives, optimizers, steps, two_tower
 
 
 def lower(function, flat_specs: list[tf.TensorSpec], num_donated: int) -> str:
@@ -81,7 +81,7 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
         config=settings,
         exchange=exchange,
         embed=steps.embed_precomputed if form.startswith("precomputed") else steps.embed_pixels,
-        loss=_dense_loss if form.endswith("dense") else steps.configured_loss,
+        loss=_dense_loss if form.endswith("dense") else objectives.configured_loss,
     )
 
     def step(*flat):
@@ -91,7 +91,11 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
         number, *inputs = rest[len(frozen) :]
         state = steps.TrainState(values, slots, ema, number, skipped)
         state, scalars = steps.train_step(
-            state, tuple(inputs), config=settings, exchange=exchange, compute=compute
+            state,
+            dict(zip(("image", "text"), inputs, strict=True)),
+            config=settings,
+            exchange=exchange,
+            compute=compute,
         )
         values = {n: state.parameters[n] for n in trained}
         changed = (values, state.slots, state.ema, state.skipped)

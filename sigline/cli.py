@@ -53,12 +53,27 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train and export without TFX")
     train.add_argument("--recipe", required=True)
-    train.add_argument("--data", required=True, type=Path, help="folder with training TFRecords")
-    train.add_argument("--vocabulary", required=True, type=Path, help="SentencePiece model")
+    train.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        type=Path,
+        help="folder with training TFRecords; several are mixed, see data.mixture",
+    )
+    train.add_argument(
+        "--vocabulary", type=Path, help="SentencePiece model; for recipes with a text tower"
+    )
     train.add_argument("--output", required=True, type=Path, help="checkpoints, logs and model")
     train.add_argument("--labels", type=Path, help="classes.json for the classify signature")
     train.add_argument(
         "--weights", type=Path, help="what the recipe's pretrained parameters start from"
+    )
+    train.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHTS",
+        help="weights of a teacher that the recipe names",
     )
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     train.set_defaults(run=_train)
@@ -160,11 +175,13 @@ def _train(arguments: argparse.Namespace) -> int:
     config = trainer_config.override(
         trainer_config.load_recipe(arguments.recipe), arguments.overrides
     )
-    vocabulary = arguments.vocabulary.read_bytes()
+    vocabulary = _vocabulary(arguments.vocabulary, config)
+    labels = _labels(arguments.labels)
     model_dir = arguments.output / "model"
     if model_dir.exists():
         raise ValueError(f"output holds a finished model already. Received: {model_dir}")
     weights = checkpoint.load(arguments.weights) if arguments.weights else None
+    teachers = {name: checkpoint.load(path) for name, path in _named(arguments.teacher).items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     provenance = {
         "data_digest": data.data_digest(arguments.data),
@@ -174,8 +191,13 @@ def _train(arguments: argparse.Namespace) -> int:
     }
     if weights is not None:
         provenance["weights_digest"] = weights.digest()
-    identity = [config.to_json(), provenance["data_digest"], _digest(vocabulary)]
-    _claim(arguments.output, [*identity, *([weights.digest()] if weights is not None else [])])
+    for name, teacher in teachers.items():
+        provenance[f"teacher_digest/{name}"] = teacher.digest()
+    start = {name: value for name, value in provenance.items() if name != "code_digest"}
+    start["vocabulary"] = hashlib.sha256(vocabulary or b"").hexdigest()
+    if teachers and labels is not None:
+        start["labels"] = labels.to_json()
+    _claim(arguments.output, [config.to_json(), json.dumps(start, sort_keys=True)])
     result = loop.train(
         config,
         split_dir=arguments.data,
@@ -183,6 +205,8 @@ def _train(arguments: argparse.Namespace) -> int:
         checkpoint_dir=arguments.output / "checkpoints",
         log_dir=arguments.output / "logs",
         weights=weights,
+        teachers=teachers,
+        labels=labels,
     )
     if not result.is_chief:
         return 0
@@ -196,15 +220,34 @@ def _train(arguments: argparse.Namespace) -> int:
         result.model,
         config=config,
         vocabulary=vocabulary,
-        labels=_labels(arguments.labels),
+        labels=labels,
         provenance=provenance,
     )
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _vocabulary(path: Path | None, config) -> bytes | None:
+    if (path is None) != (config.text is None):
+        raise ValueError(
+            "--vocabulary must be given for a recipe with a text tower, and for no other. "
+            f"Received: --vocabulary {path}, recipe={config.name}"
+        )
+    return path.read_bytes() if path else None
+
+
+def _named(assignments: list[str]) -> dict[str, str]:
+    """Returns the values of NAME=VALUE arguments by their names."""
+    found: dict[str, str] = {}
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        if not name or not value or name in found:
+            raise ValueError(
+                "--teacher reads NAME=WEIGHTS, with another name for each. "
+                f"Received: {assignment!r}"
+            )
+        found[name] = value
+    return found
 
 
 def _labels(path: Path | None):
@@ -297,7 +340,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from sigline.trainer.weights import checkpoint
 
     weights = checkpoint.load(arguments.weights)
-    if weights.vocabulary is None:
+    if weights.vocabulary is None and weights.config.text is not None:
         raise ValueError(
             "The weights have no vocabulary, without which no text can be served. "
             f"Received: {arguments.weights}. Import them with --vocabulary."

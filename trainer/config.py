@@ -65,6 +65,7 @@ class ImageTowerConfig:
         patch_bias: Whether the projection of the patches has a bias; CLIP's has none.
         projection: Outputs of a projection behind the pool; None for no projection, as in SigLIP.
         projection_bias: Whether that projection has a bias.
+        classes: Outputs of a classification head beside the embedding; None for no head.
         resize: `squash` to a square, as SigLIP, or `crop`: the shorter side to `size`, then the
             middle.
         interpolation: `bilinear` or `bicubic`.
@@ -88,6 +89,7 @@ class ImageTowerConfig:
     patch_bias: bool = True
     projection: int | None = None
     projection_bias: bool = True
+    classes: int | None = None
     resize: str = "squash"
     interpolation: str = "bilinear"
     antialias: bool = False
@@ -143,6 +145,8 @@ class LossConfig:
 
     Attributes:
         name: `sigmoid` (SigLIP) or `softmax` (CLIP, which ignores the bias).
+        weight: Its factor beside the losses of `TrainConfig.distillation`; 0 leaves it out, so that
+            images need no texts of their own.
         temperature_init: Initial temperature; its logarithm is trained.
         bias_init: Initial bias of the logits; None for the log prior of a positive pair,
             `-log(global_batch_size - 1)`.
@@ -155,12 +159,36 @@ class LossConfig:
     """
 
     name: str = "sigmoid"
+    weight: float = 1.0
     temperature_init: float = 10.0
     bias_init: float | None = -10.0
     chunk_size: int | None = None
     exchange: str = "auto"
     negatives: str = "all"
     negatives_per_image: int = 16
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """What the model learns from a teacher: a frozen model that sees the same pixels.
+
+    Crop, flip and mixup are the same for both ("patient and consistent", arXiv 2106.05237); if the
+    teacher has another resolution, it gets the same crop at that one.
+
+    Attributes:
+        teacher: Name that the teacher's weights are given under.
+        target: `classes`, the teacher's distribution over classes (of its own head, or of its texts
+            for a label set) for the student's head, by KL divergence; or `pairs`, the probabilities
+            it gives to the pairs of the batch, by the sigmoid loss with these as soft targets.
+        weight: Factor of this loss.
+        temperature: Divides the logits of both for `classes`; the divergence is multiplied by its
+            square, which keeps the size of the gradient. 1 for `pairs`.
+    """
+
+    teacher: str
+    target: str = "classes"
+    weight: float = 1.0
+    temperature: float = 1.0
 
 
 # A regular expression that a parameter's whole name matches, and what it gets; the first one wins.
@@ -224,12 +252,23 @@ class DataConfig:
         crop_min_area: Least share of the image that a random crop keeps, at an aspect of 3:4 to 4:3
             (arXiv 1409.4842, section 6); None for whole images, as SigLIP has them.
         flip: Whether half of the images are mirrored; captions may then be wrong about sides.
+        mixture: Weights of the folders to train on, in the order they are given in; empty to weight
+            them by their records. Every batch holds the same number from each, the weights times
+            its size, rounded.
+        max_damaged_records: Records that may be unreadable in all; each is replaced by one beside
+            it, and listed. One more stops the run.
+        mixup: p of Beta(p, p), from which each step draws how much of its neighbour in the batch is
+            mixed into every image, less than half (arXiv 1710.09412); 0 for none. Only for
+            distillation: a mixed image no longer belongs to its text.
     """
 
     shuffle_records: int = 50_000
     max_image_pixels: int = 25_000_000
     crop_min_area: float | None = None
     flip: bool = False
+    mixture: tuple[float, ...] = ()
+    max_damaged_records: int = 0
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -240,6 +279,12 @@ class TrainConfig:
         name: Name of the recipe.
         steps: Optimizer steps.
         global_batch_size: Pairs per step over all replicas.
+        image: The image tower.
+        text: The text tower; None for a model of images alone.
+        loss: The loss over pairs.
+        distillation: What is learnt from teachers besides; the losses are added.
+        optimizer: How gradients change parameters.
+        data: How examples are read.
         seed: Seed of the initial weights, the shuffle and the choice of captions.
         pretrained: Regular expressions of whole names of parameters that start from given weights;
             all others start at random.
@@ -267,8 +312,9 @@ class TrainConfig:
     steps: int
     global_batch_size: int
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    text: TextTowerConfig | None = field(default_factory=TextTowerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distillation: tuple[DistillationConfig, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0
@@ -287,6 +333,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.check(self)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers, sorted."""
+        return tuple(sorted({item.teacher for item in self.distillation}))
 
     @property
     def bias_init(self) -> float:
@@ -364,12 +415,11 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
 
 def tiny(config: TrainConfig) -> TrainConfig:
     """Returns the same recipe at a size that trains in seconds on a CPU, for tests."""
-    image = dataclasses.replace(
-        config.image, size=2 * config.image.patch, width=32, depth=2, mlp_dim=64, num_heads=2
-    )
-    text = dataclasses.replace(
-        config.text, vocabulary_size=512, length=16, width=32, depth=2, mlp_dim=64, num_heads=2
-    )
+    sizes = {"width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2}
+    image = dataclasses.replace(config.image, size=2 * config.image.patch, **sizes)
+    text = config.text
+    if text is not None:
+        text = dataclasses.replace(text, vocabulary_size=512, length=16, **sizes)
     return dataclasses.replace(
         config,
         image=image,

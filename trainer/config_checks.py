@@ -46,9 +46,11 @@ _AT_LEAST = {
     "text.num_heads": 1,
     "text.vocabulary_size": 1,
     "data.shuffle_records": 1,
+    "data.max_damaged_records": 0,
     "data.max_image_pixels": 1,
     "image.num_registers": 0,
     "image.projection": 1,
+    "image.classes": 1,
     "text.length": 2,
     "text.end_id": 0,
     "loss.chunk_size": 1,
@@ -71,14 +73,20 @@ _SHARES = (
 
 
 # Finite, and at least zero.
-_NOT_NEGATIVE = ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.epsilon")
+_NOT_NEGATIVE = (
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.epsilon",
+    "loss.weight",
+    "data.mixup",
+)
 
 
 def check(config: Config) -> None:
     """Raises ValueError, with the key and what to give, if a configuration makes no sense."""
     for key, allowed in _CHOICES.items():
         value = _get(config, key)
-        if value not in allowed:
+        if value not in allowed and not _is_left_out(config, key):
             raise ValueError(
                 f"{key} must be one of {', '.join(allowed)}. Received: {key}={value!r}"
             )
@@ -112,10 +120,16 @@ def check(config: Config) -> None:
             "data.crop_min_area must be above 0 and at most 1, or none. "
             f"Received: data.crop_min_area={area}"
         )
+    if not all(math.isfinite(x) and x > 0 for x in config.data.mixture):
+        raise ValueError(
+            "data.mixture must hold positive weights, or nothing. "
+            f"Received: data.mixture={list(config.data.mixture)}"
+        )
     for pattern in config.pretrained:
         _check_pattern("pretrained", pattern)
     _check_towers(config)
     _check_optimizer(config)
+    _check_objectives(config)
     if config.loss.name == "softmax" and config.loss.negatives != "all":
         raise ValueError(
             "loss.negatives must be all with the softmax loss. "
@@ -125,7 +139,7 @@ def check(config: Config) -> None:
 
 def _check_towers(config: Config) -> None:
     for name, tower in (("image", config.image), ("text", config.text)):
-        if tower.width % tower.num_heads:
+        if tower is not None and tower.width % tower.num_heads:
             raise ValueError(
                 f"{name}.num_heads must divide {name}.width. "
                 f"Received: {name}.width={tower.width}, {name}.num_heads={tower.num_heads}"
@@ -135,12 +149,66 @@ def _check_towers(config: Config) -> None:
             "image.patch must divide image.size; pixels would be dropped otherwise. "
             f"Received: image.size={config.image.size}, image.patch={config.image.patch}"
         )
-    if config.text.pool == "end" and config.text.end_id is None:
+    text = config.text
+    if text is not None and text.pool == "end" and text.end_id is None:
         raise ValueError("text.end_id must be given with text.pool=end. Received: text.end_id=None")
     if config.image.pool == "last" and config.image.token_dropout:
         raise ValueError(
             "image.token_dropout must be 0 with image.pool=last: the last patch may be left out. "
             f"Received: image.token_dropout={config.image.token_dropout}"
+        )
+
+
+def _check_objectives(config: Config) -> None:
+    if not config.loss.weight and not config.distillation:
+        raise ValueError(
+            "There must be something to learn: a loss.weight above 0 or distillation. "
+            f"Received: loss.weight={config.loss.weight}, distillation=[]"
+        )
+    if config.loss.weight and config.text is None:
+        raise ValueError(
+            "loss.weight must be 0 without a text tower. "
+            f"Received: loss.weight={config.loss.weight}, text=none"
+        )
+    if config.loss.weight and config.data.mixup:
+        raise ValueError(
+            "data.mixup must be 0 unless loss.weight is: a mixed image does not belong to its "
+            f"text. Received: data.mixup={config.data.mixup}, loss.weight={config.loss.weight}"
+        )
+    for i, item in enumerate(config.distillation):
+        _check_distillation(config, f"distillation[{i}]", item)
+
+
+def _check_distillation(config: Config, key: str, item: Any) -> None:
+    if not re.fullmatch(r"\w+", item.teacher):
+        raise ValueError(
+            f"{key}.teacher must be a name of letters, digits and underscores. "
+            f"Received: {key}.teacher={item.teacher!r}"
+        )
+    for name in ("weight", "temperature"):
+        value = getattr(item, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{key}.{name} must be positive. Received: {key}.{name}={value}")
+    if item.target == "classes":
+        if config.image.classes is None:
+            raise ValueError(
+                f"{key}.target=classes needs a head. Received: image.classes=none. Set it to the "
+                "number of classes of the teacher, or of the label set."
+            )
+        return
+    if item.target != "pairs":
+        raise ValueError(
+            f"{key}.target must be one of classes, pairs. Received: {key}.target={item.target!r}"
+        )
+    if config.text is None or config.loss.name != "sigmoid":
+        raise ValueError(
+            f"{key}.target=pairs needs a text tower and loss.name=sigmoid, whose bias and "
+            f"temperature the student learns. Received: loss.name={config.loss.name!r}, "
+            f"text={'none' if config.text is None else 'given'}"
+        )
+    if item.temperature != 1.0:
+        raise ValueError(
+            f"{key}.temperature must be 1 for pairs. Received: {key}.temperature={item.temperature}"
         )
 
 
@@ -172,6 +240,11 @@ def _check_optimizer(config: Config) -> None:
 
 
 def _get(config: Any, key: str) -> Any:
+    """Returns the value of a key; None if its group is left out."""
     for name in key.split("."):
-        config = getattr(config, name)
+        config = None if config is None else getattr(config, name)
     return config
+
+
+def _is_left_out(config: Any, key: str) -> bool:
+    return _get(config, key.split(".")[0]) is None

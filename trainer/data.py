@@ -1,15 +1,23 @@
 """The training examples: deterministic order, exact resume, the served model's preprocessing."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
 from sigline.schemas import digests, record, tf_example
 from sigline.trainer import preprocess
 from sigline.trainer.config import TrainConfig
+from sigline.trainer.teachers import View
 
-_FILE_SEED, _RECORD_SEED, _CAPTION_SEED, _IMAGE_SEED = 1, 2, 3, 4
+# One folder of a split, or several to mix.
+Folders = str | Path | Sequence[str | Path]
+
+_FILE_SEED, _RECORD_SEED, _CAPTION_SEED, _IMAGE_SEED, _MIXTURE_SEED = 1, 2, 3, 4, 5
+# More visits than any run makes.
+_NUMBERS_PER_FOLDER = 1 << 40
 
 
 def shard_files(split_dir: str | Path) -> list[str]:
@@ -32,40 +40,75 @@ def shard_files(split_dir: str | Path) -> list[str]:
     return files
 
 
-def data_digest(split_dir: str | Path) -> str:
-    """Returns the digest of a split's shards: names and bytes."""
-    manifest = _manifest(split_dir)
-    if manifest is not None:
-        return digests.json_digest(manifest["shards"])
-    return digests.json_digest(
-        {Path(f).name: digests.file_digest(f) for f in shard_files(split_dir)}
-    )
+def listed(folders: Folders) -> list[Path]:
+    """Returns the folders of one or several splits."""
+    return [Path(folders)] if isinstance(folders, str | Path) else [Path(x) for x in folders]
 
 
-def count_examples(split_dir: str | Path) -> int:
-    """Returns the number of records of a split: from ingest's manifest, else by reading it."""
+def data_digest(folders: Folders) -> str:
+    """Returns the digest of the splits' shards: names and bytes."""
+    found = []
+    for split_dir in listed(folders):
+        manifest = _manifest(split_dir)
+        found.append(
+            digests.json_digest(
+                {Path(f).name: digests.file_digest(f) for f in shard_files(split_dir)}
+                if manifest is None
+                else manifest["shards"]
+            )
+        )
+    return found[0] if len(found) == 1 else digests.json_digest(found)
+
+
+def count_examples(split_dir: str | Path, replaced: Mapping[str, str] | None = None) -> int:
+    """Returns the number of records of a split: from ingest's manifest, else by reading it.
+
+    Raises:
+        tf.errors.OpError: If it has to be read and cannot be.
+    """
     manifest = _manifest(split_dir)
     if manifest is not None:
         return sum(shard["records"] for shard in manifest["shards"].values())
-    files = shard_files(split_dir)
+    files = [(replaced or {}).get(path, path) for path in shard_files(split_dir)]
     dataset = tf.data.TFRecordDataset(files, compression_type=tf_example.COMPRESSION)
-    try:
-        return int(dataset.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
-    except tf.errors.OpError as error:
-        raise unreadable(split_dir, error) from error
+    return int(dataset.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
 
 
-def embeddings(split_dir: str | Path) -> dict | None:
-    """Returns what embedded the images of a split, as its manifest says, or None if nothing did."""
-    return _whole_manifest(split_dir).get(record.MANIFEST_EMBEDDINGS)
+def expected_records(folders: Folders) -> dict[str, int | None]:
+    """Returns how many records each shard should have, None where no manifest says it."""
+    found: dict[str, int | None] = {}
+    for split_dir in listed(folders):
+        manifest = _manifest(split_dir)
+        for path in shard_files(split_dir):
+            found[path] = manifest["shards"][Path(path).name]["records"] if manifest else None
+    return found
+
+
+def embeddings(folders: Folders) -> dict | None:
+    """Returns what embedded the images of the splits, as manifests say; None if nothing did.
+
+    Raises:
+        ValueError: If they differ in that.
+    """
+    found = [
+        _whole_manifest(split_dir).get(record.MANIFEST_EMBEDDINGS) for split_dir in listed(folders)
+    ]
+    if any(item != found[0] for item in found):
+        raise ValueError(
+            "The images of all folders must be embedded by the same tower, or none. "
+            f"Received: {', '.join(map(str, listed(folders)))}"
+        )
+    return found[0]
 
 
 def training_pairs(
-    split_dir: str | Path,
+    folders: Folders,
     config: TrainConfig,
-    tokenizer: preprocess.Tokenizer,
+    tokenizer: preprocess.Tokenizer | None,
     *,
     first_step: int,
+    views: Mapping[str, View] | None = None,
+    replaced: Mapping[str, str] | None = None,
     num_hosts: int = 1,
     host: int = 0,
     batch_size: int | None = None,
@@ -73,15 +116,18 @@ def training_pairs(
     """Returns an endless stream of batches, from any step on.
 
     The order is a function of files and seed alone. Every epoch visits each record once: files in a
-    new order, records through a shuffle buffer, one caption drawn per image. A run that resumes at
-    step k reads the very batches that an uninterrupted run reads from step k on: whole epochs are
+    new order, records through a shuffle buffer, one caption drawn per image. Of several folders
+    every batch holds the same numbers, in an order drawn for each batch. A run that resumes at step
+    k reads the very batches that an uninterrupted run reads from step k on: whole epochs are
     skipped by arithmetic, the rest of the current one as encoded records, before any is decoded.
 
     Args:
-        split_dir: Folder with the split's shards.
+        folders: Folder with the split's shards, or several to mix; see `DataConfig.mixture`.
         config: The run's configuration.
-        tokenizer: The vocabulary.
+        tokenizer: The vocabulary; None for a model of images alone.
         first_step: Steps done so far.
+        views: What teachers get otherwise, by name.
+        replaced: Paths of files to read in place of shards.
         num_hosts: Processes that read; each gets every so many records of a global batch, all of
             which it passes over, but decodes its own only.
         host: Which of them this is.
@@ -89,62 +135,145 @@ def training_pairs(
             default.
 
     Returns:
-        Batches of `(images, ids)`: uint8 `(batch, size, size, 3)` and int32 `(batch, length)`. Of
-        a split whose images are embedded, float32 `(batch, dim)` in place of the images.
+        Batches of `image`, uint8 `(batch, size, size, 3)`, or float32 `(batch, dim)` of a split
+        whose images are embedded; `text`, int32 `(batch, length)`; and of what teachers get
+        otherwise, with the teacher's name behind a slash: the same crop, the same caption.
+
+    Raises:
+        ValueError: If the folders do not fit the configuration or each other.
+        tf.errors.OpError: If a folder has to be read to count its records and cannot be.
     """
-    embedded = embeddings(split_dir)
-    num_examples = count_examples(split_dir)
-    if embedded is not None and (config.data.flip or config.data.crop_min_area is not None):
-        raise ValueError(
-            "Images that are embedded already cannot be cropped or flipped. Received: "
-            f"data.crop_min_area={config.data.crop_min_area}, data.flip={config.data.flip}"
-        )
+    views = views or {}
+    towers = {"image": config.image} | _given("image", {n: v.image for n, v in views.items()})
+    tokenizers = _given("text", {n: v.tokenizer for n, v in views.items()})
+    if tokenizer is not None:
+        tokenizers["text"] = tokenizer
+    embedded = embeddings(folders)
+    if embedded is not None:
+        _check_embedded(config)
 
     def _parse(serialized: tf.Tensor, number: tf.Tensor):
         if embedded is not None:
             pair = tf_example.parse_embedded(serialized, embedded["dim"])
-            return pair[record.IMAGE_EMBEDDING], pair[record.TEXT]
+            return {"image": pair[record.IMAGE_EMBEDDING]}, pair[record.TEXT]
         pair = tf_example.parse_pair(serialized)
         seed = tf.stack([number, config.seed * 8 + _IMAGE_SEED])
-        image = preprocess.load_augmented_image(
-            pair[record.IMAGE], config.image, config.data, seed=seed
+        images = preprocess.load_augmented_images(
+            pair[record.IMAGE], towers, config.data, seed=seed
         )
-        return image, pair[record.TEXT]
+        return images, pair[record.TEXT]
 
-    def _load(epoch: tf.Tensor, index: tf.Tensor, serialized: tf.Tensor):
-        number = epoch * num_examples + index
-        image, captions = _parse(serialized, number)
+    def _load(number: tf.Tensor, serialized: tf.Tensor):
+        images, captions = _parse(serialized, number)
+        if not tokenizers:
+            return images
         seed = tf.stack([number, config.seed * 8 + _CAPTION_SEED])
         choice = tf.random.stateless_uniform(
             [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
         )
-        return image, captions[choice]
+        return images | {"text": captions[choice]}
 
-    dataset = _records(split_dir, config, num_examples=num_examples, first_step=first_step)
+    def _tokenize(batch: dict[str, tf.Tensor]):
+        return batch | {name: read(batch["text"]) for name, read in tokenizers.items()}
+
+    dataset = _records(folders, config, first_step=first_step, replaced=replaced)
     dataset = dataset.shard(num_hosts, host)
     dataset = dataset.map(_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(
         batch_size or config.global_batch_size // num_hosts, drop_remainder=True
     )
-    dataset = dataset.map(lambda image, text: (image, tokenizer(text)))
-    return dataset.prefetch(2)
+    return dataset.map(_tokenize).prefetch(2)
+
+
+def _given(prefix: str, items: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{name}": item for name, item in items.items() if item is not None}
+
+
+def _check_embedded(config: TrainConfig) -> None:
+    changed = config.data.flip, config.data.crop_min_area is not None, config.data.mixup
+    if any(changed) or config.distillation:
+        raise ValueError(
+            "Images that are embedded already cannot be cropped, flipped, mixed or shown to a "
+            f"teacher. Received: data.crop_min_area={config.data.crop_min_area}, "
+            f"data.flip={config.data.flip}, data.mixup={config.data.mixup}, "
+            f"teachers={list(config.teachers)}"
+        )
+
+
+def shares(weights: Sequence[float], batch_size: int) -> list[int]:
+    """Returns how many of a batch's examples come from each folder: weights, rounded.
+
+    Raises:
+        ValueError: If one of them gets none.
+    """
+    exact = [batch_size * weight / sum(weights) for weight in weights]
+    found = [int(x) for x in exact]
+    # The largest remainders are rounded up, the earlier one of equal ones.
+    order = sorted(range(len(exact)), key=lambda i: found[i] - exact[i])
+    for i in order[: batch_size - sum(found)]:
+        found[i] += 1
+    if 0 in found:
+        raise ValueError(
+            "Each folder must have an example in every batch; raise its weight in data.mixture or "
+            f"global_batch_size. Received: weights={list(weights)}, global_batch_size={batch_size}"
+        )
+    return found
 
 
 def _records(
-    split_dir: str | Path, config: TrainConfig, *, num_examples: int, first_step: int
+    folders: Folders,
+    config: TrainConfig,
+    *,
+    first_step: int,
+    replaced: Mapping[str, str] | None = None,
 ) -> tf.data.Dataset:
-    """Returns epoch, place in the epoch and serialized record, in the order of training."""
-    files = tf.constant(shard_files(split_dir))
-    if not num_examples:
-        raise ValueError(f"The split holds no records. Received: split_dir={split_dir}")
-    seen = first_step * config.global_batch_size
+    """Returns a number for each visit of a record, and the record, in the order of training."""
+    splits = listed(folders)
+    counts = [count_examples(split_dir, replaced) for split_dir in splits]
+    if 0 in counts:
+        empty = splits[counts.index(0)]
+        raise ValueError(f"The split holds no records. Received: split_dir={empty}")
+    weights = config.data.mixture or counts
+    if len(weights) != len(splits):
+        raise ValueError(
+            "data.mixture must have a weight for each folder, or be empty. "
+            f"Received: data.mixture={list(weights)}, folders={len(splits)}"
+        )
+    parts = shares(weights, config.global_batch_size)
+    streams = [
+        _visits(
+            [(replaced or {}).get(path, path) for path in shard_files(split_dir)],
+            config,
+            num_examples=counts[i],
+            seen=first_step * parts[i],
+            source=i,
+        )
+        for i, split_dir in enumerate(splits)
+    ]
+    if len(streams) == 1:
+        return streams[0]
+    sources = tf.repeat(tf.range(len(parts), dtype=tf.int64), parts)
+
+    def _order(step: tf.Tensor) -> tf.data.Dataset:
+        seed = tf.stack([step, config.seed * 8 + _MIXTURE_SEED])
+        places = tf.argsort(tf.random.stateless_uniform([config.global_batch_size], seed))
+        return tf.data.Dataset.from_tensor_slices(tf.gather(sources, places))
+
+    order = tf.data.Dataset.range(first_step, 2**31).flat_map(_order)
+    return tf.data.Dataset.choose_from_datasets(streams, order, stop_on_empty_dataset=True)
+
+
+def _visits(
+    files: list[str], config: TrainConfig, *, num_examples: int, seen: int, source: int
+) -> tf.data.Dataset:
+    """Returns the visits of one split's records, without the first `seen` ones."""
     first_epoch, skip = divmod(seen, num_examples)
 
     def _epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = tf.stack([tf.constant(config.seed, tf.int64), epoch])
-        order = tf.argsort(tf.random.stateless_uniform([tf.size(files)], seed + _FILE_SEED))
+        order = tf.argsort(tf.random.stateless_uniform([len(files)], seed + _FILE_SEED))
         dataset = tf.data.TFRecordDataset(
-            tf.gather(files, order), compression_type=tf_example.COMPRESSION
+            tf.gather(tf.constant(files), order), compression_type=tf_example.COMPRESSION
         )
         # A shard that is shorter than the manifest says would shift all that follows.
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_examples))
@@ -157,44 +286,52 @@ def _records(
             config.data.shuffle_records,
             seed=shuffle_seed,  # pyright: ignore[reportArgumentType]  # A tensor works too.
         )
-        dataset = dataset.enumerate().map(lambda index, item: (epoch, index, item))
+        # Other numbers for other folders.
+        first = epoch * num_examples + source * _NUMBERS_PER_FOLDER
+        dataset = dataset.enumerate().map(lambda index, item: (first + index, item))
         return dataset.skip(tf.where(epoch == first_epoch, tf.cast(skip, tf.int64), 0))
 
     return tf.data.Dataset.range(first_epoch, 2**31).flat_map(_epoch)
 
 
-def batch_keys(split_dir: str | Path, config: TrainConfig, *, number: int) -> list[str]:
+def batch_keys(
+    folders: Folders,
+    config: TrainConfig,
+    *,
+    number: int,
+    replaced: Mapping[str, str] | None = None,
+) -> list[str]:
     """Returns the keys of the records that a step trains on.
 
     Args:
-        split_dir: Folder with the split's shards.
+        folders: As in `training_pairs`.
         config: The run's configuration.
         number: Which step, counted from one.
+        replaced: As in `training_pairs`.
     """
-    dataset = _records(
-        split_dir, config, num_examples=count_examples(split_dir), first_step=number - 1
-    ).take(config.global_batch_size)
-    return [tf_example.key(serialized) for _, _, serialized in dataset.as_numpy_iterator()]
+    dataset = _records(folders, config, first_step=number - 1, replaced=replaced)
+    batch = dataset.take(config.global_batch_size)
+    return [tf_example.key(serialized) for _, serialized in batch.as_numpy_iterator()]
 
 
-def unreadable(split_dir: str | Path, error: tf.errors.OpError) -> RuntimeError:
-    """Returns the error of a split that cannot be read, naming what is damaged."""
+def unreadable(folders: Folders, error: tf.errors.OpError) -> RuntimeError:
+    """Returns the error of splits that cannot be read, naming what is damaged."""
     # A picture that does not decode is no reason to read every shard.
     in_the_file = not isinstance(error, tf.errors.InvalidArgumentError)
-    damaged = damaged_shards(split_dir) if in_the_file else []
+    damaged = damaged_shards(folders) if in_the_file else []
     if damaged:
         return RuntimeError(
             "Training data cannot be read; write these shards again: " + "; ".join(damaged)
         )
     reason = str(error.message).strip().splitlines()[0]
-    return RuntimeError(f"A record cannot be used. Received: {split_dir}: {reason}")
+    names = ", ".join(map(str, listed(folders)))
+    return RuntimeError(f"A record cannot be used. Received: {names}: {reason}")
 
 
-def damaged_shards(split_dir: str | Path) -> list[str]:
+def damaged_shards(folders: Folders) -> list[str]:
     """Returns a line for every shard that is not whole, by reading them all."""
     found = []
-    manifest = _manifest(split_dir)
-    for path in shard_files(split_dir):
+    for path, expected in expected_records(folders).items():
         count = 0
         try:
             for _ in tf_example.read_shard(path):
@@ -203,8 +340,7 @@ def damaged_shards(split_dir: str | Path) -> list[str]:
             reason = str(error.message).splitlines()[0]
             found.append(f"{path} after {count} whole records: {reason}")
             continue
-        expected = manifest["shards"][Path(path).name]["records"] if manifest else count
-        if count != expected:
+        if expected is not None and count != expected:
             found.append(f"{path} has {count} records instead of {expected}")
     return found
 

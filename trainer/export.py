@@ -106,12 +106,46 @@ class ServedImageTower(tf.Module):
         return tf.ensure_shape(tf.cast(pixels, tf.uint8), (None, size, size, 3)), valid
 
 
+class ServedClassifier(ServedImageTower):
+    """An image tower with a head that is saved."""
+
+    def __init__(self, model: TwoTower, config: TrainConfig, labels: LabelSet | None):
+        """Names the classes: by the label set, else by their numbers."""
+        super().__init__(model, config)
+        count = config.image.classes
+        names = labels.names if labels else tuple(str(i) for i in range(count or 0))
+        if len(names) != count:
+            raise ValueError(
+                "The label set must have as many classes as the model's head. "
+                f"Received: classes={len(names)}, image.classes={count}"
+            )
+        self.class_names = tf.constant(names)
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    def classify(self, image_bytes):
+        """Classifies images by the head: the best class names and their probabilities."""
+        image = self._plain.config.image
+        pixels = preprocess.to_model_range(self._load(image_bytes), image)
+        logits = self._plain.model.look(pixels)["classes"]
+        return _best_classes(tf.nn.softmax(logits), self.class_names)
+
+    def signatures(self) -> dict[str, Any]:
+        """Returns the signatures by name."""
+        return super().signatures() | {signatures.CLASSIFY: self.classify}
+
+
+def _best_classes(probabilities: tf.Tensor, names: tf.Tensor) -> dict[str, tf.Tensor]:
+    scores, ids = tf.math.top_k(probabilities, k=min(_TOP_CLASSES, names.shape[0]))
+    return {signatures.CLASSES: tf.gather(names, ids), signatures.SCORES: scores}
+
+
 class ServedModel(ServedImageTower):
     """The object that is saved: bytes and strings in, float32 out."""
 
     def __init__(self, model: TwoTower, tokenizer: preprocess.Tokenizer, config: TrainConfig):
         """Binds the encoders to the model's variables."""
         super().__init__(model, config)
+        assert config.text is not None
         self.tokenizer = tokenizer
         self.text_encoder = tf.function(
             lambda ids: self._plain.model.embed_text(ids),
@@ -170,8 +204,10 @@ class ClassifyingModel(ServedModel):
     ):
         """Embeds the label set."""
         super().__init__(model, tokenizer, config)
-        self._plain.labels = labels
-        self.class_embeddings = tf.Variable(self._embed_classes(labels), trainable=False)
+        embeddings = two_tower.embed_classes(
+            lambda texts: self.text_encoder(self.tokenizer(texts)), labels
+        )
+        self.class_embeddings = tf.Variable(embeddings, trainable=False)
         self.class_names = tf.constant(labels.names)
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
@@ -179,36 +215,22 @@ class ClassifyingModel(ServedModel):
         """Classifies images against the label set: the best class names and their probabilities."""
         image = self.embed_image(image_bytes)[signatures.EMBEDDING]
         logits = self._logits(image, tf.convert_to_tensor(self.class_embeddings))
-        probabilities = self._probabilities(logits)
-        count = min(_TOP_CLASSES, len(self._plain.labels.names))
-        scores, ids = tf.math.top_k(probabilities, k=count)
-        return {
-            signatures.CLASSES: tf.gather(self.class_names, ids),
-            signatures.SCORES: scores,
-        }
+        return _best_classes(self._probabilities(logits), self.class_names)
 
     def signatures(self) -> dict[str, Any]:
         """Returns the signatures by name."""
         return super().signatures() | {signatures.CLASSIFY: self.classify}
 
-    def _embed_classes(self, labels: LabelSet) -> tf.Tensor:
-        """Returns one unit vector a class: the mean over its prompts."""
-        classes = []
-        for prompts in labels.prompts():
-            prompt_embeddings = self.text_encoder(self.tokenizer(tf.constant(prompts)))
-            classes.append(tf.reduce_mean(prompt_embeddings, axis=0))
-        return tf.math.l2_normalize(tf.stack(classes), axis=-1)
-
 
 def model_digest(
-    model: TwoTower, config: TrainConfig, vocabulary: bytes, labels: LabelSet | None
+    model: TwoTower, config: TrainConfig, vocabulary: bytes | None, labels: LabelSet | None
 ) -> str:
     """Returns the digest of all that decides the answers: weights, config, vocabulary, labels."""
     return digests.json_digest(
         {
             "weights": _weight_digests(model, ""),
             "config": config.digest(),
-            "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
+            "vocabulary": hashlib.sha256(vocabulary).hexdigest() if vocabulary else None,
             "labels": labels.to_json() if labels else None,
         }
     )
@@ -219,7 +241,11 @@ def image_digest(model: TwoTower) -> str:
     image = dataclasses.asdict(model.config.image)
     # What is dropped in training changes no answer.
     del image["token_dropout"], image["block"]["dropout"], image["block"]["stochastic_depth"]
-    return digests.json_digest([_weight_digests(model, "image/"), image])
+    # Nor does the head beside them, which reads the embedding.
+    del image["classes"]
+    weights = _weight_digests(model, "image/")
+    tower = {name: value for name, value in weights.items() if not name.startswith("image/head/")}
+    return digests.json_digest([tower, image])
 
 
 def _weight_digests(model: TwoTower, prefix: str) -> dict[str, Any]:
@@ -237,7 +263,7 @@ def export(
     model: TwoTower,
     *,
     config: TrainConfig,
-    vocabulary: bytes,
+    vocabulary: bytes | None,
     labels: LabelSet | None = None,
     provenance: dict[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -247,33 +273,50 @@ def export(
         directory: Where the SavedModel goes; must not exist.
         model: The trained model.
         config: The configuration it was trained with.
-        vocabulary: The serialized SentencePiece model it was trained with.
-        labels: Classes and prompts for `classify`.
+        vocabulary: The serialized SentencePiece model it was trained with; None for a model of
+            images alone.
+        labels: Classes and prompts for `classify`; without them a head has numbers for names.
         provenance: What else to record, such as digests of data and code.
 
     Returns:
         The metadata that is written to `assets.extra/sigline.json`.
     """
     directory = _new(directory)
-    tokenizer = preprocess.Tokenizer(vocabulary, config.text)
     model = two_tower.for_serving(model)
-    if labels is None:
-        served = ServedModel(model, tokenizer, config)
+    metadata = {"model_digest": model_digest(model, config, vocabulary, labels)}
+    assets = {}
+    if config.text is None:
+        has_head = config.image.classes is not None
+        served = (
+            ServedClassifier(model, config, labels) if has_head else ServedImageTower(model, config)
+        )
     else:
-        served = ClassifyingModel(model, tokenizer, config, labels)
-    metadata = _metadata(served, model, config) | {
-        "model_digest": model_digest(model, config, vocabulary, labels),
-        "vocabulary_digest": hashlib.sha256(vocabulary).hexdigest(),
-        "text_length": config.text.length,
-        "temperature": float(tf.exp(model.log_temperature.value)),
-        "bias": float(model.bias.value),
-        **(provenance or {}),
-    }
-    assets = {signatures.VOCABULARY_FILE: vocabulary}
+        if vocabulary is None:
+            raise ValueError("A model with a text tower needs a vocabulary. Received: none")
+        served = _served_pair(model, preprocess.Tokenizer(vocabulary, config.text), config, labels)
+        metadata |= {
+            "vocabulary_digest": hashlib.sha256(vocabulary).hexdigest(),
+            "text_length": config.text.length,
+            "temperature": float(tf.exp(model.log_temperature.value)),
+            "bias": float(model.bias.value),
+        }
+        assets[signatures.VOCABULARY_FILE] = vocabulary
+    metadata = _metadata(served, model, config) | metadata | (provenance or {})
     if labels is not None:
         assets[signatures.LABELS_FILE] = labels.to_json().encode()
     _save(directory, served, metadata, config, assets)
     return metadata
+
+
+def _served_pair(
+    model: TwoTower,
+    tokenizer: preprocess.Tokenizer,
+    config: TrainConfig,
+    labels: LabelSet | None,
+) -> ServedModel:
+    if labels is None:
+        return ServedModel(model, tokenizer, config)
+    return ClassifyingModel(model, tokenizer, config, labels)
 
 
 def export_image_tower(

@@ -3,12 +3,14 @@
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
+from sigline.schemas.labels import LabelSet
 from sigline.trainer import (
     collectives,
     data,
@@ -22,6 +24,10 @@ from sigline.trainer import (
 )
 from sigline.trainer.checkpoints import Checkpoints
 from sigline.trainer.config import TrainConfig
+from sigline.trainer.damage import Repairs
+from sigline.trainer.feed import Feed
+from sigline.trainer.teachers import Teacher
+from sigline.trainer.teachers import make as make_teachers
 from sigline.trainer.weights.checkpoint import Weights
 
 
@@ -31,7 +37,7 @@ class TrainResult:
 
     Attributes:
         model: The trained model; with the averages of its parameters, if the run keeps them.
-        tokenizer: The vocabulary it was trained with.
+        tokenizer: The vocabulary it was trained with; None for a model of images alone.
         first_step: The step that the run started or resumed at.
         images_per_second: Mean over the steps of this process, without the first, which compiles;
             0.0 where fewer than two steps were left to do.
@@ -41,7 +47,7 @@ class TrainResult:
     """
 
     model: two_tower.TwoTower
-    tokenizer: preprocess.Tokenizer
+    tokenizer: preprocess.Tokenizer | None
     first_step: int
     images_per_second: float
     data_wait_fraction: float
@@ -52,28 +58,32 @@ class TrainResult:
 def train(
     config: TrainConfig,
     *,
-    split_dir: str | Path,
-    vocabulary: bytes,
+    split_dir: data.Folders,
+    vocabulary: bytes | None,
     checkpoint_dir: str | Path,
     log_dir: str | Path | None = None,
     weights: Weights | None = None,
+    teachers: Mapping[str, Weights] | None = None,
+    labels: LabelSet | None = None,
     strategy: tf.distribute.Strategy | None = None,
 ) -> TrainResult:
     """Trains a model, or finishes a run that was interrupted.
 
     Args:
         config: The configuration.
-        split_dir: Folder with the training shards.
-        vocabulary: A serialized SentencePiece model.
+        split_dir: Folder with the training shards, or several to mix; see `DataConfig.mixture`.
+        vocabulary: A serialized SentencePiece model; None for a model of images alone.
         checkpoint_dir: Folder of this run's checkpoints; if it holds one, training goes on there.
             Several workers must share it; the first one writes.
         log_dir: Folder for TensorBoard events; none are written if it is not given.
         weights: What the parameters that `config.pretrained` names start from.
+        teachers: Weights of the teachers that `config.distillation` names.
+        labels: Classes for teachers that tell classes by their texts.
         strategy: Overrides the strategy that the configuration names.
 
     Raises:
         ValueError: If the global batch size is not a multiple of the number of replicas, or the
-            weights are not what `config.pretrained` asks for.
+            weights or teachers are not what the configuration asks for.
         RuntimeError: If the loss is no longer finite, data cannot be read or a checkpoint cannot be
             written.
         preemption.Preempted: If SIGTERM came; the state was saved.
@@ -92,7 +102,8 @@ def train(
         start.start_from(model, weights, config)
         embed = start.choose_embed(model, data.embeddings(split_dir), config)
         state = start.make_state(model, config)
-    tokenizer = preprocess.Tokenizer(vocabulary, config.text)
+        seeing = make_teachers(teachers or {}, config, vocabulary=vocabulary, labels=labels)
+    tokenizer = start.make_tokenizer(vocabulary, config)
     checkpoints = Checkpoints(
         checkpoint_dir,
         state,
@@ -102,20 +113,26 @@ def train(
     first_step = checkpoints.restore_latest()
     is_chief, anyone = strategies.is_chief(strategy), strategies.agreement(strategy)
     strategies.check_same_start(strategy, first_step)
-    batches = iter(
-        strategy.distribute_datasets_from_function(
-            lambda context: data.training_pairs(
+    repairs = Repairs(Path(checkpoint_dir) / "repaired", config.data.max_damaged_records)
+
+    def batches_from(step: int):
+        def local(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            return data.training_pairs(
                 split_dir,
                 config,
                 tokenizer,
-                first_step=first_step,
+                first_step=step,
+                views={name: teacher.view for name, teacher in seeing.items()},
+                replaced=repairs.replaced,
                 num_hosts=context.num_input_pipelines,
                 host=context.input_pipeline_id,
                 batch_size=context.get_per_replica_batch_size(config.global_batch_size),
             )
-        )
-    )
-    train_step = make_train_step(model, state, config, strategy, embed)
+
+        return iter(strategy.distribute_datasets_from_function(local))
+
+    batches = Feed(split_dir, repairs, batches_from, first_step=first_step)
+    train_step = make_train_step(model, state, config, strategy, embed, seeing)
     meter = progress.Meter(config.global_batch_size)
     final_loss = float("nan")
     with (
@@ -130,7 +147,7 @@ def train(
         saved = time.monotonic()
         for number in range(first_step + 1, config.steps + 1):
             with meter:
-                batch = _next(batches, split_dir)
+                batch = next(batches)
             scalars = train_step(batch)
             meter.step_done()
             report.step_done()
@@ -141,9 +158,13 @@ def train(
             if save or number % config.log_steps == 0:
                 values = {name: float(value) for name, value in scalars.items()}
                 if values["skipped_steps"] > config.max_skipped_steps:
-                    raise _not_finite(state, values, config, split_dir, checkpoint_dir)
+                    first_keys = functools.partial(
+                        data.batch_keys, split_dir, config, replaced=repairs.replaced
+                    )
+                    raise _not_finite(state, values, first_keys, checkpoint_dir)
                 values["images_per_second"] = meter.images_per_second
                 values["data_wait_fraction"] = meter.data_wait_fraction
+                values["damaged_records"] = float(repairs.count)
                 report.show(number, values)
                 final_loss = values["loss"]
             if save:
@@ -165,13 +186,6 @@ def train(
     )
 
 
-def _next(batches, split_dir: str | Path):
-    try:
-        return next(batches)
-    except tf.errors.OpError as error:
-        raise data.unreadable(split_dir, error) from error
-
-
 def _is_late(saved: float, minutes: float | None) -> bool:
     return minutes is not None and time.monotonic() - saved >= 60.0 * minutes
 
@@ -179,18 +193,15 @@ def _is_late(saved: float, minutes: float | None) -> bool:
 def _not_finite(
     state: steps.TrainState,
     values: dict[str, float],
-    config: TrainConfig,
-    split_dir: str | Path,
+    keys_of: Callable[..., list[str]],
     checkpoint_dir: str | Path,
 ) -> RuntimeError:
     """Returns the error of a run that is not finite; writes which records its step saw."""
     count, first = (int(x) for x in state.skipped.numpy())
     path = Path(checkpoint_dir) / f"not_finite_step_{first}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    keys = data.batch_keys(split_dir, config, number=first)
-    path.write_text(
-        json.dumps({"step": first, "last_scalars": repr(values), "keys": keys}, indent=1)
-    )
+    found = {"step": first, "last_scalars": repr(values), "keys": keys_of(number=first)}
+    path.write_text(json.dumps(found, indent=1))
     return RuntimeError(
         f"The run is no longer finite. Received: {count} steps without a finite loss or gradient, "
         f"the first of them step {first}, whose records are named in {path}. Lower "
@@ -204,23 +215,34 @@ def make_train_step(
     config: TrainConfig,
     strategy: tf.distribute.Strategy,
     embed: steps.Embed = steps.embed_pixels,
-) -> Callable[[tuple[tf.Tensor, tf.Tensor]], dict[str, tf.Tensor]]:
+    teachers: Mapping[str, Teacher] | None = None,
+) -> Callable[[Any], dict[str, tf.Tensor]]:
     """Returns the compiled step: takes a (distributed) batch, returns scalars to log."""
 
     def changing(state: steps.TrainState):
         trained = {name: state.parameters[name] for name in variables.slots}
         return tf.nest.flatten(state._replace(parameters=trained))
 
-    compute = functools.partial(steps.forward_backward, model=model, config=config, embed=embed)
+    teachers = teachers or {}
+    compute = functools.partial(
+        steps.forward_backward, model=model, config=config, embed=embed, teachers=teachers
+    )
     if _compiles(config, strategy):
         # Only this part: XLA on CPU and GPU accepts neither variable writes nor collectives.
         compute = tf.function(compute, jit_compile=True)
 
-    def replica_step(*inputs):
+    def replica_step(inputs):
         state = tf.nest.map_structure(tf.convert_to_tensor, variables)
+        taught_by = {name: dict(teacher.variables) for name, teacher in teachers.items()}
+        taught_by = tf.nest.map_structure(tf.convert_to_tensor, taught_by)
         exchange = collectives.exchange_for_context(config.loss.exchange)
         state, scalars = steps.train_step(
-            state, inputs, config=config, exchange=exchange, compute=compute
+            state,
+            inputs,
+            config=config,
+            exchange=exchange,
+            compute=compute,
+            taught_by=taught_by,
         )
         context = tf.distribute.get_replica_context()
         context.merge_call(assign_everywhere, args=(changing(state),))
@@ -234,7 +256,7 @@ def make_train_step(
 
     @tf.function
     def train_step(batch):
-        scalars = strategy.run(replica_step, args=batch)
+        scalars = strategy.run(replica_step, args=(batch,))
         return {name: strategy.experimental_local_results(v)[0] for name, v in scalars.items()}
 
     return train_step

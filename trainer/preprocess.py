@@ -3,6 +3,8 @@
 Only core TensorFlow and TF-Text operations that the stock TF Serving binary links.
 """
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -19,7 +21,12 @@ _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 END_OF_TEXT = "</s>"
 
 
-def decode_image(encoded: tf.Tensor, *, max_pixels: int) -> tf.Tensor:
+def decode_image(
+    encoded: tf.Tensor,
+    *,
+    max_pixels: int,
+    crop: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> tf.Tensor:
     """Decodes a JPEG or PNG; transparent pixels are composed on white.
 
     The header is read and checked before anything is decoded: 631 bytes of JPEG may otherwise claim
@@ -28,6 +35,8 @@ def decode_image(encoded: tf.Tensor, *, max_pixels: int) -> tf.Tensor:
     Args:
         encoded: A scalar string.
         max_pixels: Largest width times height that is decoded.
+        crop: Returns the part to keep, `(top, left, height, width)`, of an image of
+            `(height, width)`, all int32; of a JPEG, no other part is decoded.
 
     Returns:
         Shape `(height, width, 3)`, uint8.
@@ -44,32 +53,45 @@ def decode_image(encoded: tf.Tensor, *, max_pixels: int) -> tf.Tensor:
     known = tf.debugging.Assert(is_jpeg | is_png, ["only JPEG and PNG are accepted"])
     with tf.control_dependencies([known]):
         encoded = tf.identity(encoded)
-    pixels = tf.cond(is_jpeg, lambda: _jpeg_pixels(encoded), lambda: _png_pixels(encoded))
+    sides = tf.cond(is_jpeg, lambda: _jpeg_sides(encoded), lambda: _png_sides(encoded))
     small = tf.debugging.assert_less_equal(
-        pixels, tf.constant(max_pixels, tf.int64), message="image has too many pixels"
+        sides[0] * sides[1], tf.constant(max_pixels, tf.int64), message="image has too many pixels"
     )
     # Under the dependency only this tensor goes on, so nothing is decoded before the check.
     with tf.control_dependencies([small] if small is not None else []):
         encoded = tf.identity(encoded)
+    window = None if crop is None else crop(tf.cast(sides, tf.int32))
     image = tf.cond(
         is_jpeg,
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: _decode_png(encoded),
+        lambda: _decode_jpeg(encoded, window),
+        lambda: _cropped(_decode_png(encoded), window),
     )
     image.set_shape((None, None, 3))
     return image
 
 
-def _jpeg_pixels(encoded: tf.Tensor) -> tf.Tensor:
-    shape = tf.cast(tf.image.extract_jpeg_shape(encoded), tf.int64)
-    return shape[0] * shape[1]
+def _jpeg_sides(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
 
 
-def _png_pixels(encoded: tf.Tensor) -> tf.Tensor:
+def _decode_jpeg(encoded: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
+    options = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
+    if window is None:
+        return tf.io.decode_jpeg(encoded, **options)
+    return tf.image.decode_and_crop_jpeg(encoded, window, **options)
+
+
+def _cropped(image: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
+    if window is None:
+        return image
+    return tf.slice(image, tf.concat([window[:2], [0]], 0), tf.concat([window[2:], [3]], 0))
+
+
+def _png_sides(encoded: tf.Tensor) -> tf.Tensor:
     # Width and height are big-endian at offset 16. int64, since a PNG may claim 2**31 - 1 a side.
     sides = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
-    sides = tf.reduce_sum(tf.reshape(sides, (2, 4)) * [1 << 24, 1 << 16, 1 << 8, 1], axis=1)
-    return sides[0] * sides[1]
+    sides = tf.reshape(sides, (2, 4)) * [1 << 24, 1 << 16, 1 << 8, 1]
+    return tf.reverse(tf.reduce_sum(sides, axis=1), axis=[0])
 
 
 def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
@@ -137,34 +159,51 @@ def load_image(encoded: tf.Tensor, config: ImageTowerConfig, *, max_pixels: int)
     return tf.ensure_shape(image, (config.size, config.size, 3))
 
 
-def load_augmented_image(
-    encoded: tf.Tensor, config: ImageTowerConfig, data: DataConfig, *, seed: tf.Tensor
-) -> tf.Tensor:
-    """As `load_image`, with what training changes at random: a crop and a flip.
+def load_augmented_images(
+    encoded: tf.Tensor,
+    towers: Mapping[str, ImageTowerConfig],
+    data: DataConfig,
+    *,
+    seed: tf.Tensor,
+) -> dict[str, tf.Tensor]:
+    """As `load_image`, with what training changes at random: a crop and a flip, one for all towers.
 
     Args:
         encoded: JPEG or PNG bytes, a scalar string.
-        config: The tower, for the size.
+        towers: The towers by name, for their sizes.
         data: Says what is changed; nothing is by default.
         seed: Two integers; the same give the same picture.
+
+    Returns:
+        Pictures by the towers' names, `(size, size, 3)`, uint8.
     """
-    image = decode_image(encoded, max_pixels=data.max_image_pixels)
+    crop = None
     if data.crop_min_area is not None:
-        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            tf.shape(image),
-            bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
-            seed=seed,
-            min_object_covered=0.0,
-            aspect_ratio_range=(3 / 4, 4 / 3),
-            area_range=(data.crop_min_area, 1.0),
-        )
-        image = tf.slice(image, begin, size)
-    image = tf.ensure_shape(resize_image(image, config), (config.size, config.size, 3))
-    if data.flip:
-        # Another number than the crop's.
-        mirrored = tf.random.stateless_uniform([], seed + 1) < 0.5
-        image = tf.cond(mirrored, lambda: tf.reverse(image, axis=[1]), lambda: image)
-    return image
+        crop = functools.partial(_random_crop, min_area=data.crop_min_area, seed=seed)
+    image = decode_image(encoded, max_pixels=data.max_image_pixels, crop=crop)
+    # Another number than the crop's.
+    mirrored = tf.random.stateless_uniform([], seed + 1) < 0.5
+
+    def resized(tower: ImageTowerConfig) -> tf.Tensor:
+        found = tf.ensure_shape(resize_image(image, tower), (tower.size, tower.size, 3))
+        if data.flip:
+            found = tf.cond(mirrored, lambda: tf.reverse(found, axis=[1]), lambda: found)
+        return found
+
+    return {name: resized(tower) for name, tower in towers.items()}
+
+
+def _random_crop(shape: tf.Tensor, *, min_area: float, seed: tf.Tensor) -> tf.Tensor:
+    """Returns `(top, left, height, width)` of a crop of an image of `(height, width)`."""
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.concat([shape, [3]], 0),
+        bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed=seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(min_area, 1.0),
+    )
+    return tf.concat([begin[:2], size[:2]], 0)
 
 
 def to_model_range(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from sigline.trainer import export, optimizers, steps, two_tower
+from sigline.trainer import export, optimizers, preprocess, steps, two_tower
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
@@ -30,6 +30,19 @@ def start_from(model: two_tower.TwoTower, weights: Weights | None, config: Train
     shapes = {name: tuple(value.shape) for name, value in variables.items()}
     for name, value in checkpoint.fitted(weights, shapes, config.pretrained).items():
         variables[name].assign(value)
+
+
+def make_tokenizer(vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer | None:
+    """Returns the vocabulary of a model that reads; None for a model of images alone.
+
+    Raises:
+        ValueError: If the model reads and there is none, or the vocabulary is not fit for it.
+    """
+    if config.text is None:
+        return None
+    if vocabulary is None:
+        raise ValueError("A model with a text tower needs a vocabulary. Received: vocabulary=none")
+    return preprocess.Tokenizer(vocabulary, config.text)
 
 
 def choose_embed(

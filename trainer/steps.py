@@ -10,18 +10,16 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from sigline.trainer import losses, optimizers, preprocess, transformer
+from sigline.trainer import objectives, optimizers, preprocess, transformer
 from sigline.trainer.collectives import Exchange, exchange_for_context
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.negatives import Negatives
+from sigline.trainer.objectives import Tensors
+from sigline.trainer.teachers import Teacher, look
+from sigline.trainer.teachers import scalars as teacher_scalars
 from sigline.trainer.two_tower import TwoTower, named_parameters
 
-# By name; tensors, or variables in their place.
-Tensors = Mapping[str, Any]
-# embed(model, inputs, seeds) -> image and text embeddings.
-Embed = Callable[[TwoTower, Any, "Seeds"], tuple[tf.Tensor, tf.Tensor]]
-# loss(image, text, parameters, step, config, exchange) -> the replica's share
-Loss = Callable[..., losses.PairLoss]
+# embed(model, inputs, seeds) -> what the losses need of each example, by name.
+Embed = Callable[[TwoTower, Tensors, "Seeds"], dict[str, tf.Tensor]]
 
 
 class TrainState(NamedTuple):
@@ -57,61 +55,40 @@ class StepOutcome(NamedTuple):
     gradients: Tensors
 
 
-def embed_pixels(model: TwoTower, inputs: tuple[tf.Tensor, tf.Tensor], seeds: Seeds):
-    """Embeds `(pixels, ids)`: uint8 images `(batch, size, size, 3)`, tokens `(batch, length)`."""
-    pixels, ids = inputs
-    pixels = preprocess.to_model_range(pixels, model.config.image)
-    image = model.embed_image(pixels, seeds.image)
-    return image, model.embed_text(ids, seeds.text)
+def embed_pixels(model: TwoTower, inputs: Tensors, seeds: Seeds) -> dict[str, tf.Tensor]:
+    """Returns unit embeddings, and logits of a head.
+
+    Args:
+        model: The model.
+        inputs: `image`, pixels in [0, 255] of shape `(batch, size, size, 3)`, and, for a model that
+            reads, `text`, tokens of shape `(batch, length)`.
+        seeds: Decide what is dropped.
+    """
+    pixels = preprocess.to_model_range(inputs["image"], model.config.image)
+    return model.look(pixels, seeds.image) | _embed_text(model, inputs, seeds)
 
 
-def embed_precomputed(model: TwoTower, inputs: tuple[tf.Tensor, tf.Tensor], seeds: Seeds):
-    """Embeds `(embeddings, ids)`: unit vectors of a frozen image tower, and tokens."""
-    image, ids = inputs
-    return image, model.embed_text(ids, seeds.text)
+def embed_precomputed(model: TwoTower, inputs: Tensors, seeds: Seeds) -> dict[str, tf.Tensor]:
+    """As `embed_pixels` where `image` holds unit vectors of a frozen image tower."""
+    return {"image": inputs["image"]} | _embed_text(model, inputs, seeds)
 
 
-def configured_loss(
-    image: tf.Tensor,
-    text: tf.Tensor,
-    parameters: Tensors,
-    step: tf.Tensor,
-    config: TrainConfig,
-    exchange: Exchange,
-) -> losses.PairLoss:
-    """Returns the loss that `config.loss` names; see there."""
-    temperature = tf.exp(parameters["log_temperature"])
-    options = {"chunk_size": config.loss.chunk_size, "exchange": exchange}
-    if config.loss.name == "softmax":
-        return losses.softmax_loss(image, text, temperature=temperature, **options)
-    negatives = None
-    if config.loss.negatives != "all":
-        negatives = Negatives(
-            config.loss.negatives,
-            per_image=config.loss.negatives_per_image,
-            # Another choice at every step, the same whenever the step is repeated.
-            seed=tf.cast(step, tf.int32) + config.seed,
-        )
-    return losses.sigmoid_loss(
-        image,
-        text,
-        temperature=temperature,
-        bias=parameters["bias"],
-        negatives=negatives,
-        **options,
-    )
+def _embed_text(model: TwoTower, inputs: Tensors, seeds: Seeds) -> dict[str, tf.Tensor]:
+    return {} if model.text is None else {"text": model.embed_text(inputs["text"], seeds.text)}
 
 
 def forward_backward(
     parameters: Tensors,
-    inputs: Any,
+    inputs: Tensors,
     step: tf.Tensor,
+    taught_by: Mapping[str, Tensors] | None = None,
     *,
     model: TwoTower,
     config: TrainConfig,
     exchange: Exchange | None = None,
     embed: Embed = embed_pixels,
-    loss: Loss = configured_loss,
+    loss: objectives.Loss = objectives.configured_loss,
+    teachers: Mapping[str, Teacher] | None = None,
 ) -> StepOutcome:
     """Returns loss and gradients of one replica's part of the batch.
 
@@ -120,11 +97,13 @@ def forward_backward(
             those of a tower that `embed` does not use may be left out.
         inputs: What `embed` takes.
         step: Scalar, steps done; decides what is drawn at random.
+        taught_by: Values of the teachers' variables.
         model: Says what to compute; its own values are not read.
         config: The configuration.
         exchange: How replicas meet; by default as the configuration says.
         embed: Turns inputs into unit embeddings.
-        loss: Turns the embeddings into the replica's share of the loss.
+        loss: Turns the embeddings into the replica's share of the loss over pairs.
+        teachers: The teachers that the configuration names.
     """
     if exchange is None:
         exchange = exchange_for_context(config.loss.exchange)
@@ -132,46 +111,77 @@ def forward_backward(
     variables = named_parameters(model)
     mapping = [(variables[name], value) for name, value in parameters.items()]
     seeds = _seeds(config, trained, step, exchange)
+    if config.data.mixup:
+        inputs = _mixed_up(inputs, config, step)
 
     def embed_part(part, number):
         own = Seeds(*[None if x is None else transformer.fold(x, number) for x in seeds])
         with keras.StatelessScope(state_mapping=mapping):
             return embed(model, part, own)
 
-    def loss_of(image, text):
-        return loss(image, text, parameters, step, config, exchange)
+    def look_at_part(part):
+        return look(teachers or {}, taught_by or {}, part)
+
+    def losses_of(said, taught):
+        scalars = {name: teacher_scalars(values) for name, values in (taught_by or {}).items()}
+        taught = {name: values | scalars[name] for name, values in taught.items()}
+        return objectives.total(
+            said, taught, parameters, step, config=config, exchange=exchange, loss=loss
+        )
 
     if config.microbatches == 1:
+        taught = look_at_part(inputs)
         with tf.GradientTape() as tape:
             tape.watch(trained)
-            outcome = loss_of(*embed_part(inputs, 0))
-        gradients = tape.gradient(outcome.loss, trained)
+            scalars = losses_of(embed_part(inputs, 0), taught)
+        gradients = tape.gradient(scalars["loss"], trained)
     else:
-        outcome, gradients = _in_parts(
+        scalars, gradients = _in_parts(
             inputs,
             trained,
             embed_part,
-            loss_of,
+            look_at_part,
+            losses_of,
             num_parts=config.microbatches,
-            dim=config.image.output_dim,
         )
-    if gradients["bias"] is None and config.loss.name == "softmax":
+    if config.loss.name == "softmax" and gradients.get("bias", 0) is None:
         gradients["bias"] = tf.zeros_like(trained["bias"])
     _check_connected(gradients)
     # The gradient of the token table comes as slices.
     gradients = {name: tf.convert_to_tensor(value) for name, value in gradients.items()}
-    return StepOutcome(outcome._asdict(), gradients)
+    return StepOutcome(scalars, gradients)
+
+
+def _mixed_up(inputs: Tensors, config: TrainConfig, step: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Mixes every image with the one before it, as much for all and all views of them."""
+    seed = tf.stack([tf.constant(config.seed, tf.int32), tf.cast(step, tf.int32)])
+    share = _beta(config.data.mixup, transformer.fold(seed, len(Seeds._fields)))
+    share = tf.maximum(share, 1.0 - share)
+
+    def mixed(pixels):
+        pixels = tf.cast(pixels, tf.float32)
+        return share * pixels + (1.0 - share) * tf.roll(pixels, 1, axis=0)
+
+    return {n: mixed(x) if n.split("/")[0] == "image" else x for n, x in inputs.items()}
+
+
+def _beta(concentration: float, seed: tf.Tensor) -> tf.Tensor:
+    """Draws from Beta(p, p), as a share of one of two draws from Gamma(p)."""
+    if concentration == 1.0:
+        return tf.random.stateless_uniform([], seed)
+    draws = tf.random.stateless_gamma([2], seed, alpha=concentration)
+    return draws[0] / tf.reduce_sum(draws)
 
 
 def _in_parts(
-    inputs: Any,
+    inputs: Tensors,
     trained: Tensors,
-    embed_part: Callable[[Any, Any], tuple[tf.Tensor, tf.Tensor]],
-    loss_of: Callable[[tf.Tensor, tf.Tensor], losses.PairLoss],
+    embed_part: Callable[[Any, Any], dict[str, tf.Tensor]],
+    look_at_part: Callable[[Any], dict[str, dict[str, tf.Tensor]]],
+    losses_of: Callable[[Any, Any], dict[str, tf.Tensor]],
     *,
     num_parts: int,
-    dim: int,
-) -> tuple[losses.PairLoss, dict[str, Any]]:
+) -> tuple[dict[str, tf.Tensor], dict[str, Any]]:
     """Returns the loss of the whole batch and its gradients, embedding a part at a time.
 
     All is embedded, part by part, without keeping anything; the loss gives the gradients of the
@@ -180,33 +190,34 @@ def _in_parts(
     Source: arXiv 2101.06983 (GradCache).
     """
     parts = tf.nest.map_structure(lambda x: _split(x, num_parts), inputs)
-    size, rows = tf.nest.flatten(inputs)[0].shape[0], tf.nest.flatten(parts)[0].shape[1]
 
     def part_of(number):
         return tf.nest.map_structure(lambda x: x[number], parts)
 
-    spec = tf.TensorSpec((rows, dim), tf.float32)
-    embedded = tf.map_fn(
-        lambda number: tuple(embed_part(part_of(number), number)),
-        tf.range(num_parts),
-        fn_output_signature=(spec, spec),
-        parallel_iterations=1,
-    )
-    image, text = (tf.ensure_shape(tf.reshape(x, (-1, dim)), (size, dim)) for x in embedded)
+    def say(number):
+        return embed_part(part_of(number), number), look_at_part(part_of(number))
+
+    # What comes out of a part has to be known before the loop.
+    shapes = tf.function(say).get_concrete_function(tf.TensorSpec((), tf.int32)).structured_outputs
+    specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), shapes)
+    stacked = tf.map_fn(say, tf.range(num_parts), fn_output_signature=specs, parallel_iterations=1)
+    said, taught = tf.nest.map_structure(_merged, stacked, specs)
     direct = {name: value for name, value in trained.items() if "/" not in name}
     with tf.GradientTape() as tape:
-        tape.watch((image, text, direct))
-        outcome = loss_of(image, text)
-    found: Any = tape.gradient(outcome.loss, (image, text, direct))
-    of_image, of_text, gradients = found
-    slopes = [_split(of_image, num_parts), _split(of_text, num_parts)]
+        tape.watch((said, direct))
+        scalars = losses_of(said, taught)
+    found: Any = tape.gradient(scalars["loss"], (said, direct))
+    slopes, gradients = found
+    # What no loss reads, such as the embedding of a model that only classifies.
+    slopes = {name: _split(x, num_parts) for name, x in slopes.items() if x is not None}
     towers = {name: value for name, value in trained.items() if "/" in name}
 
     def add_part(number, sums):
         with tf.GradientTape() as tape:
             tape.watch(towers)
-            embeddings = embed_part(part_of(number), number)
-        found = tape.gradient(embeddings, towers, output_gradients=[x[number] for x in slopes])
+            said = embed_part(part_of(number), number)
+        read = [said[name] for name in slopes]
+        found = tape.gradient(read, towers, output_gradients=[x[number] for x in slopes.values()])
         _check_connected(found)
         return number + 1, {name: sums[name] + found[name] for name in towers}
 
@@ -218,7 +229,13 @@ def _in_parts(
         parallel_iterations=1,
         maximum_iterations=num_parts,
     )
-    return outcome, {name: (gradients | sums)[name] for name in trained}
+    return scalars, {name: (gradients | sums)[name] for name in trained}
+
+
+def _merged(stacked: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+    """Undoes `_split` of what the parts gave."""
+    rows = None if spec.shape[0] is None else stacked.shape[0] * spec.shape[0]
+    return tf.ensure_shape(tf.reshape(stacked, (-1, *spec.shape[1:])), (rows, *spec.shape[1:]))
 
 
 def _check_connected(gradients: Tensors) -> None:
@@ -246,6 +263,9 @@ def _seeds(config: TrainConfig, trained: Tensors, step: tf.Tensor, exchange: Exc
     found = []
     for number, name in enumerate(Seeds._fields):
         tower = getattr(config, name)
+        if tower is None:
+            found.append(None)
+            continue
         drops = tower.block.dropout or tower.block.stochastic_depth
         drops = drops or getattr(tower, "token_dropout", 0.0)
         if not drops or not any(x.startswith(f"{name}/") for x in trained):
@@ -260,11 +280,12 @@ def _seeds(config: TrainConfig, trained: Tensors, step: tf.Tensor, exchange: Exc
 
 def train_step(
     state: TrainState,
-    inputs: Any,
+    inputs: Tensors,
     *,
     config: TrainConfig,
     exchange: Exchange,
-    compute: Callable[[Tensors, Any, tf.Tensor], StepOutcome],
+    compute: Callable[..., StepOutcome],
+    taught_by: Mapping[str, Tensors] | None = None,
 ) -> tuple[TrainState, Tensors]:
     """Returns the state after one step, equal on all replicas, and scalars to log.
 
@@ -277,13 +298,15 @@ def train_step(
         config: The configuration.
         exchange: How replicas meet.
         compute: `forward_backward` with its keywords bound, compiled or not.
+        taught_by: Values of the teachers' variables.
     """
-    outcome = compute(state.parameters, inputs, state.step)
+    outcome = compute(state.parameters, inputs, state.step, taught_by or {})
     names = list(outcome.gradients)
     summed = exchange.sum((list(outcome.scalars.values()), list(outcome.gradients.values())))
     scalars = dict(zip(outcome.scalars, summed[0], strict=True))
-    # Losses are shares of the global one, all else is averaged.
-    scalars |= {n: v / exchange.num_replicas for n, v in scalars.items() if n != "loss"}
+    # Losses are shares of the global ones, all else is averaged.
+    means = {n: v for n, v in scalars.items() if not objectives.is_loss(n)}
+    scalars |= {name: value / exchange.num_replicas for name, value in means.items()}
     gradients, norm = optimizers.clip_by_global_norm(summed[1], config.optimizer.clip_norm)
     factor = optimizers.schedule(state.step, config=config.optimizer, total_steps=config.steps)
     rates = optimizers.matched(config.optimizer.rates, names)
@@ -311,9 +334,10 @@ def train_step(
         lambda new, old: tf.where(finite, new, old), after, before
     )
     skipped = _count_skipped(state.skipped, finite, state.step + 1)
+    if "bias" in state.parameters:
+        scalars["temperature"] = tf.exp(state.parameters["log_temperature"])
+        scalars["bias"] = state.parameters["bias"]
     scalars |= {
-        "temperature": tf.exp(state.parameters["log_temperature"]),
-        "bias": state.parameters["bias"],
         "gradient_norm": norm,
         "learning_rate": factor * config.optimizer.learning_rate,
         "skipped_steps": tf.cast(skipped[0], tf.float32),

@@ -24,7 +24,8 @@ def build(cls: type, data: Any, path: str = "") -> Any:
             type.
     """
     if not isinstance(data, dict):
-        raise ValueError(f"{path or 'the configuration'} must be an object. Received: {data!r}")
+        name = path.rstrip(".") or "the configuration"
+        raise ValueError(f"{name} must be an object. Received: {data!r}")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
@@ -66,14 +67,19 @@ def _assign(cls: type, data: dict[str, Any], keys: list[str], text: str, full_ke
     known = ", ".join(prefix + item for item in hints)
     if head not in hints:
         raise ValueError(f"Unknown key {full_key}. Known keys: {known}")
-    nested = dataclasses.is_dataclass(hints[head])
+    # A group that may be left out is reached into only where it is there.
+    group = _group(hints[head])
+    nested = group is not None and data[head] is not None
+    if nested and not rest and group is not hints[head] and text.lower() == "none":
+        nested = False
     if nested != bool(rest):
         problem = "names a group of keys, not a value" if nested else "has no keys below it"
         raise ValueError(
             f"{prefix}{head} {problem}. Received: {full_key}={text}. Known keys: {known}"
         )
     if nested:
-        _assign(typing.cast(type, hints[head]), data[head], rest, text, full_key)
+        assert group is not None
+        _assign(group, data[head], rest, text, full_key)
     else:
         data[head] = _parse(hints[head], text, full_key)
 
@@ -94,10 +100,20 @@ def _parse(hint: Any, text: str, key: str) -> Any:
     return _checked(hint, value, key)
 
 
+def _group(hint: Any) -> type | None:
+    """Returns the dataclass that a hint names, alone or beside None."""
+    found = [item for item in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(item)]
+    is_tuple = typing.get_origin(hint) is tuple
+    return typing.cast(type, found[0]) if found and not is_tuple else None
+
+
 def _checked(hint: Any, value: Any, key: str) -> Any:
     """Returns a value of the type that the hint names, or raises."""
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, f"{key}.")
+    group = _group(hint)
+    if group is not None and isinstance(value, group):
+        return value
+    if group is not None and (value is not None or group is hint):
+        return build(group, value, f"{key}.")
     if typing.get_origin(hint) is tuple:
         return _checked_tuple(hint, value, key)
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -3,10 +3,12 @@
 import dataclasses
 import math
 import random
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
+from sigline.schemas.labels import LabelSet
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.text import TextTransformer
 from sigline.trainer.transformer import Container
@@ -30,7 +32,7 @@ class TwoTower(Container):
 
     Attributes:
         image: The image tower.
-        text: The text tower.
+        text: The text tower; None for a model of images alone, which has no scalars either.
         log_temperature: Logarithm of the temperature, a scalar variable.
         bias: Bias of the logits, a scalar variable.
     """
@@ -43,14 +45,18 @@ class TwoTower(Container):
             "rematerialize": config.rematerialize,
         }
         self.image = VisionTransformer(config.image, name="image", **options)
-        self.text = TextTransformer(
-            config.text, output_dim=config.image.output_dim, name="text", **options
-        )
+        self.text = None
+        if config.text is not None:
+            self.text = TextTransformer(
+                config.text, output_dim=config.image.output_dim, name="text", **options
+            )
 
     def build(self, shape=None):
         """Creates all variables; the inputs' shapes are fixed by the configuration."""
         loss = self.config.loss
         self.image.build()
+        if self.text is None:
+            return
         self.text.build()
         self.log_temperature = self.add_weight(
             name="log_temperature",
@@ -70,10 +76,19 @@ class TwoTower(Container):
 
         Dropping, if the tower drops anything, needs a `seed` of two integers.
         """
-        return normalize(self.image(images, seed))
+        return self.look(images, seed)["image"]
+
+    def look(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """Returns the unit embeddings of images and, from a head, logits `(batch, classes)`."""
+        x = self.image(images, seed)
+        found = {"image": normalize(x)}
+        if self.config.image.classes is not None:
+            found["classes"] = self.image.classify(x)
+        return found
 
     def embed_text(self, ids: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Embeds token ids `(batch, length)` as unit vectors `(batch, dim)`; see `embed_image`."""
+        assert self.text is not None
         return normalize(self.text(ids, seed))
 
     def call(self, images, ids):
@@ -106,6 +121,19 @@ def for_serving(model: TwoTower) -> TwoTower:
     for name, variable in named_parameters(copy).items():
         variable.assign(tf.convert_to_tensor(trained[name]))
     return copy
+
+
+def embed_classes(embed_texts: Callable[[tf.Tensor], tf.Tensor], labels: LabelSet) -> tf.Tensor:
+    """Returns one unit vector a class, `(classes, dim)`: the mean over its prompts.
+
+    Args:
+        embed_texts: Turns texts into embeddings `(batch, dim)`.
+        labels: Names the classes.
+    """
+    classes = []
+    for prompts in labels.prompts():
+        classes.append(tf.reduce_mean(embed_texts(tf.constant(prompts)), axis=0))
+    return tf.math.l2_normalize(tf.stack(classes), axis=-1)
 
 
 def named_parameters(model: TwoTower) -> dict[str, keras.Variable]:

@@ -41,6 +41,11 @@ class VisionTransformer(Container):
         )
         self.encoder = encoder_of(config, precision=precision, rematerialize=rematerialize)
         self.pool = attention_pool_of(config, precision=precision)
+        self.head = (
+            dense(config.classes, precision=precision, kernel_initializer="zeros", name="head")
+            if config.classes is not None
+            else None
+        )
         self.projection = (
             dense(
                 config.projection,
@@ -82,6 +87,8 @@ class VisionTransformer(Container):
             self.pool.build(tokens)
         if self.projection is not None:
             self.projection.build((None, width))
+        if self.head is not None:
+            self.head.build((None, config.output_dim))
 
     def call(self, images, seed=None):
         """Embeds images.
@@ -104,6 +111,11 @@ class VisionTransformer(Container):
             x = tf.cast(self.embedding_norm(x), x.dtype)
         pooled = self._pooled(x, patches, fold(seed, 1))
         return pooled if self.projection is None else self.projection(pooled)
+
+    def classify(self, x):
+        """Returns the logits `(batch, classes)`, float32, of what `call` returned."""
+        assert self.head is not None
+        return tf.cast(self.head(x), tf.float32)
 
     def _pooled(self, x, patches: int, seed):
         if self.config.pool == "tok":

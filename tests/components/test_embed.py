@@ -248,7 +248,8 @@ def test_microbatches_of_embeddings_give_the_same_gradients(weights, tiny):
     model = two_tower.build(tiny)
     parameters = {n: tf.convert_to_tensor(v) for n, v in two_tower.named_variables(model).items()}
     vectors = two_tower.normalize(tf.random.stateless_normal((8, tiny.image.output_dim), (0, 0)))
-    inputs = vectors, tf.random.stateless_uniform((8, 16), (0, 1), 1, 500, tf.int32)
+    ids = tf.random.stateless_uniform((8, 16), (0, 1), 1, 500, tf.int32)
+    inputs = {"image": vectors, "text": ids}
     whole, parts = (
         steps.forward_backward(
             parameters,

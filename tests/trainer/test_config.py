@@ -44,6 +44,11 @@ def test_recipe_without_gate_is_refused_as_a_pipeline():
         ("loss.chunk_size=256", lambda c: c.loss.chunk_size, 256),
         ("text.block.qk_norm=true", lambda c: c.text.block.qk_norm, True),
         (
+            'distillation=[{"teacher": "a", "target": "pairs", "weight": 2}]',
+            lambda c: c.distillation[0],
+            config.DistillationConfig("a", "pairs", 2.0),
+        ),
+        (
             'optimizer.rates=[["image/.*", null], [".*", 1]]',
             lambda c: c.optimizer.rates,
             (("image/.*", None), (".*", 1.0)),
@@ -54,6 +59,15 @@ def test_override_sets_the_value(demo, assignment, read, value):
     result = read(config.override(demo, [assignment]))
     assert result == value
     assert type(result) is type(value)
+
+
+def test_text_tower_can_be_left_out_and_then_has_no_keys(demo):
+    teacher = 'distillation=[{"teacher": "a"}]'
+    alone = config.override(demo, ["text=none", "loss.weight=0", "image.classes=3", teacher])
+    assert alone.text is None
+    assert config.from_json(alone.to_json()) == alone
+    with pytest.raises(ValueError, match=r"text has no keys below it"):
+        config.override(alone, ["text.width=8"])
 
 
 def test_values_that_only_fit_together_come_in_any_order(demo):

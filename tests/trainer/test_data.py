@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -23,7 +24,8 @@ def tokenizer(vocabulary, tiny):
 
 def _batches(split_dir, tiny, tokenizer, count, first_step=0):
     dataset = data.training_pairs(split_dir, tiny, tokenizer, first_step=first_step)
-    return [(i.numpy(), t.numpy()) for i, t in itertools.islice(dataset, count)]
+    batches = itertools.islice(dataset.as_numpy_iterator(), count)
+    return [(batch["image"], batch["text"]) for batch in batches]
 
 
 def test_batches_have_static_shapes(split_dir, tiny, tokenizer):
@@ -53,7 +55,9 @@ def test_hosts_share_every_global_batch(split_dir, tiny, tokenizer, first_step):
         for host in range(2)
     ]
     # Of each global batch of 8, a host feeds two replicas of 2.
-    parts = [np.stack([i for i, _ in itertools.islice(h.as_numpy_iterator(), 6)]) for h in hosts]
+    parts = [
+        np.stack([b["image"] for b in itertools.islice(h.as_numpy_iterator(), 6)]) for h in hosts
+    ]
     for number, (image, _) in enumerate(whole):
         for host in range(2):
             mine = parts[host][2 * number : 2 * number + 2].reshape(4, *image.shape[1:])
@@ -145,9 +149,9 @@ def test_crops_keep_the_asked_share_and_shape():
     options = config.DataConfig(crop_min_area=0.25)
     shares, aspects = [], []
     for number in range(60):
-        found = preprocess.load_augmented_image(
-            encoded, tower, options, seed=tf.constant([number, 0])
-        ).numpy()
+        found = preprocess.load_augmented_images(
+            encoded, {"image": tower}, options, seed=tf.constant([number, 0])
+        )["image"].numpy()
         # Without antialiasing the outer pixels are half a step inside of the crop.
         height, width = (float(np.ptp(found[..., axis])) / 99 * 100 for axis in (0, 1))
         shares.append(height * width / 200**2)
@@ -162,7 +166,7 @@ def test_embedded_images_cannot_be_cropped(tmp_path, tiny, tokenizer, split_dir)
     (tmp_path / "Split-train").mkdir()
     counts = {"embeddings": {"dim": 3}, "splits": {"train": {"shards": {"a.gz": {"records": 1}}}}}
     (tmp_path / "manifest.json").write_text(json.dumps(counts))
-    with pytest.raises(ValueError, match="cannot be cropped or flipped"):
+    with pytest.raises(ValueError, match="cannot be cropped, flipped"):
         data.training_pairs(
             tmp_path / "Split-train",
             config.override(tiny, ["data.flip=true"]),
@@ -192,8 +196,75 @@ def test_damaged_shard_without_a_manifest_is_named(split_dir, tmp_path):
     folder = shutil.copytree(split_dir, tmp_path / "Split-train")
     shard = sorted(folder.iterdir())[0]
     shard.write_bytes(shard.read_bytes()[:-200])
-    with pytest.raises(RuntimeError, match=rf"{shard.name} after \d+ whole records"):
+    with pytest.raises(tf.errors.OpError) as caught:
         data.count_examples(folder)
+    message = str(data.unreadable(folder, caught.value))
+    assert re.search(rf"{shard.name} after \d+ whole records", message)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, scene_records):
+    """Splits of 30, 20 and 10 records."""
+    found = []
+    for name, part in (("a", slice(0, 30)), ("b", slice(30, 50)), ("c", slice(50, 60))):
+        folder = tmp_path_factory.mktemp(name) / "Split-train"
+        folder.mkdir()
+        encoded = [tf_example.encode(item) for item in scene_records[part]]
+        tf_example.write_shard(str(folder / f"{name}.gz"), encoded)
+        found.append(folder)
+    return found
+
+
+def _keys(folders, settings, steps):
+    return [data.batch_keys(folders, settings, number=step) for step in steps]
+
+
+def test_every_batch_holds_the_asked_numbers_of_each_folder(folders, tiny):
+    settings = config.override(tiny, ["data.mixture=[1, 2, 1]"])
+    batches = _keys(folders, settings, range(1, 21))
+    for keys in batches:
+        numbers = [int(key) // 10 for key in keys]
+        assert [sum(n in part for n in numbers) for part in ((0, 1, 2), (3, 4), (5,))] == [2, 4, 2]
+    # In another order each time, and each folder's records once an epoch.
+    assert len({tuple(int(key) >= 30 for key in keys) for keys in batches}) > 10
+    of_a = [key for keys in batches for key in keys if int(key) < 30]
+    assert sorted(of_a[:30]) == [f"{i:03d}" for i in range(30)]
+
+
+def test_mixture_without_weights_follows_the_records(folders, tiny):
+    settings = config.override(tiny, ["global_batch_size=6"])
+    keys = [int(key) for key in _keys(folders, settings, [3])[0]]
+    assert [sum(a <= k < b for k in keys) for a, b in ((0, 30), (30, 50), (50, 60))] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("first_step", [1, 7, 40])
+def test_mixture_from_a_step_on_equals_the_uninterrupted_one(folders, tiny, tokenizer, first_step):
+    settings = config.override(tiny, ["data.mixture=[3, 1, 1]"])
+    whole = _batches(folders, settings, tokenizer, first_step + 2)
+    resumed = _batches(folders, settings, tokenizer, 2, first_step)
+    for (image, ids), (other_image, other_ids) in zip(whole[first_step:], resumed, strict=True):
+        np.testing.assert_array_equal(image, other_image)
+        np.testing.assert_array_equal(ids, other_ids)
+
+
+def test_shares_are_the_weights_rounded():
+    assert data.shares([1, 1, 1], 8) == [3, 3, 2]
+    assert data.shares([0.5, 0.25, 0.25], 8) == [4, 2, 2]
+    with pytest.raises(ValueError, match="must have an example in every batch"):
+        data.shares([100, 1], 8)
+
+
+def test_mixture_needs_a_weight_for_each_folder(folders, tiny):
+    settings = config.override(tiny, ["data.mixture=[1, 2]"])
+    with pytest.raises(ValueError, match=r"a weight for each folder.*folders=3"):
+        data.batch_keys(folders, settings, number=1)
+
+
+def test_folders_that_are_embedded_otherwise_are_refused(folders, tmp_path):
+    (tmp_path / "Split-train").mkdir()
+    (tmp_path / "manifest.json").write_text(json.dumps({"embeddings": {"dim": 3}}))
+    with pytest.raises(ValueError, match="embedded by the same tower, or none"):
+        data.embeddings([folders[0], tmp_path / "Split-train"])
 
 
 def test_record_that_cannot_be_used_is_one_sentence(split_dir, tiny):

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from sigline.trainer import config, data, loop, preemption, two_tower
 from sigline.trainer.two_tower import named_variables
+from sigline.trainer.weights import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +232,11 @@ import json, os, signal, sys
 from sigline import quiet
 quiet.import_tensorflow()
 import tensorflow as tf
-split_dir, vocabulary, folder, replicas = sys.argv[1:]
+split_dir, vocabulary, teacher, folder, replicas = sys.argv[1:]
 from sigline.trainer import config, export, loop, preemption, two_tower
-assignments = ["steps=3", "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
+from sigline.trainer.weights import checkpoint
+assignments = ['distillation=[{"teacher": "t", "target": "pairs"}]', "steps=3",
+               "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
                "jit_compile=false", "checkpoint_steps=2"]
 if "TF_CONFIG" in os.environ:
     assignments += ["strategy=multi_worker"]
@@ -257,7 +260,13 @@ if "SIGTERM_AT" in os.environ:
         return one
     loop.make_train_step = signalled
 try:
-    result = loop.train(tiny, split_dir=split_dir, vocabulary=vocabulary, checkpoint_dir=folder)
+    result = loop.train(
+        tiny,
+        split_dir=split_dir,
+        vocabulary=vocabulary,
+        checkpoint_dir=folder,
+        teachers={"t": checkpoint.load(teacher)},
+    )
 except (preemption.Preempted, RuntimeError) as error:
     print(json.dumps({"error": str(error)}))
     os._exit(0)
@@ -295,13 +304,18 @@ def _check_equal(one, other):
 
 
 @pytest.fixture(scope="module")
-def start_replicas(split_dir, vocabulary, tmp_path_factory):
+def start_replicas(tiny, split_dir, vocabulary, tmp_path_factory):
     """Starts a training process of its own; mixing counts in one process aborts it."""
     path = tmp_path_factory.mktemp("vocabulary") / "vocabulary"
     path.write_bytes(vocabulary)
+    settings = config.override(tiny, ["image.depth=1", "text.depth=1", "seed=9"])
+    values = two_tower.named_variables(two_tower.build(settings))
+    values = {name: variable.numpy() for name, variable in values.items()}
+    teacher = path.with_name("teacher")
+    checkpoint.save(teacher, checkpoint.Weights(settings, values, vocabulary))
 
     def _start(folder, replicas=1, environment=()):
-        arguments = map(str, (split_dir, path, folder, replicas))
+        arguments = map(str, (split_dir, path, teacher, folder, replicas))
         return subprocess.Popen(
             [sys.executable, "-c", REPLICA_CODE, *arguments],
             text=True,

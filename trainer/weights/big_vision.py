@@ -145,9 +145,15 @@ def _image_tower(tensors: Mapping[str, np.ndarray]) -> ImageTowerConfig:
         patch=patch,
         pool=pool,
         positions="learned" if learned else "sincos2d",
-        projection=None if head is None else head.shape[1],
+        **{_head_of(tensors): None if head is None else head.shape[1]},
         **_sizes(tensors, "img/Transformer"),
     )
+
+
+def _head_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns what the image tower's head is: of two towers a projection, else of classes."""
+    pair = "t" in tensors or any(name.startswith("txt/") for name in tensors)
+    return "projection" if pair else "classes"
 
 
 def _text_tower(tensors: Mapping[str, np.ndarray]) -> TextTowerConfig:
@@ -208,6 +214,8 @@ def _image_links(image: ImageTowerConfig) -> list[Link]:
         ]
     if image.projection is not None:
         found += _dense("img/head", "image/projection")
+    if image.classes is not None:
+        found += _dense("img/head", "image/head")
     return found
 
 

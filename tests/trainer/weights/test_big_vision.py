@@ -66,7 +66,7 @@ def test_head_of_a_plain_vit_can_be_dropped(tmp_path):
     plain = {name.removeprefix("img/"): value for name, value in parameters.items()}
     plain |= {"head/kernel": np.zeros((16, 10), np.float32), "head/bias": np.zeros(10, np.float32)}
     path = _save(tmp_path / "vit.npz", plain)
-    assert checkpoint.load(path).config.image.projection == 10
+    assert checkpoint.load(path).config.image.classes == 10
     _check_image(path, parameters, drop=["img/head/.*"])
 
 

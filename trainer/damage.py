@@ -1,0 +1,211 @@
+"""Damaged shards: what of them can be read, and copies to go on with, up to a limit of records."""
+
+import hashlib
+import json
+import os
+import sys
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import google_crc32c
+
+from sigline.schemas import tf_example
+from sigline.trainer import data
+
+DAMAGE_FILE = "damage.json"
+# A TFRecord: its length, 8 bytes, and the checksum of that, 4; the record; its checksum, 4.
+_LENGTH, _CHECKSUM = 8, 4
+_HEADER = _LENGTH + _CHECKSUM
+# Of gzip without a name in it, as TensorFlow writes it; what is decompressed at a time, so that not
+# much before the damage is lost with it.
+_GZIP_HEADER, _PIECE = 10, 512
+_LARGEST_RECORD = 1 << 30
+
+
+class Place(NamedTuple):
+    """Where a shard is damaged.
+
+    Attributes:
+        record: Number of the record in the shard, from zero.
+        offset: Where it starts, in the decompressed shard.
+        reason: What is wrong; if the rest of the shard is lost with it, it says so.
+    """
+
+    record: int
+    offset: int
+    reason: str
+
+
+class _Reader:
+    """A decompressed shard, byte by byte, up to where it cannot be decompressed."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._plain = bytearray()
+        self._stream = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+        header = self._file.read(_GZIP_HEADER)
+        self._whole = header[:4] == b"\x1f\x8b\x08\x00"
+        self.offset = 0
+
+    def read(self, count: int) -> bytes:
+        """Returns the next bytes, or as many as there are."""
+        while self._whole and len(self._plain) < count:
+            piece = self._file.read(_PIECE)
+            try:
+                self._plain += self._stream.decompress(piece)
+            except zlib.error:
+                self._whole = False
+            self._whole &= bool(piece)
+        found = bytes(self._plain[:count])
+        del self._plain[:count]
+        self.offset += len(found)
+        return found
+
+
+def read(path: str) -> Iterator[bytes | Place]:
+    """Yields the records of a damaged shard, and a place for each that is damaged.
+
+    A record whose own checksum is wrong costs no other; behind a length that is wrong nothing can
+    be found, and the place is the last thing that is yielded.
+    """
+    with open(path, "rb") as file:
+        reader, number = _Reader(file), 0
+        while header := reader.read(_HEADER):
+            start = reader.offset - len(header)
+            length = int.from_bytes(header[:_LENGTH], "little")
+            if not _is_intact(header) or length > _LARGEST_RECORD:
+                yield Place(number, start, "its length is damaged; the rest of the shard is lost")
+                return
+            record = reader.read(length + _CHECKSUM)
+            if len(record) < length + _CHECKSUM:
+                yield Place(number, start, "it is cut short; the rest of the shard is lost")
+                return
+            if _is_intact(record):
+                yield record[:length]
+            else:
+                yield Place(number, start, "its checksum is wrong")
+            number += 1
+
+
+def _is_intact(content: bytes) -> bool:
+    """Whether the last four bytes are TFRecord's masked checksum of those before."""
+    value = google_crc32c.value(content[:-_CHECKSUM])
+    masked = ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked == int.from_bytes(content[-_CHECKSUM:], "little")
+
+
+class Repairs:
+    """Copies of damaged shards that a run goes on with, in a folder of its own.
+
+    In a copy each damaged record is replaced by a whole one beside it, so that the number of
+    records, and with it the order of all others, stays. What was replaced is listed in
+    `damage.json`; a run that resumes starts from there.
+    """
+
+    def __init__(self, folder: str | Path, limit: int):
+        """Takes up what an interrupted run left.
+
+        Args:
+            folder: Where the copies go.
+            limit: How many records may be damaged.
+        """
+        self._folder, self._limit = Path(folder), limit
+        path = self._folder / DAMAGE_FILE
+        self._shards: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """Paths of copies by the shards that they stand for."""
+        return {path: str(self._folder / found["copy"]) for path, found in self._shards.items()}
+
+    @property
+    def count(self) -> int:
+        """Records replaced so far."""
+        return sum(found["lost"] for found in self._shards.values())
+
+    def mend(self, folders: data.Folders) -> bool:
+        """Copies what is damaged; returns whether the run can go on with the copies.
+
+        Args:
+            folders: Folders of the splits.
+
+        Raises:
+            RuntimeError: If more records are damaged than may be; the message names all of them.
+        """
+        if not self._limit:
+            return False
+        fresh = {}
+        for path, expected in data.expected_records(folders).items():
+            if path not in self._shards and (found := _damage(path, expected)):
+                fresh[path] = found
+        if not fresh:
+            return False
+        lost = self.count + sum(found["lost"] for found in fresh.values())
+        lines = [_line(path, found) for path, found in fresh.items()]
+        if lost > self._limit or any(found["copy"] is None for found in fresh.values()):
+            raise RuntimeError(
+                "Training data cannot be read; write these shards again, or allow more by "
+                f"data.max_damaged_records. Received: {lost} damaged records, "
+                f"data.max_damaged_records={self._limit}: " + "; ".join(lines)
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path, found in fresh.items():
+            target = self._folder / found["copy"]
+            scratch = target.with_name(f".tmp-{uuid.uuid4().hex}")
+            tf_example.write_shard(str(scratch), _repaired(path, found["records"]))
+            os.replace(scratch, target)
+        self._shards |= fresh
+        scratch = self._folder / f".tmp-{uuid.uuid4().hex}"
+        scratch.write_text(json.dumps(self._shards, indent=1, sort_keys=True))
+        os.replace(scratch, self._folder / DAMAGE_FILE)
+        print(f"sigline: replaced damaged records: {'; '.join(lines)}", file=sys.stderr)
+        return True
+
+
+def _damage(path: str, expected: int | None) -> dict | None:
+    """Returns what is to be known of a shard's damage; None for a whole shard."""
+    places, whole, number = [], 0, 0
+    for item in read(path):
+        number += 1
+        if isinstance(item, Place):
+            places.append(item)
+        else:
+            whole += 1
+    records = number if expected is None else expected
+    if not places and number == records:
+        return None
+    if number < records:
+        places = places or [Place(number, -1, "the shard ends before it")]
+    copy = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.gz"
+    return {
+        # Without a whole record there is nothing to put in its place, and with too many the
+        # manifest is of another shard.
+        "copy": copy if whole and number <= records else None,
+        "records": records,
+        "lost": abs(records - whole),
+        "places": [place._asdict() for place in places],
+    }
+
+
+def _line(path: str, found: dict) -> str:
+    places = [f"record {x['record']} at byte {x['offset']}: {x['reason']}" for x in found["places"]]
+    return f"{path}: {found['lost']} of {found['records']} records ({'; '.join(places)})"
+
+
+def _repaired(path: str, records: int) -> Iterator[bytes]:
+    """Yields as many records as the shard should have."""
+    last, written, owed = b"", 0, 0
+    for item in read(path):
+        if isinstance(item, Place):
+            owed += 1
+            continue
+        # What was damaged before the first whole record becomes a copy of that.
+        for _ in range(owed):
+            yield last or item
+        written, owed, last = written + owed + 1, 0, item
+        yield item
+    for _ in range(records - written):
+        yield last

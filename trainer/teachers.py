@@ -1,0 +1,212 @@
+"""Teachers: frozen models that see, inside the training step, what the student sees."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from sigline.schemas.labels import LabelSet
+from sigline.trainer import objectives, preprocess, two_tower
+from sigline.trainer.config import DistillationConfig, ImageTowerConfig, TrainConfig
+from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights.checkpoint import Weights
+
+_CLASS_EMBEDDINGS = "class_embeddings"
+
+
+class View(NamedTuple):
+    """What a teacher gets of an example where it is not what the student gets.
+
+    Attributes:
+        image: Its image tower's configuration, if that asks for other pixels.
+        tokenizer: Its own vocabulary, if it reads texts otherwise.
+    """
+
+    image: ImageTowerConfig | None = None
+    tokenizer: preprocess.Tokenizer | None = None
+
+
+class Teacher(NamedTuple):
+    """A frozen model.
+
+    Attributes:
+        model: Says what to compute.
+        variables: What with, by name; the model's, and the embeddings of classes if it tells
+            classes by their texts.
+        targets: What is asked of it.
+        view: What it gets.
+    """
+
+    model: two_tower.TwoTower
+    variables: Mapping[str, tf.Variable]
+    targets: frozenset[str]
+    view: View
+
+
+def make(
+    weights: Mapping[str, Weights],
+    config: TrainConfig,
+    *,
+    vocabulary: bytes | None,
+    labels: LabelSet | None,
+) -> dict[str, Teacher]:
+    """Returns the teachers that a configuration names; call it in the strategy's scope.
+
+    Args:
+        weights: The teachers' weights by their names.
+        config: The student's configuration.
+        vocabulary: The student's; a teacher that has none of its own shares it.
+        labels: Classes for teachers that tell classes by their texts.
+
+    Raises:
+        ValueError: If the names are not those that the configuration asks for, or a teacher cannot
+            give what is asked of it.
+    """
+    if set(weights) != set(config.teachers):
+        raise ValueError(
+            "The teachers of the recipe must be given, and no others, each as NAME=WEIGHTS. "
+            f"Received: {', '.join(sorted(weights)) or 'none'}; the recipe's: "
+            f"{', '.join(config.teachers) or 'none'}"
+        )
+    return {
+        name: _make_one(name, weights[name], config, vocabulary=vocabulary, labels=labels)
+        for name in config.teachers
+    }
+
+
+def _make_one(
+    name: str,
+    weights: Weights,
+    config: TrainConfig,
+    *,
+    vocabulary: bytes | None,
+    labels: LabelSet | None,
+) -> Teacher:
+    targets = frozenset(item.target for item in config.distillation if item.teacher == name)
+    by_texts = "classes" in targets and weights.config.image.classes is None
+    reads = by_texts or "pairs" in targets
+    settings = dataclasses.replace(
+        weights.config,
+        precision=config.precision,
+        rematerialize=False,
+        text=weights.config.text if reads else None,
+        # Without texts there is nothing for its own loss to be about.
+        loss=dataclasses.replace(weights.config.loss, weight=1.0 if reads else 0.0),
+        distillation=() if reads else (DistillationConfig(name),),
+    )
+    if "pairs" in targets and weights.config.loss.name != "sigmoid":
+        raise ValueError(
+            f"The teacher {name} must be of the sigmoid loss to give probabilities of pairs. "
+            f"Received: loss.name={weights.config.loss.name!r}"
+        )
+    if reads and not any(parameter.startswith("text/") for parameter in weights.parameters):
+        raise ValueError(
+            f"The teacher {name} must have a text tower to tell pairs, or classes without a head. "
+            "Received: weights of an image tower alone"
+        )
+    model = two_tower.build(settings)
+    variables = two_tower.named_variables(model)
+    shapes = {key: tuple(value.shape) for key, value in variables.items()}
+    wanted = [r"image/.*"] + ([r"(?!image/).*"] if reads else [])
+    for key, value in checkpoint.fitted(weights, shapes, wanted).items():
+        variables[key].assign(value)
+    tokenizer = None
+    if reads:
+        tokenizer = _tokenizer(name, weights.vocabulary or vocabulary, settings)
+    if by_texts:
+        if labels is None:
+            raise ValueError(
+                f"The teacher {name} has no head and tells classes by their texts, which a label "
+                "set (classes.json) must name. Received: labels=none"
+            )
+        encode = tf.function(lambda texts: model.embed_text(tokenizer(texts)))
+        embeddings = two_tower.embed_classes(encode, labels)
+        variables[_CLASS_EMBEDDINGS] = tf.Variable(embeddings, trainable=False)
+    if "classes" in targets:
+        _check_classes(name, labels if by_texts else None, settings, config)
+    own_pixels = _pixels(settings.image) != _pixels(config.image)
+    own_texts = "pairs" in targets and (
+        settings.text != config.text or (weights.vocabulary or vocabulary) != vocabulary
+    )
+    view = View(settings.image if own_pixels else None, tokenizer if own_texts else None)
+    return Teacher(model, variables, targets, view)
+
+
+def _tokenizer(name: str, vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer:
+    if vocabulary is None:
+        raise ValueError(
+            f"The teacher {name} must come with its vocabulary, or the student must have one. "
+            "Received: none"
+        )
+    assert config.text is not None
+    return preprocess.Tokenizer(vocabulary, config.text)
+
+
+def _check_classes(
+    name: str, labels: LabelSet | None, teacher: TrainConfig, student: TrainConfig
+) -> None:
+    count = teacher.image.classes if labels is None else len(labels.names)
+    if count != student.image.classes:
+        raise ValueError(
+            f"image.classes must be the number of classes that the teacher {name} tells apart. "
+            f"Received: image.classes={student.image.classes}, classes of the teacher={count}"
+        )
+
+
+def _pixels(image: ImageTowerConfig) -> tuple:
+    """Returns what decides the bytes that a tower gets."""
+    return image.size, image.resize, image.interpolation, image.antialias
+
+
+def look(
+    teachers: Mapping[str, Teacher],
+    variables: Mapping[str, Mapping[str, tf.Tensor]],
+    inputs: Mapping[str, tf.Tensor],
+) -> dict[str, dict[str, tf.Tensor]]:
+    """Returns what each teacher says of a batch; see `objectives`. No gradient flows through it.
+
+    Args:
+        teachers: The teachers by name.
+        variables: Values of their variables.
+        inputs: The batch; a teacher's own view has its name behind a slash.
+    """
+    return {
+        name: tf.nest.map_structure(tf.stop_gradient, _look(name, teacher, variables[name], inputs))
+        for name, teacher in teachers.items()
+    }
+
+
+def _look(
+    name: str,
+    teacher: Teacher,
+    variables: Mapping[str, tf.Tensor],
+    inputs: Mapping[str, tf.Tensor],
+) -> dict[str, tf.Tensor]:
+    model, found = teacher.model, {}
+    parameters = two_tower.named_parameters(model)
+    mapping = [(parameters[key], variables[key]) for key in parameters]
+    with keras.StatelessScope(state_mapping=mapping):
+        pixels = inputs.get(f"{objectives.IMAGE}/{name}", inputs[objectives.IMAGE])
+        said = model.look(preprocess.to_model_range(pixels, model.config.image))
+        found[objectives.IMAGE] = said[objectives.IMAGE]
+        if "pairs" in teacher.targets:
+            ids = inputs.get(f"{objectives.TEXT}/{name}", inputs.get(objectives.TEXT))
+            found[objectives.TEXT] = model.embed_text(ids)
+    if "classes" in teacher.targets:
+        found[objectives.CLASSES] = said.get(objectives.CLASSES)
+    if _CLASS_EMBEDDINGS in variables:
+        scores = tf.matmul(found[objectives.IMAGE], variables[_CLASS_EMBEDDINGS], transpose_b=True)
+        found[objectives.CLASSES] = tf.exp(variables["log_temperature"]) * scores
+    return found
+
+
+def scalars(variables: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Returns the scalars of a teacher's logits of pairs; none of an image tower alone."""
+    if "bias" not in variables:
+        return {}
+    return {
+        objectives.TEMPERATURE: tf.exp(variables["log_temperature"]),
+        objectives.BIAS: variables["bias"],
+    }
