@@ -247,19 +247,10 @@ def measure(name: str, folder: Path, tars: list[Path], crop: bool, rounds: int) 
 
 def make_vocabulary() -> bytes:
     """Returns a small vocabulary: what it holds does not matter here."""
-    import sentencepiece
+    from sigline.components.vocabulary.vocabulary import train_vocabulary
 
-    model = io.BytesIO()
     texts = [f"a picture of noise, number {i}, that looks like a cloud" for i in range(100)]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        vocab_size=60,
-        byte_fallback=False,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    return train_vocabulary(texts, vocabulary_size=60)
 
 
 def markdown(results: dict) -> str:

@@ -19,6 +19,7 @@ from tfx.types.standard_artifacts import Model, ModelBlessing
 
 from tensorflow_data_validation import StatsOptions  # isort: skip  # After tfx.
 
+from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
 from sigline.components.ingest import transforms as ingest_transforms
 from sigline.components.ingest.component import IngestExamples, config_from_json
@@ -29,6 +30,7 @@ from sigline.components.vocabulary.component import TrainVocabulary
 from sigline.pipeline import baseline
 from sigline.pipeline.environment import Environment
 from sigline.pipeline.tfx_infra import CheckServing
+from sigline.pipeline.tfx_tower import ExportFrozenTower
 from sigline.pipeline.tfx_trainer import TrainModel
 from sigline.schemas import digests, record
 from sigline.trainer import config as trainer_config
@@ -96,12 +98,16 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         code_digest=_code_digest("schemas", "components/vocabulary", "trainer"),
     )
     vocabulary.add_upstream_node(checked)
+    weights_digest = _weights_digest(environment, config)
+    embedding = _embedding(environment, config, weights_digest, ingested)
     trained = TrainModel(
-        examples=ingested.outputs["examples"],
+        examples=(embedding[-1].outputs["embedded"] if embedding else ingested.outputs["examples"]),
         vocabulary=vocabulary.outputs["vocabulary"],
         config=config.to_json(),
         weights=environment.weights,
-        weights_digest=_weights_digest(environment, config),
+        weights_digest=weights_digest,
+        teachers=json.dumps(environment.teachers, sort_keys=True),
+        teacher_digests=_teacher_digests(environment, config),
         checkpoint_root=environment.checkpoint_root,
         code_digest=_code_digest("schemas", "trainer", "pipeline/tfx_trainer.py"),
     ).with_id("Trainer")
@@ -146,6 +152,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
             validator,
             checked,
             vocabulary,
+            *embedding,
             trained,
             last_blessed,
             evaluated,
@@ -158,6 +165,32 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ),
         beam_pipeline_args=list(environment.beam_args),
     )
+
+
+def _embedding(
+    environment: Environment, config: TrainConfig, weights_digest: str, ingested
+) -> list:
+    """Returns the nodes that embed the images once, if the environment asks for them."""
+    if not environment.embed_images:
+        return []
+    if not environment.weights:
+        raise ValueError(
+            "The environment's `embed_images` needs `weights` with the frozen image tower. "
+            "Received: weights=''"
+        )
+    tower = ExportFrozenTower(
+        config=config.to_json(),
+        weights=environment.weights,
+        weights_digest=weights_digest,
+        code_digest=_code_digest("schemas", "trainer", "pipeline/tfx_tower.py"),
+    )
+    names = "components/embed", "components/files.py", "components/served_model.py"
+    embedded = EmbedExamples(
+        examples=ingested.outputs["examples"],
+        model=tower.outputs["model"],
+        code_digest=_code_digest("schemas", *names),
+    )
+    return [tower, embedded]
 
 
 def _input_digest(base: str) -> str:
@@ -188,3 +221,15 @@ def _weights_digest(environment: Environment, config: TrainConfig) -> str:
             f"Received: weights={environment.weights!r}, pretrained={list(config.pretrained)}"
         )
     return checkpoint.load(environment.weights).digest() if environment.weights else ""
+
+
+def _teacher_digests(environment: Environment, config: TrainConfig) -> str:
+    """Returns the digests of the teachers' weights by name, as JSON."""
+    if set(environment.teachers) != set(config.teachers):
+        raise ValueError(
+            "The environment's `teachers` must be those of the recipe. Received: "
+            f"{', '.join(sorted(environment.teachers)) or 'none'}; the recipe's: "
+            f"{', '.join(config.teachers) or 'none'}"
+        )
+    found = {name: checkpoint.load(path).digest() for name, path in environment.teachers.items()}
+    return json.dumps(found, sort_keys=True)

@@ -26,6 +26,9 @@ class Environment:
         overrides: `a.b=value` assignments to the recipe.
         weights: Folder of weights that the recipe's pretrained parameters start from; empty for
             none.
+        embed_images: Whether a recipe that freezes its image tower has it embed the images once,
+            before training, instead of at every step.
+        teachers: Folders of weights of the recipe's teachers, by name.
         serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
         ingest: Fields of `IngestConfig`.
         data_gate: Fields of `DataGate`.
@@ -38,6 +41,8 @@ class Environment:
     recipe: str
     overrides: tuple[str, ...] = ()
     weights: str = ""
+    embed_images: bool = False
+    teachers: dict[str, str] = field(default_factory=dict)
     serving_dir: str = ""
     ingest: dict[str, Any] = field(default_factory=dict)
     data_gate: dict[str, Any] = field(default_factory=dict)
@@ -49,10 +54,9 @@ class Environment:
         if not any(argument.startswith("--runner") for argument in self.beam_args):
             object.__setattr__(self, "beam_args", (_RUNNER, *self.beam_args))
         for name in ("root", "input_base", "serving_dir", "weights"):
-            path = getattr(self, name)
-            if path:
-                path = os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
-            object.__setattr__(self, name, path)
+            object.__setattr__(self, name, _absolute(getattr(self, name)))
+        teachers = {name: _absolute(path) for name, path in self.teachers.items()}
+        object.__setattr__(self, "teachers", teachers)
 
     @property
     def pipeline_root(self) -> str:
@@ -68,6 +72,10 @@ class Environment:
     def checkpoint_root(self) -> str:
         """Folder of all runs' checkpoints."""
         return os.path.join(self.root, "checkpoints")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(os.path.expandvars(path))) if path else path
 
 
 def load(path: str | Path) -> Environment:
@@ -96,13 +104,17 @@ def load(path: str | Path) -> Environment:
         raise ValueError(f"{path}: {problem}Known keys: {', '.join(fields)}")
     for name, value in data.items():
         expected: type = list if name in ("overrides", "beam_args") else str
-        expected = dict if name in ("ingest", "data_gate") else expected
+        expected = dict if name in ("ingest", "data_gate", "teachers") else expected
+        expected = bool if name == "embed_images" else expected
         if not isinstance(value, expected):
             raise ValueError(
                 f"{path}: {name} must be a {expected.__name__}. Received: {name}={value!r}"
             )
         if expected is list:
             data[name] = tuple(str(item) for item in value)
+    teachers = data.get("teachers", {})
+    if not all(isinstance(x, str) and x for item in teachers.items() for x in item):
+        raise ValueError(f"{path}: teachers must be paths by name. Received: teachers={teachers}")
     return Environment(**data)
 
 

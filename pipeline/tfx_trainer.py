@@ -1,6 +1,5 @@
 """The training component: from records and a vocabulary to an exported model."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from tfx.types.standard_artifacts import Examples, Model, ModelRun
 from tfx.utils import path_utils
 
 from sigline.components.artifact_types import Vocabulary
-from sigline.schemas import artifacts, digests, record
+from sigline.schemas import artifacts, record
 from sigline.schemas.labels import LabelSet
 
 
@@ -25,6 +24,8 @@ def TrainModel(
     config: Parameter[str],
     weights: Parameter[str],
     weights_digest: Parameter[str],
+    teachers: Parameter[str],
+    teacher_digests: Parameter[str],
     checkpoint_root: Parameter[str],
     code_digest: Parameter[str],
 ):
@@ -35,38 +36,25 @@ def TrainModel(
     finds its own checkpoints, and no other run's.
     """
     from sigline.trainer import config as trainer_config
-    from sigline.trainer import data, export, loop
+    from sigline.trainer.job import Job
     from sigline.trainer.weights import checkpoint
 
+    # For the cache only: the digests are those of what is read here.
+    del weights_digest, teacher_digests
     train_config = trainer_config.from_json(config)
-    split_dir = artifact_utils.get_split_uri([examples], record.TRAIN_SPLIT)
     with open(os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE), "rb") as handle:
         vocabulary_bytes = handle.read()
-    provenance = {
-        "data_digest": data.data_digest(split_dir),
-        "code_digest": code_digest,
-    }
-    if weights_digest:
-        provenance["weights_digest"] = weights_digest
-    vocabulary_digest = hashlib.sha256(vocabulary_bytes).hexdigest()
-    run_key = digests.json_digest([train_config.digest(), vocabulary_digest, provenance])[:16]
-    run_dir = os.path.join(checkpoint_root, run_key)
-    result = loop.train(
-        train_config,
-        split_dir=split_dir,
-        vocabulary=vocabulary_bytes,
-        checkpoint_dir=os.path.join(run_dir, "checkpoints"),
-        log_dir=os.path.join(run_dir, "logs"),
-        weights=checkpoint.load(weights) if weights else None,
-    )
-    metadata = export.export(
-        path_utils.serving_model_dir(model.uri),
-        result.model,
+    job = Job(
         config=train_config,
+        folders=artifact_utils.get_split_uri([examples], record.TRAIN_SPLIT),
         vocabulary=vocabulary_bytes,
+        code_digest=code_digest,
+        weights=checkpoint.load(weights) if weights else None,
+        teachers={name: checkpoint.load(path) for name, path in json.loads(teachers).items()},
         labels=_labels(examples.uri),
-        provenance=provenance,
     )
+    run_dir = os.path.join(checkpoint_root, job.key)
+    result, metadata = job.run(run_dir, path_utils.serving_model_dir(model.uri))
     shutil.copytree(os.path.join(run_dir, "logs"), model_run.uri, dirs_exist_ok=True)
     training = {
         "steps": train_config.steps,

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import signal
@@ -63,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--vocabulary", type=Path, help="SentencePiece model; for recipes with a text tower"
     )
-    train.add_argument("--output", required=True, type=Path, help="checkpoints, logs and model")
+    train.add_argument(
+        "--output", "--workdir", required=True, type=Path, help="checkpoints, logs and model"
+    )
     train.add_argument("--labels", type=Path, help="classes.json for the classify signature")
     train.add_argument(
         "--weights", type=Path, help="what the recipe's pretrained parameters start from"
@@ -169,60 +170,38 @@ def _train(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     from sigline.schemas import digests
     from sigline.trainer import config as trainer_config
-    from sigline.trainer import data, export, loop, two_tower
+    from sigline.trainer import two_tower
+    from sigline.trainer.job import Job
     from sigline.trainer.weights import checkpoint
 
     config = trainer_config.override(
         trainer_config.load_recipe(arguments.recipe), arguments.overrides
     )
-    vocabulary = _vocabulary(arguments.vocabulary, config)
-    labels = _labels(arguments.labels)
     model_dir = arguments.output / "model"
     if model_dir.exists():
         raise ValueError(f"output holds a finished model already. Received: {model_dir}")
-    weights = checkpoint.load(arguments.weights) if arguments.weights else None
-    teachers = {name: checkpoint.load(path) for name, path in _named(arguments.teacher).items()}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    provenance = {
-        "data_digest": data.data_digest(arguments.data),
-        "code_digest": digests.source_digest(
+    vocabulary = _vocabulary(arguments.vocabulary, config)
+    job = Job(
+        config=config,
+        folders=arguments.data,
+        vocabulary=vocabulary,
+        code_digest=digests.source_digest(
             Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
         ),
-    }
-    if weights is not None:
-        provenance["weights_digest"] = weights.digest()
-    for name, teacher in teachers.items():
-        provenance[f"teacher_digest/{name}"] = teacher.digest()
-    start = {name: value for name, value in provenance.items() if name != "code_digest"}
-    start["vocabulary"] = hashlib.sha256(vocabulary or b"").hexdigest()
-    if teachers and labels is not None:
-        start["labels"] = labels.to_json()
-    _claim(arguments.output, [config.to_json(), json.dumps(start, sort_keys=True)])
-    result = loop.train(
-        config,
-        split_dir=arguments.data,
-        vocabulary=vocabulary,
-        checkpoint_dir=arguments.output / "checkpoints",
-        log_dir=arguments.output / "logs",
-        weights=weights,
-        teachers=teachers,
-        labels=labels,
+        weights=checkpoint.load(arguments.weights) if arguments.weights else None,
+        teachers={name: checkpoint.load(x) for name, x in _named(arguments.teacher).items()},
+        labels=_labels(arguments.labels),
     )
-    if not result.is_chief:
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    _claim(arguments.output, [job.identity])
+    result, metadata = job.run(arguments.output, model_dir)
+    if metadata is None:
         return 0
     variables = two_tower.named_variables(result.model)
     trained = {name: variable.numpy() for name, variable in variables.items()}
     weights_dir = arguments.output / "weights"
     if not weights_dir.exists():
         checkpoint.save(weights_dir, checkpoint.Weights(config, trained, vocabulary))
-    metadata = export.export(
-        model_dir,
-        result.model,
-        config=config,
-        vocabulary=vocabulary,
-        labels=labels,
-        provenance=provenance,
-    )
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0
 
@@ -277,7 +256,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     from sigline.components.embed import transforms
     from sigline.trainer import config as trainer_config
-    from sigline.trainer import export, start, two_tower
+    from sigline.trainer import export, start
     from sigline.trainer.weights import checkpoint
 
     if arguments.output.exists():
@@ -286,9 +265,8 @@ def _embed(arguments: argparse.Namespace) -> int:
     config = weights.config
     if arguments.recipe is not None:
         config = trainer_config.load_recipe(arguments.recipe)
-    config = trainer_config.override(config, [*arguments.overrides, 'pretrained=["image/.*"]'])
-    model = two_tower.build(config)
-    start.start_from(model, weights, config)
+    config = trainer_config.override(config, arguments.overrides)
+    model = start.frozen_tower(config, weights)
     digest = export.image_digest(model)
     # What an interrupted run leaves is taken up again if it is of the same data and tower.
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")

@@ -121,6 +121,10 @@ class TextTowerConfig:
         head_bias: Whether the projection behind the pool has a bias.
         lowercase: Whether texts are lower-cased.
         strip_punctuation: Whether ASCII punctuation is removed.
+        squeeze_whitespace: Whether white space is trimmed, and any run of it becomes one space.
+        end_piece: Piece of the vocabulary that ends each text.
+        pad_piece: Piece that the rest is filled with; SigLIP fills with the end of text, SigLIP 2
+            with `<pad>`, so that its last token, which is pooled, mostly is that.
         block: Variations of the blocks.
     """
 
@@ -136,6 +140,9 @@ class TextTowerConfig:
     head_bias: bool = True
     lowercase: bool = True
     strip_punctuation: bool = True
+    squeeze_whitespace: bool = True
+    end_piece: str = "</s>"
+    pad_piece: str = "</s>"
     block: BlockConfig = field(default_factory=BlockConfig)
 
 

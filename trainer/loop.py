@@ -148,6 +148,8 @@ def train(
         for number in range(first_step + 1, config.steps + 1):
             with meter:
                 batch = next(batches)
+            if number == first_step + 1:
+                _show(report, number, batch, tokenizer, strategy)
             scalars = train_step(batch)
             meter.step_done()
             report.step_done()
@@ -184,6 +186,12 @@ def train(
         final_loss=final_loss,
         is_chief=is_chief,
     )
+
+
+def _show(report, number: int, batch, tokenizer, strategy: tf.distribute.Strategy) -> None:
+    first = {n: strategy.experimental_local_results(x)[0] for n, x in batch.items()}
+    texts = tokenizer.texts_of(first["text"][:8]) if tokenizer is not None else []
+    report.show_batch(number, first["image"], texts)
 
 
 def _is_late(saved: float, minutes: float | None) -> bool:

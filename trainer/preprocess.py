@@ -18,7 +18,6 @@ _PNG_HEADER_BYTES = 33
 _PNG_PALETTE = 3
 # ASCII punctuation, as string.punctuation: what SigLIP's canonicalisation removes.
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
-END_OF_TEXT = "</s>"
 
 
 def decode_image(
@@ -150,7 +149,10 @@ def resize_image(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
 
 def _resized(image: tf.Tensor, size: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
     resized = tf.image.resize(image, size, method=config.interpolation, antialias=config.antialias)
-    return tf.cast(tf.clip_by_value(resized, 0.0, 255.0), tf.uint8)
+    if config.interpolation != "bilinear":
+        # Others overshoot.
+        resized = tf.clip_by_value(resized, 0.0, 255.0)
+    return tf.cast(resized, tf.uint8)
 
 
 def load_image(encoded: tf.Tensor, config: ImageTowerConfig, *, max_pixels: int) -> tf.Tensor:
@@ -214,7 +216,7 @@ def to_model_range(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
 
 
 def canonicalize(text: tf.Tensor, config: TextTowerConfig) -> tf.Tensor:
-    """Lower-cases, removes punctuation and squeezes white space, as the configuration says.
+    """Lower-cases, removes punctuation and squeezes white space, whichever the configuration says.
 
     Args:
         text: Strings of any shape; invalid UTF-8 becomes the replacement character.
@@ -224,25 +226,29 @@ def canonicalize(text: tf.Tensor, config: TextTowerConfig) -> tf.Tensor:
         text = tf.strings.lower(text, encoding="utf-8")
     if config.strip_punctuation:
         text = tf.strings.regex_replace(text, _PUNCTUATION, "")
-    return tf.strings.strip(tf.strings.regex_replace(text, r"\s+", " "))
+    if config.squeeze_whitespace:
+        text = tf.strings.strip(tf.strings.regex_replace(text, r"\s+", " "))
+    return text
 
 
 class Tokenizer(tf.Module):
-    """SentencePiece with SigLIP's padding: the last token is always the end of text.
+    """SentencePiece with SigLIP's padding.
 
     Text is cut to `length - 1` tokens, the end of text follows, and the rest is filled with the
-    same token ("sticky" end of text, arXiv 2303.15343; big_vision `pp/ops_text.py`).
+    padding ("sticky" end of text, arXiv 2303.15343; big_vision `pp/ops_text.py`). By default that
+    is the same token, so that the last one is always the end of text.
     """
 
     def __init__(self, vocabulary: bytes, config: TextTowerConfig):
         """Loads a vocabulary.
 
         Args:
-            vocabulary: A serialized SentencePiece model that has `</s>`.
+            vocabulary: A serialized SentencePiece model that has the pieces of the configuration.
             config: The text tower, for the length, the canonicalisation and the table's size.
 
         Raises:
-            ValueError: If the vocabulary has more pieces than the tower has rows, or no `</s>`.
+            ValueError: If the vocabulary has more pieces than the tower has rows, or not those that
+                end and fill texts.
         """
         super().__init__()
         self.config = config
@@ -251,21 +257,36 @@ class Tokenizer(tf.Module):
             out_type=tf.int32,  # pyright: ignore[reportArgumentType]  # Its stub names another DType.
         )
         self.vocabulary_size = int(tf.convert_to_tensor(self.sentencepiece.vocab_size()))
-        end_id: Any = self.sentencepiece.string_to_id(END_OF_TEXT)
-        self.end_id = int(end_id)
+        self.end_id = self._id("text.end_piece", config.end_piece)
+        self.pad_id = self._id("text.pad_piece", config.pad_piece)
         if self.vocabulary_size > config.vocabulary_size:
             raise ValueError(
                 "text.vocabulary_size must be at least the vocabulary's size. Received: "
                 f"text.vocabulary_size={config.vocabulary_size}, pieces={self.vocabulary_size}"
             )
-        if self.sentencepiece.id_to_string(self.end_id) != END_OF_TEXT.encode():
+
+    def texts_of(self, ids: tf.Tensor) -> list[str]:
+        """Returns what is left of texts after tokens `(batch, length)` have been made of them."""
+        found = []
+        for row in ids.numpy().tolist():
+            row = row[: row.index(self.end_id)] if self.end_id in row else row
+            text: Any = self.sentencepiece.detokenize(tf.constant(row, tf.int32))
+            found.append(text.numpy().decode(errors="replace"))
+        return found
+
+    def _id(self, key: str, piece: str) -> int:
+        found: Any = self.sentencepiece.string_to_id(piece)
+        if self.sentencepiece.id_to_string(found) != piece.encode():
             raise ValueError(
-                f"The vocabulary has no {END_OF_TEXT} piece; SigLIP's padding needs it."
+                f"The vocabulary must have the piece that {key} names. Received: {key}={piece!r}"
             )
+        return int(found)
 
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
         """Returns token ids of shape `(batch, length)`, int32, for texts of shape `(batch,)`."""
         length = self.config.length
         ids: Any = self.sentencepiece.tokenize(canonicalize(text, self.config))
-        ids = ids[:, : length - 1].to_tensor(default_value=self.end_id, shape=(None, length - 1))
-        return tf.pad(ids, ((0, 0), (0, 1)), constant_values=self.end_id)
+        ids = ids[:, : length - 1]
+        ends = tf.fill((ids.nrows(), 1), self.end_id)
+        ids = tf.concat([ids, ends], axis=1)
+        return ids.to_tensor(default_value=self.pad_id, shape=(None, length))

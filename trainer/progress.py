@@ -9,6 +9,9 @@ from tqdm import tqdm
 
 from sigline.trainer.config import TrainConfig
 
+# Examples of a batch that are written for looking at.
+_SHOWN = 8
+
 
 class Meter:
     """Times steps and waits; the first step, which traces the graph, does not count.
@@ -97,6 +100,25 @@ class Report:
     def step_done(self) -> None:
         """Moves the line on."""
         self._bar.update()
+
+    def show_batch(self, number: int, images: tf.Tensor, texts: list[str]) -> None:
+        """Writes what the model is trained on, so that one can look at it.
+
+        Args:
+            number: Steps done.
+            images: Pixels as the model gets them, uint8 of shape `(batch, size, size, 3)`; image
+                embeddings, which show nothing, are left out.
+            texts: What the tokenizer made of the texts, turned back.
+        """
+        if self._writer is None:
+            return
+        with self._writer.as_default(step=number):
+            if images.shape.rank == 4:
+                tf.summary.image("batch/images", images, max_outputs=_SHOWN)
+            if texts:
+                lines = [f"{i}. {text}" for i, text in enumerate(texts[:_SHOWN])]
+                tf.summary.text("batch/texts", "\n".join(lines))
+        self._writer.flush()
 
     def show(self, number: int, values: dict[str, float]) -> None:
         """Shows and writes the scalars of a step.

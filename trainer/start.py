@@ -1,5 +1,8 @@
 """What a run has before its first step: weights, the way to embed, the state."""
 
+import dataclasses
+from pathlib import Path
+
 import tensorflow as tf
 
 from sigline.trainer import export, optimizers, preprocess, steps, two_tower
@@ -30,6 +33,29 @@ def start_from(model: two_tower.TwoTower, weights: Weights | None, config: Train
     shapes = {name: tuple(value.shape) for name, value in variables.items()}
     for name, value in checkpoint.fitted(weights, shapes, config.pretrained).items():
         variables[name].assign(value)
+
+
+def export_frozen_tower(directory: str | Path, config: TrainConfig, weights: str | Path) -> str:
+    """Writes the SavedModel of the image tower that a run with these weights has.
+
+    Args:
+        directory: Where it goes; see `export.export_image_tower`.
+        config: The configuration.
+        weights: A folder of weights.
+
+    Returns:
+        The tower's digest.
+    """
+    model = frozen_tower(config, checkpoint.load(weights))
+    return export.export_image_tower(directory, model, config=config)["image_digest"]
+
+
+def frozen_tower(config: TrainConfig, weights: Weights) -> two_tower.TwoTower:
+    """Returns a model whose image tower has the given weights."""
+    config = dataclasses.replace(config, pretrained=("image/.*",))
+    model = two_tower.build(config)
+    start_from(model, weights, config)
+    return model
 
 
 def make_tokenizer(vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer | None:

@@ -75,6 +75,7 @@ class EmbedImages(beam.PTransform):
                 self._manifest,
                 self._splits,
                 self._tower,
+                examples_dir,
                 output_dir,
             )
         )
@@ -139,12 +140,17 @@ class _EmbedShard(beam.DoFn):
             yield tf_example.with_embedding(serialized, vector)
 
 
-def _write_manifest(_, written, of_examples: str, splits, tower, output_dir: str) -> str:
+def _write_manifest(
+    _, written, of_examples: str, splits, tower, examples_dir: str, output_dir: str
+) -> str:
     content = manifest.embedded(of_examples, written, splits, tower)
     # What interrupted or doubled attempts left behind.
     left = FileSystems.match([posixpath.join(output_dir, "tmp-*")])[0].metadata_list
     if left:
         FileSystems.delete([item.path for item in left])
+    classes = posixpath.join(examples_dir, record.CLASSES_FILE)
+    if FileSystems.exists(classes):
+        files.write_file(posixpath.join(output_dir, record.CLASSES_FILE), _read(classes).encode())
     files.write_file(posixpath.join(output_dir, record.MANIFEST_FILE), content.encode())
     return content
 

@@ -5,14 +5,17 @@ Run in an environment with `transformers` and `torch` (`make parity` has one):
     python tests/golden/make_hugging_face.py
 """
 
+import io
 import sys
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+import sentencepiece
 import torch
 import transformers
 from make_texts import TEXTS
+from tokenizers.processors import TemplateProcessing
 
 HERE = Path(__file__).parent
 KINDS = ("siglip", "clip")
@@ -76,8 +79,60 @@ def tokens(vocabulary: Path) -> np.ndarray:
     return np.array(encoded["input_ids"])
 
 
+def siglip_2_tokenizer(vocabulary: bytes) -> transformers.PreTrainedTokenizerBase:
+    """Returns `Siglip2Tokenizer` with the pieces of a SentencePiece BPE.
+
+    As in the published ones, every pair that makes a piece is a merge, and the end is added.
+    """
+    processor = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
+    ids = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    pairs = [
+        (-processor.get_score(i), piece[:cut], piece[cut:])
+        for piece, i in ids.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    ]
+    merges = [(left, right) for _, left, right in sorted(pairs)]
+    tokenizer = transformers.Siglip2Tokenizer(vocab=ids, merges=merges, padding_side="right")
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", ids["<eos>"])]
+    )
+    return tokenizer
+
+
+def siglip_2_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> np.ndarray:
+    """Returns what SigLIP 2's processor makes of `TEXTS`, at a small length."""
+    encoded = tokenizer(list(TEXTS), padding="max_length", truncation=True, max_length=LENGTH)
+    return np.array(encoded["input_ids"])
+
+
+def write_siglip_2(folder: Path) -> None:
+    """Writes the files of SigLIP 2's tokenizer, and the tokens it makes."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.lower() for text in TEXTS for _ in range(3)),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=365,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        character_coverage=0.98,
+        **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
+        **{"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"},
+        num_threads=1,
+        minloglevel=2,
+    )
+    tokenizer = siglip_2_tokenizer(model.getvalue())
+    tokenizer.save_pretrained(folder)
+    tokens = {"tokens": siglip_2_tokens(tokenizer)}
+    safetensors.numpy.save_file(tokens, str(folder / "expected.safetensors"))
+
+
 def main() -> None:
     """Writes a folder for each model."""
+    write_siglip_2(HERE / "siglip2")
     for kind in KINDS:
         folder = HERE / kind
         model, given = build(kind), inputs(kind)

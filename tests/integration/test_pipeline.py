@@ -179,16 +179,24 @@ def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folde
     from sigline.trainer import config, two_tower
     from sigline.trainer.weights import checkpoint
 
-    # It starts from weights, too, whose digest the model then names.
-    overrides = [*OVERRIDES, "steps=160", 'pretrained=["image/.*"]']
+    # It starts from weights, too, whose digest the model then names, and the frozen image tower
+    # embeds the images before.
+    overrides = [
+        *OVERRIDES,
+        "steps=160",
+        'pretrained=["image/.*"]',
+        'optimizer.rates=[["image/.*", null], [".*", 1]]',
+    ]
     settings = config.override(config.load_recipe("siglip_small"), overrides)
     variables = two_tower.named_variables(two_tower.build(settings))
     given = checkpoint.Weights(settings, {name: v.numpy() for name, v in variables.items()})
     checkpoint.save(folder / "weights", given)
-    write_environment(folder, overrides=overrides, weights=str(folder / "weights"))
+    weights = str(folder / "weights")
+    write_environment(folder, overrides=overrides, weights=weights, embed_images=True)
     changed = run.run(environments.load(folder / "environment.yaml"))
     states = _states(changed)
     assert changed.training["model"]["weights_digest"] == given.digest()
+    assert states["ExportFrozenTower"] == states["EmbedExamples"] == "done"
     assert states["IngestExamples"] == "cached"
     assert states["Trainer"] == states["EvaluateModel"] == "done"
     rules = [check["rule"] for check in changed.verdict["checks"]]
@@ -229,9 +237,12 @@ def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monk
         }
 
     for path, nodes in (
-        ("trainer/losses.py", {"Trainer", "TrainVocabulary", "EvaluateModel"}),
-        ("components/served_model.py", {"EvaluateModel"}),
-        ("components/files.py", {"IngestExamples"}),
+        (
+            "trainer/losses.py",
+            {"ExportFrozenTower", "Trainer", "TrainVocabulary", "EvaluateModel"},
+        ),
+        ("components/served_model.py", {"EmbedExamples", "EvaluateModel"}),
+        ("components/files.py", {"IngestExamples", "EmbedExamples"}),
     ):
         before = _digests()
         with open(copy / path, "a") as handle:
@@ -261,6 +272,8 @@ def test_shuffled_captions_are_refused(tmp_path, run, capsys):
         ({"recipe": "siglip_bse"}, "Known recipes"),
         ({"weights": "w"}, "must be given together. Received: weights='"),
         ({"overrides": ['pretrained=[".*"]']}, "must be given together. Received: weights=''"),
+        ({"embed_images": True}, "`embed_images` needs `weights`"),
+        ({"teachers": {"a": "x"}}, "must be those of the recipe. Received: a; the recipe's: none"),
     ],
 )
 def test_mistake_in_the_environment_is_one_clear_message(

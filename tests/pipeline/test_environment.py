@@ -19,6 +19,16 @@ def test_paths_are_absolute_and_serving_defaults_below_the_root(tmp_path, monkey
     assert loaded.beam_args == ("--runner=FnApiRunner",)
 
 
+def test_teachers_are_paths_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teachers = _load(tmp_path, GOOD + "teachers: {a: vit}\nembed_images: true\n").teachers
+    assert teachers == {"a": str(tmp_path / "vit")}
+    with pytest.raises(ValueError, match=r"teachers must be paths by name"):
+        _load(tmp_path, GOOD + "teachers: {a: 3}\n")
+    with pytest.raises(ValueError, match=r"embed_images must be a bool"):
+        _load(tmp_path, GOOD + "embed_images: 1\n")
+
+
 def test_weights_are_a_path_only_where_they_are_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _load(tmp_path, GOOD).weights == ""

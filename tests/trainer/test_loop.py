@@ -21,7 +21,8 @@ from sigline.trainer.weights import checkpoint
 
 @pytest.fixture(scope="module")
 def tiny():
-    return config.tiny(config.load_recipe("siglip_demo"))
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    return config.override(tiny, ["image.depth=1", "text.depth=1"])
 
 
 def _train(tiny, split_dir, vocabulary, folder, **options):

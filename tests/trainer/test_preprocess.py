@@ -203,6 +203,31 @@ def test_last_token_is_always_the_end_of_text(tokenizer):
     assert (ids[0] == tokenizer.end_id).all()
 
 
+def test_tokens_are_turned_back_into_texts(tokenizer):
+    ids = tokenizer(tf.constant(["", "A red, ring!"]))
+    assert tokenizer.texts_of(ids) == ["", "a red ring"]
+
+
+def test_padding_may_be_another_piece_than_the_end(vocabulary):
+    settings = TextTowerConfig(vocabulary_size=512, length=8, pad_piece="<pad>")
+    padded = preprocess.Tokenizer(vocabulary, settings)
+    ids = padded(tf.constant(["a ring", "a small red ring left of " * 9])).numpy()
+    end = list(ids[0]).index(padded.end_id)
+    assert (ids[0, end + 1 :] == padded.pad_id).all()
+    assert padded.pad_id != padded.end_id
+    assert ids[1, -1] == padded.end_id
+
+
+def test_piece_that_is_not_there_is_refused(vocabulary):
+    with pytest.raises(ValueError, match=r"text.end_piece='<eos>'"):
+        preprocess.Tokenizer(vocabulary, TextTowerConfig(vocabulary_size=512, end_piece="<eos>"))
+
+
+def test_white_space_stays_if_it_is_to(tokenizer):
+    settings = TextTowerConfig(squeeze_whitespace=False, strip_punctuation=False)
+    assert preprocess.canonicalize(tf.constant(" A  b. "), settings) == b" a  b. "
+
+
 def test_ids_equal_sentencepiece_with_sticky_end(tokenizer, vocabulary):
     import sentencepiece
 

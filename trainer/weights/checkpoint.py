@@ -4,6 +4,7 @@ Our own folder holds `sigline.json` (the configuration), `parameters.safetensors
 known, `vocabulary.model`. Nothing is ever unpickled.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from sigline.schemas import digests
 from sigline.trainer import config as trainer_config
 from sigline.trainer import positions
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import big_vision, hugging_face, links
+from sigline.trainer.weights import big_vision, hugging_face, links, vocabularies
 
 CONFIG_FILE = "sigline.json"
 PARAMETERS_FILE = "parameters.safetensors"
@@ -33,8 +34,10 @@ VOCABULARY_FILE = "vocabulary.model"
 _THEIR_CONFIG = "config.json"
 _THEIR_WEIGHTS = "model.safetensors"
 _THEIR_INDEX = "model.safetensors.index.json"
-# SigLIP's; that of SigLIP 2 pads and ends texts otherwise.
+# SigLIP's, and SigLIP 2's, which pads and ends texts otherwise.
 _THEIR_VOCABULARY = "spiece.model"
+_THEIR_TOKENIZER, _THEIR_TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_SIGLIP_2_TOKENIZERS = ("GemmaTokenizer", "Siglip2Tokenizer")
 # Buffers that old checkpoints hold beside the parameters.
 _THEIR_BUFFERS = r".*\.embeddings\.position_ids"
 
@@ -193,7 +196,9 @@ def _load_hugging_face(folder: Path, drop: list[str]) -> Weights:
     tensors = {}
     for path in _their_files(folder):
         tensors |= _read(path)
-    vocabulary = folder / _THEIR_VOCABULARY
+    vocabulary, texts = _their_vocabulary(folder)
+    if settings.text is not None:
+        settings = dataclasses.replace(settings, text=dataclasses.replace(settings.text, **texts))
     parameters = links.read(hugging_face.links(settings), tensors, drop=drop)
     patches = (settings.image.size // settings.image.patch) ** 2
     found = parameters["image/positions"].shape[1]
@@ -202,11 +207,27 @@ def _load_hugging_face(folder: Path, drop: list[str]) -> Weights:
             f"{folder / _THEIR_CONFIG} must be that of the weights. Received: positions of {found} "
             f"patches, image_size and patch_size of {patches}"
         )
-    return Weights(
-        config=settings,
-        parameters=parameters,
-        vocabulary=vocabulary.read_bytes() if vocabulary.is_file() else None,
-    )
+    return Weights(config=settings, parameters=parameters, vocabulary=vocabulary)
+
+
+def _their_vocabulary(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
+    """Returns a SentencePiece model, if there is one, and how texts are read with it."""
+    if (folder / _THEIR_VOCABULARY).is_file():
+        return (folder / _THEIR_VOCABULARY).read_bytes(), {}
+    described = folder / _THEIR_TOKENIZER_CONFIG
+    if not described.is_file():
+        return None, {}
+    name = json.loads(described.read_text()).get("tokenizer_class", "").removesuffix("Fast")
+    if name not in _SIGLIP_2_TOKENIZERS:
+        return None, {}
+    content = (folder / _THEIR_TOKENIZER).read_bytes()
+    texts = {
+        "strip_punctuation": False,
+        "squeeze_whitespace": False,
+        "end_piece": "<eos>",
+        "pad_piece": "<pad>",
+    }
+    return vocabularies.from_tokenizer_json(content), texts
 
 
 def _their_files(folder: Path) -> list[Path]:

@@ -170,6 +170,12 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
     Raises:
         ValueError: If `transformers` has no model of these towers.
     """
+    if config.text is None or config.image.classes is not None:
+        raise ValueError(
+            "Only models of two towers without a head can be written for transformers. Received: "
+            f"text={'none' if config.text is None else 'given'}, "
+            f"image.classes={config.image.classes}"
+        )
     siglip = config.image.pool == "map"
     described = _as_siglip(config) if siglip else _as_clip(config)
     written = settings(described)
@@ -194,11 +200,14 @@ def _serving(tower: Any) -> Any:
     return dataclasses.replace(tower, block=block, **dropped)
 
 
+# How texts become tokens, which is no part of a model there.
+_OF_WORDS = ("lowercase", "strip_punctuation", "squeeze_whitespace", "end_piece", "pad_piece")
+
+
 def _same_text(ours: TextTowerConfig, theirs: TextTowerConfig) -> bool:
     """Whether two towers compute the same from the same tokens."""
-    return ours == dataclasses.replace(
-        theirs, lowercase=ours.lowercase, strip_punctuation=ours.strip_punctuation
-    )
+    words = {name: getattr(ours, name) for name in _OF_WORDS}
+    return ours == dataclasses.replace(theirs, **words)
 
 
 def _as_siglip(config: TrainConfig) -> dict[str, Any]:

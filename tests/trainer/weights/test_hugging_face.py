@@ -12,7 +12,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from sigline.trainer import config, preprocess, two_tower
-from sigline.trainer.weights import checkpoint, hugging_face
+from sigline.trainer.weights import checkpoint, hugging_face, vocabularies
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 KINDS = ("siglip", "clip")
@@ -72,6 +72,42 @@ def test_tokens_are_those_of_the_siglip_tokenizer():
     expected = safetensors.numpy.load_file(str(GOLDEN / "siglip" / "expected.safetensors"))
     tokenizer = preprocess.Tokenizer(weights.vocabulary, weights.config.text)
     np.testing.assert_array_equal(tokenizer(tf.constant(TEXTS)), expected["tokens"])
+
+
+def test_tokens_are_those_of_the_siglip_2_tokenizer(siglip):
+    from make_texts import TEXTS
+
+    (siglip / "spiece.model").unlink()
+    shutil.copytree(GOLDEN / "siglip2", siglip, dirs_exist_ok=True)
+    weights = checkpoint.load(siglip)
+    text = dataclasses.replace(weights.config.text, vocabulary_size=400)
+    tokenizer = preprocess.Tokenizer(weights.vocabulary, text)
+    expected = safetensors.numpy.load_file(str(GOLDEN / "siglip2" / "expected.safetensors"))
+    np.testing.assert_array_equal(tokenizer(tf.constant(TEXTS)), expected["tokens"])
+    # The last token, which is pooled, is the padding of a short text and the end of a long one.
+    assert expected["tokens"][:, -1].tolist() == [0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"byte_fallback": False}, "must hold a BPE with byte fallback"),
+        ({"type": "WordPiece"}, "Received: model.type='WordPiece'"),
+        ({"merges": [["a", " b"]]}, "but do not merge"),
+        ({"vocab": {"<unk>": 0, "<0x00>": 2}}, "without a gap"),
+        ({"vocab": {"<unk>": 0, "a": 1}}, "and those of bytes"),
+    ],
+)
+def test_vocabulary_of_another_kind_is_refused(change, message):
+    described = json.loads((GOLDEN / "siglip2" / "tokenizer.json").read_text())
+    if "merges" in change:
+        described["model"]["merges"] = described["model"]["merges"][:-1]
+    else:
+        described["model"] |= change
+    if "vocab" in change:
+        described["added_tokens"] = []
+    with pytest.raises(ValueError, match=message):
+        vocabularies.from_tokenizer_json(json.dumps(described).encode())
 
 
 @pytest.fixture

@@ -27,6 +27,16 @@ def test_import_and_export_agree_with_transformers(kind, tmp_path):
         assert abs(value - expected[name]).max() < 1e-6, name
 
 
+def test_tokens_agree_with_the_siglip_2_tokenizer():
+    import make_hugging_face as golden
+    import safetensors.numpy
+    import transformers
+
+    expected = safetensors.numpy.load_file(str(GOLDEN / "siglip2" / "expected.safetensors"))
+    tokenizer = transformers.Siglip2Tokenizer.from_pretrained(GOLDEN / "siglip2")
+    assert (golden.siglip_2_tokens(tokenizer) == expected["tokens"]).all()
+
+
 def test_tokens_agree_with_the_siglip_tokenizer():
     import make_hugging_face as golden
     import safetensors.numpy

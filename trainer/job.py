@@ -1,0 +1,104 @@
+"""A training run from its inputs to the exported model, the same however it is started."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sigline.schemas import digests
+from sigline.schemas.labels import LabelSet
+from sigline.trainer import data, export, loop
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.weights.checkpoint import Weights
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is made of.
+
+    Attributes:
+        config: The configuration.
+        folders: Folder with the training shards, or several to mix.
+        vocabulary: A serialized SentencePiece model; None for a model of images alone.
+        code_digest: Of the code that trains.
+        weights: What the parameters that `config.pretrained` names start from.
+        teachers: Weights of the teachers that `config.distillation` names.
+        labels: Classes for `classify`, and for teachers that tell classes by their texts.
+    """
+
+    config: TrainConfig
+    folders: data.Folders
+    vocabulary: bytes | None
+    code_digest: str
+    weights: Weights | None = None
+    teachers: Mapping[str, Weights] = field(default_factory=dict)
+    labels: LabelSet | None = None
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, str]:
+        """What the exported model says of its making."""
+        found = {
+            "data_digest": data.data_digest(self.folders),
+            "code_digest": self.code_digest,
+        }
+        if self.weights is not None:
+            found["weights_digest"] = self.weights.digest()
+        for name, teacher in self.teachers.items():
+            found[f"teacher_digest/{name}"] = teacher.digest()
+        return found
+
+    @property
+    def identity(self) -> str:
+        """A text that two runs share only if one may go on from the other's checkpoints.
+
+        The code is not in it: who changes it may want to go on all the same.
+        """
+        found: dict[str, Any] = {k: v for k, v in self.provenance.items() if k != "code_digest"}
+        found["config"] = self.config.digest()
+        found["vocabulary"] = hashlib.sha256(self.vocabulary or b"").hexdigest()
+        if self.teachers and self.labels is not None:
+            found["labels"] = self.labels.to_json()
+        return json.dumps(found, sort_keys=True)
+
+    @property
+    def key(self) -> str:
+        """Names the run, its code too."""
+        return digests.json_digest([self.identity, self.code_digest])[:16]
+
+    def run(
+        self, work_dir: str | Path, model_dir: str | Path
+    ) -> tuple[loop.TrainResult, dict[str, Any] | None]:
+        """Trains, or finishes an interrupted run, and exports.
+
+        Args:
+            work_dir: Folder for `checkpoints` and, with TensorBoard events, `logs`.
+            model_dir: Where the SavedModel goes.
+
+        Returns:
+            The result, and the model's metadata; None of a worker that does not write.
+        """
+        work_dir = Path(work_dir)
+        result = loop.train(
+            self.config,
+            split_dir=self.folders,
+            vocabulary=self.vocabulary,
+            checkpoint_dir=work_dir / "checkpoints",
+            log_dir=work_dir / "logs",
+            weights=self.weights,
+            teachers=self.teachers,
+            labels=self.labels,
+        )
+        if not result.is_chief:
+            return result, None
+        metadata = export.export(
+            model_dir,
+            result.model,
+            config=self.config,
+            vocabulary=self.vocabulary,
+            labels=self.labels,
+            provenance=self.provenance,
+        )
+        return result, metadata

@@ -1,0 +1,147 @@
+"""Vocabularies of Hugging Face's `tokenizer.json`, as the SentencePiece models they were made from.
+
+Gemma's, which SigLIP 2 reads with, is published in that form alone: pieces, and the pairs that
+merge into them in the order in which they merge. SentencePiece has a score for each piece instead,
+and merges any pair whose piece is in the vocabulary. For a vocabulary that was a SentencePiece
+model once both are the same; for another one, such as CLIP's, they are not, and it is refused.
+"""
+
+import enum
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_UNKNOWN = "<unk>"
+_BPE = 2
+
+
+class _Kind(enum.IntEnum):
+    """Of a piece, as SentencePiece numbers them."""
+
+    NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+    BYTE = 6
+
+
+def from_tokenizer_json(content: bytes) -> bytes:
+    """Returns a serialized SentencePiece model.
+
+    Args:
+        content: The bytes of a `tokenizer.json`.
+
+    Raises:
+        ValueError: If it is no byte-fallback BPE of a SentencePiece model.
+    """
+    described = json.loads(content)
+    model = described.get("model", {})
+    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+        raise ValueError(
+            "tokenizer.json must hold a BPE with byte fallback, as SigLIP 2's. Received: "
+            f"model.type={model.get('type')!r}, byte_fallback={model.get('byte_fallback')!r}"
+        )
+    pieces = _pieces(model["vocab"], described.get("added_tokens", []))
+    ranks = _ranks(model["merges"], model["vocab"])
+    special = {item["content"] for item in described.get("added_tokens", []) if item["special"]}
+    added = {item["content"] for item in described.get("added_tokens", [])}
+
+    def kind(piece: str) -> int:
+        if piece == _UNKNOWN:
+            return _Kind.UNKNOWN
+        if _BYTE.fullmatch(piece):
+            return _Kind.BYTE
+        if piece in special:
+            return _Kind.CONTROL
+        return _Kind.USER_DEFINED if piece in added else _Kind.NORMAL
+
+    written = _model_class()()
+    for piece in pieces:
+        rank = ranks.get(piece, len(ranks))
+        written.pieces.add(piece=piece, score=-float(rank), type=kind(piece))
+    trainer, normalizer = written.trainer_spec, written.normalizer_spec
+    trainer.model_type, trainer.vocab_size, trainer.byte_fallback = _BPE, len(pieces), True
+    for name in ("unk", "bos", "eos", "pad"):
+        found = pieces.index(f"<{name}>") if f"<{name}>" in pieces else -1
+        setattr(trainer, f"{name}_id", found)
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+    normalizer.escape_whitespaces = True
+    return written.SerializeToString(deterministic=True)
+
+
+def _model_class() -> Any:
+    """Returns the message of a SentencePiece model, as far as it is written here.
+
+    The package `sentencepiece` brings one, which loads with the newest protobuf only.
+    """
+    types = descriptor_pb2.FieldDescriptorProto
+    fields = {
+        "Piece": [
+            ("piece", 1, types.TYPE_STRING),
+            ("score", 2, types.TYPE_FLOAT),
+            ("type", 3, types.TYPE_INT32),
+        ],
+        "Trainer": [
+            ("model_type", 3, types.TYPE_INT32),
+            ("vocab_size", 4, types.TYPE_INT32),
+            ("byte_fallback", 35, types.TYPE_BOOL),
+            ("unk_id", 40, types.TYPE_INT32),
+            ("bos_id", 41, types.TYPE_INT32),
+            ("eos_id", 42, types.TYPE_INT32),
+            ("pad_id", 43, types.TYPE_INT32),
+        ],
+        "Normalizer": [
+            ("name", 1, types.TYPE_STRING),
+            ("add_dummy_prefix", 3, types.TYPE_BOOL),
+            ("remove_extra_whitespaces", 4, types.TYPE_BOOL),
+            ("escape_whitespaces", 5, types.TYPE_BOOL),
+        ],
+        "Model": [("pieces", 1, "Piece"), ("trainer_spec", 2, "Trainer")],
+    }
+    fields["Model"].append(("normalizer_spec", 3, "Normalizer"))
+    file = descriptor_pb2.FileDescriptorProto(
+        name="sigline/sentencepiece.proto", package="sigline.sentencepiece", syntax="proto2"
+    )
+    for message, described in fields.items():
+        entry = file.message_type.add(name=message)
+        for name, number, kind in described:
+            label = types.LABEL_REPEATED if name == "pieces" else types.LABEL_OPTIONAL
+            field = entry.field.add(name=name, number=number, label=label)
+            if isinstance(kind, str):
+                field.type, field.type_name = types.TYPE_MESSAGE, f".{file.package}.{kind}"
+            else:
+                field.type = kind
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.Model"))
+
+
+def _pieces(vocabulary: Mapping[str, int], added: list[Mapping[str, Any]]) -> list[str]:
+    """Returns all pieces in the order of their ids."""
+    ids = dict(vocabulary) | {item["content"]: item["id"] for item in added}
+    found = sorted(ids, key=ids.__getitem__)
+    if [ids[piece] for piece in found] != list(range(len(found))):
+        raise ValueError("The ids of tokenizer.json must run from 0 without a gap.")
+    if _UNKNOWN not in ids or not any(_BYTE.fullmatch(piece) for piece in found):
+        raise ValueError(f"tokenizer.json must have the piece {_UNKNOWN} and those of bytes.")
+    return found
+
+
+def _ranks(merges: list, vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """Returns how early each piece is merged; checks that any pair that makes it may make it."""
+    pairs = [tuple(item.split(" ", 1)) if isinstance(item, str) else tuple(item) for item in merges]
+    ranks: dict[str, int] = {}
+    known = set(pairs)
+    for left, right in pairs:
+        ranks.setdefault(left + right, len(ranks))
+    for piece in ranks:
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in vocabulary and right in vocabulary and (left, right) not in known:
+                raise ValueError(
+                    "tokenizer.json must be that of a SentencePiece model. Received: "
+                    f"{left!r} and {right!r} make a piece, but do not merge"
+                )
+    return ranks
