@@ -15,7 +15,7 @@ TPU_COMPILER := .venv-tpu-compiler
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
-.PHONY: demo test check bench bench-loss parity tpu-check clean
+.PHONY: demo test check bench bench-loss bench-step bench-input effects parity tpu-check clean
 
 demo: $(READY)
 	$(BIN)/sigline demo
@@ -34,6 +34,17 @@ bench: $(READY)
 
 bench-loss: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/loss.py
+
+bench-step: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/train_step.py
+
+bench-input: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/input.py
+
+# What LiT, patience and a teacher are good for, on scenes. Takes half an hour on two cores, and goes
+# on where it was stopped.
+effects: $(READY)
+	$(BIN)/python benchmarks/effects.py
 
 # Compares imported weights with models of transformers that are made on the spot.
 parity: $(PARITY)/.ready

@@ -94,7 +94,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     )
     vocabulary = TrainVocabulary(
         examples=ingested.outputs["examples"],
-        recipe=json.dumps(dataclasses.asdict(config.text), sort_keys=True),
+        recipe=json.dumps(dataclasses.asdict(config.text_tower), sort_keys=True),
         code_digest=_code_digest("schemas", "components/vocabulary", "trainer"),
     )
     vocabulary.add_upstream_node(checked)

@@ -122,7 +122,8 @@ class TextTowerConfig:
         lowercase: Whether texts are lower-cased.
         strip_punctuation: Whether ASCII punctuation is removed.
         squeeze_whitespace: Whether white space is trimmed, and any run of it becomes one space.
-        end_piece: Piece of the vocabulary that ends each text.
+        start_piece: Piece of the vocabulary that begins each text; None for none.
+        end_piece: Piece that ends each text.
         pad_piece: Piece that the rest is filled with; SigLIP fills with the end of text, SigLIP 2
             with `<pad>`, so that its last token, which is pooled, mostly is that.
         block: Variations of the blocks.
@@ -141,6 +142,7 @@ class TextTowerConfig:
     lowercase: bool = True
     strip_punctuation: bool = True
     squeeze_whitespace: bool = True
+    start_piece: str | None = None
     end_piece: str = "</s>"
     pad_piece: str = "</s>"
     block: BlockConfig = field(default_factory=BlockConfig)
@@ -154,6 +156,8 @@ class LossConfig:
         name: `sigmoid` (SigLIP) or `softmax` (CLIP, which ignores the bias).
         weight: Its factor beside the losses of `TrainConfig.distillation`; 0 leaves it out, so that
             images need no texts of their own.
+        softmax_weight: Factor of the softmax loss, if it is to be added to the sigmoid one; they
+            share the temperature.
         temperature_init: Initial temperature; its logarithm is trained.
         bias_init: Initial bias of the logits; None for the log prior of a positive pair,
             `-log(global_batch_size - 1)`.
@@ -167,6 +171,7 @@ class LossConfig:
 
     name: str = "sigmoid"
     weight: float = 1.0
+    softmax_weight: float = 0.0
     temperature_init: float = 10.0
     bias_init: float | None = -10.0
     chunk_size: int | None = None
@@ -340,6 +345,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.check(self)
+
+    @property
+    def text_tower(self) -> TextTowerConfig:
+        """The text tower, for what needs one.
+
+        Raises:
+            ValueError: If it is left out.
+        """
+        if self.text is None:
+            raise ValueError("This needs a model with a text tower. Received: text=none")
+        return self.text
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -78,6 +78,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "optimizer.epsilon",
     "loss.weight",
+    "loss.softmax_weight",
     "data.mixup",
 )
 
@@ -174,6 +175,12 @@ def _check_objectives(config: Config) -> None:
         raise ValueError(
             "data.mixup must be 0 unless loss.weight is: a mixed image does not belong to its "
             f"text. Received: data.mixup={config.data.mixup}, loss.weight={config.loss.weight}"
+        )
+    if config.loss.softmax_weight and (config.loss.name != "sigmoid" or not config.loss.weight):
+        raise ValueError(
+            "loss.softmax_weight adds to the sigmoid loss; for the softmax loss alone give "
+            f"loss.name=softmax. Received: loss.softmax_weight={config.loss.softmax_weight}, "
+            f"loss.name={config.loss.name!r}, loss.weight={config.loss.weight}"
         )
     for i, item in enumerate(config.distillation):
         _check_distillation(config, f"distillation[{i}]", item)

@@ -135,7 +135,8 @@ class ServedClassifier(ServedImageTower):
 
 
 def _best_classes(probabilities: tf.Tensor, names: tf.Tensor) -> dict[str, tf.Tensor]:
-    scores, ids = tf.math.top_k(probabilities, k=min(_TOP_CLASSES, names.shape[0]))
+    count = names.shape[0] or 0
+    scores, ids = tf.math.top_k(probabilities, k=min(_TOP_CLASSES, count))
     return {signatures.CLASSES: tf.gather(names, ids), signatures.SCORES: scores}
 
 

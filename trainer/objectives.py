@@ -86,13 +86,23 @@ def total(
         scalars = outcome._asdict()
         parts[f"{LOSS}/pairs"] = scalars.pop(LOSS)
         weighted.append(config.loss.weight * parts[f"{LOSS}/pairs"])
+    if config.loss.softmax_weight:
+        outcome = losses.softmax_loss(
+            student[IMAGE],
+            student[TEXT],
+            temperature=tf.exp(parameters["log_temperature"]),
+            chunk_size=config.loss.chunk_size,
+            exchange=exchange,
+        )
+        parts[f"{LOSS}/softmax"] = outcome.loss
+        weighted.append(config.loss.softmax_weight * outcome.loss)
     for item in config.distillation:
         value = distillation_loss(
             item, student, teachers[item.teacher], parameters, config=config, exchange=exchange
         )
         parts[f"{LOSS}/{item.teacher}_{item.target}"] = value
         weighted.append(item.weight * value)
-    return {LOSS: tf.add_n(weighted)} | (parts if config.distillation else {}) | scalars
+    return {LOSS: tf.add_n(weighted)} | (parts if len(parts) > 1 else {}) | scalars
 
 
 def is_loss(name: str) -> bool:
@@ -144,11 +154,12 @@ def kl_divergence(teacher: tf.Tensor, student: tf.Tensor, *, temperature: float 
 
     Source: arXiv 1503.02531, section 2; arXiv 2106.05237, section 3.
     """
+    teacher, student = (tf.cast(x, tf.float32) for x in (teacher, student))
     if not teacher.shape.is_compatible_with(student.shape):
         raise ValueError(
             "teacher and student must have the same shape (batch, classes). "
             f"Received: teacher.shape={teacher.shape}, student.shape={student.shape}"
         )
-    teacher, student = (tf.cast(x, tf.float32) / temperature for x in (teacher, student))
-    ours, theirs = tf.nn.log_softmax(student), tf.nn.log_softmax(tf.stop_gradient(teacher))
+    ours = tf.nn.log_softmax(student / temperature)
+    theirs = tf.nn.log_softmax(tf.stop_gradient(teacher) / temperature)
     return temperature**2 * tf.reduce_sum(tf.exp(theirs) * (theirs - ours), axis=-1)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_text as tf_text
 
+from sigline.trainer import pieces
 from sigline.trainer.config import DataConfig, ImageTowerConfig, TextTowerConfig
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -232,61 +232,61 @@ def canonicalize(text: tf.Tensor, config: TextTowerConfig) -> tf.Tensor:
 
 
 class Tokenizer(tf.Module):
-    """SentencePiece with SigLIP's padding.
+    """From texts to tokens, with SigLIP's padding.
 
-    Text is cut to `length - 1` tokens, the end of text follows, and the rest is filled with the
-    padding ("sticky" end of text, arXiv 2303.15343; big_vision `pp/ops_text.py`). By default that
-    is the same token, so that the last one is always the end of text.
+    Text is cut, the end of text follows, and the rest is filled with the padding ("sticky" end of
+    text, arXiv 2303.15343; big_vision `pp/ops_text.py`). By default that is the same token, so that
+    the last one is always the end of text.
     """
 
     def __init__(self, vocabulary: bytes, config: TextTowerConfig):
         """Loads a vocabulary.
 
         Args:
-            vocabulary: A serialized SentencePiece model that has the pieces of the configuration.
+            vocabulary: A vocabulary as `pieces.load` takes it, with the pieces of the
+                configuration.
             config: The text tower, for the length, the canonicalisation and the table's size.
 
         Raises:
             ValueError: If the vocabulary has more pieces than the tower has rows, or not those that
-                end and fill texts.
+                begin, end and fill texts.
         """
         super().__init__()
         self.config = config
-        self.sentencepiece = tf_text.SentencepieceTokenizer(
-            model=vocabulary,
-            out_type=tf.int32,  # pyright: ignore[reportArgumentType]  # Its stub names another DType.
-        )
-        self.vocabulary_size = int(tf.convert_to_tensor(self.sentencepiece.vocab_size()))
-        self.end_id = self._id("text.end_piece", config.end_piece)
-        self.pad_id = self._id("text.pad_piece", config.pad_piece)
-        if self.vocabulary_size > config.vocabulary_size:
+        self.pieces = pieces.load(vocabulary)
+        if self.pieces.size > config.vocabulary_size:
             raise ValueError(
                 "text.vocabulary_size must be at least the vocabulary's size. Received: "
-                f"text.vocabulary_size={config.vocabulary_size}, pieces={self.vocabulary_size}"
+                f"text.vocabulary_size={config.vocabulary_size}, pieces={self.pieces.size}"
             )
+        starts = config.start_piece is not None
+        self.start_ids = [self._id("text.start_piece", config.start_piece)] if starts else []
+        self.end_id = self._id("text.end_piece", config.end_piece)
+        self.pad_id = self._id("text.pad_piece", config.pad_piece)
+
+    def _id(self, key: str, piece: str | None) -> int:
+        found = self.pieces.id_of(str(piece))
+        if found is None:
+            raise ValueError(
+                f"The vocabulary must have the piece that {key} names. Received: {key}={piece!r}"
+            )
+        return found
+
+    def __call__(self, text: tf.Tensor) -> tf.Tensor:
+        """Returns token ids of shape `(batch, length)`, int32, for texts of shape `(batch,)`."""
+        length = self.config.length
+        ids: Any = self.pieces.tokenize(canonicalize(text, self.config))
+        ids = ids[:, : length - 1 - len(self.start_ids)]
+        rows = ids.nrows()
+        starts = [tf.fill((rows, 1), number) for number in self.start_ids]
+        ids = tf.concat([*starts, ids, tf.fill((rows, 1), self.end_id)], axis=1)
+        return ids.to_tensor(default_value=self.pad_id, shape=(None, length))
 
     def texts_of(self, ids: tf.Tensor) -> list[str]:
         """Returns what is left of texts after tokens `(batch, length)` have been made of them."""
         found = []
         for row in ids.numpy().tolist():
+            row = row[len(self.start_ids) :]
             row = row[: row.index(self.end_id)] if self.end_id in row else row
-            text: Any = self.sentencepiece.detokenize(tf.constant(row, tf.int32))
-            found.append(text.numpy().decode(errors="replace"))
+            found.append(self.pieces.text_of(row))
         return found
-
-    def _id(self, key: str, piece: str) -> int:
-        found: Any = self.sentencepiece.string_to_id(piece)
-        if self.sentencepiece.id_to_string(found) != piece.encode():
-            raise ValueError(
-                f"The vocabulary must have the piece that {key} names. Received: {key}={piece!r}"
-            )
-        return int(found)
-
-    def __call__(self, text: tf.Tensor) -> tf.Tensor:
-        """Returns token ids of shape `(batch, length)`, int32, for texts of shape `(batch,)`."""
-        length = self.config.length
-        ids: Any = self.sentencepiece.tokenize(canonicalize(text, self.config))
-        ids = ids[:, : length - 1]
-        ends = tf.fill((ids.nrows(), 1), self.end_id)
-        ids = tf.concat([ids, ends], axis=1)
-        return ids.to_tensor(default_value=self.pad_id, shape=(None, length))

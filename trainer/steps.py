@@ -154,8 +154,9 @@ def forward_backward(
 
 def _mixed_up(inputs: Tensors, config: TrainConfig, step: tf.Tensor) -> dict[str, tf.Tensor]:
     """Mixes every image with the one before it, as much for all and all views of them."""
-    seed = tf.stack([tf.constant(config.seed, tf.int32), tf.cast(step, tf.int32)])
-    share = _beta(config.data.mixup, transformer.fold(seed, len(Seeds._fields)))
+    seed: Any = tf.stack([tf.constant(config.seed, tf.int32), tf.cast(step, tf.int32)])
+    seed = transformer.fold(seed, len(Seeds._fields))
+    share = _beta(config.data.mixup, seed)
     share = tf.maximum(share, 1.0 - share)
 
     def mixed(pixels):
@@ -169,7 +170,7 @@ def _beta(concentration: float, seed: tf.Tensor) -> tf.Tensor:
     """Draws from Beta(p, p), as a share of one of two draws from Gamma(p)."""
     if concentration == 1.0:
         return tf.random.stateless_uniform([], seed)
-    draws = tf.random.stateless_gamma([2], seed, alpha=concentration)
+    draws = tf.random.stateless_gamma([2], seed, alpha=tf.constant(concentration))
     return draws[0] / tf.reduce_sum(draws)
 
 
@@ -234,7 +235,8 @@ def _in_parts(
 
 def _merged(stacked: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
     """Undoes `_split` of what the parts gave."""
-    rows = None if spec.shape[0] is None else stacked.shape[0] * spec.shape[0]
+    num_parts, rows = stacked.shape[0], spec.shape[0]
+    rows = None if num_parts is None or rows is None else num_parts * rows
     return tf.ensure_shape(tf.reshape(stacked, (-1, *spec.shape[1:])), (rows, *spec.shape[1:]))
 
 

@@ -112,16 +112,16 @@ def _make_one(
     wanted = [r"image/.*"] + ([r"(?!image/).*"] if reads else [])
     for key, value in checkpoint.fitted(weights, shapes, wanted).items():
         variables[key].assign(value)
-    tokenizer = None
-    if reads:
-        tokenizer = _tokenizer(name, weights.vocabulary or vocabulary, settings)
+    tokenizer = _tokenizer(name, weights.vocabulary or vocabulary, settings) if reads else None
     if by_texts:
+        assert tokenizer is not None
         if labels is None:
             raise ValueError(
                 f"The teacher {name} has no head and tells classes by their texts, which a label "
                 "set (classes.json) must name. Received: labels=none"
             )
-        encode = tf.function(lambda texts: model.embed_text(tokenizer(texts)))
+        tokens_of = tokenizer
+        encode = tf.function(lambda texts: model.embed_text(tokens_of(texts)))
         embeddings = two_tower.embed_classes(encode, labels)
         variables[_CLASS_EMBEDDINGS] = tf.Variable(embeddings, trainable=False)
     if "classes" in targets:

@@ -6,7 +6,9 @@ Run in an environment with `transformers` and `torch` (`make parity` has one):
 """
 
 import io
+import itertools
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ import safetensors.numpy
 import sentencepiece
 import torch
 import transformers
-from make_texts import TEXTS
+from make_texts import BYTE_PAIR_TEXTS, TEXTS
 from tokenizers.processors import TemplateProcessing
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 HERE = Path(__file__).parent
 KINDS = ("siglip", "clip")
@@ -130,8 +133,50 @@ def write_siglip_2(folder: Path) -> None:
     safetensors.numpy.save_file(tokens, str(folder / "expected.safetensors"))
 
 
+def learn_byte_pairs(texts: list[str], count: int) -> tuple[dict[str, int], list]:
+    """Returns pieces and merges of CLIP's kind: the most frequent pair of all words, in turn."""
+    symbols = list(bytes_to_unicode().values())
+    numbers = {piece: i for i, piece in enumerate([*symbols, *(x + "</w>" for x in symbols)])}
+    letters = bytes_to_unicode()
+    words = []
+    for word in " ".join(texts).lower().split():
+        found = [letters[byte] for byte in word.encode()]
+        words.append([*found[:-1], found[-1] + "</w>"])
+    merges = []
+    for _ in range(count):
+        pairs = Counter(pair for word in words for pair in itertools.pairwise(word))
+        best = max(sorted(pairs), key=pairs.__getitem__)
+        merges.append(best)
+        numbers.setdefault("".join(best), len(numbers))
+        for word in words:
+            for i in range(len(word) - 2, -1, -1):
+                if tuple(word[i : i + 2]) == best:
+                    word[i : i + 2] = ["".join(best)]
+    for piece in ("<|startoftext|>", "<|endoftext|>"):
+        numbers[piece] = len(numbers)
+    return numbers, merges
+
+
+def clip_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> np.ndarray:
+    """Returns what `CLIPTokenizer` makes of the texts, at a small length."""
+    encoded = tokenizer(
+        list(BYTE_PAIR_TEXTS), padding="max_length", truncation=True, max_length=LENGTH
+    )
+    return np.array(encoded["input_ids"])
+
+
+def write_byte_pairs(folder: Path) -> None:
+    """Writes the files of CLIP's tokenizer, and the tokens it makes."""
+    numbers, merges = learn_byte_pairs(list(BYTE_PAIR_TEXTS), 110)
+    tokenizer = transformers.CLIPTokenizer(vocab=numbers, merges=merges)
+    tokenizer.save_pretrained(folder)
+    tokens = {"tokens": clip_tokens(tokenizer)}
+    safetensors.numpy.save_file(tokens, str(folder / "expected.safetensors"))
+
+
 def main() -> None:
     """Writes a folder for each model."""
+    write_byte_pairs(HERE / "byte_pairs")
     write_siglip_2(HERE / "siglip2")
     for kind in KINDS:
         folder = HERE / kind

@@ -196,6 +196,20 @@ def test_pairs_are_taught_by_soft_cross_entropy(pairs, vocabulary, pixels, ids, 
     assert float(outcome.scalars["loss"]) == pytest.approx(total, rel=1e-5)
 
 
+def test_softmax_loss_is_added_to_the_sigmoid_one_by_weight(pairs, pixels, ids):
+    plain = dataclasses.replace(pairs, distillation=())
+    both = config.override(plain, ["loss.softmax_weight=0.5", "loss.weight=2"])
+    alone = config.override(plain, ["loss.name=softmax"])
+    model, inputs = two_tower.build(plain), {"image": pixels, "text": ids}
+    found = [_step(x, {}, inputs, model=model) for x in (plain, alone, both)]
+    sigmoid, softmax, total = (float(outcome.scalars["loss"]) for outcome in found)
+    assert total == pytest.approx(2 * sigmoid + 0.5 * softmax, rel=1e-6)
+    assert float(found[2].scalars["loss/softmax"]) == pytest.approx(softmax, rel=1e-6)
+    for name, value in found[2].gradients.items():
+        parts = [outcome.gradients[name] for outcome in found[:2]]
+        np.testing.assert_allclose(value, 2 * parts[0] + 0.5 * parts[1], atol=1e-5, err_msg=name)
+
+
 def test_losses_of_several_teachers_are_added_by_weight(classes, pixels):
     settings = dataclasses.replace(
         classes,
@@ -304,6 +318,7 @@ def test_images_without_texts_teach_a_model_of_images_alone(
     ("change", "message"),
     [
         (["loss.weight=0", "distillation=[]"], "something to learn"),
+        (["loss.name=softmax", "distillation=[]", "loss.softmax_weight=1"], "for the softmax loss"),
         (["text=none"], "loss.weight must be 0 without a text tower"),
         (["data.mixup=1"], "mixed image does not belong"),
         (['distillation=[{"teacher": "a b"}]'], "must be a name of letters"),

@@ -203,6 +203,36 @@ def test_last_token_is_always_the_end_of_text(tokenizer):
     assert (ids[0] == tokenizer.end_id).all()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_crop_while_decoding_is_the_crop_of_the_whole_picture(kind):
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8))
+    buffer = io.BytesIO()
+    small.resize((131, 97), Image.Resampling.BICUBIC).save(buffer, kind)
+    whole = preprocess.decode_image(tf.constant(buffer.getvalue()), max_pixels=10**6).numpy()
+    assert whole.shape == (97, 131, 3)
+    for top, left, height, width in [
+        (0, 0, 97, 131),
+        (3, 5, 40, 50),
+        (33, 64, 64, 67),
+        (90, 120, 7, 11),
+    ]:
+        seen = []
+
+        def crop(sides, window=(top, left, height, width), seen=seen):
+            seen.append(sides)
+            return tf.constant(window)
+
+        found = preprocess.decode_image(tf.constant(buffer.getvalue()), max_pixels=10**6, crop=crop)
+        expected = whole[top : top + height, left : left + width]
+        # The colours of a JPEG are interpolated between neighbours, which a crop lacks at its edge.
+        edge = 2 if kind == "JPEG" else 0
+        inside = slice(edge, -edge or None), slice(edge, -edge or None)
+        np.testing.assert_array_equal(found.numpy()[inside], expected[inside])
+        assert np.abs(found.numpy().astype(int) - expected).max() < 16
+        assert seen[0].numpy().tolist() == [97, 131]
+
+
 def test_tokens_are_turned_back_into_texts(tokenizer):
     ids = tokenizer(tf.constant(["", "A red, ring!"]))
     assert tokenizer.texts_of(ids) == ["", "a red ring"]

@@ -177,7 +177,7 @@ def links(config: TrainConfig, *, text: bool, scalars: bool) -> list[Link]:
         found += [
             same("txt/Embed_0/embedding", "text/tokens"),
             same("txt/pos_embedding", "text/positions"),
-            *_encoder("txt/Encoder_0", "text", config.text),
+            *_encoder("txt/Encoder_0", "text", config.text_tower),
             *_dense("txt/head", "text/head"),
         ]
     if scalars:

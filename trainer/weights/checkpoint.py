@@ -22,7 +22,7 @@ import safetensors.numpy
 
 from sigline.schemas import digests
 from sigline.trainer import config as trainer_config
-from sigline.trainer import positions
+from sigline.trainer import pieces, positions
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import big_vision, hugging_face, links, vocabularies
 
@@ -34,10 +34,12 @@ VOCABULARY_FILE = "vocabulary.model"
 _THEIR_CONFIG = "config.json"
 _THEIR_WEIGHTS = "model.safetensors"
 _THEIR_INDEX = "model.safetensors.index.json"
-# SigLIP's, and SigLIP 2's, which pads and ends texts otherwise.
+# SigLIP's, and those of SigLIP 2 and CLIP, which end and fill texts otherwise.
 _THEIR_VOCABULARY = "spiece.model"
 _THEIR_TOKENIZER, _THEIR_TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_THEIR_PIECES, _THEIR_MERGES = "vocab.json", "merges.txt"
 _SIGLIP_2_TOKENIZERS = ("GemmaTokenizer", "Siglip2Tokenizer")
+_CLIP_TOKENIZER = "CLIPTokenizer"
 # Buffers that old checkpoints hold beside the parameters.
 _THEIR_BUFFERS = r".*\.embeddings\.position_ids"
 
@@ -128,7 +130,20 @@ def save_hugging_face(folder: str | Path, weights: Weights) -> None:
         (scratch / _THEIR_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
         _write(scratch / _THEIR_WEIGHTS, tensors, metadata={"format": "pt"})
         if weights.vocabulary is not None:
-            (scratch / _THEIR_VOCABULARY).write_bytes(weights.vocabulary)
+            _write_their_vocabulary(scratch, weights.vocabulary)
+
+
+def _write_their_vocabulary(folder: Path, vocabulary: bytes) -> None:
+    if not vocabulary.startswith(b"{"):
+        (folder / _THEIR_VOCABULARY).write_bytes(vocabulary)
+        return
+    content = json.loads(vocabulary)
+    numbers = {piece: number for number, piece in enumerate(content["pieces"])}
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in content["merges"])]
+    (folder / _THEIR_PIECES).write_text(json.dumps(numbers, ensure_ascii=False))
+    (folder / _THEIR_MERGES).write_text("\n".join(lines) + "\n")
+    described = {"tokenizer_class": _CLIP_TOKENIZER, "model_max_length": 77}
+    (folder / _THEIR_TOKENIZER_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
 
 
 def fitted(
@@ -218,6 +233,13 @@ def _their_vocabulary(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
     if not described.is_file():
         return None, {}
     name = json.loads(described.read_text()).get("tokenizer_class", "").removesuffix("Fast")
+    if name == _CLIP_TOKENIZER:
+        texts = {
+            "start_piece": "<|startoftext|>",
+            "end_piece": "<|endoftext|>",
+            "pad_piece": "<|endoftext|>",
+        }
+        return _clip_vocabulary(folder), texts
     if name not in _SIGLIP_2_TOKENIZERS:
         return None, {}
     content = (folder / _THEIR_TOKENIZER).read_bytes()
@@ -228,6 +250,15 @@ def _their_vocabulary(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
         "pad_piece": "<pad>",
     }
     return vocabularies.from_tokenizer_json(content), texts
+
+
+def _clip_vocabulary(folder: Path) -> bytes:
+    if (folder / _THEIR_PIECES).is_file():
+        numbers = json.loads((folder / _THEIR_PIECES).read_text())
+        lines = (folder / _THEIR_MERGES).read_text().splitlines()
+        return pieces.serialized(numbers, [x for x in lines[1:] if x])
+    model = json.loads((folder / _THEIR_TOKENIZER).read_text())["model"]
+    return pieces.serialized(model["vocab"], model["merges"])
 
 
 def _their_files(folder: Path) -> list[Path]:

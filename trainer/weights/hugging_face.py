@@ -179,8 +179,8 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
     siglip = config.image.pool == "map"
     described = _as_siglip(config) if siglip else _as_clip(config)
     written = settings(described)
-    image, text = _serving(config.image), _serving(config.text)
-    if written.image != image or not _same_text(written.text, text):
+    image, text = _serving(config.image), _serving(config.text_tower)
+    if written.image != image or not _same_text(written.text_tower, text):
         raise ValueError(
             "Only SigLIP's and CLIP's own towers can be written for transformers. "
             f"Received: image={image}, text={text}"
@@ -201,7 +201,14 @@ def _serving(tower: Any) -> Any:
 
 
 # How texts become tokens, which is no part of a model there.
-_OF_WORDS = ("lowercase", "strip_punctuation", "squeeze_whitespace", "end_piece", "pad_piece")
+_OF_WORDS = (
+    "lowercase",
+    "strip_punctuation",
+    "squeeze_whitespace",
+    "start_piece",
+    "end_piece",
+    "pad_piece",
+)
 
 
 def _same_text(ours: TextTowerConfig, theirs: TextTowerConfig) -> bool:
@@ -211,14 +218,14 @@ def _same_text(ours: TextTowerConfig, theirs: TextTowerConfig) -> bool:
 
 
 def _as_siglip(config: TrainConfig) -> dict[str, Any]:
-    text = _their_sizes(config.text) | {"projection_size": config.image.output_dim}
+    text = _their_sizes(config.text_tower) | {"projection_size": config.image.output_dim}
     return {
         "model_type": "siglip",
         "text_config": text
         | {
             "model_type": "siglip_text_model",
-            "vocab_size": config.text.vocabulary_size,
-            "max_position_embeddings": config.text.length,
+            "vocab_size": config.text_tower.vocabulary_size,
+            "max_position_embeddings": config.text_tower.length,
         },
         "vision_config": _their_sizes(config.image)
         | {
@@ -232,7 +239,7 @@ def _as_siglip(config: TrainConfig) -> dict[str, Any]:
 def _as_clip(config: TrainConfig) -> dict[str, Any]:
     parts = _as_siglip(config)
     del parts["text_config"]["projection_size"]
-    end_id = {} if config.text.end_id is None else {"eos_token_id": config.text.end_id}
+    end_id = {} if config.text_tower.end_id is None else {"eos_token_id": config.text_tower.end_id}
     return {
         "model_type": "clip",
         "projection_dim": config.image.output_dim,
@@ -258,7 +265,7 @@ def _their_sizes(tower: ImageTowerConfig | TextTowerConfig) -> dict[str, Any]:
 
 def links(config: TrainConfig) -> list[Link]:
     """Returns how the tensors of a checkpoint are the parameters of a model."""
-    image, text = config.image, config.text
+    image, text = config.image, config.text_tower
     found = [
         same("text_model.embeddings.token_embedding.weight", "text/tokens"),
         _table("text_model.embeddings.position_embedding.weight", "text/positions"),

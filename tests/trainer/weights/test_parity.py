@@ -37,6 +37,21 @@ def test_tokens_agree_with_the_siglip_2_tokenizer():
     assert (golden.siglip_2_tokens(tokenizer) == expected["tokens"]).all()
 
 
+def test_tokens_agree_with_the_clip_tokenizer(tmp_path):
+    import make_hugging_face as golden
+    import safetensors.numpy
+    import transformers
+
+    folder = GOLDEN / "byte_pairs"
+    expected = safetensors.numpy.load_file(str(folder / "expected.safetensors"))
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+    assert (golden.clip_tokens(tokenizer) == expected["tokens"]).all()
+    # What is written is read there.
+    checkpoint._write_their_vocabulary(tmp_path, checkpoint._clip_vocabulary(folder))
+    again = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    assert (golden.clip_tokens(again) == expected["tokens"]).all()
+
+
 def test_tokens_agree_with_the_siglip_tokenizer():
     import make_hugging_face as golden
     import safetensors.numpy
