@@ -1,13 +1,17 @@
 """Every recipe, shrunk, trains, resumes, exports and answers; and has a run card."""
 
 import dataclasses
+import json
 
 import pytest
 import tensorflow as tf
 
 from sigline.components.scenes import grammar
-from sigline.trainer import config, export, loop, recipes, two_tower
+from sigline.schemas import tf_example
+from sigline.trainer import config, export, loop, preprocess, recipes, start, two_tower
 from sigline.trainer.weights.checkpoint import Weights
+
+PRECOMPUTED = "+precomputed"
 
 
 def _weights(settings):
@@ -30,22 +34,49 @@ def _teachers(settings, vocabulary):
     return found
 
 
-@pytest.mark.parametrize("name", recipes.names())
+def _embedded(settings, weights, split_dir, folder):
+    """Writes a split whose images the frozen tower of the weights has embedded."""
+    model = start.frozen_tower(settings, weights)
+    digest = export.image_digest(model)
+    embeddings = {"dim": settings.image.output_dim, "image_digest": digest}
+    (folder / "Split-train").mkdir(parents=True)
+    shards = {}
+    for path in sorted(split_dir.iterdir()):
+        records = list(tf_example.read_shard(str(path)))
+        pixels = [
+            preprocess.load_image(tf_example.decode(item).image, settings.image, max_pixels=10**6)
+            for item in records
+        ]
+        found = model.embed_image(preprocess.to_model_range(tf.stack(pixels), settings.image))
+        pairs = zip(records, found.numpy(), strict=True)
+        target = folder / "Split-train" / path.name
+        tf_example.write_shard(str(target), (tf_example.with_embedding(*pair) for pair in pairs))
+        shards[path.name] = {"records": len(records)}
+    manifest = {"embeddings": embeddings, "splits": {"train": {"shards": shards}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder / "Split-train"
+
+
+@pytest.mark.parametrize("name", [*recipes.names(), f"lit_b16{PRECOMPUTED}"])
 def test_recipe_trains_resumes_exports_and_answers(
     name, split_dir, vocabulary, scene_records, tmp_path
 ):
     labels = grammar.label_set()
+    precomputed, name = name.endswith(PRECOMPUTED), name.removesuffix(PRECOMPUTED)
     tiny = config.override(config.tiny(config.load_recipe(name)), ["image.depth=1"])
     if tiny.text is not None:
         tiny = config.override(tiny, ["text.depth=1"])
     if tiny.image.classes is not None:
         tiny = config.override(tiny, [f"image.classes={len(labels.names)}"])
     vocabulary = vocabulary if tiny.text is not None else None
+    weights = _weights(tiny)
+    if precomputed:
+        split_dir = _embedded(tiny, weights, split_dir, tmp_path / "embedded")
     options = {
         "split_dir": split_dir,
         "vocabulary": vocabulary,
         "checkpoint_dir": tmp_path / "checkpoints",
-        "weights": _weights(tiny),
+        "weights": weights,
         "teachers": _teachers(tiny, vocabulary),
     }
     loop.train(config.override(tiny, ["steps=1"]), **options)
