@@ -9,8 +9,9 @@
 Everything is measured on the same new scenes: accuracy among the 36 classes (chance 2.8 %), and for
 patience the divergence from the teacher, KL(teacher || student), and the agreement with it. Means
 over seeds with 95 % intervals by Student's t; of a comparison, the interval of the paired
-difference. What comes out is printed as it is. Every run's outcome is kept below `--work`, so that
-the command goes on where it was stopped. Writes `effects.json` and `effects.md` below `--output`.
+difference. What comes out is printed as it is. Every run's outcome is kept below `--work`, in a
+folder that this file and the trainer's code name, so that the command goes on where it was stopped.
+Writes `effects.json` and `effects.md` below `--output`.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from scipy import stats
 
 from sigline.components.scenes import draw, grammar
 from sigline.components.vocabulary.vocabulary import train_vocabulary
-from sigline.schemas import tf_example
+from sigline.schemas import digests, tf_example
 from sigline.schemas.record import ImageTextRecord
 from sigline.trainer import config, loop, objectives, preprocess, two_tower
 from sigline.trainer.weights import checkpoint
@@ -42,7 +43,7 @@ SEEDS = (0, 1, 2)
 TEACHER_STEPS, TEACHER_PAIRS = 1_500, 4_000
 FEW_PAIRS, FEW_STEPS = 200, 500
 PATIENCE, UNLABELLED = (100, 400, 1_600), 1_000
-TAUGHT_PAIRS, TAUGHT_STEPS = 1_000, 500
+TAUGHT_PAIRS, TAUGHT_STEPS = 300, 500
 TESTED = 1_000
 _SMALL = {"width": 48, "depth": 2, "mlp_dim": 192, "num_heads": 2}
 
@@ -110,7 +111,9 @@ class Bench:
         path = self.work / f"{name}.json"
         if not path.exists():
             found = run()
-            path.write_text(json.dumps(found))
+            scratch = path.with_suffix(".tmp")
+            scratch.write_text(json.dumps(found))
+            scratch.replace(path)
             print(name, found, flush=True)
         return json.loads(path.read_text())
 
@@ -206,6 +209,13 @@ class Bench:
         return self.train(settings, TAUGHT_PAIRS, first=1_000_000 * (seed + 1), **options)
 
 
+def _source_digest() -> str:
+    root = Path(__file__).resolve().parents[1]
+    return digests.source_digest(root, ("benchmarks/effects.py", "components/scenes", "trainer"))[
+        :16
+    ]
+
+
 def _values(model: two_tower.TwoTower) -> dict[str, np.ndarray]:
     return {name: variable.numpy() for name, variable in two_tower.named_variables(model).items()}
 
@@ -223,8 +233,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/effects"))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(arguments.work)
+    source = _source_digest()
+    work = arguments.work / source
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(work)
     teacher = float((bench._teacher_logits.argmax(1) == bench._answers).mean())
     runs: dict[str, Callable[[int], dict]] = {
         "scratch": lambda seed: bench.lit(seed, pretrained=False),
@@ -242,6 +254,7 @@ def main() -> None:
         **machine.describe(),
         "command": "benchmarks/effects.py",
         "versions": machine.versions("tensorflow", "keras"),
+        "source": source,
         "seeds": SEEDS,
         "teacher_accuracy": teacher,
         "runs": found,

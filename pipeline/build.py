@@ -34,6 +34,7 @@ from sigline.pipeline.tfx_tower import ExportFrozenTower
 from sigline.pipeline.tfx_trainer import TrainModel
 from sigline.schemas import digests, record
 from sigline.trainer import config as trainer_config
+from sigline.trainer import start
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import checkpoint
 
@@ -178,8 +179,10 @@ def _embedding(
             "The environment's `embed_images` needs `weights` with the frozen image tower. "
             "Received: weights=''"
         )
+    start.check_embeddable(config)
     tower = ExportFrozenTower(
-        config=config.to_json(),
+        # Nothing else, so that another rate or other steps embed nothing again.
+        config=start.tower_config(config).to_json(),
         weights=environment.weights,
         weights_digest=weights_digest,
         code_digest=_code_digest("schemas", "trainer", "pipeline/tfx_tower.py"),

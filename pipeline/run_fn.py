@@ -48,8 +48,8 @@ def run_fn(fn_args: FnArgs) -> None:
     teachers = custom.get("teachers", {})
     job = Job(
         config=config,
-        # Patterns such as `.../Split-train/*`.
-        folders=sorted({os.path.dirname(pattern) for pattern in fn_args.train_files}),
+        # Of patterns such as `.../Split-train/*`, in the order of the splits.
+        folders=list(dict.fromkeys(os.path.dirname(x) for x in fn_args.train_files)),
         vocabulary=Path(custom["vocabulary"]).read_bytes() if "vocabulary" in custom else None,
         code_digest=digests.source_digest(
             Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")

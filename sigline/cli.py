@@ -272,7 +272,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
     tower = partial / "tower"
     if not tower.exists():
-        export.export_image_tower(tower, model, config=config)
+        export.export_image_tower(tower, model, config=model.config)
     splits = tuple(arguments.split or ["train"])
     transform = transforms.EmbedImages(str(arguments.data), str(tower), str(partial), splits)
     if transform.image_digest != digest:

@@ -259,7 +259,7 @@ class DataConfig:
     """How training examples are read.
 
     Attributes:
-        shuffle_records: Size of the shuffle buffer, in encoded records.
+        shuffle_records: Size of the shuffle buffer of each folder, in encoded records.
         max_image_pixels: Largest image that is decoded, in pixels.
         crop_min_area: Least share of the image that a random crop keeps, at an aspect of 3:4 to 4:3
             (arXiv 1409.4842, section 6); None for whole images, as SigLIP has them.
@@ -269,8 +269,8 @@ class DataConfig:
             its size, rounded.
         max_damaged_records: Records that may be unreadable in all; each is replaced by one beside
             it, and listed. One more stops the run.
-        mixup: p of Beta(p, p), from which each step draws how much of its neighbour in the batch is
-            mixed into every image, less than half (arXiv 1710.09412); 0 for none. Only for
+        mixup: p of Beta(p, p), from which each step draws how much of its neighbour on the replica
+            is mixed into every image, less than half (arXiv 1710.09412); 0 for none. Only for
             distillation: a mixed image no longer belongs to its text.
     """
 

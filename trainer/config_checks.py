@@ -182,6 +182,12 @@ def _check_objectives(config: Config) -> None:
             f"loss.name=softmax. Received: loss.softmax_weight={config.loss.softmax_weight}, "
             f"loss.name={config.loss.name!r}, loss.weight={config.loss.weight}"
         )
+    named = [(item.teacher, item.target) for item in config.distillation]
+    if len(set(named)) != len(named):
+        raise ValueError(
+            "distillation must name each teacher and target once; raise the weight instead. "
+            f"Received: {named}"
+        )
     for i, item in enumerate(config.distillation):
         _check_distillation(config, f"distillation[{i}]", item)
 

@@ -65,7 +65,7 @@ class _Reader:
         return found
 
 
-def read(path: str) -> Iterator[bytes | Place]:
+def read(path: str | Path) -> Iterator[bytes | Place]:
     """Yields the records of a damaged shard, and a place for each that is damaged.
 
     A record whose own checksum is wrong costs no other; behind a length that is wrong nothing can
@@ -105,45 +105,56 @@ class Repairs:
     `damage.json`; a run that resumes starts from there.
     """
 
-    def __init__(self, folder: str | Path, limit: int):
+    def __init__(self, folder: str | Path, folders: data.Folders, limit: int):
         """Takes up what an interrupted run left.
 
         Args:
             folder: Where the copies go.
+            folders: Folders of the splits.
             limit: How many records may be damaged.
         """
         self._folder, self._limit = Path(folder), limit
+        self._names = data.shard_names(folders)
+        self._expected = data.expected_records(folders)
         path = self._folder / DAMAGE_FILE
         self._shards: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
 
     @property
     def replaced(self) -> dict[str, str]:
         """Paths of copies by the shards that they stand for."""
-        return {path: str(self._folder / found["copy"]) for path, found in self._shards.items()}
+        return {
+            path: str(self._folder / self._shards[name]["copy"])
+            for path, name in self._names.items()
+            if name in self._shards
+        }
 
     @property
     def count(self) -> int:
         """Records replaced so far."""
         return sum(found["lost"] for found in self._shards.values())
 
-    def mend(self, folders: data.Folders) -> bool:
+    def mend(self) -> bool:
         """Copies what is damaged; returns whether the run can go on with the copies.
 
-        Args:
-            folders: Folders of the splits.
+        A copy that is damaged itself is made again.
 
         Raises:
             RuntimeError: If more records are damaged than may be; the message names all of them.
         """
         if not self._limit:
             return False
-        fresh = {}
-        for path, expected in data.expected_records(folders).items():
-            if path not in self._shards and (found := _damage(path, expected)):
+        print("sigline: looking for damaged records in all shards", file=sys.stderr)
+        fresh: dict[str, dict] = {}
+        for path, name in self._names.items():
+            known = self._shards.get(name)
+            if known and not _damage(self._folder / known["copy"], known["records"], name):
+                continue
+            if found := _damage(path, self._expected[path], name):
                 fresh[path] = found
         if not fresh:
             return False
-        lost = self.count + sum(found["lost"] for found in fresh.values())
+        shards = self._shards | {self._names[path]: found for path, found in fresh.items()}
+        lost = sum(found["lost"] for found in shards.values())
         lines = [_line(path, found) for path, found in fresh.items()]
         if lost > self._limit or any(found["copy"] is None for found in fresh.values()):
             raise RuntimeError(
@@ -157,16 +168,19 @@ class Repairs:
             scratch = target.with_name(f".tmp-{uuid.uuid4().hex}")
             tf_example.write_shard(str(scratch), _repaired(path, found["records"]))
             os.replace(scratch, target)
-        self._shards |= fresh
+        self._shards = shards
         scratch = self._folder / f".tmp-{uuid.uuid4().hex}"
-        scratch.write_text(json.dumps(self._shards, indent=1, sort_keys=True))
+        scratch.write_text(json.dumps(shards, indent=1, sort_keys=True))
         os.replace(scratch, self._folder / DAMAGE_FILE)
         print(f"sigline: replaced damaged records: {'; '.join(lines)}", file=sys.stderr)
         return True
 
 
-def _damage(path: str, expected: int | None) -> dict | None:
+def _damage(path: str | Path, expected: int | None, name: str) -> dict | None:
     """Returns what is to be known of a shard's damage; None for a whole shard."""
+    if not Path(path).is_file():
+        gone = Place(0, 0, "the file is missing")
+        return {"copy": None, "records": 0, "lost": 0, "places": [gone._asdict()]}
     places, whole, number = [], 0, 0
     for item in read(path):
         number += 1
@@ -179,7 +193,7 @@ def _damage(path: str, expected: int | None) -> dict | None:
         return None
     if number < records:
         places = places or [Place(number, -1, "the shard ends before it")]
-    copy = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.gz"
+    copy = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.gz"
     return {
         # Without a whole record there is nothing to put in its place, and with too many the
         # manifest is of another shard.

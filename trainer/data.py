@@ -74,6 +74,15 @@ def count_examples(split_dir: str | Path, replaced: Mapping[str, str] | None = N
     return int(dataset.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
 
 
+def shard_names(folders: Folders) -> dict[str, str]:
+    """Returns a name for each shard that stays where the folders are moved: place and file name."""
+    return {
+        path: f"{place}/{Path(path).name}"
+        for place, split_dir in enumerate(listed(folders))
+        for path in shard_files(split_dir)
+    }
+
+
 def expected_records(folders: Folders) -> dict[str, int | None]:
     """Returns how many records each shard should have, None where no manifest says it."""
     found: dict[str, int | None] = {}
@@ -150,7 +159,7 @@ def training_pairs(
         tokenizers["text"] = tokenizer
     embedded = embeddings(folders)
     if embedded is not None:
-        _check_embedded(config)
+        check_embedded(config)
 
     def _parse(serialized: tf.Tensor, number: tf.Tensor):
         if embedded is not None:
@@ -189,7 +198,8 @@ def _given(prefix: str, items: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}/{name}": item for name, item in items.items() if item is not None}
 
 
-def _check_embedded(config: TrainConfig) -> None:
+def check_embedded(config: TrainConfig) -> None:
+    """Raises ValueError if a run changes pictures, which it cannot if they are embedded already."""
     changed = config.data.flip, config.data.crop_min_area is not None, config.data.mixup
     if any(changed) or config.distillation:
         raise ValueError(
@@ -242,7 +252,7 @@ def _records(
     parts = shares(weights, config.global_batch_size)
     streams = [
         _visits(
-            [(replaced or {}).get(path, path) for path in shard_files(split_dir)],
+            {(replaced or {}).get(x, x): n for x, n in expected_records(split_dir).items()},
             config,
             num_examples=counts[i],
             seen=first_step * parts[i],
@@ -264,18 +274,32 @@ def _records(
 
 
 def _visits(
-    files: list[str], config: TrainConfig, *, num_examples: int, seen: int, source: int
+    shards: Mapping[str, int | None],
+    config: TrainConfig,
+    *,
+    num_examples: int,
+    seen: int,
+    source: int,
 ) -> tf.data.Dataset:
     """Returns the visits of one split's records, without the first `seen` ones."""
     first_epoch, skip = divmod(seen, num_examples)
+    files, lengths = tf.constant(list(shards)), [-1 if n is None else n for n in shards.values()]
+
+    def _read(place: tf.Tensor) -> tf.data.Dataset:
+        dataset = tf.data.TFRecordDataset(
+            tf.gather(files, place), compression_type=tf_example.COMPRESSION
+        )
+        if None in shards.values():
+            return dataset
+        # A shard that is shorter than the manifest says would shift all that follows. It is found
+        # where it ends, so that nothing of what follows has been read too early.
+        length = tf.gather(tf.constant(lengths, tf.int64), place)
+        return dataset.apply(tf.data.experimental.assert_cardinality(length))
 
     def _epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = tf.stack([tf.constant(config.seed, tf.int64), epoch])
-        order = tf.argsort(tf.random.stateless_uniform([len(files)], seed + _FILE_SEED))
-        dataset = tf.data.TFRecordDataset(
-            tf.gather(tf.constant(files), order), compression_type=tf_example.COMPRESSION
-        )
-        # A shard that is shorter than the manifest says would shift all that follows.
+        order = tf.argsort(tf.random.stateless_uniform([len(shards)], seed + _FILE_SEED))
+        dataset = tf.data.Dataset.from_tensor_slices(order).flat_map(_read)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_examples))
         shuffle_seed = tf.random.stateless_uniform(
             [], seed + _RECORD_SEED, maxval=2**31 - 1, dtype=tf.int64

@@ -106,13 +106,12 @@ class ServedImageTower(tf.Module):
         return tf.ensure_shape(tf.cast(pixels, tf.uint8), (None, size, size, 3)), valid
 
 
-class ServedClassifier(ServedImageTower):
-    """An image tower with a head that is saved."""
+class _Headed(ServedImageTower):
+    """What has a head, and answers `classify` by it."""
 
-    def __init__(self, model: TwoTower, config: TrainConfig, labels: LabelSet | None):
+    def name_classes(self, labels: LabelSet | None) -> None:
         """Names the classes: by the label set, else by their numbers."""
-        super().__init__(model, config)
-        count = config.image.classes
+        count = self._plain.config.image.classes
         names = labels.names if labels else tuple(str(i) for i in range(count or 0))
         if len(names) != count:
             raise ValueError(
@@ -132,6 +131,10 @@ class ServedClassifier(ServedImageTower):
     def signatures(self) -> dict[str, Any]:
         """Returns the signatures by name."""
         return super().signatures() | {signatures.CLASSIFY: self.classify}
+
+
+class ServedClassifier(_Headed):
+    """An image tower with a head that is saved."""
 
 
 def _best_classes(probabilities: tf.Tensor, names: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -223,6 +226,10 @@ class ClassifyingModel(ServedModel):
         return super().signatures() | {signatures.CLASSIFY: self.classify}
 
 
+class HeadedModel(_Headed, ServedModel):
+    """Two towers of which the image tower has a head, too."""
+
+
 def model_digest(
     model: TwoTower, config: TrainConfig, vocabulary: bytes | None, labels: LabelSet | None
 ) -> str:
@@ -288,9 +295,7 @@ def export(
     assets = {}
     if config.text is None:
         has_head = config.image.classes is not None
-        served = (
-            ServedClassifier(model, config, labels) if has_head else ServedImageTower(model, config)
-        )
+        served = ServedClassifier(model, config) if has_head else ServedImageTower(model, config)
     else:
         if vocabulary is None:
             raise ValueError("A model with a text tower needs a vocabulary. Received: none")
@@ -302,6 +307,8 @@ def export(
             "bias": float(model.bias.value),
         }
         assets[signatures.VOCABULARY_FILE] = vocabulary
+    if isinstance(served, _Headed):
+        served.name_classes(labels)
     metadata = _metadata(served, model, config) | metadata | (provenance or {})
     if labels is not None:
         assets[signatures.LABELS_FILE] = labels.to_json().encode()
@@ -315,6 +322,8 @@ def _served_pair(
     config: TrainConfig,
     labels: LabelSet | None,
 ) -> ServedModel:
+    if config.image.classes is not None:
+        return HeadedModel(model, tokenizer, config)
     if labels is None:
         return ServedModel(model, tokenizer, config)
     return ClassifyingModel(model, tokenizer, config, labels)

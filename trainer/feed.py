@@ -8,6 +8,9 @@ import tensorflow as tf
 from sigline.trainer import data
 from sigline.trainer.damage import Repairs
 
+# A wrong checksum or a broken stream; a shard that is shorter than the manifest says.
+_OF_DAMAGE = (tf.errors.DataLossError, tf.errors.FailedPreconditionError)
+
 
 class Feed:
     """Gives the batch of the next step.
@@ -49,7 +52,9 @@ class Feed:
                 batch = next(self._batches)
             except tf.errors.OpError as error:
                 self._batches = None
-                if not self._repairs.mend(self._folders):
+                # Of other errors, such as a picture that does not decode, no shard is the cause.
+                damaged = isinstance(error, _OF_DAMAGE)
+                if not damaged or not self._repairs.mend():
                     raise data.unreadable(self._folders, error) from error
                 continue
             self._step += 1

@@ -37,6 +37,14 @@ class Job:
     teachers: Mapping[str, Weights] = field(default_factory=dict)
     labels: LabelSet | None = None
 
+    def __post_init__(self) -> None:
+        classes, labels = self.config.image.classes, self.labels
+        if classes is not None and labels is not None and len(labels.names) != classes:
+            raise ValueError(
+                "The label set must have as many classes as the model's head. "
+                f"Received: classes={len(labels.names)}, image.classes={classes}"
+            )
+
     @functools.cached_property
     def provenance(self) -> dict[str, str]:
         """What the exported model says of its making."""
@@ -59,7 +67,9 @@ class Job:
         found: dict[str, Any] = {k: v for k, v in self.provenance.items() if k != "code_digest"}
         found["config"] = self.config.digest()
         found["vocabulary"] = hashlib.sha256(self.vocabulary or b"").hexdigest()
-        if self.teachers and self.labels is not None:
+        headless = [x for x in self.teachers.values() if x.config.image.classes is None]
+        if headless and self.labels is not None:
+            # They tell classes by its texts.
             found["labels"] = self.labels.to_json()
         return json.dumps(found, sort_keys=True)
 

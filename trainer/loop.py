@@ -113,7 +113,7 @@ def train(
     first_step = checkpoints.restore_latest()
     is_chief, anyone = strategies.is_chief(strategy), strategies.agreement(strategy)
     strategies.check_same_start(strategy, first_step)
-    repairs = Repairs(Path(checkpoint_dir) / "repaired", config.data.max_damaged_records)
+    repairs = Repairs(Path(checkpoint_dir) / "repaired", split_dir, config.data.max_damaged_records)
 
     def batches_from(step: int):
         def local(context: tf.distribute.InputContext) -> tf.data.Dataset:

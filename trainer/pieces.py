@@ -17,6 +17,7 @@ _WORDS = r"('s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+)"
 _WHITE_SPACE = r"[\s\p{Z}\x{85}\x{0b}\x{1c}-\x{1f}]+"
 # Longer words are cut: their pieces are sought one after the other, and a text holds 75.
 _LONGEST_WORD = 512
+_LONGEST_TEXT = 16_384
 _NO_RANK = np.iinfo(np.int32).max
 
 
@@ -46,10 +47,10 @@ class SentencePieces(tf.Module):
         found: Any = self.sentencepiece.string_to_id(piece)
         return int(found) if self.sentencepiece.id_to_string(found) == piece.encode() else None
 
-    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Returns the pieces of texts `(batch,)`, ragged `(batch, pieces)`, int32."""
+    def tokenize(self, texts: tf.Tensor, length: int) -> tf.RaggedTensor:
+        """Returns the first pieces of texts `(batch,)`, ragged `(batch, pieces)`, int32."""
         found: Any = self.sentencepiece.tokenize(texts)
-        return found
+        return found[:, :length]
 
     def text_of(self, ids: list[int]) -> str:
         """Returns what pieces spell."""
@@ -100,11 +101,14 @@ class BytePairs(tf.Module):
         """Returns the number of a piece; None if it is not there."""
         return self._ids.get(piece)
 
-    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Returns the pieces of texts `(batch,)`, ragged `(batch, pieces)`, int32."""
+    def tokenize(self, texts: tf.Tensor, length: int) -> tf.RaggedTensor:
+        """Returns the first pieces of texts `(batch,)`, ragged `(batch, pieces)`, int32."""
+        texts = tf.strings.substr(texts, 0, _LONGEST_TEXT, unit="UTF8_CHAR")
         normalized: Any = tf_text.normalize_utf8(texts, "NFC")
         texts = tf.strings.regex_replace(normalized, _WHITE_SPACE, " ")
         words: Any = tf.strings.split(tf.strings.regex_replace(texts, _WORDS, r"\1 "))
+        # A word has a piece at least. What no text holds must not cost memory.
+        words = words[:, :length]
         split: Any = tf.strings.bytes_split(tf.strings.substr(words.values, 0, _LONGEST_WORD))
         # Each is one byte.
         values = tf.reshape(tf.io.decode_raw(split.values, tf.uint8), [-1])
@@ -116,7 +120,7 @@ class BytePairs(tf.Module):
         )
         rows = self._merge(tf.where(places < lengths, rows, -1))
         pieces: Any = tf.ragged.boolean_mask(rows, rows >= 0)
-        return words.with_values(pieces).merge_dims(1, 2)
+        return words.with_values(pieces).merge_dims(1, 2)[:, :length]
 
     def _merge(self, rows: tf.Tensor) -> tf.Tensor:
         """Merges the best pair of each row until there is none; behind its end a row holds -1."""
@@ -176,6 +180,8 @@ def serialized(vocabulary: dict[str, int], merges: list) -> bytes:
     if [vocabulary[piece] for piece in pieces] != list(range(len(pieces))):
         raise ValueError("The numbers of the pieces must run from 0 without a gap.")
     pairs = [x.split(" ", 1) if isinstance(x, str) else list(x) for x in merges]
+    if odd := [pair for pair in pairs if len(pair) != 2 or not {*pair} <= vocabulary.keys()]:
+        raise ValueError(f"Merges must be pairs of pieces. Received: {odd[0]}")
     return json.dumps({"pieces": pieces, "merges": pairs}, ensure_ascii=False).encode()
 
 

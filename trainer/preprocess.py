@@ -275,8 +275,8 @@ class Tokenizer(tf.Module):
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
         """Returns token ids of shape `(batch, length)`, int32, for texts of shape `(batch,)`."""
         length = self.config.length
-        ids: Any = self.pieces.tokenize(canonicalize(text, self.config))
-        ids = ids[:, : length - 1 - len(self.start_ids)]
+        room = length - 1 - len(self.start_ids)
+        ids: Any = self.pieces.tokenize(canonicalize(text, self.config), room)
         rows = ids.nrows()
         starts = [tf.fill((rows, 1), number) for number in self.start_ids]
         ids = tf.concat([*starts, ids, tf.fill((rows, 1), self.end_id)], axis=1)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from sigline.trainer import export, optimizers, preprocess, steps, two_tower
-from sigline.trainer.config import TrainConfig
+from sigline.trainer import data, export, optimizers, preprocess, steps, two_tower
+from sigline.trainer.config import DataConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
 
@@ -47,15 +47,49 @@ def export_frozen_tower(directory: str | Path, config: TrainConfig, weights: str
         The tower's digest.
     """
     model = frozen_tower(config, checkpoint.load(weights))
-    return export.export_image_tower(directory, model, config=config)["image_digest"]
+    return export.export_image_tower(directory, model, config=model.config)["image_digest"]
 
 
 def frozen_tower(config: TrainConfig, weights: Weights) -> two_tower.TwoTower:
     """Returns a model whose image tower has the given weights."""
-    config = dataclasses.replace(config, pretrained=("image/.*",))
+    config = tower_config(config)
     model = two_tower.build(config)
     start_from(model, weights, config)
     return model
+
+
+def tower_config(config: TrainConfig) -> TrainConfig:
+    """Returns a configuration of nothing but what decides an image tower and its pixels."""
+    text = TextTowerConfig(vocabulary_size=1, length=2, width=1, depth=1, mlp_dim=1, num_heads=1)
+    return TrainConfig(
+        name="frozen_tower",
+        steps=1,
+        global_batch_size=1,
+        image=dataclasses.replace(config.image, classes=None),
+        # It is not used.
+        text=text,
+        data=DataConfig(max_image_pixels=config.data.max_image_pixels),
+        pretrained=("image/(?!head/).*",),
+    )
+
+
+def check_embeddable(config: TrainConfig) -> None:
+    """Raises ValueError unless a run may take images that are embedded before."""
+    data.check_embedded(config)
+    # Names depend on the depth, and not on the width.
+    sizes = {"width": 8, "mlp_dim": 8, "num_heads": 1, "projection": None}
+    image = dataclasses.replace(config.image, size=config.image.patch, **sizes)
+    small = two_tower.build(tower_config(dataclasses.replace(config, image=image)))
+    names = [n for n in two_tower.named_parameters(small) if n.startswith("image/")]
+    _check_frozen(steps.trained_names(names, config), config)
+
+
+def _check_frozen(trained: list[str], config: TrainConfig) -> None:
+    if any(name.startswith("image/") for name in trained):
+        raise ValueError(
+            "Images that are embedded already need an image tower that is frozen by "
+            f"optimizer.rates. Received: optimizer.rates={config.optimizer.rates}"
+        )
 
 
 def make_tokenizer(vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer | None:
@@ -86,12 +120,7 @@ def choose_embed(
     """
     if embedded is None:
         return steps.embed_pixels
-    trained = steps.trained_names(two_tower.named_parameters(model), config)
-    if any(name.startswith("image/") for name in trained):
-        raise ValueError(
-            "Images that are embedded already need an image tower that is frozen by "
-            f"optimizer.rates. Received: optimizer.rates={config.optimizer.rates}"
-        )
+    _check_frozen(steps.trained_names(two_tower.named_parameters(model), config), config)
     digest = export.image_digest(model)
     if digest != embedded["image_digest"]:
         raise ValueError(

@@ -154,10 +154,13 @@ def forward_backward(
 
 def _mixed_up(inputs: Tensors, config: TrainConfig, step: tf.Tensor) -> dict[str, tf.Tensor]:
     """Mixes every image with the one before it, as much for all and all views of them."""
+    if inputs["image"].shape[0] == 1:
+        raise ValueError(
+            "data.mixup needs at least two images on each replica. Received: a batch of 1 each"
+        )
     seed: Any = tf.stack([tf.constant(config.seed, tf.int32), tf.cast(step, tf.int32)])
     seed = transformer.fold(seed, len(Seeds._fields))
-    share = _beta(config.data.mixup, seed)
-    share = tf.maximum(share, 1.0 - share)
+    share = _upper_beta(config.data.mixup, tf.random.stateless_uniform([], seed))
 
     def mixed(pixels):
         pixels = tf.cast(pixels, tf.float32)
@@ -166,12 +169,28 @@ def _mixed_up(inputs: Tensors, config: TrainConfig, step: tf.Tensor) -> dict[str
     return {n: mixed(x) if n.split("/")[0] == "image" else x for n, x in inputs.items()}
 
 
-def _beta(concentration: float, seed: tf.Tensor) -> tf.Tensor:
-    """Draws from Beta(p, p), as a share of one of two draws from Gamma(p)."""
+def _upper_beta(concentration: float, uniform: tf.Tensor) -> tf.Tensor:
+    """Returns max(a, 1 - a) of a from Beta(p, p), by the inverse of its distribution.
+
+    XLA has no sampler of Gamma or Beta, but the distribution, which bisection inverts.
+    """
     if concentration == 1.0:
-        return tf.random.stateless_uniform([], seed)
-    draws = tf.random.stateless_gamma([2], seed, alpha=tf.constant(concentration))
-    return draws[0] / tf.reduce_sum(draws)
+        return 0.5 + 0.5 * uniform
+    p, target = tf.constant(concentration), 0.5 + 0.5 * uniform
+
+    def halve(low, high):
+        middle = 0.5 * (low + high)
+        below = tf.math.betainc(p, p, middle) < target
+        return tf.where(below, middle, low), tf.where(below, high, middle)
+
+    low, high = tf.while_loop(
+        lambda low, high: True,
+        halve,
+        (tf.constant(0.5), tf.constant(1.0)),
+        # As far as float32 tells apart.
+        maximum_iterations=24,
+    )
+    return 0.5 * (low + high)
 
 
 def _in_parts(

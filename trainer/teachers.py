@@ -2,14 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import objectives, preprocess, two_tower
-from sigline.trainer.config import DistillationConfig, ImageTowerConfig, TrainConfig
+from sigline.trainer.config import (
+    DataConfig,
+    DistillationConfig,
+    ImageTowerConfig,
+    LossConfig,
+    TrainConfig,
+)
 from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
 
@@ -92,8 +98,9 @@ def _make_one(
         precision=config.precision,
         rematerialize=False,
         text=weights.config.text if reads else None,
-        # Without texts there is nothing for its own loss to be about.
-        loss=dataclasses.replace(weights.config.loss, weight=1.0 if reads else 0.0),
+        # How it was trained itself does not matter.
+        data=DataConfig(),
+        loss=LossConfig(name=weights.config.loss.name, weight=1.0 if reads else 0.0),
         distillation=() if reads else (DistillationConfig(name),),
     )
     if "pairs" in targets and weights.config.loss.name != "sigmoid":
@@ -128,7 +135,7 @@ def _make_one(
         _check_classes(name, labels if by_texts else None, settings, config)
     own_pixels = _pixels(settings.image) != _pixels(config.image)
     own_texts = "pairs" in targets and (
-        settings.text != config.text or (weights.vocabulary or vocabulary) != vocabulary
+        _words(settings) != _words(config) or (weights.vocabulary or vocabulary) != vocabulary
     )
     view = View(settings.image if own_pixels else None, tokenizer if own_texts else None)
     return Teacher(model, variables, targets, view)
@@ -158,6 +165,13 @@ def _check_classes(
 def _pixels(image: ImageTowerConfig) -> tuple:
     """Returns what decides the bytes that a tower gets."""
     return image.size, image.resize, image.interpolation, image.antialias
+
+
+def _words(config: TrainConfig) -> dict[str, Any]:
+    """Returns what decides the tokens of a text, beside the vocabulary."""
+    text = dataclasses.asdict(config.text_tower)
+    sizes = ("vocabulary_size", "width", "depth", "mlp_dim", "num_heads", "pool", "end_id", "block")
+    return {k: v for k, v in text.items() if k not in (*sizes, "causal", "head_bias")}
 
 
 def look(

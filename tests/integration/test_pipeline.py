@@ -1,5 +1,6 @@
 """The whole pipeline in one process: run, cache, refuse, publish."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -201,6 +202,23 @@ def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folde
     assert states["Trainer"] == states["EvaluateModel"] == "done"
     rules = [check["rule"] for check in changed.verdict["checks"]]
     assert any("last blessed model" in rule for rule in rules)
+
+
+def test_what_does_not_change_the_tower_embeds_nothing_again(folder):
+    from sigline.pipeline import build
+
+    def _tower(*overrides):
+        environment = environments.load(folder / "environment.yaml")
+        changed = dataclasses.replace(environment, overrides=(*environment.overrides, *overrides))
+        nodes = {node.id: node for node in build.build(changed).components}
+        return nodes["ExportFrozenTower"].exec_properties
+
+    assert _tower() == _tower("steps=7", "optimizer.learning_rate=1", "text.depth=1")
+    assert _tower() != _tower("image.antialias=true")
+    with pytest.raises(ValueError, match=r"frozen by optimizer\.rates"):
+        _tower('optimizer.rates=[[".*", 1]]')
+    with pytest.raises(ValueError, match="cannot be cropped, flipped"):
+        _tower("data.flip=true")
 
 
 def test_changed_input_bytes_are_ingested_again(first, folder):

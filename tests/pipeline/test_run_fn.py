@@ -44,6 +44,16 @@ def test_run_fn_trains_and_exports_where_tfx_wants_it(fn_args, tmp_path):
     assert list((tmp_path / "run" / "logs").glob("events.*"))
 
 
+def test_splits_are_mixed_in_their_order(fn_args, tmp_path, monkeypatch):
+    from sigline.pipeline import run_fn
+
+    seen = []
+    monkeypatch.setattr(run_fn.Job, "run", lambda job, *_: seen.append(job.folders))
+    fn_args.train_files = ["data/Split-web/*", "data/Split-clean/*"]
+    run_fn.run_fn(fn_args)
+    assert seen == [["data/Split-web", "data/Split-clean"]]
+
+
 @pytest.mark.parametrize("change", [{"recipy": "x"}, {"recipe": None}])
 def test_mistake_in_the_custom_config_is_one_clear_message(fn_args, change):
     from sigline.pipeline.run_fn import run_fn

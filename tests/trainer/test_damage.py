@@ -131,10 +131,11 @@ def test_run_goes_on_over_damaged_records_and_resumes_exactly(
     shown = capsys.readouterr().err
     assert f"{second}: 4 of 50 records (record 0 at byte 0: its checksum is wrong" in shown
     listed = json.loads((tmp_path / "whole" / "repaired" / "damage.json").read_text())
-    assert list(listed) == [str(second)]
-    assert [place["record"] for place in listed[str(second)]["places"]] == [0, 20, 48]
+    name = f"0/{second.name}"
+    assert list(listed) == [name]
+    assert [place["record"] for place in listed[name]["places"]] == [0, 20, 48]
     # The damaged records are replaced by those beside them; all others are trained on.
-    repairs = damage.Repairs(tmp_path / "whole" / "repaired", 4)
+    repairs = damage.Repairs(tmp_path / "whole" / "repaired", folder, 4)
     copy = list(tf_example.read_shard(repairs.replaced[str(second)]))
     assert len(copy) == 50
     assert copy[0] == copy[1]
@@ -154,18 +155,53 @@ def test_shard_without_a_manifest_is_repaired_too(tiny, folder, vocabulary, tmp_
     _flip(shard, _offsets(_plain(shard))[5] + 40)
     settings = config.override(tiny, ["data.max_damaged_records=1", "steps=2"])
     assert np.isfinite(_train(settings, folder, vocabulary, tmp_path / "work").final_loss)
-    replaced = damage.Repairs(tmp_path / "work" / "repaired", 1).replaced
+    replaced = damage.Repairs(tmp_path / "work" / "repaired", folder, 1).replaced
     assert data.count_examples(folder, replaced) == 100
 
 
 def test_shard_without_a_whole_record_cannot_be_replaced(folder, tmp_path):
     shard = sorted(folder.iterdir())[0]
     shard.write_bytes(b"")
-    repairs = damage.Repairs(tmp_path / "repaired", 1000)
+    repairs = damage.Repairs(tmp_path / "repaired", folder, 1000)
     with pytest.raises(RuntimeError, match=r"50 of 50 records \(record 0"):
-        repairs.mend(folder)
+        repairs.mend()
     assert not (tmp_path / "repaired").exists()
 
 
+def test_copies_are_found_again_where_the_data_was_moved_and_made_again(folder, tmp_path):
+    shard = sorted(folder.iterdir())[1]
+    _flip(shard, _offsets(_plain(shard))[5] + 40)
+    work = tmp_path / "repaired"
+    assert damage.Repairs(work, folder, 1).mend()
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder.parent, moved, ignore=shutil.ignore_patterns("elsewhere", "repaired"))
+    repairs = damage.Repairs(work, [moved / folder.name], 1)
+    assert repairs.count == 1
+    (path,) = repairs.replaced
+    assert path == str(moved / folder.name / shard.name)
+    assert not repairs.mend()
+    (work / repairs.replaced[path]).write_bytes(b"")
+    assert repairs.mend()
+    assert len(list(tf_example.read_shard(repairs.replaced[path]))) == 50
+
+
+def test_shard_that_ends_too_early_is_found_before_what_follows_is_read(
+    tiny, folder, vocabulary, tmp_path
+):
+    # Whole records, a whole stream, and too few of them.
+    for shard in folder.iterdir():
+        records = list(tf_example.read_shard(str(shard)))
+        tf_example.write_shard(str(shard), records[:48])
+    settings = config.override(
+        tiny,
+        ["data.max_damaged_records=4", "optimizer.schedule=constant", "data.shuffle_records=8"],
+    )
+    whole = _train(settings, folder, vocabulary, tmp_path / "whole")
+    _train(dataclasses.replace(settings, steps=3), folder, vocabulary, tmp_path / "parts")
+    resumed = _train(settings, folder, vocabulary, tmp_path / "parts")
+    for name, value in _parameters(whole).items():
+        np.testing.assert_array_equal(_parameters(resumed)[name], value, err_msg=name)
+
+
 def test_whole_shards_are_not_repaired(folder, tmp_path):
-    assert not damage.Repairs(tmp_path / "repaired", 1000).mend(folder)
+    assert not damage.Repairs(tmp_path / "repaired", folder, 1000).mend()

@@ -173,6 +173,45 @@ def test_mixup_mixes_neighbours_by_less_than_half_as_the_step_says(classes, pixe
     np.testing.assert_array_equal(again["image"], found["image"])
 
 
+@pytest.mark.parametrize("concentration", [0.01, 0.2, 1.0, 3.0])
+def test_shares_of_mixup_are_those_of_beta_under_xla_too(concentration):
+    uniform = np.linspace(0.0, 1.0, 41, dtype=np.float32)[1:-1]
+    draw = tf.function(
+        lambda u: tf.map_fn(lambda x: steps._upper_beta(concentration, x), u), jit_compile=True
+    )
+    found = draw(tf.constant(uniform)).numpy()
+    assert np.isfinite(found).all()
+    # The upper half of the distribution: as many draws of Beta lie below each share.
+    draws = np.random.default_rng(0).beta(concentration, concentration, 200_000)
+    upper = np.maximum(draws, 1 - draws)
+    below = (upper[:, None] <= found + 1e-6).mean(0)
+    inside = found < 0.9999
+    np.testing.assert_allclose(below[inside], uniform[inside], atol=0.01)
+    assert (np.diff(found) >= 0).all()
+
+
+def test_mixup_of_one_image_is_refused(classes, pixels):
+    with pytest.raises(ValueError, match="needs at least two images"):
+        steps._mixed_up({"image": pixels[:1]}, classes, tf.constant(0, tf.int64))
+
+
+def test_student_may_teach_in_its_turn(pairs, vocabulary, pixels, ids):
+    settings = config.override(pairs, ["loss.weight=0", "data.mixup=1", "image.classes=3"])
+    odd = dataclasses.replace(
+        settings, data=pairs.data, loss=config.LossConfig(softmax_weight=0.5), distillation=()
+    )
+    for taught in (settings, odd):
+        made = _made(pairs, {"siglip": _weights(taught, vocabulary)}, vocabulary=vocabulary)
+        outcome = _step(pairs, made, {"image": pixels, "text": ids})
+        assert np.isfinite(float(outcome.scalars["loss"]))
+
+
+def test_texts_are_tokenized_once_for_equal_tokens(pairs, vocabulary):
+    wide = config.override(pairs, ["text.width=64", "text.depth=2", "image.width=64"])
+    made = _made(pairs, {"siglip": _weights(wide, vocabulary)}, vocabulary=vocabulary)
+    assert made["siglip"].view == teachers.View()
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "xla"])
 def test_pairs_are_taught_by_soft_cross_entropy(pairs, vocabulary, pixels, ids, compiled):
     weights = _weights(pairs, vocabulary)
@@ -319,6 +358,10 @@ def test_images_without_texts_teach_a_model_of_images_alone(
     [
         (["loss.weight=0", "distillation=[]"], "something to learn"),
         (["loss.name=softmax", "distillation=[]", "loss.softmax_weight=1"], "for the softmax loss"),
+        (
+            ["distillation=" + json.dumps([{"teacher": "a", "target": "pairs"}] * 2)],
+            "must name each teacher and target once",
+        ),
         (["text=none"], "loss.weight must be 0 without a text tower"),
         (["data.mixup=1"], "mixed image does not belong"),
         (['distillation=[{"teacher": "a b"}]'], "must be a name of letters"),

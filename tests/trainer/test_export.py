@@ -181,6 +181,33 @@ def test_metadata_tells_what_the_model_is(exported, tiny):
     assert labels == grammar.label_set()
 
 
+@pytest.mark.parametrize("text", [True, False], ids=["two towers", "images alone"])
+def test_head_classifies(tmp_path, tiny, vocabulary, images, text):
+    changes = ["image.classes=3"]
+    if not text:
+        changes += ["text=none", "loss.weight=0", 'distillation=[{"teacher": "a"}]']
+    settings = config.override(tiny, changes)
+    model = two_tower.build(settings)
+    kernel = model.image.head.kernel
+    kernel.assign(tf.random.stateless_normal(kernel.shape, (0, 1)))
+    vocabulary = vocabulary if text else None
+    options = {"config": settings, "vocabulary": vocabulary}
+    export.export(tmp_path / "named", model, labels=LabelSet(("a", "b", "c")), **options)
+    export.export(tmp_path / "numbered", model, **options)
+    pixels = [preprocess.load_image(tf.constant(x), tiny.image, max_pixels=10**6) for x in images]
+    said = model.look(preprocess.to_model_range(tf.stack(pixels), tiny.image))
+    expected = tf.nn.softmax(said["classes"]).numpy()
+    for name, names in (("named", "abc"), ("numbered", "012")):
+        loaded = tf.saved_model.load(str(tmp_path / name))
+        assert (signatures.EMBED_TEXT in loaded.signatures) == text
+        found = _run(loaded, signatures.CLASSIFY, image_bytes=images)
+        best = [names[i].encode() for i in expected.argmax(1)]
+        assert found[signatures.CLASSES][:, 0].numpy().tolist() == best
+        np.testing.assert_allclose(found[signatures.SCORES][:, 0], expected.max(1), atol=1e-5)
+    with pytest.raises(ValueError, match=r"as many classes as the model's head.*classes=2"):
+        export.export(tmp_path / "wrong", model, labels=LabelSet(("a", "b")), **options)
+
+
 def test_model_without_labels_has_no_classify(tmp_path, model, tiny, vocabulary):
     export.export(tmp_path / "m", model, config=tiny, vocabulary=vocabulary)
     assert signatures.CLASSIFY not in tf.saved_model.load(str(tmp_path / "m")).signatures

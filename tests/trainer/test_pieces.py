@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,7 @@ import safetensors.numpy
 import tensorflow as tf
 from make_texts import BYTE_PAIR_TEXTS
 
-from sigline.trainer import pieces, preprocess
+from sigline.trainer import config, export, pieces, preprocess, two_tower
 from sigline.trainer.config import TextTowerConfig
 from sigline.trainer.weights import checkpoint
 
@@ -52,6 +55,32 @@ def test_no_text_and_no_bytes_that_are_no_text_fail(tokenizer):
 def test_endless_word_is_cut(tokenizer):
     found = tokenizer(tf.constant(["a" * 1_000_000]))
     np.testing.assert_array_equal(found, tokenizer(tf.constant(["a" * pieces._LONGEST_WORD])))
+
+
+def test_many_words_and_a_long_one_cost_no_memory(tokenizer):
+    texts = ["a " * 500_000 + "b" * 600, "c" * 600 + " d" * 500_000]
+    found = tokenizer(tf.constant(texts)).numpy()
+    np.testing.assert_array_equal(found[0], tokenizer(tf.constant(["a " * 20])).numpy()[0])
+    assert found.shape == (2, 16)
+
+
+def test_exported_model_reads_byte_pairs_in_the_servers_loader(byte_pairs, tmp_path):
+    tiny = config.tiny(config.load_recipe("clip_b16"))
+    words = {name: getattr(CLIP, name) for name in ("start_piece", "end_piece", "pad_piece")}
+    text = dataclasses.replace(tiny.text, vocabulary_size=1000, **words)
+    settings = dataclasses.replace(tiny, text=text)
+    model = two_tower.build(settings)
+    directory = tmp_path / "model"
+    export.export(directory, model, config=settings, vocabulary=byte_pairs)
+    texts = ["it's a caf\u00e9, isn't it?", ""]
+    tokens = preprocess.Tokenizer(byte_pairs, text)(tf.constant(texts))
+    answers = tf.saved_model.load(str(directory)).signatures["embed_text"](tf.constant(texts))
+    np.testing.assert_allclose(answers["embedding"], model.embed_text(tokens), atol=1e-5)
+    # Runs every signature in TF Serving's C++ loader.
+    command = [sys.executable, "-m", "sigline.serving.loader_check", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "embed_text" in json.loads(done.stdout.splitlines()[-1])
 
 
 def test_tokens_are_turned_back_into_texts(tokenizer):

@@ -232,7 +232,7 @@ def _their_vocabulary(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
     described = folder / _THEIR_TOKENIZER_CONFIG
     if not described.is_file():
         return None, {}
-    name = json.loads(described.read_text()).get("tokenizer_class", "").removesuffix("Fast")
+    name = str(json.loads(described.read_text()).get("tokenizer_class")).removesuffix("Fast")
     if name == _CLIP_TOKENIZER:
         texts = {
             "start_piece": "<|startoftext|>",
@@ -256,8 +256,12 @@ def _clip_vocabulary(folder: Path) -> bytes:
     if (folder / _THEIR_PIECES).is_file():
         numbers = json.loads((folder / _THEIR_PIECES).read_text())
         lines = (folder / _THEIR_MERGES).read_text().splitlines()
-        return pieces.serialized(numbers, [x for x in lines[1:] if x])
-    model = json.loads((folder / _THEIR_TOKENIZER).read_text())["model"]
+        return pieces.serialized(numbers, [x for x in lines if x and not x.startswith("#version")])
+    model = json.loads((folder / _THEIR_TOKENIZER).read_text()).get("model", {})
+    if not {"vocab", "merges"} <= set(model):
+        raise ValueError(
+            f"{folder / _THEIR_TOKENIZER} must hold byte pairs. Received: {set(model)}"
+        )
     return pieces.serialized(model["vocab"], model["merges"])
 
 

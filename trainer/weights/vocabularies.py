@@ -42,9 +42,11 @@ def from_tokenizer_json(content: bytes) -> bytes:
             "tokenizer.json must hold a BPE with byte fallback, as SigLIP 2's. Received: "
             f"model.type={model.get('type')!r}, byte_fallback={model.get('byte_fallback')!r}"
         )
+    if missing := {"vocab", "merges"} - set(model):
+        raise ValueError(f"tokenizer.json must have model.{missing.pop()}. Received: none")
     pieces = _pieces(model["vocab"], described.get("added_tokens", []))
     ranks = _ranks(model["merges"], model["vocab"])
-    special = {item["content"] for item in described.get("added_tokens", []) if item["special"]}
+    special = {item["content"] for item in described.get("added_tokens", []) if item.get("special")}
     added = {item["content"] for item in described.get("added_tokens", [])}
 
     def kind(piece: str) -> int:
