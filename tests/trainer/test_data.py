@@ -45,6 +45,19 @@ def test_stream_from_a_step_on_equals_the_uninterrupted_one(split_dir, tiny, tok
         np.testing.assert_array_equal(ids, other_ids)
 
 
+@pytest.mark.parametrize("threads", [1, 7])
+def test_number_of_input_threads_changes_nothing(split_dir, tiny, tokenizer, threads):
+    cropped = config.override(tiny, ["data.crop_min_area=0.1"])
+    expected = _batches(split_dir, cropped, tokenizer, 3, 5)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    dataset = data.training_pairs(split_dir, cropped, tokenizer, first_step=5)
+    found = itertools.islice(dataset.with_options(options).as_numpy_iterator(), 3)
+    for (image, ids), batch in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(batch["image"], image)
+        np.testing.assert_array_equal(batch["text"], ids)
+
+
 @pytest.mark.parametrize("first_step", [0, 13])
 def test_hosts_share_every_global_batch(split_dir, tiny, tokenizer, first_step):
     whole = _batches(split_dir, tiny, tokenizer, 3, first_step)
