@@ -308,7 +308,7 @@ def main() -> None:
                 rows += measure(name, folder, tars, crop, arguments.rounds)
     results = {
         **machine.describe(),
-        "command": "benchmarks/input.py",
+        "command": " ".join(["benchmarks/input.py", *sys.argv[1:]]),
         "versions": machine.versions("tensorflow", "pillow", "webdataset", "open-clip-torch"),
         "rounds": arguments.rounds,
         "rows": rows,
