@@ -2,8 +2,9 @@
 
 The same images lie in WebDataset tars and in sigline's TFRecords. Each variant reads them all, in
 shuffled order, and gives batches at the size the tower takes: sigline as it trains; webdataset with
-the least that Pillow needs for the same (decode, RGB, bilinear resize, array); and webdataset with
-open_clip's own transform for training and its tokenizer. With `--crop`, all of them crop at random.
+the least that Pillow and SentencePiece need for the same (decode, RGB, bilinear resize, array;
+pieces, filled up to their length); and webdataset with open_clip's own transform for training and
+its tokenizer. Each reads with and without random crops.
 
 What is compared is CPU time, all threads counted, so that it is the throughput of a core; each
 variant is a process of its own, the driver runs them in turn, and compares within a round. The sets
@@ -13,7 +14,6 @@ are drawn scenes (PNG, 64 pixels) and photo-like pictures (JPEG, 640 x 480), or 
 
 import argparse
 import io
-import json
 import os
 import statistics
 import sys
@@ -25,11 +25,11 @@ from pathlib import Path
 import machine
 import workers
 
-BATCH, SIZE, PATCH = 64, 224, 16
+BATCH, SIZE, PATCH, LENGTH = 64, 224, 16, 64
 SIGLINE = "sigline"
 VARIANTS = {
     SIGLINE: "sigline",
-    "webdataset": "webdataset, Pillow",
+    "webdataset": "webdataset, Pillow, SentencePiece",
     "open-clip": "webdataset, open_clip's transform and tokenizer",
 }
 # Least area that a crop keeps: that of SigLIP's relatives that crop, and of open_clip.
@@ -127,7 +127,7 @@ def _sigline(folder: Path, vocabulary: Path, crop: bool):
         steps=1,
         global_batch_size=BATCH,
         image=config.ImageTowerConfig(size=SIZE, patch=PATCH),
-        text=config.TextTowerConfig(length=64),
+        text=config.TextTowerConfig(length=LENGTH),
         data=config.DataConfig(shuffle_records=1_000, crop_min_area=CROP if crop else None),
     )
     tokenizer = preprocess.Tokenizer(vocabulary.read_bytes(), settings.text)
@@ -140,8 +140,9 @@ def _sigline(folder: Path, vocabulary: Path, crop: bool):
     return read
 
 
-def _webdataset(tars: list[str], crop: bool, *, open_clip_transform: bool):
+def _webdataset(folder: Path, crop: bool, *, open_clip_transform: bool):
     import numpy as np
+    import sentencepiece
     import webdataset
     from PIL import Image
 
@@ -157,13 +158,16 @@ def _webdataset(tars: list[str], crop: bool, *, open_clip_transform: bool):
             is_train=crop,
             aug_cfg=options or None,
         )
-        tokenizer = open_clip.SimpleTokenizer(context_length=64)
+        tokenizer = open_clip.SimpleTokenizer(context_length=LENGTH)
 
         def prepare(sample):
             return transform(sample[0]), tokenizer(sample[1])[0]
 
     else:
         rng = np.random.default_rng(0)
+        vocabulary = sentencepiece.SentencePieceProcessor(
+            model_proto=(folder / "vocabulary").read_bytes()
+        )
 
         def prepare(sample):
             image, text = sample
@@ -177,8 +181,12 @@ def _webdataset(tars: list[str], crop: bool, *, open_clip_transform: bool):
                 top = rng.integers(image.height - height + 1)
                 box = (left, top, left + width, top + height)
             image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
-            return np.asarray(image), text
+            tokens = np.full([LENGTH], vocabulary.eos_id(), np.int32)
+            pieces = vocabulary.encode(text.lower())[:LENGTH]
+            tokens[: len(pieces)] = pieces
+            return np.asarray(image), tokens
 
+    tars = (folder / "tars").read_text().split("\n")
     dataset = (
         webdataset.WebDataset(tars, shardshuffle=False)
         .repeat()
@@ -202,14 +210,16 @@ def work(variant: str, folder: Path, crop: bool, count: int) -> None:
     if variant == SIGLINE:
         read = _sigline(folder / "Split-train", folder / "vocabulary", crop)
     else:
-        tars = (folder / "tars").read_text().split("\n")
-        read = _webdataset(tars, crop, open_clip_transform=variant == "open-clip")
+        read = _webdataset(folder, crop, open_clip_transform=variant == "open-clip")
     read(4 * BATCH)
     workers.answer({})
+    spent = time.process_time()
     for _ in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, earlier = time.perf_counter(), spent
         read(count)
-        workers.answer({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu})
+        # From the last pass on: what was read ahead while others had their turn counts too.
+        spent = time.process_time()
+        workers.answer({"wall": time.perf_counter() - wall, "cpu": spent - earlier})
 
 
 def measure(name: str, folder: Path, tars: list[Path], crop: bool, rounds: int) -> list[dict]:
@@ -313,11 +323,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "rows": rows,
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "input.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = markdown(results)
-    (arguments.output / "input.md").write_text(text)
-    print(text)
+    machine.write_results(arguments.output, "input", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""What the figures of a benchmark depend on, besides the code."""
+"""What the figures of a benchmark depend on, besides the code, and how they are kept."""
 
+import json
 import os
 import platform
 import time
 from importlib import metadata
+from pathlib import Path
 
 
 def describe() -> dict[str, object]:
@@ -23,3 +25,11 @@ def describe() -> dict[str, object]:
 def versions(*names: str) -> dict[str, str]:
     """Returns the versions of installed packages."""
     return {name: metadata.version(name) for name in names}
+
+
+def write_results(folder: Path, name: str, results: dict, text: str) -> None:
+    """Writes figures as JSON and the page about them as Markdown, and prints the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)
+    print(text)

@@ -10,7 +10,6 @@ round, and compares within a round. Writes `train_step.json` and `train_step.md`
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -379,11 +378,7 @@ def main() -> None:
         },
         "rows": rows,
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "train_step.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = markdown(results)
-    (arguments.output / "train_step.md").write_text(text)
-    print(text)
+    machine.write_results(arguments.output, "train_step", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sigline.trainer.checkpoints import Checkpoints
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.damage import Repairs
 from sigline.trainer.feed import Feed
-from sigline.trainer.teachers import Teacher
+from sigline.trainer.teachers import Teacher, View
 from sigline.trainer.teachers import make as make_teachers
 from sigline.trainer.weights.checkpoint import Weights
 
@@ -91,12 +91,7 @@ def train(
     if strategy is None:
         strategy = strategies.make_strategy(config.strategy)
     assert strategy is not None
-    num_replicas = strategy.num_replicas_in_sync
-    if config.global_batch_size % num_replicas:
-        raise ValueError(
-            "global_batch_size must be a multiple of the number of replicas. Received: "
-            f"global_batch_size={config.global_batch_size}, replicas={num_replicas}"
-        )
+    _check_divisible(config.global_batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
         model = two_tower.build(config)
         start.start_from(model, weights, config)
@@ -115,23 +110,11 @@ def train(
     strategies.check_same_start(strategy, first_step)
     repairs = Repairs(Path(checkpoint_dir) / "repaired", split_dir, config.data.max_damaged_records)
 
-    def batches_from(step: int):
-        def local(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            return data.training_pairs(
-                split_dir,
-                config,
-                tokenizer,
-                first_step=step,
-                views={name: teacher.view for name, teacher in seeing.items()},
-                replaced=repairs.replaced,
-                num_hosts=context.num_input_pipelines,
-                host=context.input_pipeline_id,
-                batch_size=context.get_per_replica_batch_size(config.global_batch_size),
-            )
-
-        return iter(strategy.distribute_datasets_from_function(local))
-
-    batches = Feed(split_dir, repairs, batches_from, first_step=first_step)
+    views = {name: teacher.view for name, teacher in seeing.items()}
+    open_from = functools.partial(
+        _open_batches, split_dir, config, tokenizer, views, repairs, strategy
+    )
+    batches = Feed(split_dir, repairs, open_from, first_step=first_step)
     train_step = make_train_step(model, state, config, strategy, embed, seeing)
     meter = progress.Meter(config.global_batch_size)
     final_loss = float("nan")
@@ -186,6 +169,41 @@ def train(
         final_loss=final_loss,
         is_chief=is_chief,
     )
+
+
+def _check_divisible(global_batch_size: int, num_replicas: int) -> None:
+    if global_batch_size % num_replicas:
+        raise ValueError(
+            "global_batch_size must be a multiple of the number of replicas. Received: "
+            f"global_batch_size={global_batch_size}, replicas={num_replicas}"
+        )
+
+
+def _open_batches(
+    split_dir: data.Folders,
+    config: TrainConfig,
+    tokenizer: preprocess.Tokenizer | None,
+    views: Mapping[str, View],
+    repairs: Repairs,
+    strategy: tf.distribute.Strategy,
+    first_step: int,
+) -> Iterator:
+    """Returns the batches of a run from a step on, each replica's part on its device."""
+
+    def local(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return data.training_pairs(
+            split_dir,
+            config,
+            tokenizer,
+            first_step=first_step,
+            views=views,
+            replaced=repairs.replaced,
+            num_hosts=context.num_input_pipelines,
+            host=context.input_pipeline_id,
+            batch_size=context.get_per_replica_batch_size(config.global_batch_size),
+        )
+
+    return iter(strategy.distribute_datasets_from_function(local))
 
 
 def _show(report, number: int, batch, tokenizer, strategy: tf.distribute.Strategy) -> None:
