@@ -22,25 +22,26 @@ import resource
 from sigline import quiet
 quiet.silence()
 import apache_beam as beam
-from sigline.components.ingest import images, readers, rules, transforms
+from sigline.components.files import BeamFiles
+from sigline.components.ingest import readers, rules, sources, transforms
 from sigline.schemas import tf_example
 mode, base = sys.argv[1:]
-files = transforms.input_files(base)
+files = transforms.input_files(base, sources.SourceConfig())
 before = resource.getrusage(resource.RUSAGE_SELF)
 if mode == "decode":
     import io
     from PIL import Image
     for path in files:
-        with open(path, "rb") as handle:
-            for pair in readers.WebDatasetReader().scan(handle, path, 2**25):
-                Image.open(io.BytesIO(pair.image)).convert("RGB").load()
+        reader, config = readers.READERS["webdataset"], sources.SourceConfig()
+        for pair in reader.scan(sources.Part(path), BeamFiles(), config, 2**25):
+            Image.open(io.BytesIO(pair.image)).convert("RGB").load()
 else:
     out = tempfile.mkdtemp()
     for name in ("examples", "report"):
         (Path(out) / name).mkdir()
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         folders = (out + "/examples", out + "/report")
-        pipeline | transforms.Ingest(files, *folders, rules.IngestConfig())
+        pipeline | transforms.Ingest(base, *folders, rules.IngestConfig())
 after = resource.getrusage(resource.RUSAGE_SELF)
 print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, after.ru_maxrss / 1024)
 """

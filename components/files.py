@@ -2,8 +2,22 @@
 
 import posixpath
 import uuid
+from typing import BinaryIO
 
 from apache_beam.io.filesystems import FileSystems
+
+
+class BeamFiles:
+    """Files on any file system that Beam reaches."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Opens a file for reading as it is; raises an `OSError` if it cannot."""
+        return FileSystems.open(path, compression_type="uncompressed")
+
+    def find(self, pattern: str) -> dict[str, int]:
+        """Returns sizes by path of the files that match; `**` also matches folders."""
+        found = FileSystems.match([pattern])[0].metadata_list
+        return {item.path: item.size_in_bytes for item in found}
 
 
 def write_file(path: str, content: bytes) -> None:

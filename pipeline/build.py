@@ -23,6 +23,7 @@ from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
 from sigline.components.ingest import transforms as ingest_transforms
 from sigline.components.ingest.component import IngestExamples, config_from_json
+from sigline.components.ingest.sources import SourceConfig
 from sigline.components.publish.component import PublishModel
 from sigline.components.validate import gate as data_gate
 from sigline.components.validate.component import CheckData, ProvideSchema
@@ -61,7 +62,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ValueError: If the environment, the recipe or an override is wrong.
     """
     ingest_config = json.dumps(environment.ingest, sort_keys=True)
-    config_from_json(ingest_config)
+    source = config_from_json(ingest_config).source
     data_gate.DataGate(**environment.data_gate)
     config = trainer_config.override(
         trainer_config.load_recipe(environment.recipe), environment.overrides
@@ -72,7 +73,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     ingested = IngestExamples(
         input_base=environment.input_base,
         config=ingest_config,
-        input_digest=_input_digest(environment.input_base),
+        input_digest=_input_digest(environment.input_base, source),
         code_digest=_code_digest("schemas", "components/ingest", "components/files.py"),
     )
     schema = ProvideSchema(
@@ -196,9 +197,10 @@ def _embedding(
     return [tower, embedded]
 
 
-def _input_digest(base: str) -> str:
+def _input_digest(base: str, source: SourceConfig) -> str:
     """Returns the digest of the bytes that ingest reads."""
-    files = {path: digests.file_digest(path) for path in ingest_transforms.input_files(base)}
+    paths = ingest_transforms.input_files(base, source)
+    files = {path: digests.file_digest(path) for path in paths}
     classes = Path(base) / record.CLASSES_FILE
     if classes.is_file():
         files[str(classes)] = digests.file_digest(classes)

@@ -21,7 +21,7 @@ class Environment:
     Attributes:
         pipeline_name: Name of the pipeline.
         root: Folder for everything that a run writes, unless a path below says otherwise.
-        input_base: Folder with WebDataset shards and, optionally, `classes.json`.
+        input_base: Folder with pairs in a format that ingest reads; optionally, `classes.json`.
         recipe: Name of the recipe.
         overrides: `a.b=value` assignments to the recipe.
         weights: Folder of weights that the recipe's pretrained parameters start from; empty for

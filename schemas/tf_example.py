@@ -6,6 +6,7 @@ The one module of `schemas` that needs TensorFlow.
 from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from sigline.schemas import record
 
@@ -71,6 +72,22 @@ def decode(serialized: bytes) -> record.ImageTextRecord:
         label=tuple(feature[record.LABEL].int64_list.value),
         meta=_one(record.META).decode(),
     )
+
+
+def features(serialized: bytes) -> dict[str, list]:
+    """Returns the values of any serialized `tf.Example` by the names of its features.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        message = tf.train.Example.FromString(serialized)
+    except DecodeError as error:
+        raise ValueError(f"no tf.Example: {error}") from None
+    return {
+        name: list(getattr(feature, kind).value) if (kind := feature.WhichOneof("kind")) else []
+        for name, feature in message.features.feature.items()
+    }
 
 
 def key(serialized: bytes) -> str:

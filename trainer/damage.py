@@ -8,35 +8,16 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
-import google_crc32c
-
-from sigline.schemas import tf_example
+from sigline.schemas import tf_example, tfrecord
+from sigline.schemas.tfrecord import Place
 from sigline.trainer import data
 
 DAMAGE_FILE = "damage.json"
-# A TFRecord: its length, 8 bytes, and the checksum of that, 4; the record; its checksum, 4.
-_LENGTH, _CHECKSUM = 8, 4
-_HEADER = _LENGTH + _CHECKSUM
 # Of gzip without a name in it, as TensorFlow writes it; what is decompressed at a time, so that not
 # much before the damage is lost with it.
 _GZIP_HEADER, _PIECE = 10, 512
-_LARGEST_RECORD = 1 << 30
-
-
-class Place(NamedTuple):
-    """Where a shard is damaged.
-
-    Attributes:
-        record: Number of the record in the shard, from zero.
-        offset: Where it starts, in the decompressed shard.
-        reason: What is wrong; if the rest of the shard is lost with it, it says so.
-    """
-
-    record: int
-    offset: int
-    reason: str
 
 
 class _Reader:
@@ -48,7 +29,6 @@ class _Reader:
         self._stream = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
         header = self._file.read(_GZIP_HEADER)
         self._whole = header[:4] == b"\x1f\x8b\x08\x00"
-        self.offset = 0
 
     def read(self, count: int) -> bytes:
         """Returns the next bytes, or as many as there are."""
@@ -61,40 +41,13 @@ class _Reader:
             self._whole &= bool(piece)
         found = bytes(self._plain[:count])
         del self._plain[:count]
-        self.offset += len(found)
         return found
 
 
 def read(path: str | Path) -> Iterator[bytes | Place]:
-    """Yields the records of a damaged shard, and a place for each that is damaged.
-
-    A record whose own checksum is wrong costs no other; behind a length that is wrong nothing can
-    be found, and the place is the last thing that is yielded.
-    """
+    """Yields the records of a damaged shard, and a place for each that is damaged."""
     with open(path, "rb") as file:
-        reader, number = _Reader(file), 0
-        while header := reader.read(_HEADER):
-            start = reader.offset - len(header)
-            length = int.from_bytes(header[:_LENGTH], "little")
-            if not _is_intact(header) or length > _LARGEST_RECORD:
-                yield Place(number, start, "its length is damaged; the rest of the shard is lost")
-                return
-            record = reader.read(length + _CHECKSUM)
-            if len(record) < length + _CHECKSUM:
-                yield Place(number, start, "it is cut short; the rest of the shard is lost")
-                return
-            if _is_intact(record):
-                yield record[:length]
-            else:
-                yield Place(number, start, "its checksum is wrong")
-            number += 1
-
-
-def _is_intact(content: bytes) -> bool:
-    """Whether the last four bytes are TFRecord's masked checksum of those before."""
-    value = google_crc32c.value(content[:-_CHECKSUM])
-    masked = ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    return masked == int.from_bytes(content[-_CHECKSUM:], "little")
+        yield from tfrecord.records(_Reader(file).read)
 
 
 class Repairs:

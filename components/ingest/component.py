@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import apache_beam as beam
 from tfx.components.util import examples_utils
@@ -17,6 +18,7 @@ from tfx.types.standard_artifacts import Examples
 
 from sigline.components.artifact_types import IngestReport
 from sigline.components.ingest import images, rules, transforms
+from sigline.components.ingest.sources import SourceConfig
 from sigline.schemas import record
 
 
@@ -34,7 +36,7 @@ def IngestExamples(
     del input_digest, code_digest
     with beam_pipeline as pipeline:
         _ = pipeline | transforms.Ingest(
-            transforms.input_files(input_base), examples.uri, report.uri, config_from_json(config)
+            input_base, examples.uri, report.uri, config_from_json(config)
         )
     transforms.copy_classes(input_base, examples.uri)
     examples.split_names = artifact_utils.encode_split_names(list(record.SPLITS))
@@ -52,10 +54,23 @@ def config_from_json(text: str) -> rules.IngestConfig:
     sources = data.pop("eval_sources", [])
     if not isinstance(sources, list):
         raise ValueError(f"eval_sources must be a list. Received: eval_sources={sources!r}")
+    source = _section(SourceConfig, "source", data.pop("source", {}))
+    limits = _section(images.ImageLimits, "limits", data.pop("limits", {}))
+    storage = _section(images.ImageStorage, "storage", data.pop("storage", {}))
+    data |= {"eval_sources": tuple(sources), "source": source, "limits": limits, "storage": storage}
+    return _section(rules.IngestConfig, "ingest", data)
+
+
+def _section(cls: type, name: str, data: Any) -> Any:
+    """Returns a dataclass from the values of its fields; lists of texts may be one text."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} must be keys and values. Received: {name}={data!r}")
+    fields = {item.name: item.type for item in dataclasses.fields(cls)}
+    for key, value in data.items():
+        if fields.get(key) == tuple[str, ...] and not isinstance(value, tuple):
+            data = data | {key: tuple([value] if isinstance(value, str) else value)}
     try:
-        limits = images.ImageLimits(**data.pop("limits", {}))
-        return rules.IngestConfig(eval_sources=tuple(sources), limits=limits, **data)
+        return cls(**data)
     except TypeError as error:
-        known = [item.name for item in dataclasses.fields(rules.IngestConfig)]
-        message = f"ingest has a wrong key or value: {error}. Known keys: {', '.join(known)}"
+        message = f"{name} has a wrong key or value: {error}. Known keys: {', '.join(fields)}"
         raise ValueError(message) from error

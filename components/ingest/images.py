@@ -6,23 +6,21 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-# The closed set of reasons why an image is rejected.
-UNSUPPORTED_IMAGE = "unsupported_image"
-CORRUPT_IMAGE = "corrupt_image"
-TOO_MANY_PIXELS = "too_many_pixels"
-TOO_MANY_BYTES = "too_many_bytes"
+from sigline.components.ingest import reasons
 
 THUMBNAIL_SIZE = 8
-_ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _STORED_FORMATS = ("JPEG", "PNG")
+# Pillow and TensorFlow see the same in images of these.
+_PLAIN_MODES = ("1", "L", "P", "RGB")
 _PHASH_SIZE = 32
 _PHASH_KEPT = 8
 
 
 class ImageError(Exception):
-    """An image that is rejected; `reason` is one of this module's constants."""
+    """An image that is rejected; `reason` is one of `reasons`."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -36,10 +34,40 @@ class ImageLimits:
     Attributes:
         max_bytes: Largest encoded size.
         max_pixels: Largest width times height.
+        min_side: Smallest width and height.
+        max_aspect: Largest ratio of the longer side to the shorter; None for any.
     """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 25_000_000
+    min_side: int = 1
+    max_aspect: float | None = None
+
+
+@dataclass(frozen=True)
+class ImageStorage:
+    """How images are stored.
+
+    The source's own bytes are kept wherever they need nothing: an upright, opaque JPEG or PNG of no
+    more than `max_side`.
+
+    Attributes:
+        max_side: Images with a longer side are scaled down to it, their aspect kept; None for none.
+        form: What others are encoded as: `png`, without loss, or `jpeg`.
+        quality: Of JPEG, as in libjpeg.
+    """
+
+    max_side: int | None = None
+    form: str = "png"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if self.form not in ("png", "jpeg"):
+            raise ValueError(f"storage.form must be png or jpeg. Received: {self.form!r}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"storage.quality must be 1 to 100. Received: {self.quality}")
+        if self.max_side is not None and self.max_side < 1:
+            raise ValueError(f"storage.max_side must be at least 1. Received: {self.max_side}")
 
 
 @dataclass(frozen=True)
@@ -47,9 +75,9 @@ class CheckedImage:
     """An image that decodes.
 
     Attributes:
-        stored: The bytes to store: the source's own if they are an opaque JPEG or PNG, else a PNG.
-        width: Width in pixels.
-        height: Height in pixels.
+        stored: The bytes to store, the source's own if they need nothing.
+        width: Width in pixels, of what is stored.
+        height: Height in pixels, of what is stored.
         phash: Perceptual hash, a signed 64-bit integer.
         thumbnail: `THUMBNAIL_SIZE` squared RGB values, which confirm near-duplicates.
     """
@@ -66,45 +94,77 @@ class CheckedImage:
         return hashlib.sha256(self.stored).digest()
 
 
-def check_image(encoded: bytes, limits: ImageLimits) -> CheckedImage:
+def check_image(
+    encoded: bytes, limits: ImageLimits, storage: ImageStorage | None = None
+) -> CheckedImage:
     """Decodes an image fully and fingerprints it.
 
-    The format is told by content, never by file name. Transparent pixels are composed on white and
-    formats other than JPEG and PNG are transcoded, both to PNG, without loss.
+    The format is told by content, never by file name, and the limits are applied to what the header
+    says, before anything is decoded. Transparent pixels are composed on white, images that a camera
+    held askew are turned, colours that are no RGB or grey of 8 bits converted; of moving pictures
+    the first is taken.
 
     Raises:
         ImageError: If the image is refused; no other exception escapes, whatever the bytes.
     """
     if len(encoded) > limits.max_bytes:
-        raise ImageError(TOO_MANY_BYTES, f"{len(encoded)} bytes, the limit is {limits.max_bytes}")
+        raise ImageError(
+            reasons.TOO_MANY_BYTES, f"{len(encoded)} bytes, the limit is {limits.max_bytes}"
+        )
     try:
         image = Image.open(io.BytesIO(encoded), formats=_ACCEPTED_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(TOO_MANY_PIXELS, _first_line(error)) from error
+        raise ImageError(reasons.TOO_MANY_PIXELS, _first_line(error)) from error
     except UnidentifiedImageError:
         raise ImageError(
-            UNSUPPORTED_IMAGE, f"no image of a known format; begins with {encoded[:8]!r}"
+            reasons.UNSUPPORTED_IMAGE, f"no image of a known format; begins with {encoded[:8]!r}"
         ) from None
     except Exception as error:  # A decoder may raise anything on hostile bytes.
-        raise ImageError(CORRUPT_IMAGE, _first_line(error)) from error
+        raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
     width, height = image.size
     if width * height > limits.max_pixels:
         raise ImageError(
-            TOO_MANY_PIXELS, f"{width}x{height} pixels, the limit is {limits.max_pixels}"
+            reasons.TOO_MANY_PIXELS, f"{width}x{height} pixels, the limit is {limits.max_pixels}"
         )
+    if min(width, height) < limits.min_side:
+        raise ImageError(
+            reasons.TOO_SMALL, f"{width}x{height} pixels, the least side is {limits.min_side}"
+        )
+    longer, shorter = max(width, height), max(min(width, height), 1)
+    if limits.max_aspect is not None and longer > limits.max_aspect * shorter:
+        raise ImageError(
+            reasons.EXTREME_ASPECT, f"{width}x{height}, the limit is {limits.max_aspect} to 1"
+        )
+    storage = storage or ImageStorage()
     try:
         image.load()
-        transparent = image.has_transparency_data
-        rgb = compose_on_white(image) if transparent else image.convert("RGB")
+        rgb, as_it_is = _to_rgb(image)
+        if storage.max_side is not None and longer > storage.max_side:
+            as_it_is = False
+            rgb.thumbnail((storage.max_side, storage.max_side), Image.Resampling.LANCZOS)
     except Exception as error:  # As above.
-        raise ImageError(CORRUPT_IMAGE, _first_line(error)) from error
+        raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
     stored = encoded
-    if transparent or image.format not in _STORED_FORMATS:
+    if not as_it_is or image.format not in _STORED_FORMATS:
         buffer = io.BytesIO()
-        rgb.save(buffer, "PNG")
+        options = {"quality": storage.quality} if storage.form == "jpeg" else {}
+        rgb.save(buffer, storage.form, **options)
         stored = buffer.getvalue()
     thumbnail = rgb.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
-    return CheckedImage(stored, width, height, perceptual_hash(rgb), thumbnail.tobytes())
+    return CheckedImage(stored, *rgb.size, perceptual_hash(rgb), thumbnail.tobytes())
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Returns an upright RGB image, and whether any reader sees the same in the bytes it is of."""
+    as_it_is = image.mode in _PLAIN_MODES
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+        as_it_is, image = False, ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        return compose_on_white(image), False
+    if image.mode.startswith("I"):
+        # Pillow would clip 16 bits instead of scaling them; TensorFlow takes the upper 8.
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    return image.convert("RGB"), as_it_is
 
 
 def compose_on_white(image: Image.Image) -> Image.Image:

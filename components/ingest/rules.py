@@ -5,33 +5,14 @@ import json
 import posixpath
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from sigline.components.ingest import images
+from sigline.components.ingest import images, reasons
+from sigline.components.ingest.sources import Place, RawPair, SourceConfig
 from sigline.schemas import record
-
-# The closed set of reasons besides those of `images`.
-MISSING_IMAGE = "missing_image"
-MISSING_TEXT = "missing_text"
-EMPTY_TEXT = "empty_text"
-INVALID_UTF8 = "invalid_utf8"
-INVALID_METADATA = "invalid_metadata"
-DAMAGED_ARCHIVE = "damaged_archive"
-REASONS = (
-    images.UNSUPPORTED_IMAGE,
-    images.CORRUPT_IMAGE,
-    images.TOO_MANY_PIXELS,
-    images.TOO_MANY_BYTES,
-    MISSING_IMAGE,
-    MISSING_TEXT,
-    EMPTY_TEXT,
-    INVALID_UTF8,
-    INVALID_METADATA,
-    DAMAGED_ARCHIVE,
-)
 
 # Pictures whose hashes differ in at most so many bits are compared by thumbnail ...
 _NEAR_BITS = 3
@@ -51,14 +32,18 @@ class IngestConfig:
         eval_sources: Sources that go to the eval split whole, such as held-out data.
         shard_records: Aim for the number of records per output shard.
         split_seed: Changes the split and the order of records.
+        source: How the files are read.
         limits: Bounds on images.
+        storage: How images are stored.
     """
 
     eval_share: float = 0.1
     eval_sources: tuple[str, ...] = ()
     shard_records: int = 512
     split_seed: int = 0
+    source: SourceConfig = field(default_factory=SourceConfig)
     limits: images.ImageLimits = field(default_factory=images.ImageLimits)
+    storage: images.ImageStorage = field(default_factory=images.ImageStorage)
 
     def __post_init__(self) -> None:
         if not 0 < self.eval_share < 1:
@@ -72,36 +57,12 @@ class IngestConfig:
 
 
 @dataclass(frozen=True)
-class RawPair:
-    """One sample as a reader finds it.
-
-    Attributes:
-        key: The source's key.
-        source: Data set or shard family.
-        shard: File that it stands in.
-        locator: Where the image lies in the file, for the reader to fetch it again.
-        image: Encoded image, if there is one.
-        text: Bytes of the caption file, if there is one.
-        metadata: Bytes of the JSON file, if there is one.
-        problem: A reason of `REASONS` and its detail, where the reader could not read on.
-    """
-
-    key: str
-    source: str
-    shard: str
-    locator: Any = None
-    image: bytes | None = None
-    text: bytes | None = None
-    metadata: bytes | None = None
-    problem: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
 class Rejection:
-    """A pair that is not written: key and file name find it again in the input folder."""
+    """A pair that is not written: key, file name and position find it again in the input."""
 
     key: str
     shard: str
+    position: Any
     reason: str
     detail: str
 
@@ -113,15 +74,20 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Row:
-    """All that is kept of a good pair except the image, which stays in its file until written.
+    """All that is kept of a good pair except the image, which stays in its place until written.
 
-    `transcoded` says that the image is stored in another form than the source's own bytes.
+    Attributes:
+        shard: File that the pair stands in.
+        position: Where it stands there.
+        place: Where the stored bytes of the image are; None for those of the pair, if they have no
+            place of their own or are stored in another form.
     """
 
     key: str
     source: str
     shard: str
-    locator: Any
+    position: Any
+    place: Place | None
     text: tuple[str, ...]
     language: tuple[str, ...]
     width: int
@@ -131,7 +97,6 @@ class Row:
     thumbnail: bytes
     label: tuple[int, ...]
     meta: str
-    transcoded: bool
 
     def to_record(self, image: bytes) -> record.ImageTextRecord:
         """Joins the row with its image."""
@@ -150,10 +115,13 @@ class Row:
         )
 
 
-def examine(pair: RawPair, limits: images.ImageLimits) -> Row | Rejection:
-    """Turns a raw pair into a row, or says why it is rejected. Never raises on bad input."""
+def examine(pair: RawPair, config: IngestConfig) -> tuple[Row, bytes] | Rejection:
+    """Turns a raw pair into a row and its image as it is stored, or says why it is rejected.
+
+    Never raises on bad input.
+    """
     try:
-        return _row(pair, limits)
+        return _row(pair, config)
     except images.ImageError as error:
         return _rejection(pair, error.reason, str(error))
     except _PairError as error:
@@ -161,7 +129,7 @@ def examine(pair: RawPair, limits: images.ImageLimits) -> Row | Rejection:
 
 
 def _rejection(pair: RawPair, reason: str, detail: str) -> Rejection:
-    return Rejection(pair.key, posixpath.basename(pair.shard), reason, detail)
+    return Rejection(pair.key, posixpath.basename(pair.shard), pair.position, reason, detail)
 
 
 class _PairError(Exception):
@@ -170,30 +138,27 @@ class _PairError(Exception):
         self.reason = reason
 
 
-def _row(pair: RawPair, limits: images.ImageLimits) -> Row:
+def _row(pair: RawPair, config: IngestConfig) -> tuple[Row, bytes]:
     if pair.problem is not None:
         raise _PairError(*pair.problem)
     _check_unicode(pair.key, "the key")
     if pair.image is None:
-        raise _PairError(MISSING_IMAGE, "the sample has no image file")
+        raise _PairError(reasons.MISSING_IMAGE, "the sample has no image")
     metadata = _metadata(pair)
     captions = _captions(pair, metadata)
-    image = images.check_image(pair.image, limits)
-    label = metadata.pop("label", [])
-    label = label if isinstance(label, list) else [label]
-    if not all(type(item) is int and 0 <= item < 2**63 for item in label):
-        raise _PairError(
-            INVALID_METADATA, "label must be a class id of at least 0, or a list of such"
-        )
+    image = images.check_image(pair.image, config.limits, config.storage)
+    label = metadata.pop("label", None)
+    label = _labels(label if pair.label is None else pair.label)
     for name in ("caption", "captions", "key", "status"):
         metadata.pop(name, None)
-    meta = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    meta = json.dumps(metadata | dict(pair.extra or {}), sort_keys=True, ensure_ascii=False)
     _check_unicode(meta, "the metadata")
-    return Row(
+    row = Row(
         key=pair.key or image.sha256.hex(),
         source=pair.source,
         shard=pair.shard,
-        locator=pair.locator,
+        position=pair.position,
+        place=pair.place if image.stored is pair.image else None,
         text=tuple(text for text, _ in captions),
         language=tuple(language for _, language in captions),
         width=image.width,
@@ -201,10 +166,25 @@ def _row(pair: RawPair, limits: images.ImageLimits) -> Row:
         image_sha256=image.sha256,
         image_phash=image.phash,
         thumbnail=image.thumbnail,
-        label=tuple(label),
+        label=label,
         meta=meta,
-        transcoded=image.stored is not pair.image,
     )
+    return row, image.stored
+
+
+def _labels(value: Any) -> tuple[int, ...]:
+    """Returns class ids; a text may hold one, as in tables and `.cls` files."""
+    if isinstance(value, bytes):
+        value = _decode_text(value, "label")
+    if isinstance(value, str):
+        value = value.strip()
+        value = int(value) if value.isdecimal() and len(value) < 20 else value or None
+    items = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(item) is int and 0 <= item < 2**63 for item in items):
+        raise _PairError(
+            reasons.INVALID_METADATA, "label must be a class id of at least 0, or a list of such"
+        )
+    return tuple(items)
 
 
 def _check_unicode(text: str, name: str) -> None:
@@ -212,14 +192,16 @@ def _check_unicode(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _PairError(INVALID_UTF8, f"{name} holds half of a surrogate pair") from None
+        raise _PairError(reasons.INVALID_UTF8, f"{name} holds half of a surrogate pair") from None
 
 
 def _decode_text(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _PairError(INVALID_UTF8, f"{name}: {error.reason} at byte {error.start}") from None
+        raise _PairError(
+            reasons.INVALID_UTF8, f"{name}: {error.reason} at byte {error.start}"
+        ) from None
 
 
 def _metadata(pair: RawPair) -> dict[str, Any]:
@@ -228,9 +210,9 @@ def _metadata(pair: RawPair) -> dict[str, Any]:
     try:
         value = json.loads(_decode_text(pair.metadata, "metadata"))
     except (ValueError, RecursionError) as error:  # Also for integers too long to convert.
-        raise _PairError(INVALID_METADATA, f"metadata is no JSON: {error}") from None
+        raise _PairError(reasons.INVALID_METADATA, f"metadata is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise _PairError(INVALID_METADATA, "metadata is no JSON object")
+        raise _PairError(reasons.INVALID_METADATA, "metadata is no JSON object")
     return value
 
 
@@ -241,10 +223,15 @@ def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
     """
     found: dict[str, str] = {}
 
-    def _add(text: Any, language: str) -> None:
+    def _add(text: Any, language: Any) -> None:
+        if isinstance(text, bytes):
+            text = _decode_text(text, "a caption")
+        language = language or record.UNKNOWN_LANGUAGE
+        if text is None:
+            return
         if not isinstance(text, str):
             raise _PairError(
-                INVALID_METADATA, f"a caption must be a text, not {type(text).__name__}"
+                reasons.INVALID_METADATA, f"a caption must be a text, not {type(text).__name__}"
             )
         _check_unicode(text, "a caption")
         _check_unicode(language, "a language")
@@ -252,6 +239,8 @@ def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
         if text and found.get(text, record.UNKNOWN_LANGUAGE) == record.UNKNOWN_LANGUAGE:
             found[text] = language
 
+    for text, language in pair.captions or ():
+        _add(text, language)
     if pair.text is not None:
         _add(_decode_text(pair.text, "text"), record.UNKNOWN_LANGUAGE)
     if metadata.get("caption") is not None:
@@ -263,9 +252,12 @@ def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
             _add(text, language)
     if found:
         return list(found.items())
-    if pair.text is None and not captions and metadata.get("caption") is None:
-        raise _PairError(MISSING_TEXT, "the sample has neither a caption file nor a caption")
-    raise _PairError(EMPTY_TEXT, "every caption is empty or white space")
+    given = pair.text is not None or pair.captions or captions
+    if not given and metadata.get("caption") is None:
+        raise _PairError(
+            reasons.MISSING_TEXT, "the sample has neither a caption file nor a caption"
+        )
+    raise _PairError(reasons.EMPTY_TEXT, "every caption is empty or white space")
 
 
 def normalize_text(text: str) -> str:
@@ -332,8 +324,16 @@ def order_key(row: Row, config: IngestConfig) -> bytes:
     """Returns where a row stands in its split: pseudo-random, the same in every run."""
     # The file's name, not its folder: moved data keeps its order.
     file = posixpath.basename(row.shard)
-    name = "\0".join((row.source, row.key, file, repr(row.locator))).encode()
+    name = "\0".join((row.source, row.key, file, repr(row.position))).encode()
     return hashlib.sha256(b"order%d\0" % config.split_seed + name).digest()
+
+
+def with_unique_keys(rows: Iterable[Row], config: IngestConfig) -> list[Row]:
+    """Returns rows that came with one key under keys of their own, by where they stood."""
+    rows = list(rows)
+    if len(rows) == 1:
+        return rows
+    return [replace(row, key=f"{row.key}~{order_key(row, config).hex()[:12]}") for row in rows]
 
 
 def num_shards(records: int, config: IngestConfig) -> int:

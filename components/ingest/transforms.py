@@ -1,46 +1,54 @@
 """Beam transforms of ingest: examine, group, split, write.
 
-Images never cross a shuffle. The first pass reads every file once and passes on rows without
-images; the second fetches the images of one output shard from their files and writes it. Memory is
-bounded by one output shard per worker, and the outcome depends neither on the runner nor on the
-number of workers.
+Images never cross a shuffle. The first pass reads every part of the input once and passes on rows
+without images; the second reads the images of one output shard and writes it. Images that cannot be
+read again in place, or that are stored in another form, wait in files of their own in between.
+Memory is bounded by one output shard per worker, and the outcome depends neither on the runner nor
+on the number of workers.
 """
 
 import hashlib
+import itertools
 import json
 import posixpath
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
-from sigline.components.files import rename, write_file
-from sigline.components.ingest import images, rules
-from sigline.components.ingest.readers import reader_for
+from sigline.components.files import BeamFiles, make_folder, rename, write_file
+from sigline.components.ingest import readers, reasons, rules
+from sigline.components.ingest.sources import Part, Place, Problem, RawPair, SourceConfig
 from sigline.schemas import artifacts, digests, record
 from sigline.schemas.labels import LabelSet
 
-_ROW, _REJECTED, _READ = "row", "rejected", "read"
+_ROW, _REJECTED, _READ, _APART = "row", "rejected", "read", "apart"
+# Images that wait to be written.
+_WAITING_FOLDER = "waiting"
+# What is wrong with the input; other errors of a file system may pass and are tried again.
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+# Rejections in a file.
+_REJECTED_LINES = 10_000
 
 
-def input_files(base: str) -> list[str]:
-    """Returns the files below a folder that some reader reads, sorted.
+def input_files(base: str, source: SourceConfig) -> list[str]:
+    """Returns all files that what ingest writes may depend on, sorted.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If the input holds no file of a format that is read.
     """
-    pattern = posixpath.join(base, "*")
-    found = sorted(item.path for item in FileSystems.match([pattern])[0].metadata_list)
-    files = [path for path in found if reader_for(path) is not None]
-    if not files:
-        raise ValueError(
-            f"input_base must hold WebDataset shards (*.tar). Received: input_base={base}, "
-            f"which holds {len(found)} other files"
-        )
-    return files
+    source = source.below(base)
+    name, paths = readers.input_files(base, BeamFiles(), source)
+    if name in readers.SELF_CONTAINED:
+        return paths
+    roots = {base.rstrip("/"), source.root.rstrip("/") or base.rstrip("/")}
+    found = {path for root in roots for path in BeamFiles().find(posixpath.join(root, "**"))}
+    return sorted(found)
 
 
 def copy_classes(base: str, examples_dir: str) -> None:
@@ -58,34 +66,64 @@ def copy_classes(base: str, examples_dir: str) -> None:
 
 
 class Ingest(beam.PTransform):
-    """Reads shards and writes the examples artifact and the report beside it.
+    """Reads an input and writes the examples artifact and the report beside it.
 
     Below `examples_dir`: `Split-NAME/data_tfrecord-k-of-n.gz` and `manifest.json`. Below
-    `report_dir`: `rejected/rejected-k-of-n.jsonl`, one file per input file, and `counts.json`,
-    which is written last.
+    `report_dir`: `rejected/rejected-k-of-n-i.jsonl`, for part k of the input, if something of it
+    was rejected, and `counts.json`, which is written last.
     """
 
     def __init__(
-        self, files: list[str], examples_dir: str, report_dir: str, config: rules.IngestConfig
+        self, input_base: str, examples_dir: str, report_dir: str, config: rules.IngestConfig
     ):
+        """Finds the parts of the input.
+
+        Raises:
+            ValueError: If there are none.
+        """
         super().__init__()
-        self._files = files
+        config = replace(config, source=config.source.below(input_base))
+        self._parts = list(readers.input_parts(input_base, BeamFiles(), config.source))
         self._examples_dir = examples_dir
         self._report_dir = report_dir
         self._config = config
 
     def expand(self, pbegin):
         """Returns the counts, a collection of one dictionary."""
-        examined = (
+        scanned = (
             pbegin
-            | "Files" >> beam.Create(list(enumerate(self._files)))
-            | "SpreadFiles" >> beam.Reshuffle()
-            | "Examine"
-            >> beam.ParDo(
-                _ExamineFile(len(self._files), self._report_dir, self._config.limits)
-            ).with_outputs(_REJECTED, _READ, main=_ROW)
+            | "Parts" >> beam.Create(list(enumerate(self._parts)))
+            | "SpreadParts" >> beam.Reshuffle()
+            | "ExaminePart"
+            >> beam.ParDo(_ExaminePart(self._examples_dir, self._config)).with_outputs(
+                _REJECTED, _READ, _APART, main=_ROW
+            )
         )
-        rows = self._split(examined[_ROW])
+        apart = (
+            scanned[_APART]
+            | "SpreadImages" >> beam.Reshuffle()
+            | "ExamineImage"
+            >> beam.ParDo(_ExamineImage(self._examples_dir, self._config)).with_outputs(
+                _REJECTED, main=_ROW
+            )
+        )
+        examined = {
+            name: (scanned[name], apart[name]) | f"All_{name}" >> beam.Flatten()
+            for name in (_ROW, _REJECTED)
+        }
+        listed = (
+            examined[_REJECTED]
+            | "GroupRejected" >> beam.GroupByKey()
+            | "WriteRejected" >> beam.ParDo(_WriteRejected(len(self._parts), self._report_dir))
+        )
+        keyed = (
+            examined[_ROW]
+            | "KeyByKey" >> beam.Map(lambda row: (row.key, row))
+            | "GroupByKey" >> beam.GroupByKey()
+            | "UniqueKeys"
+            >> beam.FlatMapTuple(lambda _, rows: rules.with_unique_keys(rows, self._config))
+        )
+        rows = self._split(keyed)
         sizes = AsDict(
             rows | "SplitOfRow" >> beam.Keys() | "SplitSizes" >> beam.combiners.Count.PerElement()
         )
@@ -104,8 +142,8 @@ class Ingest(beam.PTransform):
             >> beam.Map(
                 _write_report,
                 AsList(written),
-                AsList(examined[_READ]),
-                AsDict(examined[_REJECTED] | "CountReasons" >> beam.combiners.Count.PerElement()),
+                AsList(scanned[_READ]),
+                AsDict(listed | "CountReasons" >> beam.CombinePerKey(sum)),
                 self._examples_dir,
                 self._report_dir,
                 self._config.eval_sources,
@@ -155,32 +193,97 @@ def _all_shards(split: str, sizes: dict[str, int], config: rules.IngestConfig):
     return [((split, shard, shards), None) for shard in range(shards)]
 
 
-class _ExamineFile(beam.DoFn):
-    """Reads one input file; writes its rejections and passes on its rows."""
+class _Examine(beam.DoFn):
+    """Examines pairs; keeps the images that must wait in one file for each bundle."""
 
-    def __init__(self, num_files: int, report_dir: str, limits: images.ImageLimits):
-        self._num_files = num_files
-        self._folder = posixpath.join(report_dir, artifacts.REJECTED_FOLDER)
-        self._limits = limits
+    def __init__(self, examples_dir: str, config: rules.IngestConfig):
+        self._folder = posixpath.join(examples_dir, _WAITING_FOLDER)
+        self._config = config
+        self._waiting: Any = None
 
-    def process(self, item: tuple[int, str]):
-        number, path = item
-        reader = reader_for(path)
-        assert reader is not None, path
-        rejected, read = [], 0
-        with FileSystems.open(path, compression_type="uncompressed") as handle:
-            for pair in reader.scan(handle, path, self._limits.max_bytes):
-                read += 1
-                outcome = rules.examine(pair, self._limits)
-                if isinstance(outcome, rules.Row):
-                    yield outcome
-                else:
-                    rejected.append(outcome)
-                    yield TaggedOutput(_REJECTED, outcome.reason)
-        name = f"rejected-{number:05d}-of-{self._num_files:05d}.jsonl"
-        lines = "".join(rejection.to_json() + "\n" for rejection in rejected)
-        write_file(posixpath.join(self._folder, name), lines.encode())
+    def finish_bundle(self):
+        """Closes the file of the images that wait."""
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
+
+    def _outcome(self, part: int, number: int, pair: RawPair):
+        found = rules.examine(pair, self._config)
+        if isinstance(found, rules.Rejection):
+            item = (part, number // _REJECTED_LINES), (number, found)
+            return TaggedOutput(_REJECTED, item)
+        row, image = found
+        return row if row.place is not None else replace(row, place=self._keep(image))
+
+    def _keep(self, image: bytes) -> Place:
+        if self._waiting is None:
+            make_folder(self._folder)
+            # Of its own, since a runner may do the same work twice at a time.
+            self._path = posixpath.join(self._folder, uuid.uuid4().hex)
+            self._waiting = FileSystems.create(self._path, compression_type="uncompressed")
+            self._size = 0
+        self._waiting.write(image)
+        self._size += len(image)
+        return Place(self._path, self._size - len(image), len(image))
+
+
+class _ExaminePart(_Examine):
+    """Reads one part of the input; images with files of their own are left for others."""
+
+    def process(self, item: tuple[int, tuple[str, Part]]):
+        part, (format_name, place) = item
+        limits, read = self._config.limits, 0
+        pairs = readers.READERS[format_name].scan(
+            place, BeamFiles(), self._config.source, limits.max_bytes
+        )
+        for pair in self._readable(pairs, place.path):
+            if pair.image_path is not None and pair.problem is None:
+                yield TaggedOutput(_APART, (part, read, pair))
+            else:
+                yield self._outcome(part, read, pair)
+            read += 1
         yield TaggedOutput(_READ, read)
+
+    def _readable(self, pairs: Iterator[RawPair], path: str) -> Iterator[RawPair]:
+        try:
+            yield from pairs
+        except _NO_FILE as error:
+            detail = f"the file cannot be opened: {error.strerror}"
+            problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
+            yield RawPair(key="", source="", shard=path, problem=problem)
+
+
+class _ExamineImage(_Examine):
+    """Reads the image of one pair from its own file."""
+
+    def process(self, item: tuple[int, int, RawPair]):
+        part, number, pair = item
+        assert pair.image_path is not None
+        try:
+            with BeamFiles().open(pair.image_path) as handle:
+                image = handle.read(self._config.limits.max_bytes + 1)
+            pair = replace(pair, image=image, place=Place(pair.image_path, 0, len(image)))
+        except _NO_FILE as error:
+            problem = Problem(reasons.MISSING_IMAGE, f"{pair.image_path}: {error.strerror}")
+            pair = replace(pair, problem=problem)
+        yield self._outcome(part, number, pair)
+
+
+class _WriteRejected(beam.DoFn):
+    """Writes some of the rejections of a part, in order, and counts them by reason."""
+
+    def __init__(self, num_parts: int, report_dir: str):
+        self._num_parts = num_parts
+        self._folder = posixpath.join(report_dir, artifacts.REJECTED_FOLDER)
+
+    def process(self, item: tuple[tuple[int, int], Iterable[tuple[int, rules.Rejection]]]):
+        (part, piece), numbered = item
+        rejections = [x for _, x in sorted(numbered, key=lambda pair: pair[0])]
+        name = f"rejected-{part:05d}-of-{self._num_parts:05d}-{piece:03d}.jsonl"
+        lines = "".join(rejection.to_json() + "\n" for rejection in rejections)
+        write_file(posixpath.join(self._folder, name), lines.encode())
+        for rejection in rejections:
+            yield rejection.reason, 1
 
 
 class _WriteShard(beam.DoFn):
@@ -205,7 +308,7 @@ class _WriteShard(beam.DoFn):
         scratch = posixpath.join(self._examples_dir, f"tmp-{split}-{name}")
         tf_example.write_shard(
             scratch,
-            (tf_example.encode(row.to_record(stored[row.shard, row.locator])) for row in rows),
+            (tf_example.encode(row.to_record(stored[row.place])) for row in rows),
         )
         with FileSystems.open(scratch, compression_type="uncompressed") as handle:
             digest = digests.stream_digest(handle)
@@ -215,24 +318,19 @@ class _WriteShard(beam.DoFn):
             sources[row.source] += 1
         yield split, name, {"records": len(rows), "sha256": digest}, dict(sources)
 
-    def _fetch(self, rows: list[rules.Row]) -> dict[tuple[str, Any], bytes]:
-        """Returns the stored form of the rows' images, reading each input file front to back."""
-        by_file: dict[str, list[rules.Row]] = defaultdict(list)
-        for row in rows:
-            by_file[row.shard].append(row)
-        found = {}
-        for path, wanted in sorted(by_file.items()):
-            wanted.sort(key=lambda row: row.locator)
-            reader = reader_for(path)
-            assert reader is not None, path
-            with FileSystems.open(path, compression_type="uncompressed") as handle:
-                fetched = reader.fetch(handle, [row.locator for row in wanted])
-                for row, image in zip(wanted, fetched, strict=True):
-                    if row.transcoded:
-                        image = images.check_image(image, self._config.limits).stored
+    def _fetch(self, rows: list[rules.Row]) -> dict[Place | None, bytes]:
+        """Returns the images of rows as they are stored, reading each file front to back."""
+        found: dict[Place | None, bytes] = {}
+        placed = [(row.place, row) for row in rows if row.place is not None]
+        ordered = sorted(placed, key=lambda item: item[0])
+        for path, group in itertools.groupby(ordered, key=lambda item: item[0].path):
+            with BeamFiles().open(path) as handle:
+                for place, row in group:
+                    handle.seek(place.offset)
+                    image = handle.read(place.size)
                     if hashlib.sha256(image).digest() != row.image_sha256:
                         raise RuntimeError(f"{path} changed while it was read, at {row.key!r}.")
-                    found[row.shard, row.locator] = image
+                    found[place] = image
         return found
 
 
@@ -264,6 +362,9 @@ def _write_report(
         name: sum(shard["records"] for shard in split["shards"].values())
         for name, split in splits.items()
     }
+    waiting = posixpath.join(examples_dir, _WAITING_FOLDER)
+    if FileSystems.exists(waiting):
+        FileSystems.delete([waiting])
     written_total, rejected_total = sum(records.values()), sum(reasons.values())
     if sum(read) != written_total + rejected_total:
         raise RuntimeError(

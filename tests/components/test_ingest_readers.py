@@ -1,9 +1,13 @@
+import gzip
 import io
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from sigline.components.ingest import readers, rules
+from sigline.components.ingest import readers, reasons, sources
+from sigline.components.ingest.readers import values
 
 
 def _tar(members, form=tarfile.USTAR_FORMAT):
@@ -16,8 +20,34 @@ def _tar(members, form=tarfile.USTAR_FORMAT):
     return buffer.getvalue()
 
 
+class Memory(dict):
+    """Files by path, in memory."""
+
+    def open(self, path):
+        if path not in self:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return io.BytesIO(self[path])
+
+    def find(self, pattern):
+        folder, _, name = pattern.rpartition("/")
+        return {
+            path: len(content)
+            for path, content in self.items()
+            if path == pattern or (path.startswith(folder + "/") and name == "**")
+        }
+
+
+def _read(reader, path, content, others=None, limit=1000, **options):
+    files, config = Memory({path: content} | (others or {})), sources.SourceConfig(**options)
+    return [
+        pair
+        for part in readers.READERS[reader].parts(path, files, config)
+        for pair in readers.READERS[reader].scan(part, files, config, limit)
+    ]
+
+
 def _scan(content, shard="data/emoji-00003.tar"):
-    return list(readers.WebDatasetReader().scan(io.BytesIO(content), shard, 1000))
+    return _read("webdataset", shard, content)
 
 
 GOOD = [("a.png", b"A"), ("a.txt", b"x"), ("a.json", b"{}"), ("b.jpg", b"B"), ("b.txt", b"y")]
@@ -30,11 +60,11 @@ def test_members_that_share_a_name_are_one_sample():
     assert {pair.source for pair in (first, second)} == {"emoji"}
 
 
-def test_fetch_returns_what_scan_saw():
+def test_places_are_where_the_images_lie():
     content = _tar(GOOD)
-    pairs = _scan(content)
-    fetched = readers.WebDatasetReader().fetch(io.BytesIO(content), [p.locator for p in pairs])
-    assert list(fetched) == [b"A", b"B"]
+    places = [pair.place for pair in _scan(content)]
+    assert [content[p.offset : p.offset + p.size] for p in places] == [b"A", b"B"]
+    assert {p.path for p in places} == {"data/emoji-00003.tar"}
 
 
 def test_same_name_in_two_folders_is_two_samples():
@@ -50,7 +80,7 @@ def test_unknown_members_of_a_sample_and_files_without_suffix_are_passed_over():
 
 
 def test_sample_of_unknown_members_only_is_not_lost():
-    pairs = _scan(_tar([("a.avif", b"A"), ("a.caption", b"x"), *GOOD[3:]]))
+    pairs = _scan(_tar([("a.heic", b"A"), ("a.caption", b"x"), *GOOD[3:]]))
     assert [(pair.key, pair.image) for pair in pairs] == [("a", None), ("b", b"B")]
 
 
@@ -66,7 +96,7 @@ def test_header_that_leads_nowhere_is_damage_and_no_endless_loop():
     content[148:156] = b" " * 8
     content[148:156] = b"%06o\0 " % sum(content[:512])
     (*_, last) = _scan(bytes(content))
-    assert last.problem[0] == rules.DAMAGED_ARCHIVE
+    assert last.problem[0] == reasons.DAMAGED_ARCHIVE
 
 
 def test_hostile_names_are_only_keys():
@@ -76,7 +106,7 @@ def test_hostile_names_are_only_keys():
 
 def test_large_image_is_a_problem_and_is_not_read():
     first, second = _scan(_tar([("a.png", bytes(1001)), ("a.txt", b"x"), *GOOD[3:]]))
-    assert first.problem[0] == rules.images.TOO_MANY_BYTES
+    assert first.problem[0] == reasons.TOO_MANY_BYTES
     assert first.image is None
     assert second.problem is None
 
@@ -88,7 +118,7 @@ def test_cut_archive_keeps_what_came_before_and_says_so(cut):
     *good, last = _scan(content)
     assert good[0].key == "a"
     assert good[0].problem is None
-    assert last.problem[0] == rules.DAMAGED_ARCHIVE
+    assert last.problem[0] == reasons.DAMAGED_ARCHIVE
 
 
 def test_broken_header_in_the_middle_is_damage_and_not_the_end():
@@ -96,13 +126,13 @@ def test_broken_header_in_the_middle_is_damage_and_not_the_end():
     content[3 * 1024 : 3 * 1024 + 512] = b"\xaa" * 512
     first, last = _scan(bytes(content))
     assert first.key == "a"
-    assert last.problem[0] == rules.DAMAGED_ARCHIVE
+    assert last.problem[0] == reasons.DAMAGED_ARCHIVE
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
 def test_file_that_is_no_archive_is_one_problem(content):
     (pair,) = _scan(content)
-    assert pair.problem[0] == rules.DAMAGED_ARCHIVE
+    assert pair.problem[0] == reasons.DAMAGED_ARCHIVE
 
 
 @pytest.mark.parametrize(
@@ -115,9 +145,384 @@ def test_file_that_is_no_archive_is_one_problem(content):
     ],
 )
 def test_source_name(path, source):
-    assert readers.source_name(path) == source
+    assert values.source_name(path) == source
 
 
-def test_reader_is_chosen_by_suffix():
-    assert readers.reader_for("x/y.tar") is not None
-    assert readers.reader_for("x/y.json") is None
+def test_compressed_archive_gives_the_same_pairs_without_places():
+    plain = _scan(_tar(GOOD))
+    packed = _scan(gzip.compress(_tar(GOOD)), "data/emoji-00003.tar.gz")
+    assert [p.place for p in packed] == [None, None]
+    for field in ("key", "source", "image", "text", "metadata", "position"):
+        assert [getattr(p, field) for p in packed] == [getattr(p, field) for p in plain]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damaged_compressed_archive_keeps_what_came_before(damage):
+    import random
+
+    noise = random.Random(0).randbytes(900)
+    many = [(f"{i:03d}.{kind}", noise) for i in range(300) for kind in ("png", "txt")]
+    content = bytearray(gzip.compress(_tar(many), compresslevel=0))
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        # The header of a block of deflate.
+        content[content.index(many[300][0].encode()) - 5 :] = b"\xff" * 2000
+    *good, last = _scan(bytes(content), "x-0.tar.gz")
+    assert len(good) > 100
+    assert all(pair.problem is None and pair.image == noise for pair in good)
+    assert last.problem.reason == reasons.DAMAGED_ARCHIVE
+
+
+def test_extended_header_is_bounded():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.png")
+        info.pax_headers = {"comment": "x" * 2**21}
+        archive.addfile(info)
+    (pair,) = _scan(buffer.getvalue())
+    assert pair.problem.reason == reasons.DAMAGED_ARCHIVE
+    assert "a header of" in pair.problem.detail
+
+
+def test_class_file_is_the_label():
+    (pair,) = _scan(_tar([("a.png", b"A"), ("a.cls", b"7"), ("a.txt", b"x")]))
+    assert pair.label == b"7"
+
+
+TABLE = b'image,caption,license\na.png,a dog,cc0\nb/c.png,"one, two\nthree",by\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("d/t.csv", TABLE),
+        ("d/t.csv.gz", gzip.compress(TABLE)),
+        ("d/t.csv", b"\xef\xbb\xbf" + TABLE.replace(b"\n", b"\r\n").replace(b"two\r", b"two")),
+        ("d/t.tsv", b'image\tcaption\tlicense\na.png\ta dog\tcc0\nb/c.png\t"one, two\nthree"\tby'),
+        (
+            "d/t.jsonl",
+            b'{"image": "a.png", "caption": "a dog", "license": "cc0"}\n\n'
+            b'{"image": "b/c.png", "caption": ["one, two\\nthree"], "license": "by"}',
+        ),
+    ],
+)
+def test_table_gives_paths_captions_and_all_other_columns(path, content):
+    first, second = _read("table", path, content)
+    assert (first.image_path, first.captions) == ("d/a.png", (("a dog", None),))
+    assert (second.image_path, second.captions) == ("d/b/c.png", (("one, two\nthree", None),))
+    assert [pair.extra for pair in (first, second)] == [{"license": "cc0"}, {"license": "by"}]
+    assert first.image is None
+    assert first.source == "t"
+
+
+def test_named_columns_are_taken_and_no_others():
+    content = b"id,image,pic,caption,alt,title\n7,x,a.png,no,one,two\n"
+    options = {"image": "pic", "caption": ("title", "alt"), "root": "pictures"}
+    (pair,) = _read("table", "d/t.csv", content, **options)
+    assert pair.image_path == "pictures/a.png"
+    assert pair.captions == (("two", None), ("one", None))
+    assert pair.key == "7"
+    assert pair.extra == {"image": "x", "caption": "no"}
+
+
+def test_languages_go_with_their_captions():
+    content = b'{"image": "a.png", "caption": ["a dog", "ein Hund"], "language": ["en", "de"]}'
+    (pair,) = _read("table", "d/t.jsonl", content)
+    assert pair.captions == (("a dog", "en"), ("ein Hund", "de"))
+
+
+@pytest.mark.parametrize(
+    "path", ["../a.png", "/etc/passwd", "b/../../a.png", "https://x.org/a.png", "a\\b.png", ".."]
+)
+def test_path_that_leads_out_of_the_root_is_refused(path):
+    for name, content in {
+        "table": b"image,caption\n" + path.encode() + b",x\nb.png,y\n",
+        "list": path.encode() + b"\nb.png\n",
+    }.items():
+        first, second = _read(name, "d/t.csv" if name == "table" else "d/t.txt", content)
+        assert first.problem.reason == reasons.UNSAFE_PATH
+        assert first.image_path is None
+        assert (second.image_path, second.problem) == ("d/b.png", None)
+
+
+def test_absolute_path_below_the_root_is_a_path():
+    (pair,) = _read("table", "/d/t.csv", b"image,caption\n/d/x/a.png,x\n")
+    assert pair.image_path == "/d/x/a.png"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"a.png", reasons.INVALID_ROW),
+        (b"a.png,b,c", reasons.INVALID_ROW),
+        (b'a.png,"never closed', reasons.INVALID_ROW),
+        (b'a.png,"closed" twice"', reasons.INVALID_ROW),
+        (b"a.png," + b"x" * 2**18, reasons.INVALID_ROW),
+        (b"a.png," + b"x" * 2**21, reasons.INVALID_ROW),
+    ],
+)
+def test_broken_row_costs_no_other(row, reason):
+    rest = b"".join(b"%d.png,text %d\n" % (i, i) for i in range(3000))
+    first, broken, *others = _read(
+        "table", "t.csv", b"image,caption\nfirst.png,x\n" + row + b"\n" + rest
+    )
+    assert first.image_path == "first.png"
+    assert broken.problem.reason == reason
+    assert [pair.image_path for pair in others] == [f"{i}.png" for i in range(3000)]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b"nothing", b"[" * 100_000, b"x" * 2**21])
+def test_broken_line_costs_no_other(line):
+    good = b'{"image": "a.png", "caption": "x"}\n'
+    first, broken, last = _read("table", "t.jsonl", good + line + b"\n" + good)
+    assert first.image_path == last.image_path == "a.png"
+    assert broken.problem.reason == reasons.INVALID_ROW
+
+
+def test_bytes_that_are_no_text_stay_with_their_row():
+    first, second = _read("table", "t.csv", b"image,caption\na.png,caf\xe9\nb.png,y\n")
+    assert first.captions == (("caf\udce9", None),)
+    assert second.captions == (("y", None),)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", reasons.DAMAGED_ARCHIVE),
+        ("image,caption\na,b\n".encode("utf-16"), reasons.INVALID_UTF8),
+        (b'"image,caption\na.png,x\n', reasons.INVALID_ROW),
+    ],
+)
+def test_table_that_cannot_be_read_is_one_problem(content, reason):
+    (pair,) = _read("table", "t.csv", content)
+    assert pair.problem.reason == reason
+
+
+def test_cut_compressed_table_keeps_what_came_before():
+    import random
+
+    draw = random.Random(0)
+    rows = b"".join(b"%d.png,%d\n" % (i, draw.getrandbits(64)) for i in range(5000))
+    content = gzip.compress(b"image,caption\n" + rows)
+    *good, last = _read("table", "t.csv.gz", content[: len(content) // 2])
+    assert len(good) > 1000
+    assert all(pair.problem is None for pair in good)
+    assert last.problem.reason == reasons.DAMAGED_ARCHIVE
+
+
+def test_ranges_of_lines_give_every_line_once(monkeypatch):
+    from sigline.components.ingest.readers import tables
+
+    lines = [b'{"image": "%d.png", "caption": "%s"}' % (i, b"x" * (i % 7)) for i in range(50)]
+    for size in range(1, 120):
+        monkeypatch.setattr(tables, "_PART_BYTES", size)
+        pairs = _read("table", "t.jsonl", b"\n".join(lines))
+        assert [pair.image_path for pair in pairs] == [f"{i}.png" for i in range(50)]
+
+
+def test_missing_columns_are_named():
+    (pair,) = _read("table", "d/t.csv", b"picture,words\na.png,x\n")
+    assert pair.problem.reason == reasons.MISSING_IMAGE
+    assert "picture, words" in pair.problem.detail
+
+
+def test_list_takes_captions_from_beside_the_images():
+    others = {"d/a.txt": b"a dog", "d/x/b.txt": b"a cat"}
+    pairs = _read("list", "d/l.txt", b"a.png\n\nx/b.jpg\n", others)
+    assert [(p.image_path, p.text) for p in pairs] == [
+        ("d/a.png", b"a dog"),
+        ("d/x/b.jpg", b"a cat"),
+    ]
+    (pair,) = _read("list", "d/l.txt", b"c.png")
+    assert (pair.image_path, pair.text, pair.problem) == ("d/c.png", None, None)
+
+
+FOLDER = {
+    "d/a.png": b"A",
+    "d/a.txt": b"x",
+    "d/a.json": b"{}",
+    "d/two_words/b.JPG": b"B",
+    "d/two_words/._b.JPG": b"mac",
+    "d/zoo/c.webp": b"C",
+    "d/zoo/orphan.txt": b"y",
+    "d/classes.json": b"{}",
+}
+
+
+def test_folder_joins_what_shares_a_name():
+    pairs = _read("images", "d", b"", FOLDER)
+    assert [(p.key, p.image_path, p.text, p.metadata) for p in pairs] == [
+        ("a.png", "d/a.png", b"x", b"{}"),
+        ("two_words/b.JPG", "d/two_words/b.JPG", None, None),
+        ("zoo/c.webp", "d/zoo/c.webp", None, None),
+        ("zoo/orphan.txt", None, b"y", None),
+    ]
+
+
+def test_folders_can_be_classes():
+    pairs = _read("images", "d", b"", FOLDER, class_folders=True)
+    assert [(p.label, p.text) for p in pairs] == [
+        (None, b"x"),
+        (0, b"two words"),
+        (1, b"zoo"),
+        (1, b"y"),
+    ]
+
+
+def test_folder_is_read_in_parts(monkeypatch):
+    from sigline.components.ingest.readers import folders
+
+    whole = _read("images", "d", b"", FOLDER)
+    monkeypatch.setattr(folders, "_PART_SAMPLES", 1)
+    assert _read("images", "d", b"", FOLDER) == whole
+
+
+def _parquet(rows, **options):
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, **options)
+    return buffer.getvalue()
+
+
+ROWS = [{"uid": f"u{i}", "jpg": b"%d" % i, "caption": f"text {i}", "n": i} for i in range(50)]
+
+
+def test_parquet_gives_images_by_row_groups():
+    content = _parquet(ROWS, row_group_size=20)
+    files = Memory({"p.parquet": content})
+    reader, config = readers.READERS["parquet"], sources.SourceConfig()
+    assert len(list(reader.parts("p.parquet", files, config))) == 3
+    pairs = _read("parquet", "p.parquet", content)
+    assert [pair.image for pair in pairs] == [b"%d" % i for i in range(50)]
+    assert [pair.key for pair in pairs] == [f"u{i}" for i in range(50)]
+    assert pairs[7].captions == (("text 7", None),)
+    assert pairs[7].extra == {"n": 7}
+    assert len({pair.position for pair in pairs}) == 50
+
+
+def test_parquet_may_hold_paths_nothing_and_structs():
+    rows = [
+        {"image": {"bytes": b"A", "path": "x.png"}, "caption": "x"},
+        {"image": {"bytes": None, "path": "y.png"}, "caption": None},
+        {"image": None, "caption": "z"},
+    ]
+    first, second, third = _read("parquet", "d/p.parquet", _parquet(rows))
+    assert (first.image, first.image_path) == (b"A", None)
+    assert (second.image_path, second.captions) == ("d/y.png", ())
+    assert (third.image, third.image_path) == (None, None)
+
+
+def test_damaged_parquet_is_a_problem():
+    content = _parquet(ROWS, row_group_size=20)
+    (pair,) = _read("parquet", "p.parquet", content[:-4])
+    assert pair.problem.reason == reasons.DAMAGED_ARCHIVE
+    middle = bytearray(content)
+    middle[4:40] = bytes(36)
+    pairs = _read("parquet", "p.parquet", bytes(middle))
+    assert pairs[0].problem.reason == reasons.DAMAGED_ARCHIVE
+    # The other row groups are whole.
+    assert [pair.image for pair in pairs[1:]] == [b"%d" % i for i in range(20, 50)]
+
+
+def test_text_in_parquet_that_is_no_utf8_costs_no_other_row():
+    array = pa.array([b"good", b"caf\xe9", b"fine"]).cast(pa.binary())
+    text = pa.StringArray.from_buffers(3, array.buffers()[1], array.buffers()[2])
+    table = pa.table({"jpg": [b"A", b"B", b"C"], "caption": text})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    first, second, third = _read("parquet", "p.parquet", buffer.getvalue())
+    assert (first.problem, third.problem) == (None, None)
+    assert second.problem.reason == reasons.INVALID_UTF8
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_arrow_of_hugging_face(form):
+    table = pa.Table.from_pylist(
+        [{"image": {"bytes": b"A", "path": None}, "text": f"t{i}", "label": i} for i in range(40)]
+    )
+    buffer = io.BytesIO()
+    with getattr(pa.ipc, f"new_{form}")(buffer, table.schema) as writer:
+        writer.write_table(table, max_chunksize=30)
+    pairs = _read("huggingface", "data-00000-of-00001.arrow", buffer.getvalue())
+    assert [(p.image, p.captions, p.label) for p in pairs] == [
+        (b"A", ((f"t{i}", None),), i) for i in range(40)
+    ]
+    *_, last = _read("huggingface", "x.arrow", buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    assert last.problem.reason == reasons.DAMAGED_ARCHIVE
+
+
+def _tfrecord(tmp_path, rows, **options):
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(tmp_path / "x"), **options) as writer:
+        for row in rows:
+            feature = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=value))
+                if isinstance(value[0], bytes)
+                else tf.train.Feature(int64_list=tf.train.Int64List(value=value))
+                for name, value in row.items()
+            }
+            features = tf.train.Features(feature=feature)
+            writer.write(tf.train.Example(features=features).SerializeToString())
+    return (tmp_path / "x").read_bytes()
+
+
+EXAMPLES = [
+    {"jpg": [b"image %d" % i], "caption": [b"caf\xc3\xa9", b"two"], "label": [i], "w": [9]}
+    for i in range(5)
+]
+
+
+@pytest.mark.parametrize("compression", ["", "GZIP"])
+def test_tfrecords_give_their_features(tmp_path, compression):
+    content = _tfrecord(tmp_path, EXAMPLES, options=compression)
+    pairs = _read("tfrecord", "x-train.tfrecord-00000-of-00001", content)
+    assert [pair.image for pair in pairs] == [b"image %d" % i for i in range(5)]
+    assert pairs[3].captions == ((b"caf\xc3\xa9", None), (b"two", None))
+    assert (pairs[3].label, pairs[3].extra) == (3, {"w": 9})
+
+
+def test_damaged_record_costs_no_other(tmp_path):
+    content = bytearray(_tfrecord(tmp_path, EXAMPLES))
+    content[content.index(b"image 2")] ^= 1
+    pairs = _read("tfrecord", "x.tfrecord", bytes(content))
+    assert [pair.image for pair in pairs] == [b"image 0", b"image 1", None, b"image 3", b"image 4"]
+    assert pairs[2].problem.reason == reasons.DAMAGED_ARCHIVE
+    assert "record 2 at byte" in pairs[2].problem.detail
+
+
+def test_large_record_is_passed_over(tmp_path):
+    rows = [EXAMPLES[0], {"jpg": [bytes(2**21)]}, EXAMPLES[1]]
+    first, large, last = _read("tfrecord", "x.tfrecord", _tfrecord(tmp_path, rows))
+    assert (first.image, last.image) == (b"image 0", b"image 1")
+    assert large.problem.reason == reasons.DAMAGED_ARCHIVE
+    assert "the limit is" in large.problem.detail
+
+
+@pytest.mark.parametrize(
+    ("names", "format_name"),
+    [
+        (["00000.tar", "00000.parquet", "00000_stats.json"], "webdataset"),
+        (["00000.tfrecord", "00000.parquet"], "tfrecord"),
+        (["data_tfrecord-00000-of-00002.gz"], "tfrecord"),
+        (["train/data-00000-of-00001.arrow", "train/state.json"], "huggingface"),
+        (["pairs.csv", "images/a.jpg"], "table"),
+        (["a.jpg", "a.txt"], "images"),
+    ],
+)
+def test_format_is_told_by_the_files(names, format_name):
+    files = Memory({f"base/{name}": b"" for name in names} | {"base/.hidden.tar": b""})
+    found, paths = readers.input_files("base", files, sources.SourceConfig())
+    assert found == format_name
+    assert paths
+    assert "base/.hidden.tar" not in paths
+
+
+def test_what_is_no_input_is_refused():
+    files = Memory({"base/readme.md": b""})
+    with pytest.raises(ValueError, match=r"pairs in any format.*readme\.md"):
+        readers.input_files("base", files, sources.SourceConfig())
+    with pytest.raises(ValueError, match=r"must be one of auto, webdataset"):
+        readers.input_files("base", files, sources.SourceConfig(format="zip"))
+    with pytest.raises(ValueError, match=r"must hold list"):
+        readers.input_files("base", files, sources.SourceConfig(format="list"))

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigline.components.ingest import images, rules
+from sigline.components.ingest import images, reasons, rules, sources
 
 LIMITS = images.ImageLimits(max_bytes=100_000, max_pixels=10_000)
+CONFIG = rules.IngestConfig(limits=LIMITS)
 
 
 def _image(mode="RGB", size=(24, 16), seed=0):
@@ -30,16 +31,19 @@ def _pair(**changes):
         "image": _encode(_image()),
         "text": b"a",
     }
-    return rules.RawPair(**(values | changes))
+    return sources.RawPair(**(values | changes))
 
 
 def _examine(**changes):
-    return rules.examine(_pair(**changes), LIMITS)
+    found = rules.examine(_pair(**changes), CONFIG)
+    return found if isinstance(found, rules.Rejection) else found[0]
 
 
 def test_good_pair_keeps_the_sources_own_bytes():
-    row = _examine(text="ein  Hu\u0308ndchen".encode())
-    assert not row.transcoded
+    pair = _pair(text="ein  Hu\u0308ndchen".encode(), place=sources.Place("s-0.tar", 512, 9))
+    row, image = rules.examine(pair, CONFIG)
+    assert image is pair.image
+    assert row.place == pair.place
     assert (row.text, row.language) == (("ein Hündchen",), ("und",))
     assert (row.width, row.height) == (24, 16)
 
@@ -47,27 +51,27 @@ def test_good_pair_keeps_the_sources_own_bytes():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"image": None}, rules.MISSING_IMAGE),
-        ({"image": b"plain text"}, images.UNSUPPORTED_IMAGE),
-        ({"image": b""}, images.UNSUPPORTED_IMAGE),
-        ({"image": _encode(_image())[:300]}, images.CORRUPT_IMAGE),
-        ({"image": _encode(_image(size=(200, 100)))}, images.TOO_MANY_PIXELS),
-        ({"image": bytes(100_001)}, images.TOO_MANY_BYTES),
-        ({"text": None}, rules.MISSING_TEXT),
-        ({"text": b" \t\n"}, rules.EMPTY_TEXT),
-        ({"text": b"\x00"}, rules.EMPTY_TEXT),
-        ({"text": b"caf\xe9"}, rules.INVALID_UTF8),
-        ({"metadata": b"{"}, rules.INVALID_METADATA),
-        ({"metadata": b"[1]"}, rules.INVALID_METADATA),
-        ({"metadata": b'{"label": "dog"}'}, rules.INVALID_METADATA),
-        ({"metadata": b'{"label": [-1]}'}, rules.INVALID_METADATA),
-        ({"metadata": b'{"captions": [3]}'}, rules.INVALID_METADATA),
-        ({"metadata": b'{"caption": "\\ud800"}'}, rules.INVALID_UTF8),
-        ({"metadata": b"[" * 100_000}, rules.INVALID_METADATA),
-        ({"metadata": b'{"exif": "\\ud800"}'}, rules.INVALID_UTF8),
-        ({"metadata": b'{"captions": {"\\ud800": "x"}}'}, rules.INVALID_UTF8),
-        ({"metadata": b'{"n": 1' + b"0" * 5000 + b"}"}, rules.INVALID_METADATA),
-        ({"problem": (rules.DAMAGED_ARCHIVE, "cut")}, rules.DAMAGED_ARCHIVE),
+        ({"image": None}, reasons.MISSING_IMAGE),
+        ({"image": b"plain text"}, reasons.UNSUPPORTED_IMAGE),
+        ({"image": b""}, reasons.UNSUPPORTED_IMAGE),
+        ({"image": _encode(_image())[:300]}, reasons.CORRUPT_IMAGE),
+        ({"image": _encode(_image(size=(200, 100)))}, reasons.TOO_MANY_PIXELS),
+        ({"image": bytes(100_001)}, reasons.TOO_MANY_BYTES),
+        ({"text": None}, reasons.MISSING_TEXT),
+        ({"text": b" \t\n"}, reasons.EMPTY_TEXT),
+        ({"text": b"\x00"}, reasons.EMPTY_TEXT),
+        ({"text": b"caf\xe9"}, reasons.INVALID_UTF8),
+        ({"metadata": b"{"}, reasons.INVALID_METADATA),
+        ({"metadata": b"[1]"}, reasons.INVALID_METADATA),
+        ({"metadata": b'{"label": "dog"}'}, reasons.INVALID_METADATA),
+        ({"metadata": b'{"label": [-1]}'}, reasons.INVALID_METADATA),
+        ({"metadata": b'{"captions": [3]}'}, reasons.INVALID_METADATA),
+        ({"metadata": b'{"caption": "\\ud800"}'}, reasons.INVALID_UTF8),
+        ({"metadata": b"[" * 100_000}, reasons.INVALID_METADATA),
+        ({"metadata": b'{"exif": "\\ud800"}'}, reasons.INVALID_UTF8),
+        ({"metadata": b'{"captions": {"\\ud800": "x"}}'}, reasons.INVALID_UTF8),
+        ({"metadata": b'{"n": 1' + b"0" * 5000 + b"}"}, reasons.INVALID_METADATA),
+        ({"problem": sources.Problem(reasons.DAMAGED_ARCHIVE, "cut")}, reasons.DAMAGED_ARCHIVE),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -75,13 +79,13 @@ def test_bad_pair_is_rejected_with_its_reason(changes, reason):
     rejection = _examine(**changes)
     assert isinstance(rejection, rules.Rejection)
     assert rejection.reason == reason
-    assert reason in rules.REASONS
+    assert reason in reasons.ALL
     assert json.loads(rejection.to_json())["key"] == "k"
 
 
 def test_key_that_is_no_unicode_is_rejected_and_written_down():
     rejection = _examine(key="caf\udce9")
-    assert rejection.reason == rules.INVALID_UTF8
+    assert rejection.reason == reasons.INVALID_UTF8
     assert json.loads(rejection.to_json().encode())["key"] == "caf\udce9"
 
 
@@ -89,7 +93,7 @@ def test_key_that_is_no_unicode_is_rejected_and_written_down():
 def test_bomb_is_refused_from_its_header(side):
     buffer = io.BytesIO()
     Image.new("1", (side, side)).save(buffer, "PNG")
-    assert _examine(image=buffer.getvalue()).reason == images.TOO_MANY_PIXELS
+    assert _examine(image=buffer.getvalue()).reason == reasons.TOO_MANY_PIXELS
 
 
 def test_byte_order_mark_is_no_part_of_the_text():
@@ -134,6 +138,91 @@ def test_other_formats_are_transcoded_without_loss(form):
     stored = images.check_image(encoded, LIMITS).stored
     expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_image_held_askew_is_turned(form, orientation):
+    from PIL import ImageOps
+
+    image = _image(size=(24, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = _encode(image, form, exif=exif)
+    checked = images.check_image(encoded, LIMITS)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+    assert (checked.width, checked.height) == upright.size
+    assert (checked.stored is encoded) == (orientation == 1)
+    stored = Image.open(io.BytesIO(checked.stored))
+    assert stored.getexif().get(0x0112, 1) == 1
+    np.testing.assert_array_equal(np.asarray(stored), np.asarray(upright))
+
+
+def test_avif_is_transcoded():
+    encoded = _encode(_image(size=(64, 64)), "AVIF", quality=90)
+    stored = Image.open(io.BytesIO(images.check_image(encoded, LIMITS).stored))
+    assert (stored.format, stored.size) == ("PNG", (64, 64))
+
+
+def test_progressive_jpeg_passes_through():
+    encoded = _encode(_image(), "JPEG", progressive=True)
+    assert images.check_image(encoded, LIMITS).stored is encoded
+
+
+def test_cmyk_is_stored_as_rgb():
+    encoded = _encode(_image().convert("CMYK"), "JPEG")
+    checked = images.check_image(encoded, LIMITS)
+    assert Image.open(io.BytesIO(checked.stored)).mode == "RGB"
+
+
+@pytest.mark.parametrize("form", ["WEBP", "GIF", "PNG"])
+def test_first_of_moving_pictures_is_taken(form):
+    frames = [_image(seed=seed).quantize(8).convert("RGB") for seed in (1, 2)]
+    options = {"lossless": True} if form == "WEBP" else {}
+    encoded = _encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    stored = Image.open(io.BytesIO(images.check_image(encoded, LIMITS).stored)).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(stored), np.asarray(frames[0]))
+
+
+def test_grey_of_16_bits_is_scaled_as_tensorflow_does():
+    import tensorflow as tf
+
+    pixels = np.random.default_rng(0).integers(0, 2**16, (16, 24)).astype(np.uint16)
+    encoded = _encode(Image.fromarray(pixels))
+    stored = images.check_image(encoded, LIMITS).stored
+    expected = tf.io.decode_png(encoded, channels=3).numpy()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [((7, 40), reasons.TOO_SMALL), ((8, 40), None), ((90, 10), reasons.EXTREME_ASPECT)],
+)
+def test_sides_are_bounded(size, reason):
+    limits = images.ImageLimits(max_pixels=10_000, min_side=8, max_aspect=5.0)
+    encoded = _encode(_image(size=size))
+    if reason is None:
+        assert images.check_image(encoded, limits).stored is encoded
+    else:
+        with pytest.raises(images.ImageError) as caught:
+            images.check_image(encoded, limits)
+        assert caught.value.reason == reason
+
+
+def test_large_images_can_be_scaled_down_and_stored_as_jpeg():
+    storage = images.ImageStorage(max_side=32, form="jpeg", quality=80)
+    checked = images.check_image(_encode(_image(size=(96, 48))), LIMITS, storage)
+    stored = Image.open(io.BytesIO(checked.stored))
+    assert (stored.format, stored.size) == ("JPEG", (32, 16))
+    assert (checked.width, checked.height) == (32, 16)
+    small = _encode(_image(size=(32, 16)))
+    assert images.check_image(small, LIMITS, storage).stored is small
+
+
+@pytest.mark.parametrize("values", [{"form": "gif"}, {"quality": 0}, {"max_side": 0}])
+def test_wrong_storage_is_refused(values):
+    with pytest.raises(ValueError, match=rf"storage\.{next(iter(values))}"):
+        images.ImageStorage(**values)
 
 
 def test_transparency_is_composed_as_the_served_model_does():

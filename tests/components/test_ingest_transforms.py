@@ -1,11 +1,15 @@
+import io
 import json
 import shutil
+import tarfile
 
 import apache_beam as beam
+import numpy as np
 import pytest
+from PIL import Image
 
-from sigline.components.ingest import rules, transforms
-from sigline.components.scenes import generate
+from sigline.components.ingest import rules, sources, transforms
+from sigline.components.scenes import draw, generate, grammar
 from sigline.schemas import tf_example
 
 FAULTS = {
@@ -25,7 +29,7 @@ def _ingest(source, output, config=None):
         (output / name).mkdir(parents=True)
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         _ = pipeline | transforms.Ingest(
-            transforms.input_files(str(source)),
+            str(source),
             str(output / "examples"),
             str(output / "report"),
             config,
@@ -101,13 +105,9 @@ def test_held_out_source_goes_to_eval_whole(ingested):
 def test_duplicates_do_not_straddle_the_splits(ingested, scenes):
     train, evaluation = (_records(ingested, split) for split in ("train", "eval"))
     assert not {r.image_sha256 for r in train} & {r.image_sha256 for r in evaluation}
+
     # Copies share captions and picture: the re-encoded ones are found by their source's caption set
     # and layout, that is, by a near-zero difference of the decoded pictures.
-    import io
-
-    import numpy as np
-    from PIL import Image
-
     def _small(records):
         return np.stack(
             [np.asarray(Image.open(io.BytesIO(r.image)).convert("RGB"), np.int16) for r in records]
@@ -143,7 +143,7 @@ def test_output_does_not_depend_on_the_runner(ingested, scenes, tmp_path):
     )
     with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
         _ = pipeline | transforms.Ingest(
-            list(reversed(transforms.input_files(str(scenes)))),
+            str(scenes),
             str(tmp_path / "examples"),
             str(tmp_path / "report"),
             config,
@@ -171,8 +171,8 @@ def test_eval_source_that_the_input_lacks_is_refused(scenes, tmp_path):
 
 def test_folder_without_shards_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match="must hold WebDataset shards"):
-        transforms.input_files(str(tmp_path))
+    with pytest.raises(ValueError, match="must hold pairs in any format"):
+        _ingest(tmp_path, tmp_path / "out")
 
 
 def test_broken_classes_file_is_refused(tmp_path):
@@ -187,13 +187,192 @@ def test_noto_emoji_ingests_completely(noto_emoji, tmp_path):
     counts = _counts(output)
     assert counts["input"] == 3374 == counts["written"]
     for record in _records(output, "eval")[:50]:
-        import io
-
-        import numpy as np
-        from PIL import Image
-
         image = Image.open(io.BytesIO(record.image))
         assert not image.has_transparency_data
         assert len(record.text) == len(record.language) >= 1
         if image.size == (128, 128):
             assert tuple(np.asarray(image.convert("RGB"))[0, 0]) == (255, 255, 255)
+
+
+def _samples(count):
+    """Returns key, image and caption of scenes."""
+    found = []
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        scene, buffer = grammar.sample_scene(rng, held_out=False), io.BytesIO()
+        draw.draw_scene(scene, rng).save(buffer, "PNG")
+        found.append((f"k{index:03d}", buffer.getvalue(), scene.captions()[0]))
+    return found
+
+
+def _write_webdataset(samples, folder):
+    with tarfile.open(folder / "x-0.tar.gz", "w:gz") as archive:
+        for key, image, text in samples:
+            for suffix, content in (("png", image), ("txt", text.encode())):
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+def _write_images(samples, folder):
+    for key, image, text in samples:
+        (folder / f"{key}.png").write_bytes(image)
+        (folder / f"{key}.txt").write_text(text)
+
+
+def _write_csv(samples, folder):
+    (folder / "images").mkdir()
+    lines = ["key,image,caption"]
+    for key, image, text in samples:
+        (folder / "images" / f"{key}.png").write_bytes(image)
+        lines.append(f'{key},images/{key}.png,"{text}"')
+    (folder / "pairs.csv").write_text("\n".join(lines))
+
+
+def _write_jsonl(samples, folder):
+    (folder / "images").mkdir()
+    lines = []
+    for key, image, text in samples:
+        (folder / "images" / f"{key}.png").write_bytes(image)
+        lines.append(json.dumps({"key": key, "image": f"images/{key}.png", "caption": text}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+
+
+def _table(samples):
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([{"key": k, "image": i, "caption": t} for k, i, t in samples])
+
+
+def _write_parquet(samples, folder):
+    import pyarrow.parquet as pq
+
+    pq.write_table(_table(samples), folder / "pairs.parquet", row_group_size=16)
+
+
+def _write_huggingface(samples, folder):
+    import pyarrow as pa
+
+    (folder / "train").mkdir()
+    table = _table(samples)
+    with pa.ipc.new_stream(str(folder / "train" / "data-0.arrow"), table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_tfrecord(samples, folder):
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(folder / "pairs.tfrecord")) as writer:
+        for key, image, text in samples:
+            feature = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in (
+                    ("key", key.encode()),
+                    ("image", image),
+                    ("caption", text.encode()),
+                )
+            }
+            features = tf.train.Features(feature=feature)
+            writer.write(tf.train.Example(features=features).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _write_webdataset,
+        _write_images,
+        _write_csv,
+        _write_jsonl,
+        _write_parquet,
+        _write_huggingface,
+        _write_tfrecord,
+    ],
+)
+def test_every_format_gives_the_same_records(write, tmp_path):
+    samples = _samples(40)
+    # One image that is no JPEG or PNG, one that is damaged, and one without caption.
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(samples[3][1])).convert("RGB").save(buffer, "WEBP", lossless=True)
+    samples[3] = (samples[3][0], buffer.getvalue(), samples[3][2])
+    samples[5] = (samples[5][0], b"\x89PNG\r\n\x1a\n damaged", samples[5][2])
+    samples[7] = (samples[7][0], samples[7][1], "")
+    (tmp_path / "in").mkdir()
+    write(samples, tmp_path / "in")
+    output = _ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig(shard_records=16))
+    counts = _counts(output)
+    assert counts["input"] == len(samples) == counts["written"] + counts["rejected"]
+    expected = {}
+    for key, image, text in samples:
+        found = rules.examine(
+            sources.RawPair(key=key, source="", shard="", image=image, text=text.encode()),
+            rules.IngestConfig(),
+        )
+        if not isinstance(found, rules.Rejection):
+            expected[key] = (found[1], (text,))
+    assert counts["written"] == len(expected)
+    assert sum(counts["rejected_by_reason"].values()) == counts["rejected"]
+    written = [record for split in ("train", "eval") for record in _records(output, split)]
+    assert {r.key.removesuffix(".png"): (r.image, r.text) for r in written} == expected
+    assert not (output / "examples" / "waiting").exists()
+
+
+def test_keys_are_unique_and_no_pair_is_lost_for_its_key(tmp_path):
+    samples = [
+        (("same", "other")[i % 2] if i < 4 else k, *x) for i, (k, *x) in enumerate(_samples(9))
+    ]
+    (tmp_path / "in").mkdir()
+    _write_parquet(samples, tmp_path / "in")
+    output = _ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig())
+    keys = [record.key for split in ("train", "eval") for record in _records(output, split)]
+    assert len(set(keys)) == 9
+    assert sum(key.startswith("same~") for key in keys) == 2
+    assert sum("~" in key for key in keys) == 4
+
+
+def test_images_of_a_table_may_lie_elsewhere(tmp_path):
+    samples = _samples(10)
+    (tmp_path / "pictures").mkdir()
+    _write_csv(samples, tmp_path / "pictures")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "pictures" / "pairs.csv").rename(tmp_path / "in" / "pairs.csv")
+    config = rules.IngestConfig(source=sources.SourceConfig(root="../pictures"))
+    assert _counts(_ingest(tmp_path / "in", tmp_path / "out", config))["written"] == 10
+    files = transforms.input_files(str(tmp_path / "in"), config.source)
+    assert len(files) == 11
+
+
+def test_file_that_cannot_be_opened_costs_no_other(tmp_path):
+    for name in ("in", "examples", "report"):
+        (tmp_path / name).mkdir()
+    _write_webdataset(_samples(5), tmp_path / "in")
+    shutil.copy(tmp_path / "in" / "x-0.tar.gz", tmp_path / "in" / "y-0.tar.gz")
+    folders = [str(tmp_path / name) for name in ("in", "examples", "report")]
+    ingest = transforms.Ingest(*folders, rules.IngestConfig())
+    (tmp_path / "in" / "y-0.tar.gz").unlink()
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        _ = pipeline | ingest
+    counts = _counts(tmp_path)
+    assert counts["rejected_by_reason"] == {"damaged_archive": 1}
+    assert (counts["input"], counts["written"]) == (6, 5)
+
+
+def test_missing_and_forbidden_files_cost_no_other(tmp_path):
+    samples = _samples(12)
+    (tmp_path / "in").mkdir()
+    _write_csv(samples, tmp_path / "in")
+    names = [f"{key}.png" for key, *_ in samples]
+    (tmp_path / "in" / "images" / names[2]).unlink()
+    (tmp_path / "in" / "images" / names[4]).unlink()
+    (tmp_path / "in" / "images" / names[4]).mkdir()
+    output = _ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig())
+    assert _counts(output)["rejected_by_reason"]["missing_image"] == 2
+    lines = [
+        json.loads(line)
+        for path in (output / "report" / "rejected").iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    assert {line["key"] for line in lines if line["reason"] == "missing_image"} == {
+        samples[2][0],
+        samples[4][0],
+    }
+    assert all(line["shard"] == "pairs.csv" for line in lines)

@@ -1,0 +1,111 @@
+"""Parquet files, and data sets that Hugging Face `datasets` saved to disk."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sigline.components.ingest import reasons
+from sigline.components.ingest.readers.values import pair_of, source_name
+from sigline.components.ingest.sources import Columns, Files, Part, Problem, RawPair, SourceConfig
+
+# Rows held in memory at a time; they may hold images.
+_BATCH_ROWS = 16
+_FILE_MAGIC = b"ARROW1"
+_UNREADABLE = (pa.ArrowException, OSError, EOFError)
+
+
+class ParquetReader:
+    """Rows with encoded images, or the paths of images."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether a file is Parquet, by its name."""
+        return path.endswith(".parquet")
+
+    def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
+        """Yields the row groups; of a file that cannot be read, the whole."""
+        try:
+            with files.open(path) as handle:
+                count = pq.ParquetFile(handle).num_row_groups
+        except _UNREADABLE:
+            count = 0
+        yield from (Part(path, i, i + 1) for i in range(count)) if count else [Part(path)]
+
+    def scan(
+        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
+    ) -> Iterator[RawPair]:
+        """Yields a pair for each row of a row group."""
+        yield from _pairs(self._batches(part, files), part, config)
+
+    def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
+        with files.open(part.path) as handle:
+            file = pq.ParquetFile(handle)
+            groups = range(part.start, part.stop if part.stop is not None else file.num_row_groups)
+            yield from file.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(groups))
+
+
+class HuggingFaceReader:
+    """The Arrow files below a folder that `save_to_disk` wrote."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether a file is Arrow's, by its name."""
+        return path.endswith(".arrow")
+
+    def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
+        """Yields the file: a stream has no index."""
+        yield Part(path)
+
+    def scan(
+        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
+    ) -> Iterator[RawPair]:
+        """Yields a pair for each row."""
+        yield from _pairs(self._batches(part, files), part, config)
+
+    def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
+        with files.open(part.path) as handle:
+            is_file = handle.read(len(_FILE_MAGIC)) == _FILE_MAGIC
+            handle.seek(0)
+            if is_file:
+                opened = pa.ipc.open_file(handle)
+                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+            else:
+                batches = iter(pa.ipc.open_stream(handle))
+            for batch in batches:
+                for start in range(0, batch.num_rows, _BATCH_ROWS):
+                    yield batch.slice(start, _BATCH_ROWS)
+
+
+def _pairs(
+    batches: Iterator[pa.RecordBatch], part: Part, config: SourceConfig
+) -> Iterator[RawPair]:
+    about: dict[str, Any] = {"key": "", "source": source_name(part.path), "shard": part.path}
+    number = 0
+    try:
+        for batch in batches:
+            columns = Columns.choose(batch.schema.names, config)
+            for row in _rows(batch):
+                position = (part.start, number)
+                number += 1
+                if isinstance(row, Problem):
+                    yield RawPair(**about, position=position, problem=row)
+                else:
+                    yield pair_of(row, columns, config, shard=part.path, position=position)
+    except _UNREADABLE as error:
+        detail = f"unreadable from row {number} of part {part.start} on: {error}"
+        problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
+        yield RawPair(**about, position=(part.start, number), problem=problem)
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Problem]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [_row(batch, index) for index in range(batch.num_rows)]
+
+
+def _row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | Problem:
+    try:
+        return {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+    except UnicodeDecodeError as error:
+        return Problem(reasons.INVALID_UTF8, f"{error.reason} at byte {error.start} of a column")

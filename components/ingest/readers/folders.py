@@ -1,0 +1,94 @@
+"""Folders of image files, with texts beside them or classes for folders."""
+
+import itertools
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+from sigline.components.ingest import reasons
+from sigline.components.ingest.sources import Files, Part, Problem, RawPair, SourceConfig
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
+_SIDE_FIELDS = {".txt": "text", ".json": "metadata"}
+# Captions and metadata larger than this are no captions.
+_MAX_SIDE_BYTES = 2**20
+# Samples that one worker reads at a time.
+_PART_SAMPLES = 500
+
+
+class FolderReader:
+    """Image files in folders; `a/b.jpg` has its caption in `a/b.txt` and more in `a/b.json`."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether a file is an image, by its name."""
+        return path.lower().endswith(IMAGE_SUFFIXES)
+
+    def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
+        """Yields some of a folder's samples at a time."""
+        base = path.rstrip("/")
+        paths = files.find(posixpath.join(base, "**"))
+        found = [path[len(base) + 1 :] for path in paths if not _is_hidden(path)]
+        samples = [
+            tuple(names) for _, names in itertools.groupby(sorted(found, key=_stem), key=_stem)
+        ]
+        # Metadata alone, such as a list of classes, is no sample, but a caption alone is.
+        samples = [x for x in samples if any(self.accepts(n) or n.endswith(".txt") for n in x)]
+        classes: tuple[str, ...] = ()
+        if config.class_folders:
+            classes = tuple(sorted({x[0].split("/")[0] for x in samples if "/" in x[0]}))
+        for start in range(0, len(samples), _PART_SAMPLES):
+            names = itertools.chain.from_iterable(samples[start : start + _PART_SAMPLES])
+            yield Part(base, start, names=tuple(names), classes=classes)
+
+    def scan(
+        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
+    ) -> Iterator[RawPair]:
+        """Yields the samples; their images are read later."""
+        for _, group in itertools.groupby(part.names, key=_stem):
+            names = list(group)
+            fields: dict[str, Any] = {}
+            for name in names:
+                field = _SIDE_FIELDS.get(posixpath.splitext(name)[1])
+                if field is not None:
+                    fields |= side_file(files, posixpath.join(part.path, name), field)
+            folder, inside, _ = names[0].partition("/")
+            if inside and folder in part.classes:
+                fields["label"] = part.classes.index(folder)
+                if "text" not in fields and "metadata" not in fields:
+                    fields["text"] = folder.replace("_", " ").encode("utf-8", "surrogateescape")
+            pictures = [name for name in names if self.accepts(name)]
+            for name in pictures or [None]:
+                path = None if name is None else posixpath.join(part.path, name)
+                yield RawPair(
+                    key=name or names[0],
+                    source=posixpath.basename(part.path),
+                    shard=part.path,
+                    position=name or names[0],
+                    image_path=path,
+                    **fields,
+                )
+
+
+def _is_hidden(path: str) -> bool:
+    return posixpath.basename(path).startswith(".")
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+def side_file(files: Files, path: str, field: str) -> dict[str, Any]:
+    """Returns the field of a pair that a file beside its image fills, if there is one."""
+    try:
+        with files.open(path) as handle:
+            content = handle.read(_MAX_SIDE_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except PermissionError as error:
+        return {
+            "problem": Problem(reasons.INVALID_METADATA, f"{path} cannot be read: {error.strerror}")
+        }
+    if len(content) > _MAX_SIDE_BYTES:
+        detail = f"{path} has more than {_MAX_SIDE_BYTES} bytes"
+        return {"problem": Problem(reasons.INVALID_METADATA, detail)}
+    return {field: content}

@@ -1,0 +1,63 @@
+"""TFRecord files of `tf.Example`, such as those of TensorFlow Datasets, TFX and img2dataset."""
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from sigline.components.ingest import reasons
+from sigline.components.ingest.readers.values import pair_of, source_name
+from sigline.components.ingest.sources import Columns, Files, Part, Problem, RawPair, SourceConfig
+from sigline.schemas import tfrecord
+
+_NAME = re.compile(r"\.tfrecords?(\.gz)?$|tfrecord[^/]*-\d+-of-\d+(\.gz)?$")
+_GZIP = b"\x1f\x8b"
+# What a record may hold besides its image.
+_OTHER_BYTES = 2**20
+
+
+class TFRecordReader:
+    """Records whose features are the columns; compressed or not, as their first bytes tell."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether a file holds TFRecords, by its name."""
+        return _NAME.search(path) is not None
+
+    def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
+        """Yields the file: records are found one after the other."""
+        yield Part(path)
+
+    def scan(
+        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
+    ) -> Iterator[RawPair]:
+        """Yields a pair for each record; a damaged one is known by its checksum."""
+        # TensorFlow is imported where records are read only.
+        from sigline.schemas import tf_example
+
+        path, number = part.path, 0
+        about: dict[str, Any] = {"key": "", "source": source_name(path), "shard": path}
+        with files.open(path) as raw:
+            handle = gzip.GzipFile(fileobj=raw) if raw.read(2) == _GZIP else raw
+            raw.seek(0)
+            try:
+                limit = max_image_bytes + _OTHER_BYTES
+                for number, record in enumerate(tfrecord.records(handle.read, largest=limit)):
+                    if isinstance(record, tfrecord.Place):
+                        detail = f"record {record.record} at byte {record.offset}: {record.reason}"
+                        problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
+                        yield RawPair(**about, position=number, problem=problem)
+                        continue
+                    try:
+                        found = tf_example.features(record)
+                    except ValueError as error:
+                        problem = Problem(reasons.INVALID_ROW, str(error))
+                        yield RawPair(**about, position=number, problem=problem)
+                        continue
+                    values = {n: v[0] if len(v) == 1 else v for n, v in sorted(found.items())}
+                    columns = Columns.choose(values, config)
+                    yield pair_of(values, columns, config, shard=path, position=number)
+            except (zlib.error, EOFError, OSError) as error:
+                detail = f"the rest of the file is unreadable: {error}"
+                problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
+                yield RawPair(**about, position=number + 1, problem=problem)

@@ -1,0 +1,240 @@
+"""Tables in text files: CSV, TSV and JSON Lines, and lists of image files."""
+
+import codecs
+import collections
+import contextlib
+import csv
+import gzip
+import json
+import posixpath
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+from sigline.components.ingest import reasons
+from sigline.components.ingest.readers.folders import side_file
+from sigline.components.ingest.readers.values import pair_of, source_name
+from sigline.components.ingest.sources import (
+    Columns,
+    Files,
+    Part,
+    Problem,
+    RawPair,
+    SourceConfig,
+    below,
+)
+
+_JSON_SUFFIXES = (".jsonl", ".ndjson")
+_SUFFIXES = (".csv", ".tsv", *_JSON_SUFFIXES)
+# No line is longer; csv itself allows fields of an eighth of that.
+_MAX_LINE_BYTES = 2**20
+# What one worker reads of JSON Lines and lists at a time.
+_PART_BYTES = 64 * 2**20
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class TableReader:
+    """Rows with the path of an image, its captions and more; the first line names the columns."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether a file is a table, by its name."""
+        return path.removesuffix(".gz").endswith(_SUFFIXES)
+
+    def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
+        """Yields ranges of JSON Lines; of a table whose rows may span lines, the whole."""
+        yield from _ranges(path, files) if path.endswith(_JSON_SUFFIXES) else [Part(path)]
+
+    def scan(
+        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
+    ) -> Iterator[RawPair]:
+        """Yields a pair for each row; a row that cannot be read costs no other."""
+        plain = part.path.removesuffix(".gz")
+        if plain.endswith(_JSON_SUFFIXES):
+            rows = _objects(_lines(part, files))
+        else:
+            delimiter = config.delimiter or ("\t" if plain.endswith(".tsv") else ",")
+            rows = _rows(_lines(part, files), delimiter)
+        for position, values in rows:
+            if isinstance(values, Problem):
+                yield _broken(part.path, position, values)
+            else:
+                columns = Columns.choose(values, config)
+                yield pair_of(values, columns, config, shard=part.path, position=position)
+
+
+class ListReader:
+    """Paths of images, one a line; the caption of `a.jpg` stands beside it in `a.txt`."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether a file is a list, by its name."""
+        return path.removesuffix(".gz").endswith(".txt")
+
+    def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
+        """Yields ranges of lines."""
+        yield from _ranges(path, files)
+
+    def scan(
+        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
+    ) -> Iterator[RawPair]:
+        """Yields a pair for each line."""
+        root = config.root or posixpath.dirname(part.path)
+        for position, line in _lines(part, files):
+            if isinstance(line, Problem):
+                yield _broken(part.path, position, line)
+                continue
+            name = line.decode("utf-8", "surrogateescape").strip()
+            if not name:
+                continue
+            path = below(root, name)
+            if path is None:
+                detail = f"{name[:200]!r} is no path below the root of the images"
+                fields: dict[str, Any] = {"problem": Problem(reasons.UNSAFE_PATH, detail)}
+            else:
+                fields = side_file(files, posixpath.splitext(path)[0] + ".txt", "text")
+            yield RawPair(
+                key=name,
+                source=source_name(part.path),
+                shard=part.path,
+                position=position,
+                image_path=path,
+                **fields,
+            )
+
+
+def _ranges(path: str, files: Files) -> Iterator[Part]:
+    size = files.find(path)[path]
+    if path.endswith(".gz") or not size:
+        yield Part(path)
+        return
+    for start in range(0, size, _PART_BYTES):
+        yield Part(path, start, min(start + _PART_BYTES, size))
+
+
+def _broken(shard: str, position: Any, problem: Problem) -> RawPair:
+    return RawPair(
+        key="", source=source_name(shard), shard=shard, position=position, problem=problem
+    )
+
+
+def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
+    """Yields the lines that begin in a part, each with its offset; what cannot be read, at last."""
+    offset = part.start
+    with contextlib.ExitStack() as stack:
+        handle = stack.enter_context(files.open(part.path))
+        if part.path.endswith(".gz"):
+            handle = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=handle)))
+        try:
+            if offset:
+                handle.seek(offset - 1)
+                offset += _line(handle)[1] - 1
+            while part.stop is None or offset < part.stop:
+                line, size = _line(handle)
+                if not offset and line.startswith(_UTF_16):
+                    yield 0, Problem(reasons.INVALID_UTF8, "the file is UTF-16; save it as UTF-8")
+                    return
+                if not size:
+                    break
+                if not offset:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if len(line) > _MAX_LINE_BYTES:
+                    detail = f"a line of {size} bytes, the limit is {_MAX_LINE_BYTES}"
+                    yield offset, Problem(reasons.INVALID_ROW, detail)
+                else:
+                    yield offset, line
+                offset += size
+            if not offset:
+                yield 0, Problem(reasons.DAMAGED_ARCHIVE, "the file is empty")
+        except (zlib.error, EOFError, OSError) as error:
+            detail = f"the rest of the file is unreadable: {error}"
+            yield offset, Problem(reasons.DAMAGED_ARCHIVE, detail)
+
+
+def _line(handle: BinaryIO) -> tuple[bytes, int]:
+    """Returns the next line, or the first of its bytes if it is too long, and its size."""
+    line = piece = handle.readline(_MAX_LINE_BYTES + 1)
+    size = len(line)
+    while piece and not piece.endswith(b"\n"):
+        piece = handle.readline(_MAX_LINE_BYTES)
+        size += len(piece)
+    return line, size
+
+
+def _objects(
+    lines: Iterator[tuple[int, bytes | Problem]],
+) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+    """Yields the object of each line."""
+    for offset, line in lines:
+        if not isinstance(line, Problem):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                value = Problem(reasons.INVALID_ROW, f"the line is no JSON: {error}")
+            if not isinstance(value, dict | Problem):
+                value = Problem(reasons.INVALID_ROW, "the line is no JSON object")
+            yield offset, value
+        else:
+            yield offset, line
+
+
+class _Rows:
+    """The rows of a table. One that breaks its rules ends with its first line."""
+
+    def __init__(self, lines: Iterator[tuple[int, bytes | Problem]], delimiter: str):
+        self._lines = lines
+        self._delimiter = delimiter
+        self._used: list[tuple[int, bytes | Problem]] = []
+        self._again: collections.deque[tuple[int, bytes | Problem]] = collections.deque()
+
+    def __iter__(self) -> Iterator[tuple[int, list[str] | Problem]]:
+        while True:
+            try:
+                for row in csv.reader(self._texts(), delimiter=self._delimiter, strict=True):
+                    if row:
+                        yield self._used[0][0], row
+                    self._used.clear()
+            except csv.Error as error:
+                offset = self._used[0][0]
+                # A quote that nothing closes must not swallow the rows after it.
+                self._again.extendleft(reversed(self._used[1:]))
+                self._used.clear()
+                yield offset, Problem(reasons.INVALID_ROW, f"the row is no CSV: {error}")
+                continue
+            item = self._next()
+            if item is None:
+                return
+            offset, problem = item
+            assert isinstance(problem, Problem)
+            yield offset, problem
+
+    def _next(self) -> tuple[int, bytes | Problem] | None:
+        return self._again.popleft() if self._again else next(self._lines, None)
+
+    def _texts(self) -> Iterator[str]:
+        while (item := self._next()) is not None:
+            if isinstance(item[1], Problem):
+                self._again.appendleft(item)
+                return
+            self._used.append(item)
+            yield item[1].decode("utf-8", "surrogateescape")
+
+
+def _rows(
+    lines: Iterator[tuple[int, bytes | Problem]], delimiter: str
+) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+    """Yields the rows of a table by the names of its first one."""
+    header: list[str] | None = None
+    for offset, row in _Rows(lines, delimiter):
+        if isinstance(row, Problem):
+            yield offset, row
+            if header is None:
+                # Without the names of its columns the rest means nothing.
+                return
+        elif header is None:
+            header = [name.strip() for name in row]
+        elif len(row) != len(header) or len(set(header)) != len(header):
+            detail = f"{len(row)} values for the columns {', '.join(header)[:500]}"
+            yield offset, Problem(reasons.INVALID_ROW, detail)
+        else:
+            yield offset, dict(zip(header, row, strict=True))

@@ -1,0 +1,210 @@
+"""Where the pairs of an input lie: its files, the parts they are read in, and their columns."""
+
+import posixpath
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+AUTO = "auto"
+# Tried in this order where the configuration names none; open_clip, img2dataset, DataComp,
+# TensorFlow Datasets and Hugging Face use them.
+IMAGE_COLUMNS = (
+    "image",
+    "jpg",
+    "png",
+    "webp",
+    "image_bytes",
+    "image/encoded",
+    "image_path",
+    "filepath",
+    "file_name",
+    "filename",
+    "path",
+    "url",
+)
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "image/text")
+KEY_COLUMNS = ("key", "uid", "__key__", "id")
+LANGUAGE_COLUMNS = ("language", "lang")
+LABEL_COLUMNS = ("label", "cls", "image/class/label")
+
+
+class Files(Protocol):
+    """Files on some file system."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Opens a file for reading, seekable; raises an `OSError` if it cannot."""
+        ...
+
+    def find(self, pattern: str) -> dict[str, int]:
+        """Returns sizes by path of the files that match; `**` also matches folders."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """How the files of an input are read.
+
+    Attributes:
+        format: `webdataset`, `tfrecord`, `huggingface`, `parquet`, `table`, `list` or `images`;
+            `auto` tells it by the names of the files.
+        root: Folder that the paths of images in tables count from, and below which they must lie;
+            that of the table if empty. It counts from the input's folder itself.
+        image: Column of the encoded image, or of its path; the first of `IMAGE_COLUMNS` if empty.
+        caption: Columns of captions; the first of `CAPTION_COLUMNS` if empty.
+        key: Column of the key.
+        language: Column of the captions' language.
+        label: Column of class ids.
+        delimiter: Of tables; tab for `.tsv` and comma otherwise if empty.
+        class_folders: Whether the folders of an image folder are classes. Their position in order
+            is the label, and their name the caption of images that have none.
+    """
+
+    format: str = AUTO
+    root: str = ""
+    image: str = ""
+    caption: tuple[str, ...] = ()
+    key: str = ""
+    language: str = ""
+    label: str = ""
+    delimiter: str = ""
+    class_folders: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.delimiter) > 1:
+            raise ValueError(
+                "source.delimiter must be one character. "
+                f"Received: source.delimiter={self.delimiter!r}"
+            )
+
+    def below(self, base: str) -> "SourceConfig":
+        """Returns the configuration with a root that no longer counts from the input's folder."""
+        return replace(self, root=posixpath.join(base, self.root)) if self.root else self
+
+
+class Part(NamedTuple):
+    """A part of the input that is read on its own.
+
+    Attributes:
+        path: The file, or the folder of `names`.
+        start: Where in the file the part begins, as its reader counts.
+        stop: Where it ends; None for the end of the file.
+        names: Files of a folder, relative to it, instead.
+        classes: Names of a folder's classes, if its folders are such.
+    """
+
+    path: str
+    start: int = 0
+    stop: int | None = None
+    names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+
+class Place(NamedTuple):
+    """Where the bytes of an image can be read again."""
+
+    path: str
+    offset: int = 0
+    size: int = -1
+
+
+class Problem(NamedTuple):
+    """Why a sample cannot be read: one of `reasons`, and what is wrong."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class RawPair:
+    """One sample as a reader finds it.
+
+    What belongs to it comes as files that stand beside its image, or as columns.
+
+    Attributes:
+        key: The source's key.
+        source: Data set or shard family.
+        shard: File that it stands in.
+        position: Where it stands in that file.
+        image: Encoded image, if there is one.
+        image_path: Where the image is, if it has a file of its own.
+        place: Where the image can be read again, if it can.
+        text: Bytes of the caption file, if there is one.
+        metadata: Bytes of the JSON file, if there is one.
+        captions: Texts with their languages, from columns.
+        label: Class ids, from a column.
+        extra: All other columns.
+        problem: Why the sample, or what follows it, could not be read.
+    """
+
+    key: str
+    source: str
+    shard: str
+    position: Any = None
+    image: bytes | None = None
+    image_path: str | None = None
+    place: Place | None = None
+    text: bytes | None = None
+    metadata: bytes | None = None
+    captions: tuple[tuple[Any, Any], ...] | None = None
+    label: Any = None
+    extra: Mapping[str, Any] | None = None
+    problem: Problem | None = None
+
+
+class Reader(Protocol):
+    """Reads one kind of file."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether a file is of this kind, by its name."""
+        ...
+
+    def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
+        """Yields the parts of a file."""
+        ...
+
+    def scan(
+        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
+    ) -> Iterator[RawPair]:
+        """Yields every sample of a part in order; damage yields a pair with a `problem`."""
+        ...
+
+
+class Columns(NamedTuple):
+    """Names of the columns that a table has for what belongs to a pair."""
+
+    image: str | None
+    captions: tuple[str, ...]
+    key: str | None
+    language: str | None
+    label: str | None
+
+    @classmethod
+    def choose(cls, present: Collection[str], config: SourceConfig) -> "Columns":
+        """Returns those of a table; what the configuration names is taken and nothing else."""
+
+        def first(named: str, usual: tuple[str, ...]) -> str | None:
+            candidates = (named,) if named else usual
+            return next((name for name in candidates if name in present), None)
+
+        captions = tuple(name for name in config.caption if name in present)
+        if not config.caption:
+            usual = first("", CAPTION_COLUMNS)
+            captions = () if usual is None else (usual,)
+        return cls(
+            image=first(config.image, IMAGE_COLUMNS),
+            captions=captions,
+            key=first(config.key, KEY_COLUMNS),
+            language=first(config.language, LANGUAGE_COLUMNS),
+            label=first(config.label, LABEL_COLUMNS),
+        )
+
+
+def below(root: str, path: str) -> str | None:
+    """Returns the path of a file that is named from a root, or None where it leads out of it."""
+    root = root.rstrip("/")
+    if path.startswith(root + "/"):
+        path = path[len(root) + 1 :]
+    inner = posixpath.normpath(path)
+    if "\0" in path or "\\" in path or "://" in path or inner.startswith(("/", "..")):
+        return None
+    return posixpath.join(root, inner)

@@ -1,0 +1,78 @@
+"""TFRecord's framing, read without TensorFlow so that damage costs no more than it must."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import google_crc32c
+
+# A TFRecord: its length, 8 bytes, and the checksum of that, 4; the record; its checksum, 4.
+_LENGTH, _CHECKSUM = 8, 4
+_HEADER = _LENGTH + _CHECKSUM
+_LARGEST_RECORD = 1 << 30
+_PIECE = 1 << 20
+
+
+class Place(NamedTuple):
+    """Where a file of records is damaged.
+
+    Attributes:
+        record: Number of the record in the file, from zero.
+        offset: Where it starts, in the decompressed file.
+        reason: What is wrong; if the rest of the shard is lost with it, it says so.
+    """
+
+    record: int
+    offset: int
+    reason: str
+
+
+def records(
+    read: Callable[[int], bytes], *, largest: int = _LARGEST_RECORD
+) -> Iterator[bytes | Place]:
+    """Yields the records of a file, and a place for each that is damaged or too large.
+
+    A record whose own checksum is wrong costs no other; behind a length that is wrong nothing can
+    be found, and the place is the last thing that is yielded.
+
+    Args:
+        read: Returns as many of the file's next bytes as asked, or as there are.
+        largest: Most bytes of a record; larger ones are passed over.
+    """
+    number = offset = 0
+    while header := read(_HEADER):
+        length = int.from_bytes(header[:_LENGTH], "little")
+        if not _is_intact(header):
+            yield Place(number, offset, "its length is damaged; the rest of the shard is lost")
+            return
+        end = offset + _HEADER + length + _CHECKSUM
+        if length > largest:
+            found = _skip(read, length + _CHECKSUM)
+            if found:
+                yield Place(number, offset, f"it has {length} bytes, the limit is {largest}")
+        else:
+            record = read(length + _CHECKSUM)
+            found = len(record) == length + _CHECKSUM
+            if found and _is_intact(record):
+                yield record[:length]
+            elif found:
+                yield Place(number, offset, "its checksum is wrong")
+        if not found:
+            yield Place(number, offset, "it is cut short; the rest of the shard is lost")
+            return
+        number, offset = number + 1, end
+
+
+def _skip(read: Callable[[int], bytes], count: int) -> bool:
+    while count:
+        piece = read(min(count, _PIECE))
+        if not piece:
+            return False
+        count -= len(piece)
+    return True
+
+
+def _is_intact(content: bytes) -> bool:
+    """Whether the last four bytes are TFRecord's masked checksum of those before."""
+    value = google_crc32c.value(content[:-_CHECKSUM])
+    masked = ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked == int.from_bytes(content[-_CHECKSUM:], "little")
