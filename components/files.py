@@ -1,6 +1,7 @@
 """Files of components, on whatever file system Beam reaches."""
 
 import posixpath
+import re
 import uuid
 from typing import BinaryIO
 
@@ -14,10 +15,14 @@ class BeamFiles:
         """Opens a file for reading as it is; raises an `OSError` if it cannot."""
         return FileSystems.open(path, compression_type="uncompressed")
 
-    def find(self, pattern: str) -> dict[str, int]:
-        """Returns sizes by path of the files that match; `**` also matches folders."""
+    def find(self, folder: str) -> list[str]:
+        """Returns the paths of all files below a folder, sorted."""
+        folder = folder.rstrip("/") + "/"
+        # Beam has no way to quote what it takes for a pattern: a folder above is searched instead.
+        plain = re.split(r"[*?\[]", folder)[0]
+        pattern = posixpath.join(plain[: plain.rindex("/") + 1], "**")
         found = FileSystems.match([pattern])[0].metadata_list
-        return {item.path: item.size_in_bytes for item in found}
+        return sorted(item.path for item in found if item.path.startswith(folder))
 
 
 def write_file(path: str, content: bytes) -> None:

@@ -40,8 +40,8 @@ class ImageTextRecord:
         text: One or more captions, normalised to NFC.
         language: BCP-47 tag of each caption, `und` where unknown; as long as `text`.
         source: Data set or shard family that the pair came from.
-        width: Width of the decoded image in pixels, before any resize.
-        height: Height of the decoded image in pixels, before any resize.
+        width: Width of the stored image in pixels.
+        height: Height of the stored image in pixels.
         image_sha256: SHA-256 of `image`, 32 bytes.
         image_phash: Perceptual hash of the image, a signed 64-bit integer.
         label: Class ids where the source is labelled; empty otherwise.

@@ -15,6 +15,8 @@ _ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _STORED_FORMATS = ("JPEG", "PNG")
 # Pillow and TensorFlow see the same in images of these.
 _PLAIN_MODES = ("1", "L", "P", "RGB")
+# Of libjpeg.
+_MAX_JPEG_SIDE = 65_500
 _PHASH_SIZE = 32
 _PHASH_KEPT = 8
 
@@ -142,16 +144,24 @@ def check_image(
         if storage.max_side is not None and longer > storage.max_side:
             as_it_is = False
             rgb.thumbnail((storage.max_side, storage.max_side), Image.Resampling.LANCZOS)
+        keep = as_it_is and image.format in _STORED_FORMATS
+        stored = encoded if keep else _encode(rgb, storage)
+        thumbnail = rgb.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
+        phash = perceptual_hash(rgb)
     except Exception as error:  # As above.
         raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
-    stored = encoded
-    if not as_it_is or image.format not in _STORED_FORMATS:
-        buffer = io.BytesIO()
-        options = {"quality": storage.quality} if storage.form == "jpeg" else {}
-        rgb.save(buffer, storage.form, **options)
-        stored = buffer.getvalue()
-    thumbnail = rgb.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
-    return CheckedImage(stored, *rgb.size, perceptual_hash(rgb), thumbnail.tobytes())
+    return CheckedImage(stored, *rgb.size, phash, thumbnail.tobytes())
+
+
+def _encode(rgb: Image.Image, storage: ImageStorage) -> bytes:
+    # What the source says of its colours is no longer true.
+    rgb.info = {}
+    buffer = io.BytesIO()
+    if storage.form == "jpeg" and max(rgb.size) <= _MAX_JPEG_SIDE:
+        rgb.save(buffer, "JPEG", quality=storage.quality)
+    else:
+        rgb.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
@@ -159,11 +169,14 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
     as_it_is = image.mode in _PLAIN_MODES
     if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
         as_it_is, image = False, ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        return compose_on_white(image), False
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits instead of scaling them; TensorFlow takes the upper 8.
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        pixels = np.asarray(image).astype(np.uint32)
+        grey = (pixels >> 8).astype(np.uint8)
+        grey[pixels == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB"), False
+    if image.has_transparency_data:
+        return compose_on_white(image), False
     return image.convert("RGB"), as_it_is
 
 

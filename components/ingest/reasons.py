@@ -10,6 +10,7 @@ MISSING_IMAGE = "missing_image"
 UNSAFE_PATH = "unsafe_path"
 MISSING_TEXT = "missing_text"
 EMPTY_TEXT = "empty_text"
+TEXT_TOO_LONG = "text_too_long"
 INVALID_UTF8 = "invalid_utf8"
 INVALID_METADATA = "invalid_metadata"
 INVALID_ROW = "invalid_row"
@@ -26,6 +27,7 @@ ALL = (
     UNSAFE_PATH,
     MISSING_TEXT,
     EMPTY_TEXT,
+    TEXT_TOO_LONG,
     INVALID_UTF8,
     INVALID_METADATA,
     INVALID_ROW,

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-import posixpath
+import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sigline.components.ingest import images, reasons
-from sigline.components.ingest.sources import Place, RawPair, SourceConfig
+from sigline.components.ingest.sources import MAX_SIDE_BYTES, Place, RawPair, SourceConfig
 from sigline.schemas import record
 
+# Characters of a caption; normalising one takes the square of them at worst.
+_MAX_CAPTION = 10_000
 # Pictures whose hashes differ in at most so many bits are compared by thumbnail ...
 _NEAR_BITS = 3
 _NUM_BANDS = _NEAR_BITS + 1
@@ -77,7 +79,7 @@ class Row:
     """All that is kept of a good pair except the image, which stays in its place until written.
 
     Attributes:
-        shard: File that the pair stands in.
+        shard: File that the pair stands in, from the input's folder: moved data keeps its order.
         position: Where it stands there.
         place: Where the stored bytes of the image are; None for those of the pair, if they have no
             place of their own or are stored in another form.
@@ -129,7 +131,7 @@ def examine(pair: RawPair, config: IngestConfig) -> tuple[Row, bytes] | Rejectio
 
 
 def _rejection(pair: RawPair, reason: str, detail: str) -> Rejection:
-    return Rejection(pair.key, posixpath.basename(pair.shard), pair.position, reason, detail)
+    return Rejection(pair.key, pair.shard, pair.position, reason, detail)
 
 
 class _PairError(Exception):
@@ -151,8 +153,15 @@ def _row(pair: RawPair, config: IngestConfig) -> tuple[Row, bytes]:
     label = _labels(label if pair.label is None else pair.label)
     for name in ("caption", "captions", "key", "status"):
         metadata.pop(name, None)
-    meta = json.dumps(metadata | dict(pair.extra or {}), sort_keys=True, ensure_ascii=False)
+    try:
+        extra = _plain(metadata | dict(pair.extra or {}))
+    except RecursionError:
+        raise _PairError(reasons.INVALID_METADATA, "the metadata is nested too deep") from None
+    meta = json.dumps(extra, sort_keys=True, ensure_ascii=False)
     _check_unicode(meta, "the metadata")
+    if len(meta) > MAX_SIDE_BYTES:
+        detail = f"metadata of {len(meta)} characters, the limit is {MAX_SIDE_BYTES}"
+        raise _PairError(reasons.INVALID_METADATA, detail)
     row = Row(
         key=pair.key or image.sha256.hex(),
         source=pair.source,
@@ -185,6 +194,22 @@ def _labels(value: Any) -> tuple[int, ...]:
             reasons.INVALID_METADATA, "label must be a class id of at least 0, or a list of such"
         )
     return tuple(items)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value that JSON has; of bytes that are no text their number."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return f"{len(value)} bytes"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
 def _check_unicode(text: str, name: str) -> None:
@@ -233,6 +258,9 @@ def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
             raise _PairError(
                 reasons.INVALID_METADATA, f"a caption must be a text, not {type(text).__name__}"
             )
+        if len(text) > _MAX_CAPTION:
+            detail = f"a caption of {len(text)} characters, the limit is {_MAX_CAPTION}"
+            raise _PairError(reasons.TEXT_TOO_LONG, detail)
         _check_unicode(text, "a caption")
         _check_unicode(language, "a language")
         text = normalize_text(text)
@@ -322,9 +350,8 @@ def split_of(group: bytes, config: IngestConfig) -> str:
 
 def order_key(row: Row, config: IngestConfig) -> bytes:
     """Returns where a row stands in its split: pseudo-random, the same in every run."""
-    # The file's name, not its folder: moved data keeps its order.
-    file = posixpath.basename(row.shard)
-    name = "\0".join((row.source, row.key, file, repr(row.position))).encode()
+    where = (row.source, row.key, row.shard, repr(row.position))
+    name = "\0".join(where).encode("utf-8", "surrogateescape")
     return hashlib.sha256(b"order%d\0" % config.split_seed + name).digest()
 
 

@@ -1,11 +1,23 @@
 """Where the pairs of an input lie: its files, the parts they are read in, and their columns."""
 
+import errno
+import gzip
 import posixpath
+import re
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from sigline.components.ingest import reasons
+
 AUTO = "auto"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
+# Captions and metadata larger than this are no captions.
+MAX_SIDE_BYTES = 2**20
+# What reading a damaged compressed file raises; other errors may pass and are tried again.
+DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile)
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # Tried in this order where the configuration names none; open_clip, img2dataset, DataComp,
 # TensorFlow Datasets and Hugging Face use them.
 IMAGE_COLUMNS = (
@@ -35,8 +47,8 @@ class Files(Protocol):
         """Opens a file for reading, seekable; raises an `OSError` if it cannot."""
         ...
 
-    def find(self, pattern: str) -> dict[str, int]:
-        """Returns sizes by path of the files that match; `**` also matches folders."""
+    def find(self, folder: str) -> list[str]:
+        """Returns the paths of all files below a folder, sorted."""
         ...
 
 
@@ -199,12 +211,33 @@ class Columns(NamedTuple):
         )
 
 
-def below(root: str, path: str) -> str | None:
-    """Returns the path of a file that is named from a root, or None where it leads out of it."""
-    root = root.rstrip("/")
-    if path.startswith(root + "/"):
-        path = path[len(root) + 1 :]
-    inner = posixpath.normpath(path)
-    if "\0" in path or "\\" in path or "://" in path or inner.startswith(("/", "..")):
-        return None
-    return posixpath.join(root, inner)
+def image_below(root: str, path: str) -> dict[str, Any]:
+    """Returns the field of a pair for an image that is named from a root, or its problem."""
+    prefix = posixpath.join(root, "")
+    named = path.removeprefix(prefix)
+    inner = posixpath.normpath(named)
+    outside = inner.startswith("/") or inner == "." or inner.split("/")[0] == ".."
+    if outside or "\0" in path or "\\" in path or "://" in named or not _is_name(path):
+        detail = f"{path[:200]!r} is no path below the root of the images"
+        return {"problem": Problem(reasons.UNSAFE_PATH, detail)}
+    return {"image_path": prefix + inner}
+
+
+def _is_name(path: str) -> bool:
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_no_file(error: OSError) -> bool:
+    """Whether an error says that a path leads to no file that can be read, now or later."""
+    return isinstance(error, _NO_FILE) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def family(path: str) -> str:
+    """Returns the data set that a file belongs to: its name without suffix and running number."""
+    stem = posixpath.basename(path).split(".")[0]
+    name = re.sub(r"[-_]?\d+(-of-\d+)?$", "", stem) or stem
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

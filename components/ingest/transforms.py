@@ -23,15 +23,20 @@ from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
 from sigline.components.files import BeamFiles, make_folder, rename, write_file
 from sigline.components.ingest import readers, reasons, rules
-from sigline.components.ingest.sources import Part, Place, Problem, RawPair, SourceConfig
+from sigline.components.ingest.sources import (
+    Part,
+    Place,
+    Problem,
+    RawPair,
+    SourceConfig,
+    is_no_file,
+)
 from sigline.schemas import artifacts, digests, record
 from sigline.schemas.labels import LabelSet
 
 _ROW, _REJECTED, _READ, _APART = "row", "rejected", "read", "apart"
 # Images that wait to be written.
 _WAITING_FOLDER = "waiting"
-# What is wrong with the input; other errors of a file system may pass and are tried again.
-_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # Rejections in a file.
 _REJECTED_LINES = 10_000
 
@@ -47,7 +52,7 @@ def input_files(base: str, source: SourceConfig) -> list[str]:
     if name in readers.SELF_CONTAINED:
         return paths
     roots = {base.rstrip("/"), source.root.rstrip("/") or base.rstrip("/")}
-    found = {path for root in roots for path in BeamFiles().find(posixpath.join(root, "**"))}
+    found = {path for root in roots for path in BeamFiles().find(root)}
     return sorted(found)
 
 
@@ -83,6 +88,7 @@ class Ingest(beam.PTransform):
         """
         super().__init__()
         config = replace(config, source=config.source.below(input_base))
+        self._input_base = input_base
         self._parts = list(readers.input_parts(input_base, BeamFiles(), config.source))
         self._examples_dir = examples_dir
         self._report_dir = report_dir
@@ -95,9 +101,9 @@ class Ingest(beam.PTransform):
             | "Parts" >> beam.Create(list(enumerate(self._parts)))
             | "SpreadParts" >> beam.Reshuffle()
             | "ExaminePart"
-            >> beam.ParDo(_ExaminePart(self._examples_dir, self._config)).with_outputs(
-                _REJECTED, _READ, _APART, main=_ROW
-            )
+            >> beam.ParDo(
+                _ExaminePart(self._input_base, self._examples_dir, self._config)
+            ).with_outputs(_REJECTED, _READ, _APART, main=_ROW)
         )
         apart = (
             scanned[_APART]
@@ -200,6 +206,7 @@ class _Examine(beam.DoFn):
         self._folder = posixpath.join(examples_dir, _WAITING_FOLDER)
         self._config = config
         self._waiting: Any = None
+        self._path, self._size = "", 0
 
     def finish_bundle(self):
         """Closes the file of the images that wait."""
@@ -230,6 +237,10 @@ class _Examine(beam.DoFn):
 class _ExaminePart(_Examine):
     """Reads one part of the input; images with files of their own are left for others."""
 
+    def __init__(self, input_base: str, examples_dir: str, config: rules.IngestConfig):
+        super().__init__(examples_dir, config)
+        self._base = input_base.rstrip("/")
+
     def process(self, item: tuple[int, tuple[str, Part]]):
         part, (format_name, place) = item
         limits, read = self._config.limits, 0
@@ -237,6 +248,7 @@ class _ExaminePart(_Examine):
             place, BeamFiles(), self._config.source, limits.max_bytes
         )
         for pair in self._readable(pairs, place.path):
+            pair = replace(pair, shard=self._inside(pair.shard))
             if pair.image_path is not None and pair.problem is None:
                 yield TaggedOutput(_APART, (part, read, pair))
             else:
@@ -244,10 +256,18 @@ class _ExaminePart(_Examine):
             read += 1
         yield TaggedOutput(_READ, read)
 
+    def _inside(self, path: str) -> str:
+        """Returns a path from the input's folder on; of that folder its name."""
+        return (
+            path.removeprefix(self._base + "/") if path != self._base else posixpath.basename(path)
+        )
+
     def _readable(self, pairs: Iterator[RawPair], path: str) -> Iterator[RawPair]:
         try:
             yield from pairs
-        except _NO_FILE as error:
+        except OSError as error:
+            if not is_no_file(error):
+                raise
             detail = f"the file cannot be opened: {error.strerror}"
             problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
             yield RawPair(key="", source="", shard=path, problem=problem)
@@ -263,7 +283,9 @@ class _ExamineImage(_Examine):
             with BeamFiles().open(pair.image_path) as handle:
                 image = handle.read(self._config.limits.max_bytes + 1)
             pair = replace(pair, image=image, place=Place(pair.image_path, 0, len(image)))
-        except _NO_FILE as error:
+        except OSError as error:
+            if not is_no_file(error):
+                raise
             problem = Problem(reasons.MISSING_IMAGE, f"{pair.image_path}: {error.strerror}")
             pair = replace(pair, problem=problem)
         yield self._outcome(part, number, pair)
@@ -305,7 +327,7 @@ class _WriteShard(beam.DoFn):
         stored = self._fetch(rows)
         name = f"data_tfrecord-{shard:05d}-of-{shards:05d}.gz"
         # Written outside the split's folder, whose every file counts as a shard.
-        scratch = posixpath.join(self._examples_dir, f"tmp-{split}-{name}")
+        scratch = posixpath.join(self._examples_dir, f"tmp-{uuid.uuid4().hex}-{name}")
         tf_example.write_shard(
             scratch,
             (tf_example.encode(row.to_record(stored[row.place])) for row in rows),

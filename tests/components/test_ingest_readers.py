@@ -2,12 +2,12 @@ import gzip
 import io
 import tarfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sigline.components.ingest import readers, reasons, sources
-from sigline.components.ingest.readers import values
 
 
 def _tar(members, form=tarfile.USTAR_FORMAT):
@@ -28,13 +28,8 @@ class Memory(dict):
             raise FileNotFoundError(2, "No such file or directory", path)
         return io.BytesIO(self[path])
 
-    def find(self, pattern):
-        folder, _, name = pattern.rpartition("/")
-        return {
-            path: len(content)
-            for path, content in self.items()
-            if path == pattern or (path.startswith(folder + "/") and name == "**")
-        }
+    def find(self, folder):
+        return sorted(path for path in self if path.startswith(folder + "/"))
 
 
 def _read(reader, path, content, others=None, limit=1000, **options):
@@ -142,10 +137,12 @@ def test_file_that_is_no_archive_is_one_problem(content):
         ("00012.tar", "00012"),
         ("scenes-heldout-00001.tar", "scenes-heldout"),
         ("cc3m_train_003.tar", "cc3m_train"),
+        ("train-00003-of-00010.parquet", "train"),
+        ("caf\udce9-0.tar", "caf\ufffd"),
     ],
 )
 def test_source_name(path, source):
-    assert values.source_name(path) == source
+    assert sources.family(path) == source
 
 
 def test_compressed_archive_gives_the_same_pairs_without_places():
@@ -183,6 +180,51 @@ def test_extended_header_is_bounded():
     (pair,) = _scan(buffer.getvalue())
     assert pair.problem.reason == reasons.DAMAGED_ARCHIVE
     assert "a header of" in pair.problem.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GNU.sparse.size", "abc"),
+        ("GNU.sparse.realsize", "x"),
+        ("GNU.sparse.map", "a,b"),
+        ("size", "9" * 30),
+    ],
+)
+def test_hostile_extended_header_is_damage(name, value):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for member, headers in (("a.png", {}), ("b.png", {name: value})):
+            info = tarfile.TarInfo(member)
+            info.pax_headers = headers
+            archive.addfile(info)
+    *_, last = _scan(buffer.getvalue())
+    assert last.problem.reason == reasons.DAMAGED_ARCHIVE
+
+
+def test_endless_extended_headers_are_damage():
+    header = tarfile.TarInfo("x").create_pax_global_header({"comment": "x"})
+    (pair,) = _scan(header * 3000 + bytes(1024))
+    assert pair.problem.reason == reasons.DAMAGED_ARCHIVE
+
+
+def test_sparse_member_has_no_place():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.png")
+        info.size = 3
+        info.pax_headers = {"GNU.sparse.map": "5,3", "GNU.sparse.size": "8"}
+        archive.addfile(info, io.BytesIO(b"abc"))
+    (pair,) = _scan(buffer.getvalue())
+    assert pair.image == bytes(5) + b"abc"
+    assert pair.place is None
+
+
+def test_image_after_one_that_is_too_large_is_another_sample():
+    members = [("a.jpg", bytes(1001)), ("a.png", b"A"), ("a.txt", b"x")]
+    first, second = _scan(_tar(members))
+    assert first.problem.reason == reasons.TOO_MANY_BYTES
+    assert (second.image, second.text, second.problem) == (b"A", b"x", None)
 
 
 def test_class_file_is_the_label():
@@ -246,9 +288,25 @@ def test_path_that_leads_out_of_the_root_is_refused(path):
         assert (second.image_path, second.problem) == ("d/b.png", None)
 
 
-def test_absolute_path_below_the_root_is_a_path():
-    (pair,) = _read("table", "/d/t.csv", b"image,caption\n/d/x/a.png,x\n")
-    assert pair.image_path == "/d/x/a.png"
+@pytest.mark.parametrize(
+    ("root", "path", "expected"),
+    [
+        ("/d", "/d/x/a.png", "/d/x/a.png"),
+        ("/d/", "x/../a.png", "/d/a.png"),
+        ("/", "/data/a.png", "/data/a.png"),
+        ("/d", "..a.png", "/d/..a.png"),
+        ("gs://bucket/d", "x/a.png", "gs://bucket/d/x/a.png"),
+        ("gs://bucket/d", "gs://bucket/d/a.png", "gs://bucket/d/a.png"),
+        ("gs://bucket/d", "gs://other/a.png", None),
+        ("/d", "/dd/a.png", None),
+        ("/d", "/d/../e/a.png", None),
+        ("/d", "\ud800.png", None),
+        ("/d", ".", None),
+        ("", "/etc/passwd", None),
+    ],
+)
+def test_paths_count_from_the_root(root, path, expected):
+    assert sources.image_below(root, path).get("image_path") == expected
 
 
 @pytest.mark.parametrize(
@@ -260,6 +318,7 @@ def test_absolute_path_below_the_root_is_a_path():
         (b'a.png,"closed" twice"', reasons.INVALID_ROW),
         (b"a.png," + b"x" * 2**18, reasons.INVALID_ROW),
         (b"a.png," + b"x" * 2**21, reasons.INVALID_ROW),
+        (b'a",b,"c', reasons.INVALID_ROW),
     ],
 )
 def test_broken_row_costs_no_other(row, reason):
@@ -338,12 +397,32 @@ def test_list_takes_captions_from_beside_the_images():
     assert (pair.image_path, pair.text, pair.problem) == ("d/c.png", None, None)
 
 
+def test_rows_that_all_leave_a_quote_open_cost_no_square_of_time():
+    pairs = _read("table", "t.csv", b"image,caption\n" + b'a",b,"c\n' * 3000)
+    assert len(pairs) == 3000
+    assert {pair.problem.reason for pair in pairs} == {reasons.INVALID_ROW}
+
+
+def test_side_of_a_path_that_is_no_folder_costs_no_other_line():
+    class Strict(Memory):
+        def open(self, path):
+            if path.startswith("d/a.jpg/"):
+                raise NotADirectoryError(20, "Not a directory", path)
+            return super().open(path)
+
+    files, config = Strict({"d/l.txt": b"a.jpg\na.jpg/b.jpg\nc.jpg\n"}), sources.SourceConfig()
+    reader = readers.READERS["list"]
+    (part,) = reader.parts("d/l.txt", files, config)
+    assert len(list(reader.scan(part, files, config, 1000))) == 3
+
+
 FOLDER = {
     "d/a.png": b"A",
     "d/a.txt": b"x",
     "d/a.json": b"{}",
     "d/two_words/b.JPG": b"B",
     "d/two_words/._b.JPG": b"mac",
+    "d/.checkpoints/b.JPG": b"hidden",
     "d/zoo/c.webp": b"C",
     "d/zoo/orphan.txt": b"y",
     "d/classes.json": b"{}",
@@ -449,6 +528,46 @@ def test_arrow_of_hugging_face(form):
     ]
     *_, last = _read("huggingface", "x.arrow", buffer.getvalue()[: len(buffer.getvalue()) // 2])
     assert last.problem.reason == reasons.DAMAGED_ARCHIVE
+
+
+def test_arrow_whose_offsets_lead_astray_is_damage():
+    table = pa.table({"jpg": [b"A" * 9, b"B" * 9, b"C" * 9], "caption": ["x", "y", "z"]})
+    buffer = io.BytesIO()
+    with pa.ipc.new_stream(buffer, table.schema) as writer:
+        writer.write_table(table)
+    content = bytearray(buffer.getvalue())
+    offsets = np.array([0, 9, 18, 27], "<i4").tobytes()
+    at = content.index(offsets)
+    content[at : at + 16] = np.array([0, 2**30, 2**30, 2**30], "<i4").tobytes()
+    (pair,) = _read("huggingface", "x.arrow", bytes(content))
+    assert pair.problem.reason == reasons.DAMAGED_ARCHIVE
+
+
+def test_value_that_python_lacks_costs_its_own_row():
+    times = pa.array([0, 2**62, 1], pa.int64()).view(pa.timestamp("us"))
+    table = pa.table({"jpg": [b"A", b"B", b"C"], "caption": ["x", "y", "z"], "t": times})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    first, second, third = _read("parquet", "p.parquet", buffer.getvalue())
+    assert (first.image, third.image) == (b"A", b"C")
+    assert second.problem.reason == reasons.INVALID_ROW
+
+
+def test_error_that_may_pass_is_no_damage():
+    class Broken(Memory):
+        def open(self, path):
+            raise OSError(5, "Input/output error", path)
+
+    config = sources.SourceConfig()
+    for name, path in {
+        "webdataset": "a.tar",
+        "table": "a.csv",
+        "parquet": "a.parquet",
+        "tfrecord": "a.tfrecord",
+        "huggingface": "a.arrow",
+    }.items():
+        with pytest.raises(OSError, match="Input/output"):
+            list(readers.READERS[name].scan(sources.Part(path), Broken(), config, 1000))
 
 
 def _tfrecord(tmp_path, rows, **options):

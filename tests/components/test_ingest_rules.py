@@ -83,6 +83,47 @@ def test_bad_pair_is_rejected_with_its_reason(changes, reason):
     assert json.loads(rejection.to_json())["key"] == "k"
 
 
+def test_columns_that_json_lacks_are_kept_as_it_can():
+    import datetime
+
+    deep = value = []
+    for _ in range(3):
+        value.append([])
+        value = value[0]
+    row = _examine(
+        extra={
+            "n": float("nan"),
+            "b": b"\xff\xfe",
+            "t": b"text",
+            "d": datetime.date(2026, 1, 2),
+            "x": deep,
+        },
+        metadata=b'{"m": NaN}',
+    )
+    assert json.loads(row.meta) == {
+        "n": None,
+        "b": "2 bytes",
+        "t": "text",
+        "d": "2026-01-02",
+        "x": [[[[]]]],
+        "m": None,
+    }
+
+
+def test_nested_and_large_metadata_is_refused():
+    value = deep = []
+    for _ in range(5000):
+        value.append([])
+        value = value[0]
+    for extra in ({"x": deep}, {"x": "y" * 2**21}):
+        rejection = _examine(extra=extra)
+        assert rejection.reason == reasons.INVALID_METADATA
+
+
+def test_long_caption_is_refused_before_it_costs():
+    assert _examine(text=("\u0301\u0323" * 200_000).encode()).reason == reasons.TEXT_TOO_LONG
+
+
 def test_key_that_is_no_unicode_is_rejected_and_written_down():
     rejection = _examine(key="caf\udce9")
     assert rejection.reason == reasons.INVALID_UTF8
@@ -217,6 +258,28 @@ def test_large_images_can_be_scaled_down_and_stored_as_jpeg():
     assert (checked.width, checked.height) == (32, 16)
     small = _encode(_image(size=(32, 16)))
     assert images.check_image(small, LIMITS, storage).stored is small
+
+
+def test_opaque_grey_of_16_bits_keeps_its_grey():
+    pixels = np.full((16, 24), 0x1234, np.uint16)
+    pixels[0, 0] = 0xFFFF
+    image = Image.fromarray(pixels)
+    encoded = _encode(image, transparency=0xFFFF)
+    stored = np.asarray(Image.open(io.BytesIO(images.check_image(encoded, LIMITS).stored)))
+    assert tuple(stored[0, 0]) == (255, 255, 255)
+    assert tuple(stored[5, 5]) == (0x12, 0x12, 0x12)
+
+
+def test_side_that_jpeg_lacks_is_stored_as_png():
+    encoded = _encode(Image.new("RGBA", (70_000, 1)))
+    checked = images.check_image(encoded, images.ImageLimits(), images.ImageStorage(form="jpeg"))
+    assert Image.open(io.BytesIO(checked.stored)).format == "PNG"
+
+
+def test_profile_of_other_colours_is_not_stored():
+    encoded = _encode(_image().convert("CMYK"), "JPEG", icc_profile=b"profile of CMYK")
+    stored = Image.open(io.BytesIO(images.check_image(encoded, LIMITS).stored))
+    assert "icc_profile" not in stored.info
 
 
 @pytest.mark.parametrize("values", [{"form": "gif"}, {"quality": 0}, {"max_side": 0}])

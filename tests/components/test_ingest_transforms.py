@@ -329,6 +329,23 @@ def test_keys_are_unique_and_no_pair_is_lost_for_its_key(tmp_path):
     assert sum("~" in key for key in keys) == 4
 
 
+def test_files_of_one_name_in_two_folders_stay_apart(tmp_path):
+    samples = _samples(6)
+    for name in ("train", "validation"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        _write_huggingface(samples, tmp_path / "in" / name)
+    output = _ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig())
+    keys = [record.key for split in ("train", "eval") for record in _records(output, split)]
+    assert len(keys) == len(set(keys)) == 12
+
+
+def test_names_of_folders_are_no_patterns(tmp_path):
+    folder = tmp_path / "in[1]*"
+    folder.mkdir()
+    _write_jsonl(_samples(6), folder)
+    assert _counts(_ingest(folder, tmp_path / "out", rules.IngestConfig()))["written"] == 6
+
+
 def test_images_of_a_table_may_lie_elsewhere(tmp_path):
     samples = _samples(10)
     (tmp_path / "pictures").mkdir()

@@ -222,9 +222,10 @@ def test_what_does_not_change_the_tower_embeds_nothing_again(folder):
 
 
 def test_changed_input_bytes_are_ingested_again(first, folder):
+    from sigline.components.ingest.sources import SourceConfig
     from sigline.pipeline import build
 
-    before = build._input_digest(str(folder / "data"))
+    before = build._input_digest(str(folder / "data"), SourceConfig())
     shard = folder / "data" / "scenes-00000.tar"
     content = bytearray(shard.read_bytes())
     content[600] ^= 1
@@ -232,10 +233,10 @@ def test_changed_input_bytes_are_ingested_again(first, folder):
     shard.write_bytes(bytes(content))
     # Neither the size nor the time gives the change away.
     os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert build._input_digest(str(folder / "data")) != before
+    assert build._input_digest(str(folder / "data"), SourceConfig()) != before
     content[600] ^= 1
     shard.write_bytes(bytes(content))
-    assert build._input_digest(str(folder / "data")) == before
+    assert build._input_digest(str(folder / "data"), SourceConfig()) == before
 
 
 def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monkeypatch):

@@ -38,10 +38,10 @@ def input_files(
     if config.format not in (sources.AUTO, *READERS):
         known = ", ".join((sources.AUTO, *READERS))
         raise ValueError(f"source.format must be one of {known}. Received: {config.format!r}")
-    below = sorted(files.find(posixpath.join(base, "**")))
+    base = base.rstrip("/")
     # What begins with a dot is the file system's own.
-    below = [path for path in below if not posixpath.basename(path).startswith(".")]
-    found = [path for path in below if posixpath.dirname(path) == base.rstrip("/")]
+    below = [x for x in files.find(base) if not posixpath.basename(x).startswith(".")]
+    found = [path for path in below if posixpath.dirname(path) == base]
     for name, reader in READERS.items():
         if config.format not in (name, sources.AUTO):
             continue

@@ -7,13 +7,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sigline.components.ingest import reasons
-from sigline.components.ingest.readers.values import pair_of, source_name
-from sigline.components.ingest.sources import Columns, Files, Part, Problem, RawPair, SourceConfig
+from sigline.components.ingest.readers.values import pair_of
+from sigline.components.ingest.sources import (
+    Columns,
+    Files,
+    Part,
+    Problem,
+    RawPair,
+    SourceConfig,
+    family,
+)
 
 # Rows held in memory at a time; they may hold images.
 _BATCH_ROWS = 16
 _FILE_MAGIC = b"ARROW1"
 _UNREADABLE = (pa.ArrowException, OSError, EOFError)
+# Texts that are none, dates and times out of range, unknown zones, fields of one name.
+_NO_VALUE = (ValueError, OverflowError, LookupError)
 
 
 class ParquetReader:
@@ -28,7 +38,8 @@ class ParquetReader:
         try:
             with files.open(path) as handle:
                 count = pq.ParquetFile(handle).num_row_groups
-        except _UNREADABLE:
+        except _UNREADABLE as error:
+            _raise_if_it_may_pass(error)
             count = 0
         yield from (Part(path, i, i + 1) for i in range(count)) if count else [Part(path)]
 
@@ -42,7 +53,8 @@ class ParquetReader:
         with files.open(part.path) as handle:
             file = pq.ParquetFile(handle)
             groups = range(part.start, part.stop if part.stop is not None else file.num_row_groups)
-            yield from file.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(groups))
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(groups)):
+                yield _checked(batch)
 
 
 class HuggingFaceReader:
@@ -72,14 +84,35 @@ class HuggingFaceReader:
             else:
                 batches = iter(pa.ipc.open_stream(handle))
             for batch in batches:
+                _checked(batch)
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield batch.slice(start, _BATCH_ROWS)
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Refuses a batch whose offsets lead out of its memory, which reading would crash on."""
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            # Texts that are no UTF-8 cost their own rows only.
+            kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+            if column.type not in kinds:
+                raise
+            column.cast(kinds[column.type]).validate(full=True)
+    return batch
+
+
+def _raise_if_it_may_pass(error: Exception) -> None:
+    # Damage has no number; what the file system reports has.
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def _pairs(
     batches: Iterator[pa.RecordBatch], part: Part, config: SourceConfig
 ) -> Iterator[RawPair]:
-    about: dict[str, Any] = {"key": "", "source": source_name(part.path), "shard": part.path}
+    about: dict[str, Any] = {"key": "", "source": family(part.path), "shard": part.path}
     number = 0
     try:
         for batch in batches:
@@ -92,6 +125,7 @@ def _pairs(
                 else:
                     yield pair_of(row, columns, config, shard=part.path, position=position)
     except _UNREADABLE as error:
+        _raise_if_it_may_pass(error)
         detail = f"unreadable from row {number} of part {part.start} on: {error}"
         problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
         yield RawPair(**about, position=(part.start, number), problem=problem)
@@ -100,7 +134,7 @@ def _pairs(
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Problem]:
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:
+    except _NO_VALUE:
         return [_row(batch, index) for index in range(batch.num_rows)]
 
 
@@ -109,3 +143,5 @@ def _row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | Problem:
         return {name: batch.column(name)[index].as_py() for name in batch.schema.names}
     except UnicodeDecodeError as error:
         return Problem(reasons.INVALID_UTF8, f"{error.reason} at byte {error.start} of a column")
+    except _NO_VALUE as error:
+        return Problem(reasons.INVALID_ROW, f"a value that Python does not have: {error}")

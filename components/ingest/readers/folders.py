@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from sigline.components.ingest import reasons
-from sigline.components.ingest.sources import Files, Part, Problem, RawPair, SourceConfig
+from sigline.components.ingest.sources import (
+    IMAGE_SUFFIXES,
+    MAX_SIDE_BYTES,
+    Files,
+    Part,
+    Problem,
+    RawPair,
+    SourceConfig,
+    family,
+    is_no_file,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 _SIDE_FIELDS = {".txt": "text", ".json": "metadata"}
-# Captions and metadata larger than this are no captions.
-_MAX_SIDE_BYTES = 2**20
 # Samples that one worker reads at a time.
 _PART_SAMPLES = 500
 
@@ -26,10 +33,10 @@ class FolderReader:
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
         """Yields some of a folder's samples at a time."""
         base = path.rstrip("/")
-        paths = files.find(posixpath.join(base, "**"))
-        found = [path[len(base) + 1 :] for path in paths if not _is_hidden(path)]
+        found = [path[len(base) + 1 :] for path in files.find(base)]
+        found = [name for name in found if not any(x.startswith(".") for x in name.split("/"))]
         samples = [
-            tuple(names) for _, names in itertools.groupby(sorted(found, key=_stem), key=_stem)
+            tuple(names) for _, names in itertools.groupby(sorted(found, key=_order), key=_stem)
         ]
         # Metadata alone, such as a list of classes, is no sample, but a caption alone is.
         samples = [x for x in samples if any(self.accepts(n) or n.endswith(".txt") for n in x)]
@@ -61,7 +68,7 @@ class FolderReader:
                 path = None if name is None else posixpath.join(part.path, name)
                 yield RawPair(
                     key=name or names[0],
-                    source=posixpath.basename(part.path),
+                    source=family(part.path),
                     shard=part.path,
                     position=name or names[0],
                     image_path=path,
@@ -69,8 +76,8 @@ class FolderReader:
                 )
 
 
-def _is_hidden(path: str) -> bool:
-    return posixpath.basename(path).startswith(".")
+def _order(name: str) -> tuple[str, str]:
+    return _stem(name), name
 
 
 def _stem(name: str) -> str:
@@ -81,14 +88,16 @@ def side_file(files: Files, path: str, field: str) -> dict[str, Any]:
     """Returns the field of a pair that a file beside its image fills, if there is one."""
     try:
         with files.open(path) as handle:
-            content = handle.read(_MAX_SIDE_BYTES + 1)
-    except FileNotFoundError:
-        return {}
-    except PermissionError as error:
+            content = handle.read(MAX_SIDE_BYTES + 1)
+    except OSError as error:
+        if not is_no_file(error):
+            raise
+        if not isinstance(error, PermissionError):
+            return {}
         return {
             "problem": Problem(reasons.INVALID_METADATA, f"{path} cannot be read: {error.strerror}")
         }
-    if len(content) > _MAX_SIDE_BYTES:
-        detail = f"{path} has more than {_MAX_SIDE_BYTES} bytes"
+    if len(content) > MAX_SIDE_BYTES:
+        detail = f"{path} has more than {MAX_SIDE_BYTES} bytes"
         return {"problem": Problem(reasons.INVALID_METADATA, detail)}
     return {field: content}

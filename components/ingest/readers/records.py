@@ -2,13 +2,21 @@
 
 import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from sigline.components.ingest import reasons
-from sigline.components.ingest.readers.values import pair_of, source_name
-from sigline.components.ingest.sources import Columns, Files, Part, Problem, RawPair, SourceConfig
+from sigline.components.ingest.readers.values import pair_of
+from sigline.components.ingest.sources import (
+    DAMAGED,
+    Columns,
+    Files,
+    Part,
+    Problem,
+    RawPair,
+    SourceConfig,
+    family,
+)
 from sigline.schemas import tfrecord
 
 _NAME = re.compile(r"\.tfrecords?(\.gz)?$|tfrecord[^/]*-\d+-of-\d+(\.gz)?$")
@@ -36,7 +44,7 @@ class TFRecordReader:
         from sigline.schemas import tf_example
 
         path, number = part.path, 0
-        about: dict[str, Any] = {"key": "", "source": source_name(path), "shard": path}
+        about: dict[str, Any] = {"key": "", "source": family(path), "shard": path}
         with files.open(path) as raw:
             handle = gzip.GzipFile(fileobj=raw) if raw.read(2) == _GZIP else raw
             raw.seek(0)
@@ -57,7 +65,7 @@ class TFRecordReader:
                     values = {n: v[0] if len(v) == 1 else v for n, v in sorted(found.items())}
                     columns = Columns.choose(values, config)
                     yield pair_of(values, columns, config, shard=path, position=number)
-            except (zlib.error, EOFError, OSError) as error:
+            except DAMAGED as error:
                 detail = f"the rest of the file is unreadable: {error}"
                 problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
                 yield RawPair(**about, position=number + 1, problem=problem)

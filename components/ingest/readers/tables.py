@@ -5,29 +5,33 @@ import collections
 import contextlib
 import csv
 import gzip
+import io
 import json
 import posixpath
-import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from sigline.components.ingest import reasons
 from sigline.components.ingest.readers.folders import side_file
-from sigline.components.ingest.readers.values import pair_of, source_name
+from sigline.components.ingest.readers.values import pair_of
 from sigline.components.ingest.sources import (
+    DAMAGED,
     Columns,
     Files,
     Part,
     Problem,
     RawPair,
     SourceConfig,
-    below,
+    family,
+    image_below,
 )
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _SUFFIXES = (".csv", ".tsv", *_JSON_SUFFIXES)
 # No line is longer; csv itself allows fields of an eighth of that.
 _MAX_LINE_BYTES = 2**20
+# No row spans more of them.
+_MAX_ROW_LINES = 100
 # What one worker reads of JSON Lines and lists at a time.
 _PART_BYTES = 64 * 2**20
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -85,35 +89,28 @@ class ListReader:
             name = line.decode("utf-8", "surrogateescape").strip()
             if not name:
                 continue
-            path = below(root, name)
-            if path is None:
-                detail = f"{name[:200]!r} is no path below the root of the images"
-                fields: dict[str, Any] = {"problem": Problem(reasons.UNSAFE_PATH, detail)}
-            else:
-                fields = side_file(files, posixpath.splitext(path)[0] + ".txt", "text")
+            fields = image_below(root, name)
+            if "image_path" in fields:
+                side = posixpath.splitext(fields["image_path"])[0] + ".txt"
+                fields |= side_file(files, side, "text")
             yield RawPair(
-                key=name,
-                source=source_name(part.path),
-                shard=part.path,
-                position=position,
-                image_path=path,
-                **fields,
+                key=name, source=family(part.path), shard=part.path, position=position, **fields
             )
 
 
 def _ranges(path: str, files: Files) -> Iterator[Part]:
-    size = files.find(path)[path]
-    if path.endswith(".gz") or not size:
+    size = 0
+    if not path.endswith(".gz"):
+        with files.open(path) as handle:
+            size = handle.seek(0, io.SEEK_END)
+    if not size:
         yield Part(path)
-        return
     for start in range(0, size, _PART_BYTES):
         yield Part(path, start, min(start + _PART_BYTES, size))
 
 
 def _broken(shard: str, position: Any, problem: Problem) -> RawPair:
-    return RawPair(
-        key="", source=source_name(shard), shard=shard, position=position, problem=problem
-    )
+    return RawPair(key="", source=family(shard), shard=shard, position=position, problem=problem)
 
 
 def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
@@ -125,8 +122,15 @@ def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
             handle = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=handle)))
         try:
             if offset:
+                # The line that reaches into this part belongs to the part before.
                 handle.seek(offset - 1)
-                offset += _line(handle)[1] - 1
+                offset -= 1
+                while (part.stop is None or offset < part.stop) and (
+                    piece := handle.readline(_MAX_LINE_BYTES)
+                ):
+                    offset += len(piece)
+                    if piece.endswith(b"\n"):
+                        break
             while part.stop is None or offset < part.stop:
                 line, size = _line(handle)
                 if not offset and line.startswith(_UTF_16):
@@ -144,7 +148,7 @@ def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
                 offset += size
             if not offset:
                 yield 0, Problem(reasons.DAMAGED_ARCHIVE, "the file is empty")
-        except (zlib.error, EOFError, OSError) as error:
+        except DAMAGED as error:
             detail = f"the rest of the file is unreadable: {error}"
             yield offset, Problem(reasons.DAMAGED_ARCHIVE, detail)
 
@@ -217,6 +221,8 @@ class _Rows:
                 self._again.appendleft(item)
                 return
             self._used.append(item)
+            if len(self._used) > _MAX_ROW_LINES:
+                raise csv.Error(f"no end within {_MAX_ROW_LINES} lines; a quote is not closed")
             yield item[1].decode("utf-8", "surrogateescape")
 
 

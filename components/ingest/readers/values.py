@@ -1,19 +1,18 @@
 """What readers of tables share: one row of values becomes one pair."""
 
-import math
 import posixpath
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from sigline.components.ingest import reasons
-from sigline.components.ingest.sources import Columns, Problem, RawPair, SourceConfig, below
-
-
-def source_name(shard: str) -> str:
-    """Returns the family of a shard: its file name without suffix and running number."""
-    stem = posixpath.basename(shard).split(".")[0]
-    return re.sub(r"[-_]?\d+$", "", stem) or stem
+from sigline.components.ingest.sources import (
+    Columns,
+    Problem,
+    RawPair,
+    SourceConfig,
+    family,
+    image_below,
+)
 
 
 def pair_of(
@@ -40,11 +39,7 @@ def pair_of(
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str) and image:
-        path = below(config.root or posixpath.dirname(shard), image)
-        if path is None:
-            detail = f"{image[:200]!r} is no path below the root of the images"
-            fields["problem"] = Problem(reasons.UNSAFE_PATH, detail)
-        fields["image_path"] = path
+        fields |= image_below(config.root or posixpath.dirname(shard), image)
     elif isinstance(image, bytes) and image:
         fields["image"] = image
     captions = [(text, None) for name in columns.captions for text in _texts(values[name])]
@@ -55,12 +50,12 @@ def pair_of(
     taken = {columns.image, columns.key, columns.language, columns.label, *columns.captions}
     return RawPair(
         key=_text(values.get(columns.key)) if columns.key else "",
-        source=source_name(shard),
+        source=family(shard),
         shard=shard,
         position=position,
         captions=tuple(captions),
         label=values.get(columns.label) if columns.label else None,
-        extra={name: _plain(value) for name, value in values.items() if name not in taken},
+        extra={name: value for name, value in values.items() if name not in taken},
         **fields,
     )
 
@@ -78,19 +73,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     return "" if value is None else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value that JSON has; bytes that are no text count as their number."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return f"{len(value)} bytes"
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -3,18 +3,26 @@
 import gzip
 import posixpath
 import tarfile
-import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from sigline.components.ingest import reasons
-from sigline.components.ingest.readers.values import source_name
-from sigline.components.ingest.sources import Files, Part, Place, Problem, RawPair, SourceConfig
+from sigline.components.ingest.sources import (
+    DAMAGED,
+    IMAGE_SUFFIXES,
+    MAX_SIDE_BYTES,
+    Files,
+    Part,
+    Place,
+    Problem,
+    RawPair,
+    SourceConfig,
+    family,
+)
 
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif")
 _PARTS = {"txt": "text", "json": "metadata", "cls": "label"}
-# Captions and metadata larger than this are no captions.
-_MAX_SIDE_BYTES = 2**20
+# What tarfile raises on hostile headers, besides its own errors.
+_DAMAGED = (*DAMAGED, tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 class WebDatasetReader:
@@ -40,9 +48,9 @@ class WebDatasetReader:
         samples before the damage are good all the same.
         """
         path = part.path
-        about: dict[str, Any] = {"source": source_name(path), "shard": path}
+        about: dict[str, Any] = {"source": family(path), "shard": path}
         compressed = not path.endswith(".tar")
-        key, fields, started, reading = "", {}, False, False
+        key, fields, seen, reading = "", {}, set(), False
         with files.open(path) as raw:
             handle = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
             try:
@@ -51,26 +59,27 @@ class WebDatasetReader:
                         name, suffix = _split_name(member.name)
                         if not member.isreg() or not suffix:
                             continue
-                        field = "image" if suffix in _IMAGE_SUFFIXES else _PARTS.get(suffix)
+                        image = f".{suffix}" in IMAGE_SUFFIXES
+                        field = "image" if image else _PARTS.get(suffix, "")
                         # A second image, say, under one name belongs to another sample.
-                        if started and (name != key or field in fields):
+                        if seen and (name != key or (field and field in seen)):
                             yield RawPair(key=key, **about, **fields)
-                            fields = {}
-                        key, started, reading = name, True, True
+                            fields, seen = {}, set()
+                        key, reading = name, True
+                        seen.add(field)
                         fields |= _field(archive, member, field, max_image_bytes)
-                        if "place" in fields:
-                            place = fields.pop("place")
-                            fields["position"] = (place.offset, place.size)
-                            if not compressed:
-                                fields["place"] = place._replace(path=path)
+                        if image:
+                            fields["position"] = (member.offset_data, member.size)
+                        if image and not compressed and not member.issparse():
+                            fields["place"] = Place(path, member.offset_data, member.size)
                         reading = False
                     _check_end_mark(handle, archive.offset)
                 problem = None
-            except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+            except _DAMAGED as error:
                 problem = Problem(
                     reasons.DAMAGED_ARCHIVE, f"the rest of the file is unreadable: {error}"
                 )
-        if started and not reading:
+        if seen and not reading:
             yield RawPair(key=key, **about, **fields)
         if problem is not None:
             yield RawPair(key=key if reading else "", **about, problem=problem)
@@ -82,7 +91,7 @@ class _Member(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile):
         if self.type not in (*tarfile.REGULAR_TYPES, tarfile.GNUTYPE_SPARSE):
             bounded = self.type in (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE)
-            if self.size > _MAX_SIDE_BYTES and (bounded or self.type == tarfile.SOLARIS_XHDTYPE):
+            if self.size > MAX_SIDE_BYTES and (bounded or self.type == tarfile.SOLARIS_XHDTYPE):
                 raise tarfile.ReadError(f"a header of {self.size} bytes at byte {self.offset}")
         return super()._proc_member(archive)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -116,19 +125,18 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _field(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, field: str | None, max_image_bytes: int
+    archive: tarfile.TarFile, member: tarfile.TarInfo, field: str, max_image_bytes: int
 ) -> dict[str, Any]:
     """Returns the fields of a pair that a member fills; unknown suffixes fill none."""
-    if field is None:
+    if not field:
         return {}
     if field == "image":
         if member.size > max_image_bytes:
             problem = f"{member.size} bytes, the limit is {max_image_bytes}"
             return {"problem": Problem(reasons.TOO_MANY_BYTES, problem)}
-        place = Place("", member.offset_data, member.size)
-        return {"image": _read(archive, member), "place": place}
-    if member.size > _MAX_SIDE_BYTES:
-        problem = f"{member.name} has {member.size} bytes, the limit is {_MAX_SIDE_BYTES}"
+        return {"image": _read(archive, member)}
+    if member.size > MAX_SIDE_BYTES:
+        problem = f"{member.name} has {member.size} bytes, the limit is {MAX_SIDE_BYTES}"
         return {"problem": Problem(reasons.INVALID_METADATA, problem)}
     return {field: _read(archive, member)}
 
