@@ -26,7 +26,20 @@ _UNREADABLE = (pa.ArrowException, OSError, EOFError)
 _NO_VALUE = (ValueError, OverflowError, LookupError)
 
 
-class ParquetReader:
+class _ArrowReader:
+    """What is read as batches of rows."""
+
+    def scan(
+        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
+    ) -> Iterator[RawPair]:
+        """Yields a pair for each row of a part."""
+        yield from _pairs(self._batches(part, files), part, config)
+
+    def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
+        raise NotImplementedError
+
+
+class ParquetReader(_ArrowReader):
     """Rows with encoded images, or the paths of images."""
 
     def accepts(self, path: str) -> bool:
@@ -43,12 +56,6 @@ class ParquetReader:
             count = 0
         yield from (Part(path, i, i + 1) for i in range(count)) if count else [Part(path)]
 
-    def scan(
-        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
-    ) -> Iterator[RawPair]:
-        """Yields a pair for each row of a row group."""
-        yield from _pairs(self._batches(part, files), part, config)
-
     def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
         with files.open(part.path) as handle:
             file = pq.ParquetFile(handle)
@@ -57,7 +64,7 @@ class ParquetReader:
                 yield _checked(batch)
 
 
-class HuggingFaceReader:
+class HuggingFaceReader(_ArrowReader):
     """The Arrow files below a folder that `save_to_disk` wrote."""
 
     def accepts(self, path: str) -> bool:
@@ -67,12 +74,6 @@ class HuggingFaceReader:
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
         """Yields the file: a stream has no index."""
         yield Part(path)
-
-    def scan(
-        self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
-    ) -> Iterator[RawPair]:
-        """Yields a pair for each row."""
-        yield from _pairs(self._batches(part, files), part, config)
 
     def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
         with files.open(part.path) as handle:
