@@ -15,6 +15,9 @@ from sigline.trainer.config import DataConfig, ImageTowerConfig, TextTowerConfig
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 33
+# A bit of a PNG's colour type, and the chunk that makes a colour transparent.
+_PNG_ALPHA = 4
+_PNG_TRANSPARENCY = r"\C*tRNS\C*"
 _PNG_PALETTE = 3
 # ASCII punctuation, as string.punctuation: what SigLIP's canonicalisation removes.
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
@@ -94,36 +97,34 @@ def _png_sides(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
+    header = tf.io.decode_raw(tf.strings.substr(encoded, 24, 2), tf.uint8)
+    depth, color_type = header[0], header[1]
+    is_palette = tf.equal(color_type, _PNG_PALETTE)
+    # The name of the chunk may stand in pixels too: then all is opaque on white, to the same end.
+    named = tf.strings.regex_full_match(encoded, _PNG_TRANSPARENCY)
+    transparent = named | tf.not_equal(color_type & _PNG_ALPHA, 0)
     # Asked for four channels, the decoder gives opaque images of fewer than 8 bits an alpha of
     # 2**bits - 1 instead of 255. Palettes therefore decode to what they have, three channels or
     # four, and grey of few bits is taken as opaque.
-    header = tf.io.decode_raw(tf.strings.substr(encoded, 24, 2), tf.uint8)
-    depth, color_type = header[0], header[1]
+    transparent &= is_palette | (depth >= 8)
     return tf.cond(
-        tf.equal(color_type, _PNG_PALETTE),
-        lambda: _on_white_if_transparent(tf.io.decode_png(encoded, channels=0)),
+        transparent,
         lambda: tf.cond(
-            tf.less(depth, 8),
-            lambda: tf.io.decode_png(encoded, channels=3),
+            is_palette,
+            lambda: _on_white_if_transparent(tf.io.decode_png(encoded, channels=0)),
             lambda: _on_white(tf.io.decode_png(encoded, channels=4)),
         ),
+        lambda: tf.io.decode_png(encoded, channels=3),
     )
 
 
 def _on_white_if_transparent(image: tf.Tensor) -> tf.Tensor:
-    return tf.cond(
-        tf.equal(tf.shape(image)[-1], 4), lambda: _on_white(image), lambda: _colors(image)
-    )
-
-
-def _colors(image: tf.Tensor) -> tf.Tensor:
-    return tf.gather(image, (0, 1, 2), axis=-1)
+    return tf.cond(tf.equal(tf.shape(image)[-1], 4), lambda: _on_white(image), lambda: image)
 
 
 def _on_white(rgba: tf.Tensor) -> tf.Tensor:
     # 16 bits hold every intermediate, 255 * 255 + 127 at most, at half the memory of 32.
-    color = tf.cast(_colors(rgba), tf.uint16)
-    alpha = tf.cast(tf.expand_dims(tf.gather(rgba, 3, axis=-1), -1), tf.uint16)
+    color, alpha = tf.split(tf.cast(rgba, tf.uint16), (3, 1), axis=-1)
     mixed = color * alpha + 255 * (255 - alpha)
     return tf.cast((mixed + 127) // 255, tf.uint8)
 

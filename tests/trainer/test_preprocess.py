@@ -53,6 +53,26 @@ def test_png_decodes_as_pillow_does_with_white_behind(image):
     np.testing.assert_allclose(_decode(_encode(image)), _on_white(image), atol=0.51)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_transparent_color_of_a_png_becomes_white(mode):
+    image = _noise(mode, len(mode))
+    color = image.getpixel((3, 2))
+    found = _decode(_encode(image, transparency=color))
+    expected = np.asarray(image.convert("RGB")).copy()
+    expected[np.all(np.asarray(image).reshape(*expected.shape[:2], -1) == color, axis=-1)] = 255
+    np.testing.assert_array_equal(found, expected)
+    assert np.array_equal(found[2, 3], (255, 255, 255))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_pixels_that_spell_the_chunk_of_transparency_change_nothing(mode):
+    pixels = np.frombuffer(b"tRNS" * 27, np.uint8)
+    image = Image.fromarray(pixels.reshape(6, 6, 3)).convert(mode)
+    encoded = _encode(image, compress_level=0)
+    encoded = encoded if b"tRNS" in encoded else encoded + b"tRNS"
+    np.testing.assert_array_equal(_decode(encoded), np.asarray(image.convert("RGB")))
+
+
 def test_sixteen_bit_png_decodes_to_its_high_bytes():
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     found = _decode(_encode(Image.fromarray(values)))
