@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/sigline demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(READY) $(TYPING)
 	$(BIN)/ruff check .

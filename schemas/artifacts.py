@@ -2,6 +2,8 @@
 
 COUNTS_FILE = "counts.json"
 REJECTED_FOLDER = "rejected"
+# Below a data report: what became of each part of the input, in img2dataset's form.
+STATS_FOLDER = "stats"
 VOCABULARY_FILE = "sentencepiece.model"
 PROBLEMS_FILE = "problems.json"
 TRAINING_FILE = "training.json"

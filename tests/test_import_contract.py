@@ -48,7 +48,7 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
         return {"apache_beam"}, set()
     if path.name == "served_model.py":
         return TENSORFLOW, {"schemas"}
-    if path.name == "transforms.py":
+    if path.name.endswith("transforms.py"):
         shared = {"components.files", "components.served_model"}
         return {"apache_beam", *TENSORFLOW}, own | shared
     return set(), own | {"trainer.metrics"}

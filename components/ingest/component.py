@@ -18,6 +18,7 @@ from tfx.types.standard_artifacts import Examples
 
 from sigline.components.artifact_types import IngestReport
 from sigline.components.ingest import images, rules, transforms
+from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.sources import SourceConfig
 from sigline.schemas import record
 
@@ -57,7 +58,16 @@ def config_from_json(text: str) -> rules.IngestConfig:
     source = _section(SourceConfig, "source", data.pop("source", {}))
     limits = _section(images.ImageLimits, "limits", data.pop("limits", {}))
     storage = _section(images.ImageStorage, "storage", data.pop("storage", {}))
-    data |= {"eval_sources": tuple(sources), "source": source, "limits": limits, "storage": storage}
+    duplicates = _section(rules.DuplicateConfig, "duplicates", data.pop("duplicates", {}))
+    filters = _section(FilterConfig, "filters", data.pop("filters", {}))
+    data |= {
+        "eval_sources": tuple(sources),
+        "source": source,
+        "limits": limits,
+        "storage": storage,
+        "duplicates": duplicates,
+        "filters": filters,
+    }
     return _section(rules.IngestConfig, "ingest", data)
 
 

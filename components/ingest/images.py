@@ -3,22 +3,24 @@
 import hashlib
 import io
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sigline.components.ingest import reasons
+from sigline.components.ingest import fingerprints, reasons
+from sigline.components.ingest.fingerprints import View
 
-THUMBNAIL_SIZE = 8
 _ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _STORED_FORMATS = ("JPEG", "PNG")
 # Pillow and TensorFlow see the same in images of these.
 _PLAIN_MODES = ("1", "L", "P", "RGB")
 # Of libjpeg.
 _MAX_JPEG_SIDE = 65_500
-_PHASH_SIZE = 32
-_PHASH_KEPT = 8
+_PNG_SIGNATURE_BYTES = 8
+# Of a PNG that is checked, at a time.
+_INFLATED_BYTES = 2**20
 
 
 class ImageError(Exception):
@@ -80,15 +82,13 @@ class CheckedImage:
         stored: The bytes to store, the source's own if they need nothing.
         width: Width in pixels, of what is stored.
         height: Height in pixels, of what is stored.
-        phash: Perceptual hash, a signed 64-bit integer.
-        thumbnail: `THUMBNAIL_SIZE` squared RGB values, which confirm near-duplicates.
+        views: What tells it from other pictures; the first is the picture as it is.
     """
 
     stored: bytes
     width: int
     height: int
-    phash: int
-    thumbnail: bytes
+    views: tuple[View, ...]
 
     @property
     def sha256(self) -> bytes:
@@ -97,7 +97,11 @@ class CheckedImage:
 
 
 def check_image(
-    encoded: bytes, limits: ImageLimits, storage: ImageStorage | None = None
+    encoded: bytes,
+    limits: ImageLimits,
+    storage: ImageStorage | None = None,
+    *,
+    mirrored: bool = False,
 ) -> CheckedImage:
     """Decodes an image fully and fingerprints it.
 
@@ -105,6 +109,12 @@ def check_image(
     says, before anything is decoded. Transparent pixels are composed on white, images that a camera
     held askew are turned, colours that are no RGB or grey of 8 bits converted; of moving pictures
     the first is taken.
+
+    Args:
+        encoded: The bytes.
+        limits: Bounds.
+        storage: How it is stored.
+        mirrored: Whether a mirrored copy counts as the same picture.
 
     Raises:
         ImageError: If the image is refused; no other exception escapes, whatever the bytes.
@@ -138,6 +148,8 @@ def check_image(
             reasons.EXTREME_ASPECT, f"{width}x{height}, the limit is {limits.max_aspect} to 1"
         )
     storage = storage or ImageStorage()
+    if image.format == "PNG":
+        _check_png(encoded, width, height)
     try:
         image.load()
         rgb, as_it_is = _to_rgb(image)
@@ -146,11 +158,39 @@ def check_image(
             rgb.thumbnail((storage.max_side, storage.max_side), Image.Resampling.LANCZOS)
         keep = as_it_is and image.format in _STORED_FORMATS
         stored = encoded if keep else _encode(rgb, storage)
-        thumbnail = rgb.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
-        phash = perceptual_hash(rgb)
+        views = fingerprints.views(rgb, mirrored=mirrored)
     except Exception as error:  # As above.
         raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
-    return CheckedImage(stored, *rgb.size, phash, thumbnail.tobytes())
+    return CheckedImage(stored, *rgb.size, views)
+
+
+def _check_png(encoded: bytes, width: int, height: int) -> None:
+    """Checks what Pillow takes on trust: checksums of pixels, and that none of them is missing.
+
+    TensorFlow refuses what fails here; Pillow leaves the rest of the picture black.
+    """
+    # 16 bits of four channels, a byte for each line, and the lines of an interlaced picture.
+    most = 8 * width * height + 4 * height + 64
+    inflate, size, place = zlib.decompressobj(), 0, _PNG_SIGNATURE_BYTES
+    while place + 12 <= len(encoded) and not inflate.eof:
+        length = int.from_bytes(encoded[place : place + 4], "big")
+        content = encoded[place + 4 : place + 8 + length]
+        checksum = encoded[place + 8 + length : place + 12 + length]
+        if len(checksum) < 4 or zlib.crc32(content) != int.from_bytes(checksum, "big"):
+            raise ImageError(
+                reasons.CORRUPT_IMAGE, f"the checksum of the part at byte {place} is wrong"
+            )
+        if content[:4] == b"IDAT":
+            waiting = content[4:]
+            while waiting and not inflate.eof and size <= most:
+                try:
+                    size += len(inflate.decompress(waiting, _INFLATED_BYTES))
+                except zlib.error as error:
+                    raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
+                waiting = inflate.unconsumed_tail
+        place += 12 + length
+    if not inflate.eof:
+        raise ImageError(reasons.CORRUPT_IMAGE, "the pixels are not complete")
 
 
 def _encode(rgb: Image.Image, storage: ImageStorage) -> bytes:
@@ -188,35 +228,9 @@ def compose_on_white(image: Image.Image) -> Image.Image:
     return Image.fromarray(mixed.astype(np.uint8))
 
 
-def perceptual_hash(image: Image.Image) -> int:
-    """Returns the 64-bit DCT hash of an image as a signed integer.
-
-    Each bit says whether one of the 8 x 8 lowest frequencies of the 32 x 32 grey image lies above
-    their median. Equal pictures that were encoded or scaled differently differ in few bits.
-    """
-    grey = image.convert("L").resize((_PHASH_SIZE, _PHASH_SIZE), Image.Resampling.BOX)
-    pixels = np.asarray(grey, dtype=np.float64)
-    low = _DCT @ pixels @ _DCT.T
-    bits = (low > np.median(low)).ravel()
-    return int(np.packbits(bits).view(">i8")[0])
-
-
-def hamming_distance(a: int, b: int) -> int:
-    """Returns the number of bits in which two hashes differ."""
-    return ((a ^ b) & (2**64 - 1)).bit_count()
-
-
-def _dct_rows() -> np.ndarray:
-    """Returns the first rows of the type-II cosine transform, `(_PHASH_KEPT, _PHASH_SIZE)`."""
-    frequency = np.arange(_PHASH_KEPT)[:, None]
-    position = np.arange(_PHASH_SIZE)[None] + 0.5
-    return np.cos(np.pi * frequency * position / _PHASH_SIZE)
-
-
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-_DCT = _dct_rows()
 # Pillow warns of what our own limit refuses a line later.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

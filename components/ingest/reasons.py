@@ -15,6 +15,17 @@ INVALID_UTF8 = "invalid_utf8"
 INVALID_METADATA = "invalid_metadata"
 INVALID_ROW = "invalid_row"
 DAMAGED_ARCHIVE = "damaged_archive"
+TEXT_TOO_SHORT = "text_too_short"
+OTHER_LANGUAGE = "other_language"
+FILE_NAME_TEXT = "file_name_text"
+BOILERPLATE_TEXT = "boilerplate_text"
+REPEATED_TEXT = "repeated_text"
+TOO_MANY_TOKENS = "too_many_tokens"
+BLANK_IMAGE = "blank_image"
+SCORE_OUT_OF_RANGE = "score_out_of_range"
+SCORER_FAILED = "scorer_failed"
+DUPLICATE = "duplicate"
+LEAK = "leak"
 
 ALL = (
     UNSUPPORTED_IMAGE,
@@ -32,4 +43,15 @@ ALL = (
     INVALID_METADATA,
     INVALID_ROW,
     DAMAGED_ARCHIVE,
+    TEXT_TOO_SHORT,
+    OTHER_LANGUAGE,
+    FILE_NAME_TEXT,
+    BOILERPLATE_TEXT,
+    REPEATED_TEXT,
+    TOO_MANY_TOKENS,
+    BLANK_IMAGE,
+    SCORE_OUT_OF_RANGE,
+    SCORER_FAILED,
+    DUPLICATE,
+    LEAK,
 )

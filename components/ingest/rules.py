@@ -1,28 +1,44 @@
 """What becomes of one raw pair: a row to write or a rejection, and where a row goes."""
 
 import hashlib
+import itertools
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from sigline.components.ingest import images, reasons
+from sigline.components.ingest import filters, images, reasons
+from sigline.components.ingest.filters import Caption, FilterConfig
+from sigline.components.ingest.fingerprints import View
 from sigline.components.ingest.sources import MAX_SIDE_BYTES, Place, RawPair, SourceConfig
 from sigline.schemas import record
 
 # Characters of a caption; normalising one takes the square of them at worst.
 _MAX_CAPTION = 10_000
-# Pictures whose hashes differ in at most so many bits are compared by thumbnail ...
-_NEAR_BITS = 3
-_NUM_BANDS = _NEAR_BITS + 1
-_BAND_BITS = 64 // _NUM_BANDS
-# ... and are the same picture where the thumbnails' values differ by less than this on average:
-# re-encoding moves them by under 1, moving an object by a pixel by more than 2.
-_NEAR_THUMBNAIL = 1.5
+
+
+@dataclass(frozen=True)
+class DuplicateConfig:
+    """What is the same picture, and what becomes of its copies.
+
+    Attributes:
+        keep: `all` keeps every pair, in one split; `best` keeps the pair with the most pixels, of
+            those the one with the most captions, then with the longest, and rejects the others.
+        mirrored: Whether a mirrored copy is the same picture. Not where captions tell left from
+            right.
+        captions: Whether a pair is rejected too whose caption is one of the evaluation's. Not where
+            captions are made of few words.
+    """
+
+    keep: str = "all"
+    mirrored: bool = False
+    captions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("all", "best"):
+            raise ValueError(f"duplicates.keep must be all or best. Received: {self.keep!r}")
 
 
 @dataclass(frozen=True)
@@ -31,21 +47,29 @@ class IngestConfig:
 
     Attributes:
         eval_share: Share of the groups of duplicates that goes to the eval split.
-        eval_sources: Sources that go to the eval split whole, such as held-out data.
+        eval_sources: Sources that go to the eval split whole, such as held-out data. Pairs of other
+            sources with one of their pictures are rejected.
+        eval_sets: Further inputs, in any format, that are evaluated on: no pair with one of their
+            pictures is written.
         shard_records: Aim for the number of records per output shard.
         split_seed: Changes the split and the order of records.
         source: How the files are read.
         limits: Bounds on images.
         storage: How images are stored.
+        duplicates: What is the same picture, and what becomes of its copies.
+        filters: Which captions and pairs are left out.
     """
 
     eval_share: float = 0.1
     eval_sources: tuple[str, ...] = ()
+    eval_sets: tuple[str, ...] = ()
     shard_records: int = 512
     split_seed: int = 0
     source: SourceConfig = field(default_factory=SourceConfig)
     limits: images.ImageLimits = field(default_factory=images.ImageLimits)
     storage: images.ImageStorage = field(default_factory=images.ImageStorage)
+    duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
 
     def __post_init__(self) -> None:
         if not 0 < self.eval_share < 1:
@@ -81,6 +105,8 @@ class Row:
     Attributes:
         shard: File that the pair stands in, from the input's folder: moved data keeps its order.
         position: Where it stands there.
+        number: The part of the input, and which of its pairs this is; the part is negative for
+            pairs of evaluation sets, which are not written.
         place: Where the stored bytes of the image are; None for those of the pair, if they have no
             place of their own or are stored in another form.
     """
@@ -89,6 +115,7 @@ class Row:
     source: str
     shard: str
     position: Any
+    number: tuple[int, int]
     place: Place | None
     text: tuple[str, ...]
     language: tuple[str, ...]
@@ -96,7 +123,7 @@ class Row:
     height: int
     image_sha256: bytes
     image_phash: int
-    thumbnail: bytes
+    views: tuple[View, ...]
     label: tuple[int, ...]
     meta: str
 
@@ -117,16 +144,21 @@ class Row:
         )
 
 
-def examine(pair: RawPair, config: IngestConfig) -> tuple[Row, bytes] | Rejection:
+def examine(
+    pair: RawPair, config: IngestConfig, number: tuple[int, int] = (0, 0)
+) -> tuple[Row, bytes] | Rejection:
     """Turns a raw pair into a row and its image as it is stored, or says why it is rejected.
 
     Never raises on bad input.
+
+    Args:
+        pair: The pair.
+        config: The configuration.
+        number: The part of the input, and which of its pairs this is.
     """
     try:
-        return _row(pair, config)
-    except images.ImageError as error:
-        return _rejection(pair, error.reason, str(error))
-    except _PairError as error:
+        return _row(pair, config, number)
+    except (images.ImageError, filters.Refusal, _PairError) as error:
         return _rejection(pair, error.reason, str(error))
 
 
@@ -140,15 +172,18 @@ class _PairError(Exception):
         self.reason = reason
 
 
-def _row(pair: RawPair, config: IngestConfig) -> tuple[Row, bytes]:
+def _row(pair: RawPair, config: IngestConfig, number: tuple[int, int]) -> tuple[Row, bytes]:
     if pair.problem is not None:
         raise _PairError(*pair.problem)
     _check_unicode(pair.key, "the key")
     if pair.image is None:
         raise _PairError(reasons.MISSING_IMAGE, "the sample has no image")
     metadata = _metadata(pair)
-    captions = _captions(pair, metadata)
-    image = images.check_image(pair.image, config.limits, config.storage)
+    captions = filters.kept_captions(_captions(pair, metadata, config), config.filters)
+    image = images.check_image(
+        pair.image, config.limits, config.storage, mirrored=config.duplicates.mirrored
+    )
+    filters.check_picture(image.views[0], config.filters)
     label = metadata.pop("label", None)
     label = _labels(label if pair.label is None else pair.label)
     for name in ("caption", "captions", "key", "status"):
@@ -157,6 +192,8 @@ def _row(pair: RawPair, config: IngestConfig) -> tuple[Row, bytes]:
         extra = _plain(metadata | dict(pair.extra or {}))
     except RecursionError:
         raise _PairError(reasons.INVALID_METADATA, "the metadata is nested too deep") from None
+    texts = tuple(caption.text for caption in captions)
+    extra = _plain(filters.scored(image.stored, texts, extra, config.filters))
     meta = json.dumps(extra, sort_keys=True, ensure_ascii=False)
     _check_unicode(meta, "the metadata")
     if len(meta) > MAX_SIDE_BYTES:
@@ -167,14 +204,15 @@ def _row(pair: RawPair, config: IngestConfig) -> tuple[Row, bytes]:
         source=pair.source,
         shard=pair.shard,
         position=pair.position,
+        number=number,
         place=pair.place if image.stored is pair.image else None,
-        text=tuple(text for text, _ in captions),
-        language=tuple(language for _, language in captions),
+        text=texts,
+        language=tuple(caption.language for caption in captions),
         width=image.width,
         height=image.height,
         image_sha256=image.sha256,
-        image_phash=image.phash,
-        thumbnail=image.thumbnail,
+        image_phash=image.views[0].phash,
+        views=image.views,
         label=label,
         meta=meta,
     )
@@ -241,7 +279,7 @@ def _metadata(pair: RawPair) -> dict[str, Any]:
     return value
 
 
-def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
+def _captions(pair: RawPair, metadata: dict[str, Any], config: IngestConfig) -> list[Caption]:
     """Returns the distinct captions with their languages, the caption file's first.
 
     The metadata may hold `caption`, one text, and `captions`: texts, or texts by language.
@@ -263,7 +301,7 @@ def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
             raise _PairError(reasons.TEXT_TOO_LONG, detail)
         _check_unicode(text, "a caption")
         _check_unicode(language, "a language")
-        text = normalize_text(text)
+        text = normalize_text(filters.clean(text, config.filters))
         if text and found.get(text, record.UNKNOWN_LANGUAGE) == record.UNKNOWN_LANGUAGE:
             found[text] = language
 
@@ -279,7 +317,7 @@ def _captions(pair: RawPair, metadata: dict[str, Any]) -> list[tuple[str, str]]:
         for text in texts if isinstance(texts, list) else [texts]:
             _add(text, language)
     if found:
-        return list(found.items())
+        return [Caption(text, language) for text, language in found.items()]
     given = pair.text is not None or pair.captions or captions
     if not given and metadata.get("caption") is None:
         raise _PairError(
@@ -293,38 +331,6 @@ def normalize_text(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
     return " ".join(text.split())
-
-
-def bands(phash: int) -> list[tuple[int, int]]:
-    """Returns the parts of a hash; hashes that differ in at most three bits share one."""
-    value = phash & (2**64 - 1)
-    mask = 2**_BAND_BITS - 1
-    return [(band, value >> (band * _BAND_BITS) & mask) for band in range(_NUM_BANDS)]
-
-
-# A picture as grouping sees it: hash of the stored bytes, perceptual hash, thumbnail.
-Fingerprint = tuple[bytes, int, bytes]
-
-
-def same_picture(a: Fingerprint, b: Fingerprint) -> bool:
-    """Whether two fingerprints show one picture, perhaps encoded differently."""
-    if a[0] == b[0]:
-        return True
-    if images.hamming_distance(a[1], b[1]) > _NEAR_BITS:
-        return False
-    x, y = (np.frombuffer(item[2], np.uint8).astype(np.int16) for item in (a, b))
-    return float(np.abs(x - y).mean()) < _NEAR_THUMBNAIL
-
-
-def duplicate_edges(fingerprints: Iterable[Fingerprint]) -> list[tuple[bytes, bytes]]:
-    """Returns the pairs of image hashes, among pictures that share a band, that are one picture."""
-    distinct = sorted(set(fingerprints))
-    return [
-        (a[0], b[0])
-        for i, a in enumerate(distinct)
-        for b in distinct[i + 1 :]
-        if same_picture(a, b)
-    ]
 
 
 def group_roots(edges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -355,12 +361,44 @@ def order_key(row: Row, config: IngestConfig) -> bytes:
     return hashlib.sha256(b"order%d\0" % config.split_seed + name).digest()
 
 
-def with_unique_keys(rows: Iterable[Row], config: IngestConfig) -> list[Row]:
-    """Returns rows that came with one key under keys of their own, by where they stood."""
-    rows = list(rows)
-    if len(rows) == 1:
-        return rows
-    return [replace(row, key=f"{row.key}~{order_key(row, config).hex()[:12]}") for row in rows]
+def with_unique_keys(
+    rows: Iterable[tuple[str, Row]], config: IngestConfig
+) -> Iterator[tuple[str, Row]]:
+    """Returns rows, with their splits, that came with one key under keys of their own."""
+    stream = iter(rows)
+    first, second = next(stream), next(stream, None)
+    if second is None:
+        yield first
+        return
+    for split, row in itertools.chain((first, second), stream):
+        # By where they stood.
+        yield split, replace(row, key=f"{row.key}~{order_key(row, config).hex()[:12]}")
+
+
+def is_evaluated(row: Row, config: IngestConfig) -> bool:
+    """Whether a row belongs to what models are evaluated on, of this input or another."""
+    return row.number[0] < 0 or row.source in config.eval_sources
+
+
+def rejected(row: Row, reason: str, detail: str) -> Rejection:
+    """Returns the rejection of a row."""
+    return Rejection(row.key, row.shard, row.position, reason, detail)
+
+
+def rank(row: Row, config: IngestConfig) -> tuple:
+    """Returns what orders the copies of a picture, the best first; no two are equal."""
+    longest = max(len(text) for text in row.text)
+    return (-row.width * row.height, -len(row.text), -longest, order_key(row, config))
+
+
+def without_captions(row: Row, unwanted: Container[str]) -> Row | None:
+    """Returns a row without its captions among those given; None if none is left."""
+    pairs = zip(row.text, row.language, strict=True)
+    kept = [(text, tag) for text, tag in pairs if filters.caption_key(text) not in unwanted]
+    if not kept:
+        return None
+    text, language = zip(*kept, strict=True)
+    return replace(row, text=text, language=language)
 
 
 def num_shards(records: int, config: IngestConfig) -> int:

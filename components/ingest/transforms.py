@@ -11,18 +11,20 @@ import hashlib
 import itertools
 import json
 import posixpath
+import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
 from sigline.components.files import BeamFiles, make_folder, rename, write_file
-from sigline.components.ingest import readers, reasons, rules
+from sigline.components.ingest import group_transforms, readers, reasons, rules
+from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.sources import (
     Part,
     Place,
@@ -35,10 +37,22 @@ from sigline.schemas import artifacts, digests, record
 from sigline.schemas.labels import LabelSet
 
 _ROW, _REJECTED, _READ, _APART = "row", "rejected", "read", "apart"
+# What pairs are counted by that were read; no reason.
+_INPUT = "input"
 # Images that wait to be written.
 _WAITING_FOLDER = "waiting"
+# Begins the names of shards that are not yet whole.
+_UNFINISHED = "tmp-"
 # Rejections in a file.
 _REJECTED_LINES = 10_000
+
+
+class Read(NamedTuple):
+    """A part of the input that was read: how many pairs, and when, in seconds of the epoch."""
+
+    pairs: int
+    begin: float
+    end: float
 
 
 def input_files(base: str, source: SourceConfig) -> list[str]:
@@ -90,6 +104,11 @@ class Ingest(beam.PTransform):
         config = replace(config, source=config.source.below(input_base))
         self._input_base = input_base
         self._parts = list(readers.input_parts(input_base, BeamFiles(), config.source))
+        others = [(base, part) for base in config.eval_sets for part in _parts_of(base)]
+        self._work = [
+            *((number, input_base, part) for number, part in enumerate(self._parts)),
+            *((-1 - number, base, part) for number, (base, part) in enumerate(others)),
+        ]
         self._examples_dir = examples_dir
         self._report_dir = report_dir
         self._config = config
@@ -98,12 +117,12 @@ class Ingest(beam.PTransform):
         """Returns the counts, a collection of one dictionary."""
         scanned = (
             pbegin
-            | "Parts" >> beam.Create(list(enumerate(self._parts)))
+            | "Parts" >> beam.Create(self._work)
             | "SpreadParts" >> beam.Reshuffle()
             | "ExaminePart"
-            >> beam.ParDo(
-                _ExaminePart(self._input_base, self._examples_dir, self._config)
-            ).with_outputs(_REJECTED, _READ, _APART, main=_ROW)
+            >> beam.ParDo(_ExaminePart(self._examples_dir, self._config)).with_outputs(
+                _REJECTED, _READ, _APART, main=_ROW
+            )
         )
         apart = (
             scanned[_APART]
@@ -117,19 +136,27 @@ class Ingest(beam.PTransform):
             name: (scanned[name], apart[name]) | f"All_{name}" >> beam.Flatten()
             for name in (_ROW, _REJECTED)
         }
+        captioned = examined[_ROW] | "Captions" >> group_transforms.FilterCaptions(self._config)
+        grouped = captioned["rows"] | "Group" >> group_transforms.Group(self._config)
+        rejected = (
+            examined[_REJECTED],
+            captioned[group_transforms.REJECTED],
+            grouped[group_transforms.REJECTED],
+        ) | "AllRejected" >> beam.Flatten()
         listed = (
-            examined[_REJECTED]
+            rejected
+            | "OfInput" >> beam.Filter(lambda item: item[0][0] >= 0)
+            | "ByFile" >> beam.Map(_by_file)
             | "GroupRejected" >> beam.GroupByKey()
             | "WriteRejected" >> beam.ParDo(_WriteRejected(len(self._parts), self._report_dir))
         )
-        keyed = (
-            examined[_ROW]
-            | "KeyByKey" >> beam.Map(lambda row: (row.key, row))
+        rows = (
+            grouped["rows"]
+            | "KeyByKey" >> beam.MapTuple(lambda split, row: (row.key, (split, row)))
             | "GroupByKey" >> beam.GroupByKey()
             | "UniqueKeys"
-            >> beam.FlatMapTuple(lambda _, rows: rules.with_unique_keys(rows, self._config))
+            >> beam.FlatMapTuple(lambda _, items: rules.with_unique_keys(items, self._config))
         )
-        rows = self._split(keyed)
         sizes = AsDict(
             rows | "SplitOfRow" >> beam.Keys() | "SplitSizes" >> beam.combiners.Count.PerElement()
         )
@@ -141,6 +168,20 @@ class Ingest(beam.PTransform):
             | "GroupByShard" >> beam.GroupByKey()
             | "WriteShard" >> beam.ParDo(_WriteShard(self._examples_dir, self._config))
         )
+        parts = (
+            {
+                "read": scanned[_READ] | "Own" >> beam.Filter(lambda item: item[0] >= 0),
+                "rejected": listed,
+            }
+            | "ByPart" >> beam.CoGroupByKey()
+            | "WriteStats" >> beam.ParDo(_WriteStats(self._report_dir))
+        )
+        evaluated = (
+            rejected
+            | "OfEvalSets" >> beam.Filter(lambda item: item[0][0] < 0)
+            | "ReasonsOfEvalSets" >> beam.Map(lambda item: item[1].reason)
+            | "CountEvalSets" >> beam.combiners.Count.PerElement()
+        )
         return (
             pbegin
             | "Once" >> beam.Create([None])
@@ -148,44 +189,24 @@ class Ingest(beam.PTransform):
             >> beam.Map(
                 _write_report,
                 AsList(written),
-                AsList(scanned[_READ]),
-                AsDict(listed | "CountReasons" >> beam.CombinePerKey(sum)),
+                AsSingleton(parts | "AddParts" >> beam.CombineGlobally(_add_counters)),
+                AsDict(evaluated),
                 self._examples_dir,
                 self._report_dir,
                 self._config.eval_sources,
             )
         )
 
-    def _split(self, rows):
-        """Keys rows by split: groups of duplicates go one way, with forced sources to eval."""
-        edges = (
-            rows
-            | "Bands" >> beam.FlatMap(_by_band)
-            | "GroupByBand" >> beam.GroupByKey()
-            | "DuplicateEdges" >> beam.FlatMapTuple(lambda _, items: rules.duplicate_edges(items))
-        )
-        roots = AsSingleton(
-            edges | "Edges" >> beam.combiners.ToList() | "GroupRoots" >> beam.Map(rules.group_roots)
-        )
-        return (
-            rows
-            | "KeyByGroup"
-            >> beam.Map(lambda row, up: (up.get(row.image_sha256, row.image_sha256), row), roots)
-            | "GroupByPicture" >> beam.GroupByKey()
-            | "KeyBySplit" >> beam.FlatMap(_split_group, self._config)
-        )
+
+def _parts_of(base: str) -> Iterator[tuple[str, Part]]:
+    """Returns the parts of an evaluation set, in whatever format it is."""
+    return readers.input_parts(base, BeamFiles(), SourceConfig())
 
 
-def _by_band(row: rules.Row) -> Iterator[tuple[tuple[int, int], rules.Fingerprint]]:
-    for band in rules.bands(row.image_phash):
-        yield band, (row.image_sha256, row.image_phash, row.thumbnail)
-
-
-def _split_group(item: tuple[bytes, Iterable[rules.Row]], config: rules.IngestConfig):
-    group, rows = item[0], list(item[1])
-    forced = any(row.source in config.eval_sources for row in rows)
-    split = record.EVAL_SPLIT if forced else rules.split_of(group, config)
-    return [(split, row) for row in rows]
+def _by_file(item: tuple[tuple[int, int], rules.Rejection]):
+    """Keys a rejection by the file that it is written to."""
+    (part, number), rejection = item
+    return (part, number // _REJECTED_LINES), (number, rejection)
 
 
 def _assign_shard(item: tuple[str, rules.Row], sizes: dict[str, int], config: rules.IngestConfig):
@@ -205,6 +226,8 @@ class _Examine(beam.DoFn):
     def __init__(self, examples_dir: str, config: rules.IngestConfig):
         self._folder = posixpath.join(examples_dir, _WAITING_FOLDER)
         self._config = config
+        # What is evaluated on is so whatever training leaves out.
+        self._unfiltered = replace(config, filters=FilterConfig())
         self._waiting: Any = None
         self._path, self._size = "", 0
 
@@ -215,12 +238,13 @@ class _Examine(beam.DoFn):
             self._waiting = None
 
     def _outcome(self, part: int, number: int, pair: RawPair):
-        found = rules.examine(pair, self._config)
+        config = self._config if part >= 0 else self._unfiltered
+        found = rules.examine(pair, config, (part, number))
         if isinstance(found, rules.Rejection):
-            item = (part, number // _REJECTED_LINES), (number, found)
-            return TaggedOutput(_REJECTED, item)
+            return TaggedOutput(_REJECTED, ((part, number), found))
         row, image = found
-        return row if row.place is not None else replace(row, place=self._keep(image))
+        waits = row.place is None and part >= 0
+        return replace(row, place=self._keep(image)) if waits else row
 
     def _keep(self, image: bytes) -> Place:
         if self._waiting is None:
@@ -234,33 +258,29 @@ class _Examine(beam.DoFn):
         return Place(self._path, self._size - len(image), len(image))
 
 
+def _inside(path: str, base: str) -> str:
+    """Returns a path from the input's folder on; of that folder its name."""
+    return path.removeprefix(base + "/") if path != base else posixpath.basename(path)
+
+
 class _ExaminePart(_Examine):
     """Reads one part of the input; images with files of their own are left for others."""
 
-    def __init__(self, input_base: str, examples_dir: str, config: rules.IngestConfig):
-        super().__init__(examples_dir, config)
-        self._base = input_base.rstrip("/")
-
-    def process(self, item: tuple[int, tuple[str, Part]]):
-        part, (format_name, place) = item
-        limits, read = self._config.limits, 0
+    def process(self, item: tuple[int, str, tuple[str, Part]]):
+        part, base, (format_name, place) = item
+        source = self._config.source if part >= 0 else SourceConfig()
+        begin, read = time.time(), 0
         pairs = readers.READERS[format_name].scan(
-            place, BeamFiles(), self._config.source, limits.max_bytes
+            place, BeamFiles(), source, self._config.limits.max_bytes
         )
         for pair in self._readable(pairs, place.path):
-            pair = replace(pair, shard=self._inside(pair.shard))
+            pair = replace(pair, shard=_inside(pair.shard, base.rstrip("/")))
             if pair.image_path is not None and pair.problem is None:
                 yield TaggedOutput(_APART, (part, read, pair))
             else:
                 yield self._outcome(part, read, pair)
             read += 1
-        yield TaggedOutput(_READ, read)
-
-    def _inside(self, path: str) -> str:
-        """Returns a path from the input's folder on; of that folder its name."""
-        return (
-            path.removeprefix(self._base + "/") if path != self._base else posixpath.basename(path)
-        )
+        yield TaggedOutput(_READ, (part, Read(read, begin, time.time())))
 
     def _readable(self, pairs: Iterator[RawPair], path: str) -> Iterator[RawPair]:
         try:
@@ -299,13 +319,57 @@ class _WriteRejected(beam.DoFn):
         self._folder = posixpath.join(report_dir, artifacts.REJECTED_FOLDER)
 
     def process(self, item: tuple[tuple[int, int], Iterable[tuple[int, rules.Rejection]]]):
+        """Returns the part with each reason and its number."""
         (part, piece), numbered = item
         rejections = [x for _, x in sorted(numbered, key=lambda pair: pair[0])]
         name = f"rejected-{part:05d}-of-{self._num_parts:05d}-{piece:03d}.jsonl"
         lines = "".join(rejection.to_json() + "\n" for rejection in rejections)
         write_file(posixpath.join(self._folder, name), lines.encode())
-        for rejection in rejections:
-            yield rejection.reason, 1
+        for reason, count in sorted(Counter(x.reason for x in rejections).items()):
+            yield part, (reason, count)
+
+
+# What img2dataset would have failed to download; of the rest, images that it could not resize.
+_NOT_DOWNLOADED = (
+    reasons.MISSING_IMAGE,
+    reasons.UNSAFE_PATH,
+    reasons.INVALID_ROW,
+    reasons.DAMAGED_ARCHIVE,
+)
+
+
+class _WriteStats(beam.DoFn):
+    """Writes what became of a part as img2dataset does, for the dashboards that read that."""
+
+    def __init__(self, report_dir: str):
+        self._folder = posixpath.join(report_dir, artifacts.STATS_FOLDER)
+
+    def process(self, item):
+        """Returns the part's counts: of the pairs read, and of those rejected by reason."""
+        part, joined = item
+        read: Read = next(iter(joined["read"]))
+        rejected = Counter()
+        for reason, count in joined["rejected"]:
+            rejected[reason] += count
+        successes = read.pairs - rejected.total()
+        not_downloaded = sum(rejected[reason] for reason in _NOT_DOWNLOADED)
+        stats = {
+            "count": read.pairs,
+            "successes": successes,
+            "failed_to_download": not_downloaded,
+            "failed_to_resize": rejected.total() - not_downloaded,
+            "status_dict": {"success": successes, **rejected},
+            "start_time": read.begin,
+            "end_time": read.end,
+            "duration": read.end - read.begin,
+        }
+        content = json.dumps(stats, sort_keys=True, indent=1).encode()
+        write_file(posixpath.join(self._folder, f"{part:05d}_stats.json"), content)
+        yield Counter({_INPUT: read.pairs}) + rejected
+
+
+def _add_counters(counters: Iterable[Counter]) -> Counter:
+    return sum(counters, Counter())
 
 
 class _WriteShard(beam.DoFn):
@@ -327,7 +391,7 @@ class _WriteShard(beam.DoFn):
         stored = self._fetch(rows)
         name = f"data_tfrecord-{shard:05d}-of-{shards:05d}.gz"
         # Written outside the split's folder, whose every file counts as a shard.
-        scratch = posixpath.join(self._examples_dir, f"tmp-{uuid.uuid4().hex}-{name}")
+        scratch = posixpath.join(self._examples_dir, f"{_UNFINISHED}{uuid.uuid4().hex}-{name}")
         tf_example.write_shard(
             scratch,
             (tf_example.encode(row.to_record(stored[row.place])) for row in rows),
@@ -359,8 +423,8 @@ class _WriteShard(beam.DoFn):
 def _write_report(
     _,
     written,
-    read: list[int],
-    reasons: dict[str, int],
+    counted: Counter,
+    not_protected: dict[str, int],
     examples_dir: str,
     report_dir: str,
     eval_sources: tuple[str, ...],
@@ -384,20 +448,29 @@ def _write_report(
         name: sum(shard["records"] for shard in split["shards"].values())
         for name, split in splits.items()
     }
+    # Also what runs that were killed have left.
     waiting = posixpath.join(examples_dir, _WAITING_FOLDER)
-    if FileSystems.exists(waiting):
-        FileSystems.delete([waiting])
-    written_total, rejected_total = sum(records.values()), sum(reasons.values())
-    if sum(read) != written_total + rejected_total:
+    unfinished = FileSystems.match([posixpath.join(examples_dir, _UNFINISHED + "*")])[0]
+    stale = [found.path for found in unfinished.metadata_list]
+    FileSystems.delete(stale + ([waiting] if FileSystems.exists(waiting) else []))
+    by_reason = {name: count for name, count in counted.items() if name != _INPUT}
+    read, written_total, rejected_total = (
+        counted[_INPUT],
+        sum(records.values()),
+        sum(by_reason.values()),
+    )
+    if read != written_total + rejected_total:
         raise RuntimeError(
             "Ingest lost or doubled pairs; its output must not be used. Received: "
-            f"read={sum(read)}, written={written_total}, rejected={rejected_total}"
+            f"read={read}, written={written_total}, rejected={rejected_total}"
         )
     counts = {
-        "input": sum(read),
+        "input": read,
         "written": written_total,
         "rejected": rejected_total,
-        "rejected_by_reason": reasons,
+        "rejected_by_reason": by_reason,
+        # Pairs of evaluation sets that could not be looked at.
+        "eval_sets_unreadable": not_protected,
         "splits": records,
     }
     write_file(

@@ -1,0 +1,198 @@
+"""What tells one picture from another, however it was encoded, scaled or framed.
+
+A picture has views: as it is, without its frame if it has one, and mirrored if that is asked for. A
+view is a perceptual hash, by which candidates are found, and a thumbnail, which decides. Thresholds
+are stated with what they find in `docs/data.md`.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Larger pictures are scaled down to some 128 pixels first, by whole numbers, which is fast.
+_WORKING_SIDE = 128
+_HASH_SIDE = 32
+_HASH_KEPT = 8
+_THUMBNAIL_SIDE = 16
+# Views whose hashes differ in at most so many bits ...
+_NEAR_BITS = 8
+# ... are the same where no value of the thumbnails differs by this much. Encoding and scaling move
+# all values a little; what tells variants of a drawing apart moves a few values far.
+_NEAR_VALUE = 20
+# Keys are pairs of six parts of the hash: hashes that differ in four bits share at least one.
+_HASH_BITS = 64
+_NUM_PARTS = 6
+# All pairs below one key are compared up to this number of views, beyond it the nearest in order.
+_MAX_BUCKET = 256
+_WINDOW = 32
+# A frame: lines of one colour up to this difference, but for so many of their pixels, that take at
+# most this share of a side; lines in between; then a line that mostly is of other colours.
+_FRAME_TOLERANCE = 40
+_FRAME_STRAY = 0.02
+_FRAME_SHARE = 0.25
+_FRAME_BLUR = 2
+_FRAME_EDGE = 0.6
+# A picture that varies less than this is one colour: to be framed, something must remain.
+_PLAIN_DEVIATION = 8.0
+
+
+class View(NamedTuple):
+    """A picture as it is compared.
+
+    Attributes:
+        phash: Perceptual hash, a signed 64-bit integer.
+        thumbnail: RGB values of the picture at 16 x 16.
+    """
+
+    phash: int
+    thumbnail: bytes
+
+
+def views(image: Image.Image, *, mirrored: bool) -> tuple[View, ...]:
+    """Returns the views of an RGB picture, the plain one first.
+
+    Args:
+        image: The picture.
+        mirrored: Whether a picture and its mirror image are to be the same.
+    """
+    factor = max(1, min(image.size) // _WORKING_SIDE)
+    image = image.reduce(factor) if factor > 1 else image
+    pictures = [image]
+    inner = _without_frame(image)
+    if inner is not None:
+        pictures.append(inner)
+    if mirrored:
+        pictures += [ImageOps.mirror(picture) for picture in pictures]
+    return tuple(View(perceptual_hash(picture), _thumbnail(picture)) for picture in pictures)
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """Returns the 64-bit DCT hash of an image as a signed integer.
+
+    Each bit says whether one of the 8 x 8 lowest frequencies of the 32 x 32 grey image lies above
+    their median. Equal pictures that were encoded or scaled differently differ in few bits.
+    """
+    side = (_HASH_SIDE, _HASH_SIDE)
+    # Interpolated, not boxes: of a size that is no multiple, boxes would be of unequal sizes.
+    grey = image.convert("L").resize(side, Image.Resampling.BILINEAR)
+    low = _DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T
+    bits = (low > np.median(low)).ravel()
+    return int(np.packbits(bits).view(">i8")[0])
+
+
+def _dct_rows() -> np.ndarray:
+    """Returns the first rows of the type-II cosine transform, `(_HASH_KEPT, _HASH_SIDE)`."""
+    frequency = np.arange(_HASH_KEPT)[:, None]
+    position = np.arange(_HASH_SIDE)[None] + 0.5
+    return np.cos(np.pi * frequency * position / _HASH_SIDE)
+
+
+_DCT = _dct_rows()
+
+
+def _thumbnail(image: Image.Image) -> bytes:
+    side = (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
+    return image.resize(side, Image.Resampling.BILINEAR).tobytes()
+
+
+def _without_frame(image: Image.Image) -> Image.Image | None:
+    """Returns what a frame of one colour surrounds, None without a frame.
+
+    Where the picture begins, its edge must be straight: the ground that a drawing stands on is no
+    frame. Where it was scaled, lines between may be of both; they count by their share.
+    """
+    pixels = np.asarray(image, dtype=np.int16)
+    height, width = pixels.shape[:2]
+    ring = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    other = np.abs(pixels - np.median(ring, axis=0)).max(axis=-1)
+    margins = [_margin(side) for side in (other, other[::-1], other.T, other.T[::-1])]
+    if None in margins or not any(margins):
+        return None
+    top, bottom, left, right = (margin or 0.0 for margin in margins)
+    box = (left, top, width - right, height - bottom)
+    inner = pixels[int(top) : height - int(bottom), int(left) : width - int(right)]
+    if inner.std(axis=(0, 1)).max() < _PLAIN_DEVIATION:
+        return None
+    size = (max(1, round(box[2] - box[0])), max(1, round(box[3] - box[1])))
+    return image.resize(size, Image.Resampling.BILINEAR, box=box)
+
+
+def _margin(other: np.ndarray) -> float | None:
+    """Returns how much of the lines a frame takes from the first on, None if its edge is no edge.
+
+    Args:
+        other: How far each pixel is from the frame's colour, `(lines, length)`.
+    """
+    lines, length = other.shape
+    clean = (other > _FRAME_TOLERANCE).mean(axis=1) <= _FRAME_STRAY
+    begin = int(np.argmin(clean)) if not clean.all() else lines
+    if begin == 0:
+        return 0.0
+    if begin > _FRAME_SHARE * lines or begin + _FRAME_BLUR >= lines:
+        return None
+    # The middle of the lines, which no frame reaches.
+    middle = other[:, length // 4 : length - length // 4]
+    edge = middle[begin + _FRAME_BLUR]
+    if (edge > _FRAME_TOLERANCE).mean() < _FRAME_EDGE:
+        return None
+    # The part of each line in between that is no frame.
+    first = max(0, begin - 1)
+    shares = middle[first : begin + _FRAME_BLUR].mean(axis=1) / edge.mean()
+    return begin + _FRAME_BLUR - float(np.minimum(shares, 1.0).sum())
+
+
+def hamming_distance(a: int, b: int) -> int:
+    """Returns the number of bits in which two hashes differ."""
+    return ((a ^ b) & (2**_HASH_BITS - 1)).bit_count()
+
+
+def band_keys(phash: int) -> list[int]:
+    """Returns the keys below which a hash meets its likes: all pairs of parts of it."""
+    value = phash & (2**_HASH_BITS - 1)
+    edges = [_HASH_BITS * i // _NUM_PARTS for i in range(_NUM_PARTS + 1)]
+    parts = [value >> low & ((1 << high - low) - 1) for low, high in pairwise(edges)]
+    # A part has 11 bits at most.
+    return [
+        (pair << 11 | parts[i]) << 11 | parts[j]
+        for pair, (i, j) in enumerate(combinations(range(_NUM_PARTS), 2))
+    ]
+
+
+def candidates(bucket: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Returns the pairs of pictures, among those that share a key, whose hashes are near.
+
+    In large buckets, such as that of plain pictures, each is compared with those next to it in the
+    order of hashes only: work grows with their number, and equal hashes still form a chain.
+
+    Args:
+        bucket: Hashes of views and names of their pictures.
+
+    Returns:
+        Pairs of names, the smaller first; a pair may come more than once.
+    """
+    items = sorted(set(bucket))
+    hashes = np.array([phash for phash, _ in items], np.int64).view(np.uint64)
+    window = len(items) if len(items) <= _MAX_BUCKET else _WINDOW
+    for place, (_, name) in enumerate(items):
+        others = hashes[place + 1 : place + 1 + window]
+        near = np.bitwise_count(others ^ hashes[place]) <= _NEAR_BITS
+        for offset in np.flatnonzero(near):
+            other = items[place + 1 + int(offset)][1]
+            if other != name:
+                yield (name, other) if name < other else (other, name)
+
+
+def same_picture(a: Iterable[View], b: Iterable[View]) -> bool:
+    """Whether any view of a picture shows the same as any view of another."""
+    b = list(b)
+    return any(_same_view(x, y) for x in a for y in b)
+
+
+def _same_view(a: View, b: View) -> bool:
+    if hamming_distance(a.phash, b.phash) > _NEAR_BITS:
+        return False
+    x, y = (np.frombuffer(view.thumbnail, np.uint8).astype(np.int16) for view in (a, b))
+    return int(np.abs(x - y).max()) < _NEAR_VALUE

@@ -1,0 +1,318 @@
+"""Beam transforms that find the groups of pairs with the same picture, and which of them to write.
+
+Nothing is compared with everything: pictures meet below keys made of parts of their hashes, and
+only hashes cross that shuffle. What is a group is then found in rounds, so that no worker ever
+holds all of the groups.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import apache_beam as beam
+from apache_beam.pvalue import AsDict, AsSingleton, TaggedOutput
+
+from sigline.components.ingest import filters, fingerprints, reasons, rules
+from sigline.components.ingest.fingerprints import View
+from sigline.schemas import record
+
+REJECTED = "rejected"
+# Groups are small and close to complete, for which two rounds do; longer chains are joined after.
+_ROUNDS = 3
+# Pictures are named by their hashes' first bytes.
+_Edge = tuple[bytes, bytes]
+
+
+class Best(NamedTuple):
+    """The pair of a group that stands for it.
+
+    Attributes:
+        order: Pairs of the evaluation first, then by rank.
+        key: Its key.
+        sha256: Of its picture.
+        evaluated: Whether it is one of the evaluation.
+    """
+
+    order: tuple
+    key: str
+    sha256: bytes
+    evaluated: bool
+
+
+class Group(beam.PTransform):
+    """Keys rows by split: groups of the same picture go one way.
+
+    Rows whose picture is one of the evaluation's, and copies if they are not to be kept, come out
+    as rejections, tagged `REJECTED`, with their numbers. Rows of evaluation sets of other inputs,
+    which have the number of no part, do not come out.
+    """
+
+    def __init__(self, config: rules.IngestConfig):
+        super().__init__()
+        self._config = config
+
+    def expand(self, rows):
+        """Returns `(split, row)` as `rows`, and rejections."""
+        pictures = (
+            rows
+            | "ByPicture" >> beam.Map(lambda row: (row.image_sha256, row.views))
+            | "SamePicture" >> beam.CombinePerKey(_any)
+        )
+        edges = pictures | SamePictures()
+        roots, remap = edges | Components()
+        grouped = (
+            {
+                "rows": rows | "WithoutViews" >> beam.Map(_by_picture),
+                "roots": roots,
+            }
+            | "JoinRoots" >> beam.CoGroupByKey()
+            | "ByGroup" >> beam.FlatMap(_by_group, AsSingleton(remap))
+        )
+        best = (
+            grouped
+            | "Standing" >> beam.MapTuple(lambda group, row: (group, _standing(row, self._config)))
+            | "Best" >> beam.CombinePerKey(min)
+        )
+        return (
+            {"rows": grouped, "best": best}
+            | "JoinBest" >> beam.CoGroupByKey()
+            | "Decide" >> beam.ParDo(_Decide(self._config)).with_outputs(REJECTED, main="rows")
+        )
+
+
+def _any(values):
+    return next(iter(values))
+
+
+def _by_picture(row: rules.Row) -> tuple[bytes, rules.Row]:
+    # Needed no more, and larger than all the rest.
+    return row.image_sha256, replace(row, views=())
+
+
+class SamePictures(beam.PTransform):
+    """From pictures, `(sha256, views)`, to pairs of those that are the same."""
+
+    def expand(self, pictures):
+        """Returns `(sha256, sha256)`, once for each pair."""
+        candidates = (
+            pictures
+            | "Bands" >> beam.FlatMapTuple(_by_band)
+            | "GroupByBand" >> beam.GroupByKey()
+            | "Candidates" >> beam.FlatMapTuple(lambda _, items: fingerprints.candidates(items))
+            | "DistinctCandidates" >> beam.Distinct()
+        )
+        half = (
+            {"views": pictures, "others": candidates}
+            | "JoinFirst" >> beam.CoGroupByKey()
+            | "WithFirst" >> beam.FlatMap(_with_first)
+        )
+        return (
+            {"views": pictures, "others": half}
+            | "JoinSecond" >> beam.CoGroupByKey()
+            | "Compare" >> beam.FlatMap(_compare)
+        )
+
+
+def _by_band(name: bytes, views: tuple[View, ...]) -> Iterator[tuple[int, tuple[int, bytes]]]:
+    found = {(key, view.phash) for view in views for key in fingerprints.band_keys(view.phash)}
+    for key, phash in sorted(found):
+        yield key, (phash, name)
+
+
+def _with_first(item) -> Iterator[tuple[bytes, tuple[bytes, tuple[View, ...]]]]:
+    name, joined = item
+    views = next(iter(joined["views"]))
+    for other in joined["others"]:
+        yield other, (name, views)
+
+
+def _compare(item) -> Iterator[_Edge]:
+    name, joined = item
+    views = next(iter(joined["views"]))
+    for other, other_views in joined["others"]:
+        if fingerprints.same_picture(other_views, views):
+            yield other, name
+
+
+class Components(beam.PTransform):
+    """From edges to the connected components, each named by its smallest member.
+
+    Rounds of large and small stars (Kiveris et al., "Connected Components in MapReduce and
+    Beyond", 2014) turn a component into a star around its smallest member. What so few rounds leave
+    is joined on one worker: chains of groups only, not the groups.
+    """
+
+    def expand(self, edges):
+        """Returns `(member, root)`, and a dictionary of what roots are to be replaced by."""
+        for number in range(_ROUNDS):
+            edges = (
+                edges
+                | f"Both{number}" >> beam.FlatMapTuple(lambda a, b: [(a, b), (b, a)])
+                | f"GroupLarge{number}" >> beam.GroupByKey()
+                | f"LargeStar{number}" >> beam.FlatMapTuple(large_star)
+                | f"Downwards{number}" >> beam.MapTuple(lambda a, b: (max(a, b), min(a, b)))
+                | f"GroupSmall{number}" >> beam.GroupByKey()
+                | f"SmallStar{number}" >> beam.FlatMapTuple(small_star)
+                | f"Distinct{number}" >> beam.Distinct()
+            )
+        parents = edges | "Parents" >> beam.CombinePerKey(_smallest)
+        more = edges | "MoreParents" >> beam.GroupByKey() | "Extra" >> beam.FlatMapTuple(_extra)
+        chained = (
+            {"up": parents, "used": edges | "Used" >> beam.Map(lambda edge: (edge[1], None))}
+            | "JoinUsed" >> beam.CoGroupByKey()
+            | "Chained" >> beam.FlatMap(_chained)
+        )
+        remap = (
+            (more, chained)
+            | "Left" >> beam.Flatten()
+            | "ListLeft" >> beam.combiners.ToList()
+            | "JoinLeft" >> beam.Map(rules.group_roots)
+        )
+        return parents, remap
+
+
+def _smallest(values):
+    return min(values)
+
+
+def large_star(node: bytes, neighbours: Iterable[bytes]) -> Iterator[_Edge]:
+    """Links the larger neighbours of a node to the smallest of all."""
+    found = set(neighbours)
+    root = min(found | {node})
+    for other in sorted(found):
+        if other > node:
+            yield other, root
+
+
+def small_star(node: bytes, neighbours: Iterable[bytes]) -> Iterator[_Edge]:
+    """Links a node and its neighbours, all smaller, to the smallest of them."""
+    found = set(neighbours) | {node}
+    root = min(found)
+    for other in sorted(found - {root}):
+        yield other, root
+
+
+def _extra(_: bytes, parents: Iterable[bytes]) -> Iterator[_Edge]:
+    found = sorted(set(parents))
+    for other in found[1:]:
+        yield found[0], other
+
+
+def _chained(item) -> Iterator[_Edge]:
+    node, joined = item
+    ups = list(joined["up"])
+    if ups and any(True for _ in joined["used"]):
+        yield node, ups[0]
+
+
+def _by_group(item, remap: dict[bytes, bytes]) -> Iterator[tuple[bytes, rules.Row]]:
+    name, joined = item
+    root: bytes = next(iter(joined["roots"]), name)
+    for row in joined["rows"]:
+        yield remap.get(root, root), row
+
+
+def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
+    evaluated = rules.is_evaluated(row, config)
+    order = (not evaluated, *rules.rank(row, config))
+    return Best(order, row.key, row.image_sha256, evaluated)
+
+
+class _Decide(beam.DoFn):
+    """Sends the rows of a group to a split, or rejects them."""
+
+    def __init__(self, config: rules.IngestConfig):
+        self._config = config
+
+    def process(self, item):
+        group, joined = item
+        best = next(iter(joined["best"]))
+        keep_all = self._config.duplicates.keep == "all"
+        split = record.EVAL_SPLIT if best.evaluated else rules.split_of(group, self._config)
+        for row in joined["rows"]:
+            if row.number[0] < 0:
+                continue
+            how = "is that" if row.image_sha256 == best.sha256 else "looks like that"
+            if best.evaluated and not rules.is_evaluated(row, self._config):
+                detail = f"the picture {how} of {best.key!r}, which is evaluated on"
+                yield self._rejected(row, reasons.LEAK, detail)
+            elif keep_all or rules.rank(row, self._config) == best.order[1:]:
+                yield split, row
+            else:
+                detail = f"the picture {how} of {best.key!r}"
+                yield self._rejected(row, reasons.DUPLICATE, detail)
+
+    def _rejected(self, row: rules.Row, reason: str, detail: str) -> TaggedOutput:
+        return TaggedOutput(REJECTED, (row.number, rules.rejected(row, reason, detail)))
+
+
+class FilterCaptions(beam.PTransform):
+    """Leaves out captions that repeat too often, and those of the evaluation.
+
+    Rows without a caption left come out as rejections, tagged `REJECTED`, with their numbers.
+    """
+
+    def __init__(self, config: rules.IngestConfig):
+        super().__init__()
+        self._config = config
+
+    def expand(self, rows):
+        """Returns rows as `rows`, and rejections."""
+        limit = self._config.filters.max_repeats
+        none = rows.pipeline | "NoCaptions" >> beam.Create([], reshuffle=False)
+        repeated = evaluated = none
+        if limit is not None:
+            repeated = (
+                rows
+                | "Own" >> beam.Filter(lambda row: row.number[0] >= 0)
+                | "CaptionsOfRow" >> beam.FlatMap(_caption_keys)
+                | "CountCaptions" >> beam.combiners.Count.PerElement()
+                | "Repeated" >> beam.Filter(lambda item: item[1] > limit)
+            )
+        if self._config.duplicates.captions:
+            evaluated = (
+                rows
+                | "Evaluated" >> beam.Filter(rules.is_evaluated, self._config)
+                | "CaptionsOfEvaluated" >> beam.FlatMap(_caption_keys)
+                | "DistinctCaptions" >> beam.Distinct()
+                | "WithNone" >> beam.Map(lambda key: (key, None))
+            )
+        if repeated is none and evaluated is none:
+            return rows | "AsItIs" >> beam.ParDo(_Pass()).with_outputs(REJECTED, main="rows")
+        return rows | "LeaveOut" >> beam.ParDo(
+            _LeaveOut(self._config), AsDict(repeated), AsDict(evaluated)
+        ).with_outputs(REJECTED, main="rows")
+
+
+def _caption_keys(row: rules.Row) -> Iterator[str]:
+    yield from sorted({filters.caption_key(text) for text in row.text})
+
+
+class _Pass(beam.DoFn):
+    def process(self, row: rules.Row):
+        yield row
+
+
+class _LeaveOut(beam.DoFn):
+    def __init__(self, config: rules.IngestConfig):
+        self._config = config
+
+    def process(self, row: rules.Row, repeated: dict[str, int], evaluated: dict[str, None]):
+        if row.number[0] < 0:
+            yield row
+            return
+        if not rules.is_evaluated(row, self._config):
+            for text in row.text:
+                if filters.caption_key(text) in evaluated:
+                    detail = f"the caption {text[:100]!r} is one that is evaluated on"
+                    found = rules.rejected(row, reasons.LEAK, detail)
+                    yield TaggedOutput(REJECTED, (row.number, found))
+                    return
+        kept = rules.without_captions(row, repeated)
+        if kept is not None:
+            yield kept
+            return
+        count = repeated[filters.caption_key(row.text[0])]
+        detail = f"the caption {row.text[0][:100]!r} is that of {count} pairs"
+        found = rules.rejected(row, reasons.REPEATED_TEXT, detail)
+        yield TaggedOutput(REJECTED, (row.number, found))
