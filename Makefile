@@ -3,34 +3,40 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 TORCH_VERSION := 2.13.0
-EXTRAS := --extra cpu --extra pipeline --extra serving --extra test
+EXTRAS := --extra cpu --extra pipeline --extra dask --extra serving --extra test
 # A mark that is newer than what the environment was made from, so that nothing is set up twice.
 READY := $(VENV)/.ready
 # Environments that cannot be one: the peers that benchmarks and imported weights are compared with,
-# the trainer as it is on a TPU, and the TPU compiler.
+# the trainer as it is on a TPU, the TPU compiler, and img2dataset.
 BENCH := .venv-bench
 PARITY := .venv-parity
 TPU := .venv-tpu
 TPU_COMPILER := .venv-tpu-compiler
+PEER := .venv-img2dataset
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
-.PHONY: demo test check bench bench-loss bench-step bench-input effects parity tpu-check clean
+.PHONY: demo test check engine bench bench-loss bench-step bench-input effects parity tpu-check clean
 
 demo: $(READY)
 	$(BIN)/sigline demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not engine"
 
 check: $(READY) $(TYPING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -m "not tfx and not slow"
+	$(BIN)/python -m pytest -m "not tfx and not slow and not engine"
 
-bench: $(READY)
-	$(BIN)/python benchmarks/ingest.py
+# Ingest on a cluster of processes.
+engine: $(READY)
+	$(BIN)/python -m pytest -m engine
+
+# Takes a quarter of an hour on two cores.
+bench: $(READY) $(PEER)/.ready
+	$(BIN)/python benchmarks/ingest.py --peer $(PEER)/bin/python
 
 bench-loss: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/loss.py
@@ -85,10 +91,16 @@ $(TPU_COMPILER)/.ready: $(READY) benchmarks/tpu_compiler/uv.lock
 	  --project benchmarks/tpu_compiler
 	touch $@
 
+$(PEER)/.ready: $(READY) benchmarks/img2dataset/uv.lock
+	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	VIRTUAL_ENV=$(abspath $(PEER)) $(BIN)/uv sync --quiet --active --locked \
+	  --project benchmarks/img2dataset
+	touch $@
+
 $(TYPING):
 	mkdir -p $@
 	ln -sfn $(addprefix $(CURDIR)/,schemas trainer components serving pipeline) $@
 	ln -sf $(wildcard $(CURDIR)/sigline/*.py) $@
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(PARITY) $(TPU) $(TPU_COMPILER)
+	rm -rf $(VENV) $(BENCH) $(PARITY) $(TPU) $(TPU_COMPILER) $(PEER)

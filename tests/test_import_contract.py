@@ -44,12 +44,12 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
         return {"tfx", "apache_beam", "tensorflow"}, own
     if path.name == "artifact_types.py":
         return {"tfx"}, set()
-    if rest == ["files.py"]:
+    if rest in (["files.py"], ["outputs.py"]):
         return {"apache_beam"}, set()
     if path.name == "served_model.py":
         return TENSORFLOW, {"schemas"}
     if path.name.endswith("transforms.py"):
-        shared = {"components.files", "components.served_model"}
+        shared = {"components.files", "components.outputs", "components.served_model"}
         return {"apache_beam", *TENSORFLOW}, own | shared
     return set(), own | {"trainer.metrics"}
 

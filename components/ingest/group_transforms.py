@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import apache_beam as beam
-from apache_beam.pvalue import AsDict, AsSingleton, TaggedOutput
+from apache_beam.pvalue import AsDict, AsSingleton
 
 from sigline.components.ingest import filters, fingerprints, reasons, rules
 from sigline.components.ingest.fingerprints import View
+from sigline.components.outputs import ParDoByTag
 from sigline.schemas import record
 
-REJECTED = "rejected"
+ROWS, REJECTED = "rows", "rejected"
 # Groups are small and close to complete, for which two rounds do; longer chains are joined after.
 _ROUNDS = 3
 # Pictures are named by their hashes' first bytes.
@@ -43,7 +44,7 @@ class Group(beam.PTransform):
     """Keys rows by split: groups of the same picture go one way.
 
     Rows whose picture is one of the evaluation's, and copies if they are not to be kept, come out
-    as rejections, tagged `REJECTED`, with their numbers. Rows of evaluation sets of other inputs,
+    as rejections, below `REJECTED`, with their numbers. Rows of evaluation sets of other inputs,
     which have the number of no part, do not come out.
     """
 
@@ -52,7 +53,7 @@ class Group(beam.PTransform):
         self._config = config
 
     def expand(self, rows):
-        """Returns `(split, row)` as `rows`, and rejections."""
+        """Returns `(split, row)` below `ROWS`, and rejections."""
         pictures = (
             rows
             | "ByPicture" >> beam.Map(lambda row: (row.image_sha256, row.views))
@@ -76,7 +77,7 @@ class Group(beam.PTransform):
         return (
             {"rows": grouped, "best": best}
             | "JoinBest" >> beam.CoGroupByKey()
-            | "Decide" >> beam.ParDo(_Decide(self._config)).with_outputs(REJECTED, main="rows")
+            | "Decide" >> ParDoByTag(_Decide(self._config), (ROWS, REJECTED))
         )
 
 
@@ -237,19 +238,19 @@ class _Decide(beam.DoFn):
                 detail = f"the picture {how} of {best.key!r}, which is evaluated on"
                 yield self._rejected(row, reasons.LEAK, detail)
             elif keep_all or rules.rank(row, self._config) == best.order[1:]:
-                yield split, row
+                yield ROWS, (split, row)
             else:
                 detail = f"the picture {how} of {best.key!r}"
                 yield self._rejected(row, reasons.DUPLICATE, detail)
 
-    def _rejected(self, row: rules.Row, reason: str, detail: str) -> TaggedOutput:
-        return TaggedOutput(REJECTED, (row.number, rules.rejected(row, reason, detail)))
+    def _rejected(self, row: rules.Row, reason: str, detail: str):
+        return REJECTED, (row.number, rules.rejected(row, reason, detail))
 
 
 class FilterCaptions(beam.PTransform):
     """Leaves out captions that repeat too often, and those of the evaluation.
 
-    Rows without a caption left come out as rejections, tagged `REJECTED`, with their numbers.
+    Rows without a caption left come out as rejections, below `REJECTED`, with their numbers.
     """
 
     def __init__(self, config: rules.IngestConfig):
@@ -257,7 +258,7 @@ class FilterCaptions(beam.PTransform):
         self._config = config
 
     def expand(self, rows):
-        """Returns rows as `rows`, and rejections."""
+        """Returns rows below `ROWS`, and rejections."""
         limit = self._config.filters.max_repeats
         none = rows.pipeline | "NoCaptions" >> beam.Create([], reshuffle=False)
         repeated = evaluated = none
@@ -278,19 +279,15 @@ class FilterCaptions(beam.PTransform):
                 | "WithNone" >> beam.Map(lambda key: (key, None))
             )
         if repeated is none and evaluated is none:
-            return rows | "AsItIs" >> beam.ParDo(_Pass()).with_outputs(REJECTED, main="rows")
-        return rows | "LeaveOut" >> beam.ParDo(
-            _LeaveOut(self._config), AsDict(repeated), AsDict(evaluated)
-        ).with_outputs(REJECTED, main="rows")
+            return {ROWS: rows, REJECTED: none}
+        leave_out = _LeaveOut(self._config)
+        return rows | "LeaveOut" >> ParDoByTag(
+            leave_out, (ROWS, REJECTED), AsDict(repeated), AsDict(evaluated)
+        )
 
 
 def _caption_keys(row: rules.Row) -> Iterator[str]:
     yield from sorted({filters.caption_key(text) for text in row.text})
-
-
-class _Pass(beam.DoFn):
-    def process(self, row: rules.Row):
-        yield row
 
 
 class _LeaveOut(beam.DoFn):
@@ -299,20 +296,20 @@ class _LeaveOut(beam.DoFn):
 
     def process(self, row: rules.Row, repeated: dict[str, int], evaluated: dict[str, None]):
         if row.number[0] < 0:
-            yield row
+            yield ROWS, row
             return
         if not rules.is_evaluated(row, self._config):
             for text in row.text:
                 if filters.caption_key(text) in evaluated:
                     detail = f"the caption {text[:100]!r} is one that is evaluated on"
                     found = rules.rejected(row, reasons.LEAK, detail)
-                    yield TaggedOutput(REJECTED, (row.number, found))
+                    yield REJECTED, (row.number, found)
                     return
         kept = rules.without_captions(row, repeated)
         if kept is not None:
-            yield kept
+            yield ROWS, kept
             return
         count = repeated[filters.caption_key(row.text[0])]
         detail = f"the caption {row.text[0][:100]!r} is that of {count} pairs"
         found = rules.rejected(row, reasons.REPEATED_TEXT, detail)
-        yield TaggedOutput(REJECTED, (row.number, found))
+        yield REJECTED, (row.number, found)

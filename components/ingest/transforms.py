@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
+from apache_beam.pvalue import AsDict, AsList, AsSingleton
 
 from sigline.components.files import BeamFiles, make_folder, rename, write_file
 from sigline.components.ingest import group_transforms, readers, reasons, rules
@@ -33,6 +33,7 @@ from sigline.components.ingest.sources import (
     SourceConfig,
     is_no_file,
 )
+from sigline.components.outputs import ParDoByTag
 from sigline.schemas import artifacts, digests, record
 from sigline.schemas.labels import LabelSet
 
@@ -120,24 +121,22 @@ class Ingest(beam.PTransform):
             | "Parts" >> beam.Create(self._work)
             | "SpreadParts" >> beam.Reshuffle()
             | "ExaminePart"
-            >> beam.ParDo(_ExaminePart(self._examples_dir, self._config)).with_outputs(
-                _REJECTED, _READ, _APART, main=_ROW
+            >> ParDoByTag(
+                _ExaminePart(self._examples_dir, self._config), (_ROW, _REJECTED, _READ, _APART)
             )
         )
         apart = (
             scanned[_APART]
             | "SpreadImages" >> beam.Reshuffle()
             | "ExamineImage"
-            >> beam.ParDo(_ExamineImage(self._examples_dir, self._config)).with_outputs(
-                _REJECTED, main=_ROW
-            )
+            >> ParDoByTag(_ExamineImage(self._examples_dir, self._config), (_ROW, _REJECTED))
         )
         examined = {
             name: (scanned[name], apart[name]) | f"All_{name}" >> beam.Flatten()
             for name in (_ROW, _REJECTED)
         }
         captioned = examined[_ROW] | "Captions" >> group_transforms.FilterCaptions(self._config)
-        grouped = captioned["rows"] | "Group" >> group_transforms.Group(self._config)
+        grouped = captioned[group_transforms.ROWS] | "Group" >> group_transforms.Group(self._config)
         rejected = (
             examined[_REJECTED],
             captioned[group_transforms.REJECTED],
@@ -151,7 +150,7 @@ class Ingest(beam.PTransform):
             | "WriteRejected" >> beam.ParDo(_WriteRejected(len(self._parts), self._report_dir))
         )
         rows = (
-            grouped["rows"]
+            grouped[group_transforms.ROWS]
             | "KeyByKey" >> beam.MapTuple(lambda split, row: (row.key, (split, row)))
             | "GroupByKey" >> beam.GroupByKey()
             | "UniqueKeys"
@@ -241,10 +240,10 @@ class _Examine(beam.DoFn):
         config = self._config if part >= 0 else self._unfiltered
         found = rules.examine(pair, config, (part, number))
         if isinstance(found, rules.Rejection):
-            return TaggedOutput(_REJECTED, ((part, number), found))
+            return _REJECTED, ((part, number), found)
         row, image = found
         waits = row.place is None and part >= 0
-        return replace(row, place=self._keep(image)) if waits else row
+        return _ROW, replace(row, place=self._keep(image)) if waits else row
 
     def _keep(self, image: bytes) -> Place:
         if self._waiting is None:
@@ -276,11 +275,11 @@ class _ExaminePart(_Examine):
         for pair in self._readable(pairs, place.path):
             pair = replace(pair, shard=_inside(pair.shard, base.rstrip("/")))
             if pair.image_path is not None and pair.problem is None:
-                yield TaggedOutput(_APART, (part, read, pair))
+                yield _APART, (part, read, pair)
             else:
                 yield self._outcome(part, read, pair)
             read += 1
-        yield TaggedOutput(_READ, (part, Read(read, begin, time.time())))
+        yield _READ, (part, Read(read, begin, time.time()))
 
     def _readable(self, pairs: Iterator[RawPair], path: str) -> Iterator[RawPair]:
         try:

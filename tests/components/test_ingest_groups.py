@@ -39,13 +39,13 @@ def _decided(rows, config):
     kept, rejected = {}, {}
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         captioned = pipeline | beam.Create(rows) | group_transforms.FilterCaptions(config)
-        found = captioned["rows"] | group_transforms.Group(config)
+        found = captioned[group_transforms.ROWS] | group_transforms.Group(config)
         late = (
             captioned[group_transforms.REJECTED],
             found[group_transforms.REJECTED],
         ) | beam.Flatten()
         both = (
-            found["rows"] | "Keys" >> beam.Map(lambda item: (item[1].key, item[0])),
+            found[group_transforms.ROWS] | "Keys" >> beam.Map(lambda item: (item[1].key, item[0])),
             late
             | "Reasons" >> beam.Map(lambda item: (item[1].key, tuple(item[1].__dict__.values()))),
         ) | "All" >> beam.Flatten()
