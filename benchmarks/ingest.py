@@ -120,14 +120,16 @@ def _measure_peer(python: Path, folder: Path, mode: str) -> float:
         assert process.stderr is not None
         said = process.stderr.read().decode()
         _, status, usage = os.wait4(process.pid, 0)
-        written = sum(
-            sum(member.name.endswith(".jpg") for member in tarfile.open(path))
-            for path in Path(output).rglob("*.tar")
-        )
+        written = sum(_pictures(path) for path in Path(output).rglob("*.tar"))
         expected = sum(1 for _ in (folder / "images").iterdir())
         if status or written != expected:
             raise RuntimeError(f"img2dataset wrote {written} of {expected} pictures.\n{said}")
     return usage.ru_utime + usage.ru_stime
+
+
+def _pictures(path: Path) -> int:
+    with tarfile.open(path) as tar:
+        return sum(member.name.endswith(".jpg") for member in tar)
 
 
 def peer(python: Path, counts: tuple[int, int], rounds: int) -> dict:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -38,13 +39,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=sigline.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    data = commands.add_parser("data", help="make data").add_subparsers(required=True)
+    data = commands.add_parser("data", help="make and choose data").add_subparsers(required=True)
     scenes = data.add_parser("scenes", help="generate scenes with captions as WebDataset shards")
     scenes.add_argument("--output", required=True, type=Path, help="folder to write to")
     scenes.add_argument("--count", type=int, default=4000, help="number of pairs")
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--faults", default="", help="NAME=SHARE,... to plant")
     scenes.set_defaults(run=_scenes)
+    select = data.add_parser("select", help="choose which records of a split to train on")
+    select.add_argument("--data", required=True, type=Path, help="folder with manifest.json")
+    select.add_argument("--output", required=True, type=Path, help="folder to write to")
+    select.add_argument("--split", default="train")
+    select.add_argument("--model", type=Path, help="SavedModel that embeds the pairs")
+    select.add_argument("--similarity-fraction", type=float, help="share to keep, most similar")
+    select.add_argument("--min-similarity", type=float, help="least cosine to keep instead")
+    select.add_argument("--clusters", type=int, help="number of clusters of images")
+    select.add_argument("--cluster-limit", type=int, help="pairs to keep of each, about")
+    select.add_argument("--entries", type=Path, help="file with an entry for captions in each line")
+    select.add_argument("--entry-limit", type=int, help="pairs to keep of each entry, about")
+    select.add_argument("--seed", type=int, default=0)
+    select.set_defaults(run=_select)
 
     run = commands.add_parser("run", help="run the whole pipeline on this machine")
     run.add_argument("--environment", default=None, help="YAML file, or name of a packaged one")
@@ -247,6 +261,45 @@ def _recipes(arguments: argparse.Namespace) -> int:
     for name in names:
         card = str(trainer_config.recipe_module(name).__doc__).strip()
         print(f"{name:{max(map(len, names))}}  {card.splitlines()[0]}")
+    return 0
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    quiet.import_tensorflow()
+    import apache_beam as beam
+
+    from sigline.components.curate import rules, transforms
+    from sigline.schemas.selection import SELECTION_FILE, Selection
+
+    if arguments.output.exists():
+        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
+    fields = {item.name for item in dataclasses.fields(rules.CurateConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in fields}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if set(chosen) == {"seed"}:
+        raise ValueError("select needs at least one of the options that say what to choose.")
+    entries = arguments.entries.read_text().splitlines() if arguments.entries else ()
+    partial = arguments.output.with_name(f"{arguments.output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    transform = transforms.Curate(
+        str(arguments.data.resolve()),
+        str(partial),
+        rules.CurateConfig(**chosen),
+        model_dir=str(arguments.model) if arguments.model else None,
+        entries=tuple(entries),
+        split=arguments.split,
+    )
+    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
+        _ = pipeline | transform
+    name = f"Split-{arguments.split}"
+    selection = Selection.from_json((partial / name / SELECTION_FILE).read_text())
+    if not selection.selected:
+        shutil.rmtree(partial)
+        raise ValueError("No record was chosen; choose less strictly.")
+    os.replace(partial, arguments.output)
+    folder = arguments.output / name
+    total = sum(shard.records for shard in selection.shards.values())
+    print(f"Chose {selection.selected} of {total} records; train on them with --data {folder}")
     return 0
 
 

@@ -78,3 +78,25 @@ def split_dir(tmp_path_factory, scene_records) -> Path:
         encoded = [tf_example.encode(item) for item in scene_records[shard::2]]
         tf_example.write_shard(str(folder / f"data_tfrecord-{shard:05d}-of-00002.gz"), encoded)
     return folder
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory, split_dir) -> Path:
+    """The scenes with a manifest, as ingest writes it."""
+    import json
+    import shutil
+
+    from sigline.schemas import digests, tf_example
+
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(split_dir, folder / "Split-train")
+    shards = {
+        path.name: {
+            "records": sum(1 for _ in tf_example.read_shard(str(path))),
+            "sha256": digests.file_digest(path),
+        }
+        for path in sorted((folder / "Split-train").iterdir())
+    }
+    splits = {"train": {"shards": shards, "sources": {"scenes": 100}}}
+    (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
+    return folder

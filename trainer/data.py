@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from sigline.schemas import digests, record, tf_example
-from sigline.trainer import preprocess
+from sigline.trainer import preprocess, selections
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.teachers import View
 
@@ -21,11 +21,12 @@ _NUMBERS_PER_FOLDER = 1 << 40
 
 
 def shard_files(split_dir: str | Path) -> list[str]:
-    """Returns the TFRecord shards of a split, sorted.
+    """Returns the TFRecord shards of a split, sorted; of a selection those it chooses from.
 
     Raises:
         ValueError: If there are none, or they are not those that ingest's manifest names.
     """
+    split_dir = _records_dir(split_dir)
     files = sorted(str(path) for path in Path(split_dir).glob("*.gz"))
     manifest = _manifest(split_dir)
     if manifest is not None and {Path(file).name for file in files} != set(manifest["shards"]):
@@ -50,22 +51,30 @@ def data_digest(folders: Folders) -> str:
     found = []
     for split_dir in listed(folders):
         manifest = _manifest(split_dir)
-        found.append(
-            digests.json_digest(
-                {Path(f).name: digests.file_digest(f) for f in shard_files(split_dir)}
-                if manifest is None
-                else manifest["shards"]
-            )
+        shards = (
+            {Path(f).name: digests.file_digest(f) for f in shard_files(split_dir)}
+            if manifest is None
+            else manifest["shards"]
         )
+        selection = selections.load(split_dir)
+        if selection is not None:
+            chosen = {name: shard.bits.hex() for name, shard in selection.shards.items()}
+            shards = {"shards": shards, "chosen": chosen}
+        found.append(digests.json_digest(shards))
     return found[0] if len(found) == 1 else digests.json_digest(found)
 
 
 def count_examples(split_dir: str | Path, replaced: Mapping[str, str] | None = None) -> int:
     """Returns the number of records of a split: from ingest's manifest, else by reading it.
 
+    Of a selection it is the number of records that it chooses.
+
     Raises:
         tf.errors.OpError: If it has to be read and cannot be.
     """
+    selection = selections.load(split_dir)
+    if selection is not None:
+        return selection.selected
     manifest = _manifest(split_dir)
     if manifest is not None:
         return sum(shard["records"] for shard in manifest["shards"].values())
@@ -100,7 +109,8 @@ def embeddings(folders: Folders) -> dict | None:
         ValueError: If they differ in that.
     """
     found = [
-        _whole_manifest(split_dir).get(record.MANIFEST_EMBEDDINGS) for split_dir in listed(folders)
+        _whole_manifest(_records_dir(split_dir)).get(record.MANIFEST_EMBEDDINGS)
+        for split_dir in listed(folders)
     ]
     if any(item != found[0] for item in found):
         raise ValueError(
@@ -257,6 +267,7 @@ def _records(
             num_examples=counts[i],
             seen=first_step * parts[i],
             source=i,
+            bits=_bits(split_dir),
         )
         for i, split_dir in enumerate(splits)
     ]
@@ -273,6 +284,14 @@ def _records(
     return tf.data.Dataset.choose_from_datasets(streams, order, stop_on_empty_dataset=True)
 
 
+def _bits(split_dir: Path) -> list[bytes] | None:
+    """Returns which records of each shard a selection chooses, in the shards' order."""
+    selection = selections.load(split_dir)
+    if selection is None:
+        return None
+    return [selection.shards[Path(path).name].bits for path in shard_files(split_dir)]
+
+
 def _visits(
     shards: Mapping[str, int | None],
     config: TrainConfig,
@@ -280,8 +299,18 @@ def _visits(
     num_examples: int,
     seen: int,
     source: int,
+    bits: list[bytes] | None,
 ) -> tf.data.Dataset:
-    """Returns the visits of one split's records, without the first `seen` ones."""
+    """Returns the visits of one split's records, without the first `seen` ones.
+
+    Args:
+        shards: Numbers of records by path.
+        config: The run's configuration.
+        num_examples: Records of an epoch.
+        seen: Visits to leave out.
+        source: Which of the folders this is.
+        bits: For each shard, which of its records are visited; None for all.
+    """
     first_epoch, skip = divmod(seen, num_examples)
     files, lengths = tf.constant(list(shards)), [-1 if n is None else n for n in shards.values()]
 
@@ -294,7 +323,8 @@ def _visits(
         # A shard that is shorter than the manifest says would shift all that follows. It is found
         # where it ends, so that nothing of what follows has been read too early.
         length = tf.gather(tf.constant(lengths, tf.int64), place)
-        return dataset.apply(tf.data.experimental.assert_cardinality(length))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
+        return dataset if bits is None else selections.only(dataset, place, bits)
 
     def _epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = tf.stack([tf.constant(config.seed, tf.int64), epoch])
@@ -369,8 +399,28 @@ def damaged_shards(folders: Folders) -> list[str]:
     return found
 
 
+def _records_dir(split_dir: str | Path) -> Path:
+    """Returns the folder of a split's shards: that which a selection chooses from, if it is one.
+
+    Raises:
+        ValueError: If the selection is of other shards than lie there now.
+    """
+    selection = selections.load(split_dir)
+    if selection is None:
+        return Path(split_dir)
+    manifest = _manifest(selection.split_dir)
+    if manifest is None or digests.json_digest(manifest["shards"]) != selection.shards_digest:
+        raise ValueError(
+            "The selection is of other shards than lie in its split's folder now; choose again. "
+            f"Received: {split_dir}, a selection of {selection.split_dir}"
+        )
+    return Path(selection.split_dir)
+
+
 def _manifest(split_dir: str | Path) -> dict | None:
     """Returns the split's part of the manifest that ingest writes beside the splits."""
+    selection = selections.load(split_dir)
+    split_dir = split_dir if selection is None else selection.split_dir
     splits = _whole_manifest(split_dir).get(record.MANIFEST_SPLITS, {})
     return splits.get(Path(split_dir).name.removeprefix("Split-"))
 

@@ -29,23 +29,6 @@ def weights(tiny):
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory, split_dir):
-    """The scenes with a manifest, as ingest writes it."""
-    folder = tmp_path_factory.mktemp("examples")
-    shutil.copytree(split_dir, folder / "Split-train")
-    shards = {
-        path.name: {
-            "records": sum(1 for _ in tf_example.read_shard(str(path))),
-            "sha256": digests.file_digest(path),
-        }
-        for path in sorted((folder / "Split-train").iterdir())
-    }
-    splits = {"train": {"shards": shards, "sources": {"scenes": 100}}}
-    (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def embedded(tmp_path_factory, examples, weights):
     folder = tmp_path_factory.mktemp("embedded")
     checkpoint.save(folder / "weights", weights)

@@ -1,0 +1,239 @@
+"""What makes a pair be chosen: pure functions of scores, captions and keys.
+
+Every choice is a function of the pairs, the configuration and the seed: neither the number of
+workers nor the order of pairs matters, and coins are hashes of keys.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+_WORD = re.compile(r"\w+")
+# Scores are ordered as 32-bit integers; their upper and their next bits find where to cut.
+UPPER_BITS, NEXT_BITS = 16, 12
+LAST_BITS = 32 - UPPER_BITS - NEXT_BITS
+
+
+class Candidate(NamedTuple):
+    """A pair that may be chosen, without its picture.
+
+    Attributes:
+        shard: Name of the shard that it stands in.
+        position: Where it stands there.
+        key: Its key.
+        texts: Its captions.
+    """
+
+    shard: str
+    position: int
+    key: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """Which pairs are chosen: first by similarity, then by balance, which must come last.
+
+    Attributes:
+        similarity_fraction: Share of the pairs, those with the most similar image and captions.
+        min_similarity: Least similarity instead, the cosine averaged over a pair's captions.
+        entry_limit: The t of MetaCLIP (arXiv 2309.16671, section 3.3): about so many pairs are kept
+            for each entry that more pairs match; pairs that match none are left out.
+        clusters: Number of clusters of image embeddings, found by k-means.
+        cluster_limit: About so many pairs are kept of each cluster that has more.
+        cluster_rounds: Rounds of k-means.
+        seed: Of all coins and of the first centres.
+    """
+
+    similarity_fraction: float | None = None
+    min_similarity: float | None = None
+    entry_limit: int | None = None
+    clusters: int | None = None
+    cluster_limit: int | None = None
+    cluster_rounds: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.similarity_fraction is not None and not 0 < self.similarity_fraction <= 1:
+            raise ValueError(
+                "similarity_fraction must be above 0 and at most 1. "
+                f"Received: similarity_fraction={self.similarity_fraction}"
+            )
+        if self.similarity_fraction is not None and self.min_similarity is not None:
+            raise ValueError(
+                "similarity_fraction and min_similarity exclude each other. Received: "
+                f"{self.similarity_fraction}, {self.min_similarity}"
+            )
+        if (self.clusters is None) != (self.cluster_limit is None):
+            raise ValueError(
+                "clusters and cluster_limit must be given together. "
+                f"Received: clusters={self.clusters}, cluster_limit={self.cluster_limit}"
+            )
+        for name in ("entry_limit", "clusters", "cluster_limit", "cluster_rounds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether pairs have to be embedded."""
+        return any(
+            value is not None
+            for value in (self.similarity_fraction, self.min_similarity, self.clusters)
+        )
+
+
+def ordered(score: float) -> int:
+    """Returns an unsigned 32-bit integer; those of larger scores, as float32, are larger.
+
+    What is no number comes before all numbers.
+    """
+    value = np.float32(score)
+    if np.isnan(value):
+        return 0
+    # Minus zero is zero.
+    bits = int((value + np.float32(0)).view(np.uint32))
+    return bits ^ (0xFFFFFFFF if bits >> 31 else 0x80000000)
+
+
+def cut(counts: Mapping[int, int], wanted: int) -> tuple[int, int]:
+    """Returns the bin in which the `wanted` largest end, and how many of it are wanted.
+
+    Args:
+        counts: How many there are in each bin.
+        wanted: How many are wanted, at most all.
+    """
+    for place in sorted(counts, reverse=True):
+        if wanted <= counts[place]:
+            return place, wanted
+        wanted -= counts[place]
+    return -1, 0
+
+
+def coin(seed: int, *names: str) -> float:
+    """Returns a number in [0, 1) that looks random and is the same for the same names."""
+    digest = hashlib.sha256(b"%d" % seed)
+    for name in names:
+        digest.update(b"\0" + name.encode("utf-8", "surrogateescape"))
+    return int.from_bytes(digest.digest()[:8], "big") / 2**64
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Returns the words of a text, without case and punctuation."""
+    return tuple(_WORD.findall(text.casefold()))
+
+
+class Entries:
+    """The entries that captions are matched with, each a few words."""
+
+    def __init__(self, entries: Iterable[str]):
+        """Takes the entries; those without a word are left out.
+
+        Raises:
+            ValueError: If none is left.
+        """
+        self._entries = {words(entry) for entry in entries} - {()}
+        if not self._entries:
+            raise ValueError("There are no entries to match captions with.")
+        self._lengths = sorted({len(entry) for entry in self._entries})
+
+    def matched(self, texts: Iterable[str]) -> list[str]:
+        """Returns the entries whose words follow each other in one of the texts, sorted."""
+        found = set()
+        for text in texts:
+            given = words(text)
+            for length in self._lengths:
+                for start in range(len(given) - length + 1):
+                    entry = given[start : start + length]
+                    if entry in self._entries:
+                        found.add(" ".join(entry))
+        return sorted(found)
+
+
+def kept_by_entries(
+    key: str, matched: Sequence[str], counts: Mapping[str, int], limit: int, seed: int
+) -> bool:
+    """Whether a pair is kept by one of the entries that it matches.
+
+    Each entry keeps a pair with probability `limit / max(count, limit)`, so that of rare entries
+    all are kept.
+    """
+    return any(
+        coin(seed, "entry", entry, key) < limit / max(counts[entry], limit) for entry in matched
+    )
+
+
+def kept_of_cluster(key: str, count: int, limit: int, seed: int) -> bool:
+    """Whether a pair of a cluster with so many pairs is kept."""
+    return coin(seed, "cluster", key) < limit / max(count, limit)
+
+
+def nearest(vector: np.ndarray, centres: np.ndarray) -> int:
+    """Returns the place of the centre with the largest inner product with a vector.
+
+    Args:
+        vector: `(dim,)`.
+        centres: `(clusters, dim)`, of unit length.
+
+    Returns:
+        Of equal ones the first.
+    """
+    return int(np.argmax(centres @ vector.astype(np.float64)))
+
+
+# Sums of embeddings are sums of integers, which do not depend on their order.
+_FIXED_POINT = 2**40
+
+
+def fixed_point(vector: np.ndarray) -> np.ndarray:
+    """Returns a vector of at most unit length as int64."""
+    return np.round(vector.astype(np.float64) * _FIXED_POINT).astype(np.int64)
+
+
+def centre(total: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """Returns the direction of a sum of fixed-point vectors; another vector if it has none."""
+    value = total.astype(np.float64)
+    length = np.linalg.norm(value)
+    return value / length if length else otherwise
+
+
+def first_centres(sample: Sequence[tuple[str, np.ndarray]], clusters: int, seed: int) -> np.ndarray:
+    """Returns the centres to begin with, by k-means++ on a sample (Arthur, Vassilvitskii 2007).
+
+    Args:
+        sample: Keys and embeddings, of unit length.
+        clusters: How many centres.
+        seed: Of the draws.
+
+    Returns:
+        `(clusters, dim)`, float64.
+
+    Raises:
+        ValueError: If the sample is smaller than that.
+    """
+    if len(sample) < clusters:
+        raise ValueError(
+            "clusters must be at most the number of pairs. "
+            f"Received: clusters={clusters}, pairs={len(sample)}"
+        )
+    vectors = np.stack([vector for _, vector in sorted(sample, key=lambda item: item[0])])
+    vectors = vectors.astype(np.float64)
+    rng = np.random.default_rng(seed)
+    chosen = [int(rng.integers(len(vectors)))]
+    distance = np.full(len(vectors), np.inf)
+    while len(chosen) < clusters:
+        distance = np.minimum(distance, np.maximum(0, 2 - 2 * vectors @ vectors[chosen[-1]]))
+        distance[chosen] = 0
+        total = distance.sum()
+        weights = distance / total if total else None
+        if weights is None:
+            # All that is left equals a centre: any other will do.
+            rest = np.setdiff1d(np.arange(len(vectors)), chosen)
+            chosen.append(int(rng.choice(rest)))
+        else:
+            chosen.append(int(rng.choice(len(vectors), p=weights)))
+    return vectors[chosen]
