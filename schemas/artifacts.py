@@ -4,6 +4,10 @@ COUNTS_FILE = "counts.json"
 REJECTED_FOLDER = "rejected"
 # Below a data report: what became of each part of the input, in img2dataset's form.
 STATS_FOLDER = "stats"
+# What the pairs that were written are like, and some pairs to look at.
+PROFILE_FILE = "profile.json"
+SAMPLES_FILE = "samples.json"
+REPORT_FILE = "report.html"
 VOCABULARY_FILE = "sentencepiece.model"
 PROBLEMS_FILE = "problems.json"
 TRAINING_FILE = "training.json"

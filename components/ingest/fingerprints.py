@@ -22,6 +22,9 @@ _NEAR_BITS = 8
 # ... are the same where no value of the thumbnails differs by this much. Encoding and scaling move
 # all values a little; what tells variants of a drawing apart moves a few values far.
 _NEAR_VALUE = 20
+# A sketch is the thumbnail's means over blocks of this side: where they differ more than single
+# values may, thumbnails do too.
+_SKETCH_BLOCK = 4
 # Keys are pairs of six parts of the hash: hashes that differ in four bits share at least one.
 _HASH_BITS = 64
 _NUM_PARTS = 6
@@ -49,6 +52,31 @@ class View(NamedTuple):
 
     phash: int
     thumbnail: bytes
+
+
+class Item(NamedTuple):
+    """What of a view is compared first.
+
+    Attributes:
+        phash: As of the view.
+        sketch: Small enough to be sent to all the keys of the view.
+        name: Of the picture.
+    """
+
+    phash: int
+    sketch: bytes
+    name: bytes
+
+
+def items(name: bytes, pictures: Iterable[View]) -> list[Item]:
+    """Returns what of the views of a picture is compared first."""
+    blocks = _THUMBNAIL_SIDE // _SKETCH_BLOCK
+    shape = (blocks, _SKETCH_BLOCK, blocks, _SKETCH_BLOCK, 3)
+    found = []
+    for view in pictures:
+        means = np.frombuffer(view.thumbnail, np.uint8).reshape(shape).mean(axis=(1, 3))
+        found.append(Item(view.phash, means.astype(np.uint8).tobytes(), name))
+    return found
 
 
 def views(image: Image.Image, *, mirrored: bool) -> tuple[View, ...]:
@@ -161,26 +189,33 @@ def band_keys(phash: int) -> list[int]:
     ]
 
 
-def candidates(bucket: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Returns the pairs of pictures, among those that share a key, whose hashes are near.
+def candidates(bucket: Iterable[Item]) -> Iterator[tuple[bytes, bytes]]:
+    """Returns the pairs of pictures, among those that share a key, that may be the same.
+
+    Hashes and sketches are near; none is left out that `same_picture` would find.
 
     In large buckets, such as that of plain pictures, each is compared with those next to it in the
     order of hashes only: work grows with their number, and equal hashes still form a chain.
 
     Args:
-        bucket: Hashes of views and names of their pictures.
+        bucket: Views that share a key.
 
     Returns:
         Pairs of names, the smaller first; a pair may come more than once.
     """
-    items = sorted(set(bucket))
-    hashes = np.array([phash for phash, _ in items], np.int64).view(np.uint64)
-    window = len(items) if len(items) <= _MAX_BUCKET else _WINDOW
-    for place, (_, name) in enumerate(items):
-        others = hashes[place + 1 : place + 1 + window]
-        near = np.bitwise_count(others ^ hashes[place]) <= _NEAR_BITS
+    found = sorted(set(bucket))
+    if len(found) < 2:
+        return
+    hashes = np.array([item.phash for item in found], np.int64).view(np.uint64)
+    joined = b"".join(item.sketch for item in found)
+    sketches = np.frombuffer(joined, np.uint8).reshape(len(found), -1).astype(np.int16)
+    window = len(found) if len(found) <= _MAX_BUCKET else _WINDOW
+    for place, item in enumerate(found):
+        others = slice(place + 1, place + 1 + window)
+        near = np.bitwise_count(hashes[others] ^ hashes[place]) <= _NEAR_BITS
+        near &= np.abs(sketches[others] - sketches[place]).max(axis=1) <= _NEAR_VALUE
         for offset in np.flatnonzero(near):
-            other = items[place + 1 + int(offset)][1]
+            name, other = item.name, found[place + 1 + int(offset)].name
             if other != name:
                 yield (name, other) if name < other else (other, name)
 

@@ -14,13 +14,13 @@ from apache_beam.pvalue import AsDict, AsSingleton
 
 from sigline.components.ingest import filters, fingerprints, reasons, rules
 from sigline.components.ingest.fingerprints import View
+from sigline.components.ingest.sources import Place
 from sigline.components.outputs import ParDoByTag
 from sigline.schemas import record
 
 ROWS, REJECTED = "rows", "rejected"
 # Groups are small and close to complete, for which two rounds do; longer chains are joined after.
 _ROUNDS = 3
-# Pictures are named by their hashes' first bytes.
 _Edge = tuple[bytes, bytes]
 
 
@@ -31,12 +31,14 @@ class Best(NamedTuple):
         order: Pairs of the evaluation first, then by rank.
         key: Its key.
         sha256: Of its picture.
+        place: Where the picture is.
         evaluated: Whether it is one of the evaluation.
     """
 
     order: tuple
     key: str
     sha256: bytes
+    place: Place | None
     evaluated: bool
 
 
@@ -99,7 +101,7 @@ class SamePictures(beam.PTransform):
             pictures
             | "Bands" >> beam.FlatMapTuple(_by_band)
             | "GroupByBand" >> beam.GroupByKey()
-            | "Candidates" >> beam.FlatMapTuple(lambda _, items: fingerprints.candidates(items))
+            | "Candidates" >> beam.FlatMapTuple(_candidates)
             | "DistinctCandidates" >> beam.Distinct()
         )
         half = (
@@ -114,10 +116,15 @@ class SamePictures(beam.PTransform):
         )
 
 
-def _by_band(name: bytes, views: tuple[View, ...]) -> Iterator[tuple[int, tuple[int, bytes]]]:
-    found = {(key, view.phash) for view in views for key in fingerprints.band_keys(view.phash)}
-    for key, phash in sorted(found):
-        yield key, (phash, name)
+def _by_band(name: bytes, views: tuple[View, ...]):
+    for item in fingerprints.items(name, views):
+        for key in fingerprints.band_keys(item.phash):
+            # A plain tuple takes less room than one with names.
+            yield key, tuple(item)
+
+
+def _candidates(_: int, bucket: Iterable[tuple[int, bytes, bytes]]) -> Iterator[_Edge]:
+    return fingerprints.candidates(fingerprints.Item(*item) for item in bucket)
 
 
 def _with_first(item) -> Iterator[tuple[bytes, tuple[bytes, tuple[View, ...]]]]:
@@ -216,7 +223,7 @@ def _by_group(item, remap: dict[bytes, bytes]) -> Iterator[tuple[bytes, rules.Ro
 def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
     evaluated = rules.is_evaluated(row, config)
     order = (not evaluated, *rules.rank(row, config))
-    return Best(order, row.key, row.image_sha256, evaluated)
+    return Best(order, row.key, row.image_sha256, row.place, evaluated)
 
 
 class _Decide(beam.DoFn):
@@ -236,15 +243,16 @@ class _Decide(beam.DoFn):
             how = "is that" if row.image_sha256 == best.sha256 else "looks like that"
             if best.evaluated and not rules.is_evaluated(row, self._config):
                 detail = f"the picture {how} of {best.key!r}, which is evaluated on"
-                yield self._rejected(row, reasons.LEAK, detail)
+                yield _rejected(row, reasons.LEAK, detail, best)
             elif keep_all or rules.rank(row, self._config) == best.order[1:]:
                 yield ROWS, (split, row)
             else:
                 detail = f"the picture {how} of {best.key!r}"
-                yield self._rejected(row, reasons.DUPLICATE, detail)
+                yield _rejected(row, reasons.DUPLICATE, detail, best)
 
-    def _rejected(self, row: rules.Row, reason: str, detail: str):
-        return REJECTED, (row.number, rules.rejected(row, reason, detail))
+
+def _rejected(row: rules.Row, reason: str, detail: str, best: Best):
+    return REJECTED, (row.number, rules.rejected(row, reason, detail, best.place))
 
 
 class FilterCaptions(beam.PTransform):

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from sigline.components.ingest import fingerprints, reasons
 from sigline.components.ingest.fingerprints import View
 
-_ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _STORED_FORMATS = ("JPEG", "PNG")
 # Pillow and TensorFlow see the same in images of these.
 _PLAIN_MODES = ("1", "L", "P", "RGB")
@@ -124,7 +124,7 @@ def check_image(
             reasons.TOO_MANY_BYTES, f"{len(encoded)} bytes, the limit is {limits.max_bytes}"
         )
     try:
-        image = Image.open(io.BytesIO(encoded), formats=_ACCEPTED_FORMATS)
+        image = Image.open(io.BytesIO(encoded), formats=ACCEPTED_FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(reasons.TOO_MANY_PIXELS, _first_line(error)) from error
     except UnidentifiedImageError:

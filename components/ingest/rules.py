@@ -84,18 +84,26 @@ class IngestConfig:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A pair that is not written: key, file name and position find it again in the input."""
+    """A pair that is not written: key, file name and position find it again in the input.
+
+    Attributes:
+        place: Where the picture is, as far as it has a place.
+        other: Where that is which it is a copy of.
+    """
 
     key: str
     shard: str
     position: Any
     reason: str
     detail: str
+    place: Place | None = None
+    other: Place | None = None
 
     def to_json(self) -> str:
         """Returns one line of the `rejected` output."""
+        names = ("key", "shard", "position", "reason", "detail")
         # Keys may hold what is no Unicode; JSON escapes keep it.
-        return json.dumps(self.__dict__, sort_keys=True)
+        return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,7 @@ def examine(
 
 
 def _rejection(pair: RawPair, reason: str, detail: str) -> Rejection:
-    return Rejection(pair.key, pair.shard, pair.position, reason, detail)
+    return Rejection(pair.key, pair.shard, pair.position, reason, detail, pair.place)
 
 
 class _PairError(Exception):
@@ -380,9 +388,29 @@ def is_evaluated(row: Row, config: IngestConfig) -> bool:
     return row.number[0] < 0 or row.source in config.eval_sources
 
 
-def rejected(row: Row, reason: str, detail: str) -> Rejection:
+def rejected(row: Row, reason: str, detail: str, other: Place | None = None) -> Rejection:
     """Returns the rejection of a row."""
-    return Rejection(row.key, row.shard, row.position, reason, detail)
+    return Rejection(row.key, row.shard, row.position, reason, detail, row.place, other)
+
+
+def profile(row: Row) -> list[tuple[str, str]]:
+    """Returns what a pair counts for in the report: features and values, few of each."""
+    captions = [("language", language) for language in row.language]
+    captions += [("words", _range(len(text.split()))) for text in row.text]
+    aspect = math.log2(row.width / row.height)
+    return [
+        *captions,
+        ("source", row.source),
+        ("captions", str(len(row.text))),
+        ("shorter side", _range(min(row.width, row.height))),
+        ("aspect", f"{2 ** (round(2 * aspect) / 2):.2f}"),
+    ]
+
+
+def _range(value: int) -> str:
+    """Returns the powers of two that a number lies between, so that ranges sort by their length."""
+    low = 2 ** (value.bit_length() - 1) if value else 0
+    return f"{low}-{2 * low - 1}" if low > 1 else str(low)
 
 
 def rank(row: Row, config: IngestConfig) -> tuple:

@@ -23,7 +23,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict, AsList, AsSingleton
 
 from sigline.components.files import BeamFiles, make_folder, rename, write_file
-from sigline.components.ingest import group_transforms, readers, reasons, rules
+from sigline.components.ingest import group_transforms, readers, reasons, report_transforms, rules
 from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.sources import (
     Part,
@@ -181,12 +181,16 @@ class Ingest(beam.PTransform):
             | "ReasonsOfEvalSets" >> beam.Map(lambda item: item[1].reason)
             | "CountEvalSets" >> beam.combiners.Count.PerElement()
         )
+        profile = rows | "Profile" >> report_transforms.Profile()
+        samples = {"kept": rows, "rejected": rejected} | "Samples" >> report_transforms.Samples()
         return (
             pbegin
             | "Once" >> beam.Create([None])
             | "WriteReport"
             >> beam.Map(
                 _write_report,
+                AsSingleton(profile),
+                AsSingleton(samples),
                 AsList(written),
                 AsSingleton(parts | "AddParts" >> beam.CombineGlobally(_add_counters)),
                 AsDict(evaluated),
@@ -421,6 +425,8 @@ class _WriteShard(beam.DoFn):
 
 def _write_report(
     _,
+    profile: dict[str, Any],
+    samples: dict[str, Any],
     written,
     counted: Counter,
     not_protected: dict[str, int],
@@ -472,6 +478,12 @@ def _write_report(
         "eval_sets_unreadable": not_protected,
         "splits": records,
     }
+    for name, content in (
+        (artifacts.PROFILE_FILE, profile),
+        (artifacts.SAMPLES_FILE, samples),
+    ):
+        encoded = json.dumps(content, sort_keys=True, indent=1).encode()
+        write_file(posixpath.join(report_dir, name), encoded)
     write_file(
         posixpath.join(report_dir, artifacts.COUNTS_FILE),
         json.dumps(counts, sort_keys=True, indent=1).encode(),

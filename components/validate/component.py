@@ -12,6 +12,7 @@ from tfx.types.standard_artifacts import ExampleAnomalies, Schema
 
 from sigline.components.artifact_types import DataReport, IngestReport
 from sigline.components.validate import gate
+from sigline.components.validate import report as data_report
 from sigline.schemas import artifacts
 
 _SCHEMA_FILE = "schema.pbtxt"
@@ -41,20 +42,30 @@ def CheckData(
 ):
     """Fails the pipeline, with every reason, if the data is not fit to train on."""
     del code_digest
-    with open(os.path.join(ingest_report.uri, artifacts.COUNTS_FILE)) as handle:
-        counts = json.load(handle)
+    counts, profile, samples = (
+        _read_json(os.path.join(ingest_report.uri, name))
+        for name in (artifacts.COUNTS_FILE, artifacts.PROFILE_FILE, artifacts.SAMPLES_FILE)
+    )
     problems = gate.data_problems(
         counts, _read_anomalies(anomalies), gate.DataGate(**json.loads(config))
     )
     with open(os.path.join(report.uri, artifacts.PROBLEMS_FILE), "w") as handle:
         json.dump(problems, handle, indent=1)
+    page = os.path.join(report.uri, artifacts.REPORT_FILE)
+    with open(page, "w", encoding="utf-8") as handle:
+        handle.write(data_report.page(counts, profile, samples, problems))
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         rejected = os.path.join(ingest_report.uri, artifacts.REJECTED_FOLDER)
         raise DataGateError(
             f"The data gate stopped the pipeline:\n{listed}\n"
-            f"Rejected pairs are listed in {rejected}"
+            f"Rejected pairs are listed in {rejected}\nThe report with pictures is {page}"
         )
+
+
+def _read_json(path: str):
+    with open(path) as handle:
+        return json.load(handle)
 
 
 def _read_anomalies(artifact) -> dict[str, dict[str, str]]:

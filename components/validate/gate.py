@@ -1,6 +1,7 @@
 """Decides whether ingested data may be trained on: a pure function with reasons."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sigline.schemas import record
@@ -13,10 +14,12 @@ class DataGate:
     Attributes:
         max_rejected_share: Largest share of the input that ingest may reject.
         min_records: Smallest number of records of each split.
+        max_shares: Largest shares of the input by reason of rejection, such as `leak: 0`.
     """
 
     max_rejected_share: float = 0.1
     min_records: int = 10
+    max_shares: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_rejected_share <= 1:
@@ -50,6 +53,13 @@ def data_problems(
             f"{share:.1%} of {total} pairs were rejected, the limit is "
             f"{gate.max_rejected_share:.1%} ({reasons})"
         )
+    for reason, limit in sorted(gate.max_shares.items()):
+        number = counts["rejected_by_reason"].get(reason, 0)
+        if number > limit * total:
+            problems.append(
+                f"{number} of {total} pairs were rejected as {reason}, {number / total:.1%}; the "
+                f"limit is {limit:.1%}"
+            )
     for split in record.SPLITS:
         found = counts["splits"].get(split, 0)
         if found < gate.min_records:

@@ -33,3 +33,14 @@ def test_share_that_is_a_percentage_is_refused():
 def test_problem_is_a_sentence_with_its_numbers(changes, anomalies, gate, sentence):
     (problem,) = data_problems(COUNTS | changes, anomalies, gate)
     assert sentence in problem
+
+
+def test_reasons_have_limits_of_their_own():
+    counts = COUNTS | {
+        "written": 95,
+        "rejected": 5,
+        "rejected_by_reason": {"leak": 1, "duplicate": 4},
+    }
+    limits = DataGate(max_shares={"leak": 0, "duplicate": 0.05, "too_small": 0})
+    (problem,) = data_problems(counts, {}, limits)
+    assert problem == "1 of 100 pairs were rejected as leak, 1.0%; the limit is 0.0%"

@@ -71,9 +71,9 @@ def _pairs_of_same(prints):
     """Returns the pairs of a collection that grouping would find."""
     buckets = defaultdict(list)
     for place, views in enumerate(prints):
-        for view in views:
-            for key in fingerprints.band_keys(view.phash):
-                buckets[key].append((view.phash, b"%06d" % place))
+        for item in fingerprints.items(b"%06d" % place, views):
+            for key in fingerprints.band_keys(item.phash):
+                buckets[key].append(item)
     found = {pair for bucket in buckets.values() for pair in fingerprints.candidates(bucket)}
     pairs = [(int(a), int(b)) for a, b in found]
     return [(a, b) for a, b in pairs if fingerprints.same_picture(prints[a], prints[b])]
@@ -152,18 +152,24 @@ def test_keys_are_distinct_between_pairs_of_parts():
 def test_candidates_are_all_near_pairs_of_a_small_bucket():
     rng = np.random.default_rng(0)
     base = int(rng.integers(-(2**62), 2**62))
-    bucket = [(base ^ int(rng.integers(0, 2**12)), b"%03d" % i) for i in range(100)]
+    bucket = [
+        fingerprints.Item(
+            base ^ int(rng.integers(0, 2**12)), bytes([10 * (i % 5)] * 48), b"%03d" % i
+        )
+        for i in range(100)
+    ]
     expected = {
-        (a, b) if a < b else (b, a)
-        for i, (x, a) in enumerate(bucket)
-        for y, b in bucket[i + 1 :]
-        if fingerprints.hamming_distance(x, y) <= 8
+        (a.name, b.name) if a.name < b.name else (b.name, a.name)
+        for i, a in enumerate(bucket)
+        for b in bucket[i + 1 :]
+        if fingerprints.hamming_distance(a.phash, b.phash) <= 8
+        if abs(a.sketch[0] - b.sketch[0]) <= 20
     }
     assert set(fingerprints.candidates(bucket)) == expected
 
 
 def test_large_bucket_costs_no_square_and_chains_what_is_equal():
-    bucket = [(7, b"%06d" % i) for i in range(5000)]
+    bucket = [fingerprints.Item(7, bytes(48), b"%06d" % i) for i in range(5000)]
     found = set(fingerprints.candidates(bucket))
     assert len(found) < 5000 * 40
     assert all((b"%06d" % i, b"%06d" % (i + 1)) in found for i in range(4999))

@@ -54,7 +54,7 @@ def _decided(rows, config):
         if isinstance(value, str):
             kept[key] = value
         else:
-            rejected[key] = value[3:]
+            rejected[key] = value[3:5]
     return kept, rejected
 
 

@@ -116,6 +116,25 @@ def test_copies_name_what_they_are_copies_of(ingested):
     )
 
 
+def test_report_has_pictures_of_what_can_be_shown(ingested):
+    samples = json.loads((ingested / "report" / "samples.json").read_text())
+    counts = json.loads((ingested / "report" / "counts.json").read_text())
+    for reason, number in counts["rejected_by_reason"].items():
+        assert len(samples[reason]) == min(number, 12)
+    assert all(item["image"] and item["other"] for item in samples["duplicate"] + samples["leak"])
+    assert all(item["image"] for item in samples["train"] + samples["eval"])
+    assert all(item["image"] is None for item in samples["unsupported_image"])
+    assert not any(item["image"] for item in samples["too_many_pixels"])
+
+
+def test_profile_counts_every_record(ingested):
+    profile = json.loads((ingested / "report" / "profile.json").read_text())
+    counts = json.loads((ingested / "report" / "counts.json").read_text())
+    for split, features in profile.items():
+        for name in ("source", "captions", "aspect", "shorter side"):
+            assert sum(features[name].values()) == counts["splits"][split]
+
+
 def test_stats_are_img2datasets(ingested):
     stats = [json.loads(x.read_text()) for x in (ingested / "report" / "stats").iterdir()]
     counts = json.loads((ingested / "report" / "counts.json").read_text())

@@ -1,0 +1,160 @@
+"""The data report: one page of HTML, with pictures, that needs nothing else."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sigline.schemas import record
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto;
+  padding: 0 1.5rem; }
+h1 { font-weight: 600; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+.verdict { padding: .8rem 1rem; border-radius: .4rem; background: #e7f5ec; }
+.verdict.bad { background: #fdecea; } .verdict ul { margin: .3rem 0; }
+.numbers { display: flex; gap: 1rem; flex-wrap: wrap; margin: 1.2rem 0; }
+.numbers div { background: #f5f6f8; border-radius: .4rem; padding: .6rem 1.2rem; }
+.numbers b { display: block; font-size: 1.6rem; font-variant-numeric: tabular-nums; }
+table.bars { border-collapse: collapse; } table.bars td { padding: .1rem .6rem .1rem 0; }
+table.bars td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { background: #5b8def; height: .8rem; border-radius: .1rem; min-width: 1px; }
+.bar.eval { background: #e8a33d; } .bar.rejected { background: #d9604c; }
+.features { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.5rem; }
+.pairs { display: flex; flex-wrap: wrap; gap: .8rem; }
+.pair { width: 15rem; background: #f5f6f8; border-radius: .4rem; padding: .6rem; font-size: .8rem;
+  overflow-wrap: anywhere; }
+.pair img { max-width: 7rem; max-height: 7rem; margin-right: .3rem; background: #fff; }
+.pair .key { color: #666; }
+.legend { color: #666; }
+"""  # noqa: E501
+_BAR_WIDTH = 16
+# Values that are shown of a feature; the rest is added up.
+_VALUES = 20
+_TEXT_LENGTH = 160
+
+
+def page(
+    counts: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    samples: Mapping[str, Any],
+    problems: Sequence[str],
+) -> str:
+    """Returns the report.
+
+    Args:
+        counts: Ingest's counts.
+        profile: Numbers of pairs by split, feature and value.
+        samples: Pairs to look at, by split or reason.
+        problems: What the data gate found.
+    """
+    rejected = sorted(counts["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
+    parts = [
+        "<h1>Data report</h1>",
+        _verdict(problems),
+        _numbers(counts),
+        "<h2>What was rejected</h2>",
+        _bars(rejected, "rejected") if rejected else "<p>Nothing.</p>",
+        "<h2>What the pairs are like</h2>",
+        '<p class="legend">Blue: train. Orange: eval. Shares of each split.</p>',
+        _features(profile),
+        *(_pairs(f"Some of {split}", samples.get(split, [])) for split in record.SPLITS),
+        *(_pairs(f"Some rejected: {reason}", samples.get(reason, [])) for reason, _ in rejected),
+    ]
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Data report</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _verdict(problems: Sequence[str]) -> str:
+    if not problems:
+        return '<div class="verdict">The data gate found nothing wrong.</div>'
+    items = "".join(f"<li>{_text(problem)}</li>" for problem in problems)
+    return f'<div class="verdict bad">The data gate stopped the pipeline:<ul>{items}</ul></div>'
+
+
+def _numbers(counts: Mapping[str, Any]) -> str:
+    shown = [("pairs read", counts["input"]), ("written", counts["written"])]
+    shown += [(split, counts["splits"].get(split, 0)) for split in record.SPLITS]
+    shown.append(("rejected", counts["rejected"]))
+    items = "".join(f"<div><b>{number:,}</b>{_text(name)}</div>" for name, number in shown)
+    return f'<div class="numbers">{items}</div>'
+
+
+def _bars(items: Sequence[tuple[str, int]], kind: str) -> str:
+    most = max(number for _, number in items)
+    rows = "".join(
+        f'<tr><td>{_text(name)}</td><td class="number">{number:,}</td>'
+        f'<td><div class="bar {kind}" style="width:{_BAR_WIDTH * number / most:.2f}rem"></div></td>'
+        "</tr>"
+        for name, number in items
+    )
+    return f'<table class="bars">{rows}</table>'
+
+
+def _features(profile: Mapping[str, Any]) -> str:
+    names = sorted({name for split in profile.values() for name in split})
+    return f'<div class="features">{"".join(_feature(name, profile) for name in names)}</div>'
+
+
+def _feature(name: str, profile: Mapping[str, Any]) -> str:
+    splits = {split: profile.get(split, {}).get(name, {}) for split in record.SPLITS}
+    totals = {split: sum(numbers.values()) for split, numbers in splits.items()}
+    values = sorted(
+        {value for numbers in splits.values() for value in numbers},
+        key=lambda value: -sum(numbers.get(value, 0) for numbers in splits.values()),
+    )
+    shown, rest = sorted(values[:_VALUES], key=_in_order), values[_VALUES:]
+    rows = []
+    for value, own in [*((value, [value]) for value in shown), (f"{len(rest)} others", rest)]:
+        if not own:
+            continue
+        bars, number = "", 0
+        for split, numbers in splits.items():
+            count = sum(numbers.get(item, 0) for item in own)
+            number += count
+            width = 8 * count / totals[split] if totals[split] else 0
+            bars += f'<div class="bar {split}" style="width:{width:.2f}rem"></div>' if count else ""
+        rows.append(
+            f'<tr><td>{_text(value)}</td><td class="number">{number:,}</td><td>{bars}</td></tr>'
+        )
+    return f'<div><b>{_text(name)}</b><table class="bars">{"".join(rows)}</table></div>'
+
+
+def _in_order(value: str) -> tuple[float, str]:
+    """Sorts numbers and ranges by their beginning, and all else behind them by name."""
+    begin = value.split("-")[0]
+    try:
+        return float(begin), value
+    except ValueError:
+        return float("inf"), value
+
+
+def _pairs(title: str, samples: Sequence[Mapping[str, Any]]) -> str:
+    if not samples:
+        return ""
+    items = "".join(_pair(sample) for sample in samples)
+    return f'<h2>{_text(title)}</h2><div class="pairs">{items}</div>'
+
+
+def _pair(sample: Mapping[str, Any]) -> str:
+    pictures = "".join(
+        f'<img src="data:image/jpeg;base64,{_text(sample[name])}" alt="{alt}">'
+        for name, alt in (("image", "the picture"), ("other", "what it is a copy of"))
+        if sample.get(name)
+    )
+    if "text" in sample:
+        said = "<br>".join(_text(text[:_TEXT_LENGTH]) for text in sample["text"][:3])
+        where = f"{sample['source']} / {sample['key']}"
+    else:
+        said = _text(sample["detail"])
+        where = " ".join(str(sample[name]) for name in ("shard", "position", "key"))
+    return (
+        f'<div class="pair">{pictures}<div>{said}</div><div class="key">{_text(where)}</div></div>'
+    )
+
+
+def _text(value: object) -> str:
+    # Keys may hold halves of surrogate pairs, which no file takes.
+    return html.escape(str(value).encode("utf-8", "replace").decode())

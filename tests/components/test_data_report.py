@@ -1,0 +1,96 @@
+import html.parser
+
+from sigline.components.validate import report
+
+COUNTS = {
+    "input": 1234,
+    "written": 1200,
+    "rejected": 34,
+    "rejected_by_reason": {"corrupt_image": 30, "duplicate": 4},
+    "splits": {"train": 1100, "eval": 100},
+}
+PROFILE = {
+    "train": {"words": {"8-15": 1000, "16-31": 90, "0": 10}, "language": {"en": 1100}},
+    "eval": {"words": {"8-15": 100}, "language": {"en": 90, "de": 10}},
+}
+SAMPLES = {
+    "train": [
+        {"key": "a", "source": "web", "text": ["<b>a dog</b>"], "image": "QUJD", "other": None}
+    ],
+    "duplicate": [
+        {
+            "key": "half \ud800",
+            "shard": "x.tar",
+            "position": [0, 5],
+            "detail": "the picture is that of 'a'",
+            "image": "QUJD",
+            "other": "REVG",
+        }
+    ],
+}
+
+
+class _Parser(html.parser.HTMLParser):
+    """Checks that what is opened is closed, and collects pictures and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.images, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        assert not {"src", "href"} & set(attributes) or attributes["src"].startswith("data:")
+        assert tag != "script"
+        if tag == "img":
+            self.images.append(attributes["src"])
+        elif tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _parse(page):
+    parser = _Parser()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def test_report_shows_numbers_reasons_and_pictures():
+    found = _parse(report.page(COUNTS, PROFILE, SAMPLES, []))
+    for expected in ("1,234", "1,200", "corrupt_image", "found nothing wrong", "8-15", "de"):
+        assert expected in found.text
+    assert found.images == ["data:image/jpeg;base64,QUJD"] * 2 + ["data:image/jpeg;base64,REVG"]
+    # What the source says is text, and can be written.
+    assert "<b>a dog</b>" in found.text
+    assert report.page(COUNTS, PROFILE, SAMPLES, []).encode()
+
+
+def test_report_lists_the_gates_problems():
+    found = _parse(report.page(COUNTS, PROFILE, SAMPLES, ["split train holds 3 <records>"]))
+    assert "stopped the pipeline" in found.text
+    assert "split train holds 3 <records>" in found.text
+
+
+def test_report_of_nothing_is_a_page():
+    counts = COUNTS | {"input": 0, "written": 0, "rejected": 0, "rejected_by_reason": {}}
+    found = _parse(report.page(counts | {"splits": {}}, {}, {}, []))
+    assert "Nothing." in found.text
+
+
+def test_many_values_are_added_up():
+    profile = {"train": {"source": {f"source{i}": i + 1 for i in range(30)}}}
+    found = _parse(report.page(COUNTS, profile, {}, []))
+    assert "10 others" in found.text
+    assert "source29" in found.text
+    assert "source0" not in found.text
+
+
+def test_values_sort_by_size():
+    values = sorted(["16-31", "2-3", "0", "1", "1.41", "en", "a-b"], key=report._in_order)
+    assert values == ["0", "1", "1.41", "2-3", "16-31", "a-b", "en"]
