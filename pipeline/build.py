@@ -26,7 +26,7 @@ from sigline.components.ingest.component import IngestExamples, config_from_json
 from sigline.components.ingest.sources import SourceConfig
 from sigline.components.publish.component import PublishModel
 from sigline.components.validate import gate as data_gate
-from sigline.components.validate.component import CheckData, ProvideSchema
+from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
 from sigline.pipeline import baseline
 from sigline.pipeline.environment import Environment
@@ -74,7 +74,9 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         input_base=environment.input_base,
         config=ingest_config,
         input_digest=_input_digest(environment.input_base, source),
-        code_digest=_code_digest("schemas", "components/ingest", "components/files.py"),
+        code_digest=_code_digest(
+            "schemas", "components/ingest", "components/files.py", "components/outputs.py"
+        ),
     )
     schema = ProvideSchema(
         schema_file=str(schema_file), schema_digest=digests.file_digest(schema_file)
@@ -88,11 +90,17 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     validator = ExampleValidator(
         statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
     )
-    checked = CheckData(
+    validate_digest = _code_digest("schemas", "components/validate")
+    reported = ReportData(
         ingest_report=ingested.outputs["report"],
         anomalies=validator.outputs["anomalies"],
         config=json.dumps(environment.data_gate, sort_keys=True),
-        code_digest=_code_digest("schemas", "components/validate"),
+        code_digest=validate_digest,
+    )
+    checked = CheckData(
+        ingest_report=ingested.outputs["report"],
+        report=reported.outputs["report"],
+        code_digest=validate_digest,
     )
     vocabulary = TrainVocabulary(
         examples=ingested.outputs["examples"],
@@ -152,6 +160,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
             schema,
             statistics,
             validator,
+            reported,
             checked,
             vocabulary,
             *embedding,

@@ -33,14 +33,17 @@ def ProvideSchema(
 
 
 @component
-def CheckData(
+def ReportData(
     ingest_report: InputArtifact[IngestReport],
     anomalies: InputArtifact[ExampleAnomalies],
     report: OutputArtifact[DataReport],
     config: Parameter[str],
     code_digest: Parameter[str],
 ):
-    """Fails the pipeline, with every reason, if the data is not fit to train on."""
+    """Writes what the data gate finds, and the page about the data.
+
+    A component of its own: of one that fails, TFX removes what it has written.
+    """
     del code_digest
     counts, profile, samples = (
         _read_json(os.path.join(ingest_report.uri, name))
@@ -54,12 +57,25 @@ def CheckData(
     page = os.path.join(report.uri, artifacts.REPORT_FILE)
     with open(page, "w", encoding="utf-8") as handle:
         handle.write(data_report.page(counts, profile, samples, problems))
+
+
+@component
+def CheckData(
+    ingest_report: InputArtifact[IngestReport],
+    report: InputArtifact[DataReport],
+    code_digest: Parameter[str],
+):
+    """Fails the pipeline, with every reason, if the data is not fit to train on."""
+    del code_digest
+    problems = _read_json(os.path.join(report.uri, artifacts.PROBLEMS_FILE))
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        rejected = os.path.join(ingest_report.uri, artifacts.REJECTED_FOLDER)
         raise DataGateError(
             f"The data gate stopped the pipeline:\n{listed}\n"
-            f"Rejected pairs are listed in {rejected}\nThe report with pictures is {page}"
+            "The page about the data, with pictures: "
+            f"{os.path.join(report.uri, artifacts.REPORT_FILE)}\n"
+            "Rejected pairs are listed in "
+            f"{os.path.join(ingest_report.uri, artifacts.REJECTED_FOLDER)}"
         )
 
 

@@ -111,8 +111,9 @@ def test_statistics_see_images_and_validation_finds_no_anomalies(first):
     features = {item.path.step[0]: item for item in statistics.datasets[0].features}
     custom = {item.name for item in features["image"].custom_stats}
     assert "image_format_histogram" in custom
-    problems = Path(outputs["CheckData"]["report"]) / "problems.json"
+    problems = Path(outputs["ReportData"]["report"]) / "problems.json"
     assert json.loads(problems.read_text()) == []
+    assert "found nothing wrong" in problems.with_name("report.html").read_text()
 
 
 def test_tfx_honours_the_blessing(first, folder):
@@ -262,6 +263,7 @@ def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monk
         ),
         ("components/served_model.py", {"EmbedExamples", "EvaluateModel"}),
         ("components/files.py", {"IngestExamples", "EmbedExamples"}),
+        ("components/outputs.py", {"IngestExamples"}),
     ):
         before = _digests()
         with open(copy / path, "a") as handle:
@@ -313,4 +315,6 @@ def test_bad_data_stops_the_pipeline_with_every_reason(tmp_path, run, capsys):
     assert "The data gate stopped the pipeline" in error
     assert "38.0% of 100 pairs were rejected, the limit is 10.0% (corrupt_image 38)" in error
     assert "split eval holds" in error
+    page = Path(error.split("The page about the data, with pictures: ")[1].split()[0])
+    assert "38.0% of 100 pairs were rejected" in page.read_text()
     assert not list((tmp_path / "root/artifacts").glob("Trainer"))
