@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -38,9 +39,10 @@ def only(dataset: tf.data.Dataset, place: tf.Tensor, bits: list[bytes]) -> tf.da
     flat = tf.constant(np.frombuffer(b"".join(bits), np.uint8))
     starts = tf.constant(np.cumsum([0, *map(len, bits)])[:-1], tf.int64)
 
-    def _is_chosen(number: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+    def _is_chosen(number: Any, _: tf.Tensor) -> Any:
         byte = tf.cast(tf.gather(flat, tf.gather(starts, place) + number // 8), tf.int32)
         shift = tf.cast(7 - number % 8, tf.int32)
         return tf.equal(tf.bitwise.right_shift(byte, shift) & 1, 1)
 
-    return dataset.enumerate().filter(_is_chosen).map(lambda _, serialized: serialized)
+    numbered: Any = dataset.enumerate()
+    return numbered.filter(_is_chosen).map(lambda _, serialized: serialized)

@@ -66,7 +66,7 @@ class Curate(beam.PTransform):
         self._split_dir = posixpath.join(examples_dir, f"Split-{split}")
         self._output_dir = posixpath.join(output_dir, f"Split-{split}")
         self._config = config
-        self._model_dir = model_dir
+        self._model_dir = model_dir if config.embeds else None
         self._entries = rules.Entries(entries) if config.entry_limit is not None else None
 
     def expand(self, pbegin):
@@ -76,7 +76,7 @@ class Curate(beam.PTransform):
             pbegin
             | "Shards" >> beam.Create(sorted(self._shards))
             | "SpreadShards" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_ReadShard(self._split_dir, self._model_dir, config.embeds))
+            | "Read" >> beam.ParDo(_ReadShard(self._split_dir, self._model_dir))
         )
         chosen = read
         if config.min_similarity is not None:
@@ -110,13 +110,12 @@ class Curate(beam.PTransform):
 class _ReadShard(beam.DoFn):
     """Reads the records of a shard: the candidate, its similarity and its image's embedding."""
 
-    def __init__(self, split_dir: str, model_dir: str | None, embeds: bool):
+    def __init__(self, split_dir: str, model_dir: str | None):
         self._split_dir = split_dir
         self._model_dir = model_dir
-        self._embeds = embeds
 
     def setup(self):
-        if self._embeds:
+        if self._model_dir is not None:
             self._model = served_model.load(self._model_dir)
 
     def process(self, shard: str) -> Iterator[tuple[Candidate, tuple[float, Any]]]:
@@ -127,7 +126,7 @@ class _ReadShard(beam.DoFn):
         for position, serialized in enumerate(tf_example.read_shard(path)):
             item = tf_example.decode(serialized)
             candidate = Candidate(shard, position, item.key, item.text)
-            if not self._embeds:
+            if self._model_dir is None:
                 yield candidate, (0.0, None)
                 continue
             batch.append((candidate, item.image))
@@ -218,7 +217,8 @@ class BalanceEntries(beam.PTransform):
 
     def expand(self, candidates):
         """Returns the candidates that are kept."""
-        entries, config = self._entries, self._config
+        entries, limit, seed = self._entries, self._config.entry_limit, self._config.seed
+        assert limit is not None
         matched = candidates | "Match" >> beam.Map(lambda item: (item, entries.matched(item.texts)))
         counts = AsDict(
             matched
@@ -230,7 +230,7 @@ class BalanceEntries(beam.PTransform):
             | "KeepByEntries"
             >> beam.Filter(
                 lambda item, numbers: rules.kept_by_entries(
-                    item[0].key, item[1], numbers, config.entry_limit, config.seed
+                    item[0].key, item[1], numbers, limit, seed
                 ),
                 counts,
             )
@@ -251,8 +251,9 @@ class BalanceClusters(beam.PTransform):
 
     def expand(self, items):
         """Returns the items that are kept."""
-        config = self._config
-        centres = items | "Clusters" >> KMeans(config)
+        limit, seed = self._config.cluster_limit, self._config.seed
+        assert limit is not None
+        centres = items | "Clusters" >> KMeans(self._config)
         placed = items | "Place" >> beam.Map(_place, AsSingleton(centres))
         counts = AsDict(
             placed
@@ -264,7 +265,7 @@ class BalanceClusters(beam.PTransform):
             | "KeepOfCluster"
             >> beam.Filter(
                 lambda item, numbers: rules.kept_of_cluster(
-                    item[1][0].key, numbers[item[0]], config.cluster_limit, config.seed
+                    item[1][0].key, numbers[item[0]], limit, seed
                 ),
                 counts,
             )
@@ -283,6 +284,7 @@ class KMeans(beam.PTransform):
         """Returns `(clusters, dim)`, float64, of unit length."""
         config = self._config
         seed, clusters = config.seed, config.clusters
+        assert clusters is not None
         size = _SAMPLE_PER_CLUSTER * clusters
         centres = (
             items
