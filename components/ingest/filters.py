@@ -35,7 +35,7 @@ BOILERPLATE = (
     r"(?:all rights reserved|copyright)\b.*",
     r"(?:related|similar) (?:posts?|products?|images?)",
     r"(?:pin|share|tweet) (?:it|this|on \w+)",
-    r"(?:https?://\S+\s*)+",
+    r"https?://\S+(?:\s+https?://\S+)*",
 )
 _TAG = re.compile(r"<[^<>]{0,200}>")
 # Zero-width characters and soft hyphens: they change tokens, and nobody sees them.

@@ -28,7 +28,7 @@ class Best(NamedTuple):
     """The pair of a group that stands for it.
 
     Attributes:
-        order: Pairs of the evaluation first, then by rank.
+        order: Pairs of the evaluation first, those of this input first of them, then by rank.
         key: Its key.
         sha256: Of its picture.
         place: Where the picture is.
@@ -74,7 +74,7 @@ class Group(beam.PTransform):
         best = (
             grouped
             | "Standing" >> beam.MapTuple(lambda group, row: (group, _standing(row, self._config)))
-            | "Best" >> beam.CombinePerKey(min)
+            | "Best" >> beam.CombinePerKey(_first)
         )
         return (
             {"rows": grouped, "best": best}
@@ -222,8 +222,12 @@ def _by_group(item, remap: dict[bytes, bytes]) -> Iterator[tuple[bytes, rules.Ro
 
 def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
     evaluated = rules.is_evaluated(row, config)
-    order = (not evaluated, *rules.rank(row, config))
+    order = (not evaluated, row.number[0] < 0, *rules.rank(row, config))
     return Best(order, row.key, row.image_sha256, row.place, evaluated)
+
+
+def _first(found: Iterable[Best]) -> Best:
+    return min(found, key=lambda best: best.order)
 
 
 class _Decide(beam.DoFn):
@@ -244,7 +248,7 @@ class _Decide(beam.DoFn):
             if best.evaluated and not rules.is_evaluated(row, self._config):
                 detail = f"the picture {how} of {best.key!r}, which is evaluated on"
                 yield _rejected(row, reasons.LEAK, detail, best)
-            elif keep_all or rules.rank(row, self._config) == best.order[1:]:
+            elif keep_all or rules.rank(row, self._config) == best.order[2:]:
                 yield ROWS, (split, row)
             else:
                 detail = f"the picture {how} of {best.key!r}"

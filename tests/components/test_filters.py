@@ -68,6 +68,11 @@ def test_captions_with_such_words_are_no_boilerplate(text):
     assert _kept(text, boilerplate=True)
 
 
+def test_addresses_that_run_into_each_other_cost_no_power_of_time():
+    text = "http://a" * 500 + " and words"
+    assert _kept(text, boilerplate=True)
+
+
 def test_own_patterns_match_whole_captions():
     assert _reason("Buy now!", patterns=("buy now.?",)) == "boilerplate_text"
     assert _kept("buy now and here", patterns=("buy now.?",))

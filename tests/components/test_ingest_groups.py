@@ -188,6 +188,17 @@ def test_pictures_of_the_evaluation_are_not_trained_on(keep):
     assert "'outside', which is evaluated on" in rejected["leak"][1]
 
 
+def test_evaluated_pairs_of_the_input_stay_beside_other_evaluation_sets():
+    config = rules.IngestConfig(
+        eval_sources=("held",), duplicates=rules.DuplicateConfig(keep="best")
+    )
+    rows = [
+        _row("outside", _encode(_picture(0, (128, 96))), config, part=-1),
+        _row("held", _encode(_picture(0)), config, source="held"),
+    ]
+    assert _decided(rows, config) == ({"held": "eval"}, {})
+
+
 def test_captions_of_the_evaluation_are_not_trained_on_if_asked_for():
     config = rules.IngestConfig(
         eval_sources=("held",), duplicates=rules.DuplicateConfig(captions=True)
