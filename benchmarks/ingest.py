@@ -1,4 +1,4 @@
-"""Claim: ingest takes less CPU time a pair than img2dataset on the same files, at bounded memory.
+"""What ingest costs: beside decoding, beside img2dataset on the same files, and as data grows.
 
 Three tables. The cost: ingest of drawn scenes (PNG, 64 pixels), to decoding them by Pillow alone,
 which is the least that looking at them can cost. The peer: photo-like JPEGs in files of their own

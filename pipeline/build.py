@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import uuid
 from pathlib import Path
@@ -21,8 +22,10 @@ from tensorflow_data_validation import StatsOptions  # isort: skip  # After tfx.
 
 from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
+from sigline.components.ingest import reasons
 from sigline.components.ingest import transforms as ingest_transforms
 from sigline.components.ingest.component import IngestExamples, config_from_json
+from sigline.components.ingest.rules import IngestConfig
 from sigline.components.ingest.sources import SourceConfig
 from sigline.components.publish.component import PublishModel
 from sigline.components.validate import gate as data_gate
@@ -45,6 +48,7 @@ _LIBRARIES = (
     "keras",
     "numpy",
     "pillow",
+    "py3langid",
     "sentencepiece",
     "tensorflow",
     "tensorflow-serving-api",
@@ -62,8 +66,14 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ValueError: If the environment, the recipe or an override is wrong.
     """
     ingest_config = json.dumps(environment.ingest, sort_keys=True)
-    source = config_from_json(ingest_config).source
-    data_gate.DataGate(**environment.data_gate)
+    ingest_settings = config_from_json(ingest_config)
+    limits = data_gate.DataGate(**environment.data_gate)
+    unknown = sorted(set(limits.max_shares) - set(reasons.ALL))
+    if unknown:
+        raise ValueError(
+            "data_gate.max_shares must name reasons of rejection. "
+            f"Received: {unknown}; known: {', '.join(reasons.ALL)}"
+        )
     config = trainer_config.override(
         trainer_config.load_recipe(environment.recipe), environment.overrides
     )
@@ -73,7 +83,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     ingested = IngestExamples(
         input_base=environment.input_base,
         config=ingest_config,
-        input_digest=_input_digest(environment.input_base, source),
+        input_digest=_input_digest(environment.input_base, ingest_settings),
         code_digest=_code_digest(
             "schemas", "components/ingest", "components/files.py", "components/outputs.py"
         ),
@@ -206,9 +216,17 @@ def _embedding(
     return [tower, embedded]
 
 
-def _input_digest(base: str, source: SourceConfig) -> str:
-    """Returns the digest of the bytes that ingest reads."""
-    paths = ingest_transforms.input_files(base, source)
+def _input_digest(base: str, config: IngestConfig) -> str:
+    """Returns the digest of the bytes that ingest reads, and of scorers that are not sigline's."""
+    paths = ingest_transforms.input_files(base, config.source)
+    for other in config.eval_sets:
+        paths = paths + ingest_transforms.input_files(other, SourceConfig())
+    if config.filters.vocabulary:
+        paths = [*paths, config.filters.vocabulary]
+    for name in config.filters.scorers:
+        found = importlib.util.find_spec(name.partition(":")[0])
+        if found is not None and found.origin and Path(found.origin).is_file():
+            paths = [*paths, found.origin]
     files = {path: digests.file_digest(path) for path in paths}
     classes = Path(base) / record.CLASSES_FILE
     if classes.is_file():

@@ -278,6 +278,8 @@ def _select(arguments: argparse.Namespace) -> int:
     chosen = {name: value for name, value in given.items() if value is not None}
     if set(chosen) == {"seed"}:
         raise ValueError("select needs at least one of the options that say what to choose.")
+    if (arguments.entries is None) != (arguments.entry_limit is None):
+        raise ValueError("--entries and --entry-limit must be given together.")
     entries = arguments.entries.read_text().splitlines() if arguments.entries else ()
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

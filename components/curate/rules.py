@@ -185,8 +185,9 @@ def nearest(vector: np.ndarray, centres: np.ndarray) -> int:
     return int(np.argmax(centres @ vector.astype(np.float64)))
 
 
-# Sums of embeddings are sums of integers, which do not depend on their order.
-_FIXED_POINT = 2**40
+# Sums of embeddings are sums of integers, which do not depend on their order; 64 bits hold those
+# of eight billion.
+_FIXED_POINT = 2**30
 
 
 def fixed_point(vector: np.ndarray) -> np.ndarray:

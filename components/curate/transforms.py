@@ -3,6 +3,7 @@
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import apache_beam as beam
@@ -146,6 +147,10 @@ class _ReadShard(beam.DoFn):
         for (candidate, _), image in zip(batch, embedded_images, strict=True):
             own = embedded_texts[start : start + len(candidate.texts)]
             start += len(own)
+            if not (np.isfinite(image).all() and np.isfinite(own).all()):
+                raise RuntimeError(
+                    f"The model's embeddings must be numbers. Received: key={candidate.key!r}"
+                )
             similarity = float(np.mean(own.astype(np.float64) @ image.astype(np.float64)))
             yield candidate, (similarity, image)
 
@@ -199,7 +204,9 @@ class TopFraction(beam.PTransform):
 def _cut_share(counts: dict[int, int], fraction: float) -> tuple[int, int]:
     # At least one, so that a small split is not empty.
     total = sum(counts.values())
-    return rules.cut(counts, min(total, max(1, int(fraction * total))))
+    # By its decimal digits: 0.29 of 100 are 29.
+    wanted = int(Fraction(str(fraction)) * total)
+    return rules.cut(counts, min(total, max(1, wanted)))
 
 
 def _first_of_level(items: list, found: tuple[int, int]):

@@ -69,8 +69,8 @@ class FilterConfig:
         max_repeats: A caption of more pairs than this is left out everywhere.
         vocabulary: SentencePiece model for `max_tokens`.
         max_tokens: Most tokens of a caption, as the vocabulary has them.
-        min_deviation: Least standard deviation of a picture's pixel values, 0 to 127: pictures of
-            one colour have 0.
+        min_deviation: Least standard deviation of a picture's values, 0 to 127, scaled to 16 x 16:
+            pictures of one colour have 0, and so have fine textures.
         scores: Bounds by names of metadata columns: `{"punsafe": {"max": 0.5}}`. A pair without the
             column, or whose value is no number, is left out.
         scorers: Functions, `module:function`, that add columns; each takes the stored image's
@@ -182,7 +182,8 @@ def _language(text: str, language: str, config: FilterConfig) -> str:
         language, confidence = _identifier().classify(text)
         if confidence < config.language_confidence:
             return record.UNKNOWN_LANGUAGE
-    if language.split("-")[0].lower() not in config.languages:
+    known = [code.lower() for code in config.languages]
+    if re.split("[-_]", language)[0].lower() not in known:
         raise Refusal(
             reasons.OTHER_LANGUAGE,
             f"{text[:100]!r} is {language} (probability {confidence:.2f}), kept are "
@@ -228,7 +229,7 @@ def scored(
         if value is None or not low <= value <= high:
             raise Refusal(
                 reasons.SCORE_OUT_OF_RANGE,
-                f"{name} is {found.get(name)!r}, and must be from {low} to {high}",
+                f"{name} is {repr(found.get(name))[:100]}, and must be from {low} to {high}",
             )
     return found
 

@@ -31,6 +31,8 @@ _NUM_PARTS = 6
 # All pairs below one key are compared up to this number of views, beyond it the nearest in order.
 _MAX_BUCKET = 256
 _WINDOW = 32
+# ... in orders of hashes that are turned by so many bits.
+_TURNS = (0, 16, 32, 48)
 # A frame: lines of one colour up to this difference, but for so many of their pixels, that take at
 # most this share of a side; lines in between; then a line that mostly is of other colours.
 _FRAME_TOLERANCE = 40
@@ -192,10 +194,11 @@ def band_keys(phash: int) -> list[int]:
 def candidates(bucket: Iterable[Item]) -> Iterator[tuple[bytes, bytes]]:
     """Returns the pairs of pictures, among those that share a key, that may be the same.
 
-    Hashes and sketches are near; none is left out that `same_picture` would find.
+    Hashes and sketches are near; of small buckets none is left out that `same_picture` would find.
 
-    In large buckets, such as that of plain pictures, each is compared with those next to it in the
-    order of hashes only: work grows with their number, and equal hashes still form a chain.
+    In large buckets, such as that of plain pictures, each is compared only with those next to it
+    in several orders of hashes: work grows with their number, equal pictures still form a chain,
+    and others may be missed.
 
     Args:
         bucket: Views that share a key.
@@ -209,15 +212,20 @@ def candidates(bucket: Iterable[Item]) -> Iterator[tuple[bytes, bytes]]:
     hashes = np.array([item.phash for item in found], np.int64).view(np.uint64)
     joined = b"".join(item.sketch for item in found)
     sketches = np.frombuffer(joined, np.uint8).reshape(len(found), -1).astype(np.int16)
-    window = len(found) if len(found) <= _MAX_BUCKET else _WINDOW
-    for place, item in enumerate(found):
-        others = slice(place + 1, place + 1 + window)
-        near = np.bitwise_count(hashes[others] ^ hashes[place]) <= _NEAR_BITS
-        near &= np.abs(sketches[others] - sketches[place]).max(axis=1) <= _NEAR_VALUE
-        for offset in np.flatnonzero(near):
-            name, other = item.name, found[place + 1 + int(offset)].name
-            if other != name:
-                yield (name, other) if name < other else (other, name)
+    whole = len(found) <= _MAX_BUCKET
+    window = len(found) if whole else _WINDOW
+    for turn in (0,) if whole else _TURNS:
+        # By other bits first each time, so that one that differs parts copies in one order only.
+        turned = hashes << np.uint64(turn) | hashes >> np.uint64(-turn % _HASH_BITS)
+        order = np.lexsort((np.arange(len(found)), turned))
+        for place, number in enumerate(order):
+            others = order[place + 1 : place + 1 + window]
+            near = np.bitwise_count(hashes[others] ^ hashes[number]) <= _NEAR_BITS
+            near &= np.abs(sketches[others] - sketches[number]).max(axis=1) <= _NEAR_VALUE
+            for other in others[near]:
+                pair = found[number].name, found[other].name
+                if pair[0] != pair[1]:
+                    yield min(pair), max(pair)
 
 
 def same_picture(a: Iterable[View], b: Iterable[View]) -> bool:

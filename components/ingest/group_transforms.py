@@ -147,7 +147,8 @@ class Components(beam.PTransform):
 
     Rounds of large and small stars (Kiveris et al., "Connected Components in MapReduce and
     Beyond", 2014) turn a component into a star around its smallest member. What so few rounds leave
-    is joined on one worker: chains of groups only, not the groups.
+    is joined on one worker: long chains, as crowded buckets make them of pictures that all look
+    alike.
     """
 
     def expand(self, edges):
@@ -173,10 +174,30 @@ class Components(beam.PTransform):
         remap = (
             (more, chained)
             | "Left" >> beam.Flatten()
-            | "ListLeft" >> beam.combiners.ToList()
-            | "JoinLeft" >> beam.Map(rules.group_roots)
+            | "JoinLeft" >> beam.CombineGlobally(_JoinEdges())
         )
         return parents, remap
+
+
+class _JoinEdges(beam.CombineFn):
+    """Joins edges into groups; what is held grows with the members, not with the edges."""
+
+    def create_accumulator(self):
+        return rules.Forest()
+
+    def add_input(self, forest, edge):
+        forest.join(*edge)
+        return forest
+
+    def merge_accumulators(self, forests):
+        first, *others = forests
+        for forest in others:
+            for member, root in forest.roots().items():
+                first.join(member, root)
+        return first
+
+    def extract_output(self, forest):
+        return forest.roots()
 
 
 def _smallest(values):

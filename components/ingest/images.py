@@ -19,6 +19,17 @@ _PLAIN_MODES = ("1", "L", "P", "RGB")
 # Of libjpeg.
 _MAX_JPEG_SIDE = 65_500
 _PNG_SIGNATURE_BYTES = 8
+_PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+# Where the passes of an interlaced PNG begin, and their steps: left, top, across, down.
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 # Of a PNG that is checked, at a time.
 _INFLATED_BYTES = 2**20
 
@@ -169,28 +180,42 @@ def _check_png(encoded: bytes, width: int, height: int) -> None:
 
     TensorFlow refuses what fails here; Pillow leaves the rest of the picture black.
     """
-    # 16 bits of four channels, a byte for each line, and the lines of an interlaced picture.
-    most = 8 * width * height + 4 * height + 64
     inflate, size, place = zlib.decompressobj(), 0, _PNG_SIGNATURE_BYTES
-    while place + 12 <= len(encoded) and not inflate.eof:
+    expected, name = None, b""
+    while place + 12 <= len(encoded) and name != b"IEND":
         length = int.from_bytes(encoded[place : place + 4], "big")
-        content = encoded[place + 4 : place + 8 + length]
+        name = encoded[place + 4 : place + 8]
+        content = encoded[place + 8 : place + 8 + length]
         checksum = encoded[place + 8 + length : place + 12 + length]
-        if len(checksum) < 4 or zlib.crc32(content) != int.from_bytes(checksum, "big"):
+        if zlib.crc32(name + content) != int.from_bytes(checksum.ljust(5, b"x"), "big") >> 8:
             raise ImageError(
                 reasons.CORRUPT_IMAGE, f"the checksum of the part at byte {place} is wrong"
             )
-        if content[:4] == b"IDAT":
-            waiting = content[4:]
-            while waiting and not inflate.eof and size <= most:
+        if name == b"IHDR" and length == 13:
+            expected = _png_bytes(width, height, content[8], content[9], content[12])
+        elif name == b"IDAT" and expected is not None:
+            while content and not inflate.eof and size <= expected:
                 try:
-                    size += len(inflate.decompress(waiting, _INFLATED_BYTES))
+                    size += len(inflate.decompress(content, _INFLATED_BYTES))
                 except zlib.error as error:
                     raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
-                waiting = inflate.unconsumed_tail
+                content = inflate.unconsumed_tail
+        elif name not in _PNG_CRITICAL and not name[0] & 32:
+            raise ImageError(reasons.CORRUPT_IMAGE, f"a part that nobody knows: {name!r}")
         place += 12 + length
-    if not inflate.eof:
+    if name != b"IEND" or not inflate.eof or size != expected:
         raise ImageError(reasons.CORRUPT_IMAGE, "the pixels are not complete")
+
+
+def _png_bytes(width: int, height: int, depth: int, color: int, interlaced: int) -> int:
+    """Returns how many bytes the lines of a PNG take, each behind a byte for its filter."""
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 0)
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [
+        (-(-max(0, width - left) // across), -(-max(0, height - top) // down))
+        for left, top, across, down in passes
+    ]
+    return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns)
 
 
 def _encode(rgb: Image.Image, storage: ImageStorage) -> bytes:

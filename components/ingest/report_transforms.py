@@ -14,12 +14,14 @@ from sigline.components.ingest.sources import Place, is_no_file
 
 # Pairs to look at, of each split and for each reason.
 _SAMPLES = 12
+# Values that are counted of a feature, those of most pairs.
+_FREQUENT = 200
 _SIDE = 112
 _QUALITY = 80
 
 
 class Profile(beam.PTransform):
-    """From `(split, row)` to numbers of pairs by split, feature and value."""
+    """From `(split, row)` to numbers of pairs by split, feature and its most frequent values."""
 
     def expand(self, rows):
         """Returns a collection of one dictionary: `{split: {feature: {value: number}}}`."""
@@ -27,6 +29,8 @@ class Profile(beam.PTransform):
             rows
             | "Values" >> beam.FlatMapTuple(_values)
             | "CountValues" >> beam.combiners.Count.PerElement()
+            | "OfFeature" >> beam.MapTuple(lambda name, number: (name[:2], (number, name[2])))
+            | "Frequent" >> beam.combiners.Top.PerKey(_FREQUENT)
             | "AllValues" >> beam.combiners.ToList()
             | "Nest" >> beam.Map(_nested)
         )
@@ -34,13 +38,13 @@ class Profile(beam.PTransform):
 
 def _values(split: str, row: rules.Row):
     for feature, value in rules.profile(row):
-        yield split, feature, value
+        yield split, feature, _safe(value)
 
 
-def _nested(items: Iterable[tuple[tuple[str, str, str], int]]) -> dict[str, Any]:
+def _nested(items: Iterable[tuple[tuple[str, str], list[tuple[int, str]]]]) -> dict[str, Any]:
     found: dict[str, dict[str, dict[str, int]]] = {}
-    for (split, feature, value), number in sorted(items):
-        found.setdefault(split, {}).setdefault(feature, {})[value] = number
+    for (split, feature), numbers in sorted(items):
+        found.setdefault(split, {})[feature] = {value: number for number, value in numbers}
     return found
 
 
@@ -66,19 +70,24 @@ class Samples(beam.PTransform):
 
 
 def _of_row(split: str, row: rules.Row):
-    content = {"key": row.key, "source": row.source, "text": list(row.text)}
+    content = {"key": _safe(row.key), "source": _safe(row.source), "text": list(row.text)}
     return split, (_order(row.shard, row.position), content, row.place, None)
 
 
 def _of_rejection(_: tuple[int, int], rejection: rules.Rejection):
     content = {
-        "key": rejection.key,
-        "shard": rejection.shard,
+        "key": _safe(rejection.key),
+        "shard": _safe(rejection.shard),
         "position": rejection.position,
-        "detail": rejection.detail,
+        "detail": _safe(rejection.detail),
     }
     order = _order(rejection.shard, rejection.position)
     return rejection.reason, (order, content, rejection.place, rejection.other)
+
+
+def _safe(text: str) -> str:
+    """Returns a text that is Unicode: names of files may hold what is none."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _order(shard: str, position: Any) -> bytes:

@@ -17,6 +17,8 @@ from sigline.schemas import record
 
 # Characters of a caption; normalising one takes the square of them at worst.
 _MAX_CAPTION = 10_000
+# Characters of what is said of a rejection.
+_MAX_DETAIL = 500
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def examine(
 
 
 def _rejection(pair: RawPair, reason: str, detail: str) -> Rejection:
+    detail = detail[:_MAX_DETAIL]
     return Rejection(pair.key, pair.shard, pair.position, reason, detail, pair.place)
 
 
@@ -186,14 +189,18 @@ def _row(pair: RawPair, config: IngestConfig, number: tuple[int, int]) -> tuple[
     _check_unicode(pair.key, "the key")
     if pair.image is None:
         raise _PairError(reasons.MISSING_IMAGE, "the sample has no image")
-    metadata = _metadata(pair)
-    captions = filters.kept_captions(_captions(pair, metadata, config), config.filters)
+    if number[0] < 0:
+        # Of evaluation sets only the picture must be good.
+        metadata, captions = _as_far_as_good(pair, config)
+    else:
+        metadata = _metadata(pair)
+        captions = filters.kept_captions(_captions(pair, metadata, config), config.filters)
     image = images.check_image(
         pair.image, config.limits, config.storage, mirrored=config.duplicates.mirrored
     )
     filters.check_picture(image.views[0], config.filters)
     label = metadata.pop("label", None)
-    label = _labels(label if pair.label is None else pair.label)
+    label = _labels(label if pair.label is None else pair.label) if number[0] >= 0 else ()
     for name in ("caption", "captions", "key", "status"):
         metadata.pop(name, None)
     try:
@@ -225,6 +232,14 @@ def _row(pair: RawPair, config: IngestConfig, number: tuple[int, int]) -> tuple[
         meta=meta,
     )
     return row, image.stored
+
+
+def _as_far_as_good(pair: RawPair, config: IngestConfig) -> tuple[dict[str, Any], list[Caption]]:
+    """Returns captions as far as there are any, and no metadata."""
+    try:
+        return {}, _captions(pair, _metadata(pair), config)
+    except _PairError:
+        return {}, []
 
 
 def _labels(value: Any) -> tuple[int, ...]:
@@ -341,19 +356,34 @@ def normalize_text(text: str) -> str:
     return " ".join(text.split())
 
 
-def group_roots(edges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Returns, for every image hash in an edge, the smallest hash that it is connected to."""
-    parent: dict[bytes, bytes] = {}
+class Forest:
+    """Groups of what is connected, each below its smallest member: as large as its members."""
 
-    def _find(item: bytes) -> bytes:
+    def __init__(self) -> None:
+        self._parent: dict[bytes, bytes] = {}
+
+    def join(self, a: bytes, b: bytes) -> None:
+        """Connects two members."""
+        low, high = sorted((self._find(a), self._find(b)))
+        self._parent[high] = low
+
+    def _find(self, item: bytes) -> bytes:
+        parent = self._parent
         while (up := parent.setdefault(item, item)) != item:
             parent[item] = item = parent[up]
         return item
 
+    def roots(self) -> dict[bytes, bytes]:
+        """Returns the smallest member of its group for every member."""
+        return {item: self._find(item) for item in list(self._parent)}
+
+
+def group_roots(edges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Returns, for every image hash in an edge, the smallest hash that it is connected to."""
+    forest = Forest()
     for a, b in edges:
-        low, high = sorted((_find(a), _find(b)))
-        parent[high] = low
-    return {item: _find(item) for item in list(parent)}
+        forest.join(a, b)
+    return forest.roots()
 
 
 def split_of(group: bytes, config: IngestConfig) -> str:
@@ -390,6 +420,7 @@ def is_evaluated(row: Row, config: IngestConfig) -> bool:
 
 def rejected(row: Row, reason: str, detail: str, other: Place | None = None) -> Rejection:
     """Returns the rejection of a row."""
+    detail = detail[:_MAX_DETAIL]
     return Rejection(row.key, row.shard, row.position, reason, detail, row.place, other)
 
 
@@ -415,7 +446,7 @@ def _range(value: int) -> str:
 
 def rank(row: Row, config: IngestConfig) -> tuple:
     """Returns what orders the copies of a picture, the best first; no two are equal."""
-    longest = max(len(text) for text in row.text)
+    longest = max((len(text) for text in row.text), default=0)
     return (-row.width * row.height, -len(row.text), -longest, order_key(row, config))
 
 

@@ -25,6 +25,7 @@ from apache_beam.pvalue import AsDict, AsList, AsSingleton
 from sigline.components.files import BeamFiles, make_folder, rename, write_file
 from sigline.components.ingest import group_transforms, readers, reasons, report_transforms, rules
 from sigline.components.ingest.filters import FilterConfig
+from sigline.components.ingest.images import ImageLimits
 from sigline.components.ingest.sources import (
     Part,
     Place,
@@ -230,7 +231,7 @@ class _Examine(beam.DoFn):
         self._folder = posixpath.join(examples_dir, _WAITING_FOLDER)
         self._config = config
         # What is evaluated on is so whatever training leaves out.
-        self._unfiltered = replace(config, filters=FilterConfig())
+        self._unfiltered = replace(config, filters=FilterConfig(), limits=ImageLimits())
         self._waiting: Any = None
         self._path, self._size = "", 0
 
@@ -272,10 +273,9 @@ class _ExaminePart(_Examine):
     def process(self, item: tuple[int, str, tuple[str, Part]]):
         part, base, (format_name, place) = item
         source = self._config.source if part >= 0 else SourceConfig()
+        limits = self._config.limits if part >= 0 else self._unfiltered.limits
         begin, read = time.time(), 0
-        pairs = readers.READERS[format_name].scan(
-            place, BeamFiles(), source, self._config.limits.max_bytes
-        )
+        pairs = readers.READERS[format_name].scan(place, BeamFiles(), source, limits.max_bytes)
         for pair in self._readable(pairs, place.path):
             pair = replace(pair, shard=_inside(pair.shard, base.rstrip("/")))
             if pair.image_path is not None and pair.problem is None:
@@ -304,7 +304,8 @@ class _ExamineImage(_Examine):
         assert pair.image_path is not None
         try:
             with BeamFiles().open(pair.image_path) as handle:
-                image = handle.read(self._config.limits.max_bytes + 1)
+                limits = self._config.limits if part >= 0 else self._unfiltered.limits
+                image = handle.read(limits.max_bytes + 1)
             pair = replace(pair, image=image, place=Place(pair.image_path, 0, len(image)))
         except OSError as error:
             if not is_no_file(error):

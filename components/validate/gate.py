@@ -14,11 +14,13 @@ class DataGate:
     Attributes:
         max_rejected_share: Largest share of the input that ingest may reject.
         min_records: Smallest number of records of each split.
+        max_unreadable: Largest number of pairs of evaluation sets that could not be looked at.
         max_shares: Largest shares of the input by reason of rejection, such as `leak: 0`.
     """
 
     max_rejected_share: float = 0.1
     min_records: int = 10
+    max_unreadable: int = 0
     max_shares: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,6 +54,12 @@ def data_problems(
         problems.append(
             f"{share:.1%} of {total} pairs were rejected, the limit is "
             f"{gate.max_rejected_share:.1%} ({reasons})"
+        )
+    unreadable = sum(counts.get("eval_sets_unreadable", {}).values())
+    if unreadable > gate.max_unreadable:
+        problems.append(
+            f"{unreadable} pairs of evaluation sets could not be looked at, the limit is "
+            f"{gate.max_unreadable}; their pictures may be among the training pairs"
         )
     for reason, limit in sorted(gate.max_shares.items()):
         number = counts["rejected_by_reason"].get(reason, 0)

@@ -46,7 +46,7 @@ def test_most_similar_share_is_exact(kind, fraction):
     found = _run(items, transforms.TopFraction(fraction, score=lambda item: item[1][0]))
     # What is no number is the least; of equal scores keys decide.
     order = sorted(range(400), key=lambda i: (-np.nan_to_num(scores[i], nan=-9.0), i))
-    expected = order[: max(1, int(fraction * 400))]
+    expected = order[: max(1, round(fraction * 400))]
     assert {item[0].key for item in found} == {f"key{i:05d}" for i in expected}
 
 
@@ -232,9 +232,9 @@ def test_choices_follow_each_other(examples, model_dir, tmp_path, capsys):
     [
         ([], "at least one of the options"),
         (["--min-similarity", "0.1"], "needs a model"),
-        (["--entry-limit", "5"], "entry_limit needs entries"),
+        (["--entry-limit", "5"], "must be given together"),
         (["--clusters", "5"], "given together"),
-        (["--entry-limit", "5", "--split", "other"], "needs entries"),
+        (["--clusters", "5", "--cluster-limit", "5"], "needs a model"),
     ],
 )
 def test_wrong_options_are_one_sentence(examples, tmp_path, capsys, options, message):

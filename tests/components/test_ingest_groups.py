@@ -7,7 +7,7 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image, ImageOps
 
-from sigline.components.ingest import component, fingerprints, group_transforms, rules
+from sigline.components.ingest import component, fingerprints, group_transforms, images, rules
 from sigline.components.ingest.sources import RawPair
 
 _CONFIG = rules.IngestConfig(eval_sources=("held",))
@@ -197,6 +197,18 @@ def test_evaluated_pairs_of_the_input_stay_beside_other_evaluation_sets():
         _row("held", _encode(_picture(0)), config, source="held"),
     ]
     assert _decided(rows, config) == ({"held": "eval"}, {})
+
+
+def test_evaluation_sets_need_no_captions_and_no_size():
+    config = rules.IngestConfig(limits=images.ImageLimits(min_side=200))
+    pair = RawPair(key="x", source="cls", shard="a.tar", position=0, image=_encode(_picture(0)))
+    found = rules.examine(pair, rules.IngestConfig(), (-1, 0))
+    assert isinstance(found, tuple)
+    assert found[0].text == ()
+    assert rules.examine(pair, config, (0, 0)).reason == "missing_text"
+    kept, rejected = _decided([found[0], _row("leak", _encode(_picture(0)), _CONFIG)], _CONFIG)
+    assert not kept
+    assert rejected["leak"][0] == "leak"
 
 
 def test_captions_of_the_evaluation_are_not_trained_on_if_asked_for():

@@ -329,6 +329,17 @@ def test_keys_are_unique_and_no_pair_is_lost_for_its_key(tmp_path):
     assert sum("~" in key for key in keys) == 4
 
 
+def test_key_that_is_no_unicode_costs_no_other(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "in" / "1.png")
+    lines = ['{"image_path": "1.png", "caption": "c", "key": "k\\ud800"}']
+    lines.append('{"image_path": "1.png", "caption": "c", "key": "k"}')
+    (tmp_path / "in" / "pairs.jsonl").write_text("\n".join(lines))
+    counts = _counts(_ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig()))
+    assert counts["rejected_by_reason"] == {"invalid_utf8": 1}
+    assert counts["written"] == 1
+
+
 def test_files_of_one_name_in_two_folders_stay_apart(tmp_path):
     samples = _samples(6)
     for name in ("train", "validation"):

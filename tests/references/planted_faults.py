@@ -107,6 +107,9 @@ def _samples():
     def image(content, suffix="png"):
         return {suffix: content, "txt": text}
 
+    def chunk(kind):
+        return image(png[:-12] + _chunk(kind, b"") + png[-12:])
+
     def words(content):
         content = content.encode() if isinstance(content, str) else content
         return {"png": png, "txt": content}
@@ -123,6 +126,9 @@ def _samples():
         "jpeg_cut_in_header": ("corrupt_image", image(jpeg[:12], "jpg")),
         "png_zeroed": ("corrupt_image", image(png[:200] + bytes(len(png) - 200))),
         "png_wrong_stream": ("corrupt_image", image(_png(64, 64, zlib.compress(bytes(99))[:-4]))),
+        "png_few_lines": ("corrupt_image", image(_png(64, 64, zlib.compress(bytes(20 * 193))))),
+        "png_without_end": ("corrupt_image", image(png[:-12])),
+        "png_unknown_part": ("corrupt_image", chunk(b"ABCD")),
         "png_wrong_checksum": ("corrupt_image", image(_flipped(png, len(png) // 2))),
         "png_without_pixels": ("corrupt_image", image(_png(64, 64))),
         "png_of_no_size": ("unsupported_image", image(_png(0, 0))),
