@@ -222,22 +222,32 @@ def test_what_does_not_change_the_tower_embeds_nothing_again(folder):
         _tower("data.flip=true")
 
 
-def test_changed_input_bytes_are_ingested_again(first, folder):
-    from sigline.components.ingest.sources import SourceConfig
+def test_changed_input_bytes_are_ingested_again(first, folder, tmp_path):
+    from sigline.components.ingest.filters import FilterConfig
+    from sigline.components.ingest.rules import IngestConfig
     from sigline.pipeline import build
 
-    before = build._input_digest(str(folder / "data"), SourceConfig())
-    shard = folder / "data" / "scenes-00000.tar"
-    content = bytearray(shard.read_bytes())
-    content[600] ^= 1
-    stat = shard.stat()
-    shard.write_bytes(bytes(content))
-    # Neither the size nor the time gives the change away.
-    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert build._input_digest(str(folder / "data"), SourceConfig()) != before
-    content[600] ^= 1
-    shard.write_bytes(bytes(content))
-    assert build._input_digest(str(folder / "data"), SourceConfig()) == before
+    # Also those of what is evaluated on, and of a vocabulary.
+    shutil.copytree(folder / "data", tmp_path / "evaluated")
+    vocabulary = tmp_path / "vocabulary.model"
+    vocabulary.write_bytes(bytes(1000))
+    config = IngestConfig(
+        eval_sets=(str(tmp_path / "evaluated"),),
+        filters=FilterConfig(vocabulary=str(vocabulary), max_tokens=64),
+    )
+    name = "scenes-00000.tar"
+    before = build._input_digest(str(folder / "data"), config)
+    for path in (folder / "data" / name, tmp_path / "evaluated" / name, vocabulary):
+        content = bytearray(path.read_bytes())
+        content[600] ^= 1
+        stat = path.stat()
+        path.write_bytes(bytes(content))
+        # Neither the size nor the time gives the change away.
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert build._input_digest(str(folder / "data"), config) != before
+        content[600] ^= 1
+        path.write_bytes(bytes(content))
+        assert build._input_digest(str(folder / "data"), config) == before
 
 
 def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monkeypatch):
