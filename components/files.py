@@ -36,6 +36,18 @@ def write_file(path: str, content: bytes) -> None:
     rename(scratch, path)
 
 
+def read_text(path: str) -> str:
+    """Returns the text of a small file.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not FileSystems.exists(path):
+        raise ValueError(f"There is no {posixpath.basename(path)}. Received: {path}")
+    with FileSystems.open(path, compression_type="uncompressed") as handle:
+        return handle.read().decode()
+
+
 def rename(source: str, target: str) -> None:
     """Moves a file to its place; its folder is made, and an older file there goes."""
     make_folder(posixpath.dirname(target))

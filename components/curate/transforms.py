@@ -8,7 +8,6 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict, AsSingleton
 
 from sigline.components import files, served_model
@@ -60,7 +59,7 @@ class Curate(beam.PTransform):
             raise ValueError("A choice by similarity or clusters needs a model to embed pairs.")
         if config.entry_limit is not None and not entries:
             raise ValueError("entry_limit needs entries to match captions with.")
-        manifest = json.loads(_read(posixpath.join(examples_dir, record.MANIFEST_FILE)))
+        manifest = json.loads(files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE)))
         if split not in manifest[record.MANIFEST_SPLITS]:
             raise ValueError(f"The manifest has no such split. Received: split={split}")
         self._shards = manifest[record.MANIFEST_SPLITS][split]["shards"]
@@ -358,10 +357,3 @@ def _write_selection(
     selection = Selection(split_dir, digests.json_digest(shards), selected)
     files.write_file(posixpath.join(output_dir, SELECTION_FILE), selection.to_json().encode())
     return selection
-
-
-def _read(path: str) -> str:
-    if not FileSystems.exists(path):
-        raise ValueError(f"There is no {posixpath.basename(path)}. Received: {path}")
-    with FileSystems.open(path, compression_type="uncompressed") as handle:
-        return handle.read().decode()

@@ -42,9 +42,9 @@ class EmbedImages(beam.PTransform):
         super().__init__()
         self._dirs = examples_dir, model_dir, output_dir
         self._splits = splits
-        self._manifest = _read(posixpath.join(examples_dir, record.MANIFEST_FILE))
+        self._manifest = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
         metadata = posixpath.join(model_dir, signatures.ASSETS_DIR, signatures.METADATA_FILE)
-        self._tower = manifest.tower(json.loads(_read(metadata)))
+        self._tower = manifest.tower(json.loads(files.read_text(metadata)))
 
     @property
     def image_digest(self) -> str:
@@ -150,13 +150,8 @@ def _write_manifest(
         FileSystems.delete([item.path for item in left])
     classes = posixpath.join(examples_dir, record.CLASSES_FILE)
     if FileSystems.exists(classes):
-        files.write_file(posixpath.join(output_dir, record.CLASSES_FILE), _read(classes).encode())
+        files.write_file(
+            posixpath.join(output_dir, record.CLASSES_FILE), files.read_text(classes).encode()
+        )
     files.write_file(posixpath.join(output_dir, record.MANIFEST_FILE), content.encode())
     return content
-
-
-def _read(path: str) -> str:
-    if not FileSystems.exists(path):
-        raise ValueError(f"There is no {posixpath.basename(path)}. Received: {path}")
-    with FileSystems.open(path, compression_type="uncompressed") as handle:
-        return handle.read().decode()

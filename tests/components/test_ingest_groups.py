@@ -1,27 +1,16 @@
 import hashlib
-import io
 
 import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
-from PIL import Image, ImageOps
+from PIL import ImageOps
+from planted_faults import encode, picture
 
 from sigline.components.ingest import component, fingerprints, group_transforms, images, rules
 from sigline.components.ingest.sources import RawPair
 
 _CONFIG = rules.IngestConfig(eval_sources=("held",))
-
-
-def _picture(seed, size=(64, 48)):
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-
-
-def _encode(image, form="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def _row(key, image, config, text="a house by the river", source="web", part=0):
@@ -117,9 +106,9 @@ def test_pictures_that_are_the_same_are_found_as_pairs():
     prints = {}
     for number in range(30):
         for suffix, image in (
-            (b"a", _picture(number)),
-            (b"b", _picture(number).resize((48, 36))),
-            (b"c", ImageOps.expand(_picture(number), 6, "black")),
+            (b"a", picture(number)),
+            (b"b", picture(number).resize((48, 36))),
+            (b"c", ImageOps.expand(picture(number), 6, "black")),
         ):
             prints[b"%02d" % number + suffix] = fingerprints.views(image, mirrored=False)
     expected = [
@@ -134,10 +123,10 @@ def test_pictures_that_are_the_same_are_found_as_pairs():
 
 def _copies(config):
     return [
-        _row("small", _encode(_picture(0).resize((48, 36))), config, "a house by the river, small"),
-        _row("large", _encode(_picture(0)), config),
-        _row("jpeg", _encode(_picture(0), "JPEG", quality=90), config, "the house"),
-        _row("other", _encode(_picture(1)), config),
+        _row("small", encode(picture(0).resize((48, 36))), config, "a house by the river, small"),
+        _row("large", encode(picture(0)), config),
+        _row("jpeg", encode(picture(0), "JPEG", quality=90), config, "the house"),
+        _row("other", encode(picture(1)), config),
     ]
 
 
@@ -159,7 +148,7 @@ def test_best_copy_is_kept():
 
 def test_of_equal_bytes_the_longest_caption_is_kept():
     config = rules.IngestConfig(duplicates=rules.DuplicateConfig(keep="best"))
-    image = _encode(_picture(0))
+    image = encode(picture(0))
     rows = [_row(text, image, config, text) for text in ("a house", "a house by a river", "house")]
     kept, rejected = _decided(rows, config)
     assert set(kept) == {"a house by a river"}
@@ -171,12 +160,12 @@ def test_of_equal_bytes_the_longest_caption_is_kept():
 def test_pictures_of_the_evaluation_are_not_trained_on(keep):
     config = rules.IngestConfig(eval_sources=("held",), duplicates=rules.DuplicateConfig(keep=keep))
     rows = [
-        _row("large", _encode(_picture(0, (128, 96))), config),
-        _row("held", _encode(_picture(0)), config, source="held"),
-        _row("other", _encode(_picture(1)), config),
+        _row("large", encode(picture(0, (128, 96))), config),
+        _row("held", encode(picture(0)), config, source="held"),
+        _row("other", encode(picture(1)), config),
         # Of another input: neither written nor rejected.
-        _row("outside", _encode(_picture(2)), config, part=-1),
-        _row("leak", _encode(_picture(2), "JPEG", quality=90), config),
+        _row("outside", encode(picture(2)), config, part=-1),
+        _row("leak", encode(picture(2), "JPEG", quality=90), config),
     ]
     kept, rejected = _decided(rows, config)
     assert set(kept) == {"held", "other"}
@@ -193,20 +182,20 @@ def test_evaluated_pairs_of_the_input_stay_beside_other_evaluation_sets():
         eval_sources=("held",), duplicates=rules.DuplicateConfig(keep="best")
     )
     rows = [
-        _row("outside", _encode(_picture(0, (128, 96))), config, part=-1),
-        _row("held", _encode(_picture(0)), config, source="held"),
+        _row("outside", encode(picture(0, (128, 96))), config, part=-1),
+        _row("held", encode(picture(0)), config, source="held"),
     ]
     assert _decided(rows, config) == ({"held": "eval"}, {})
 
 
 def test_evaluation_sets_need_no_captions_and_no_size():
     config = rules.IngestConfig(limits=images.ImageLimits(min_side=200))
-    pair = RawPair(key="x", source="cls", shard="a.tar", position=0, image=_encode(_picture(0)))
+    pair = RawPair(key="x", source="cls", shard="a.tar", position=0, image=encode(picture(0)))
     found = rules.examine(pair, rules.IngestConfig(), (-1, 0))
     assert isinstance(found, tuple)
     assert found[0].text == ()
     assert rules.examine(pair, config, (0, 0)).reason == "missing_text"
-    kept, rejected = _decided([found[0], _row("leak", _encode(_picture(0)), _CONFIG)], _CONFIG)
+    kept, rejected = _decided([found[0], _row("leak", encode(picture(0)), _CONFIG)], _CONFIG)
     assert not kept
     assert rejected["leak"][0] == "leak"
 
@@ -216,9 +205,9 @@ def test_captions_of_the_evaluation_are_not_trained_on_if_asked_for():
         eval_sources=("held",), duplicates=rules.DuplicateConfig(captions=True)
     )
     rows = [
-        _row("held", _encode(_picture(0)), config, "A house  by the river", source="held"),
-        _row("leak", _encode(_picture(1)), config, "a house by the River"),
-        _row("other", _encode(_picture(2)), config, "a house by the lake"),
+        _row("held", encode(picture(0)), config, "A house  by the river", source="held"),
+        _row("leak", encode(picture(1)), config, "a house by the River"),
+        _row("other", encode(picture(2)), config, "a house by the lake"),
     ]
     kept, rejected = _decided(rows, config)
     assert set(kept) == {"held", "other"}
@@ -228,7 +217,7 @@ def test_captions_of_the_evaluation_are_not_trained_on_if_asked_for():
 def test_repeated_captions_are_left_out():
     config = component.config_from_json('{"filters": {"max_repeats": 2}}')
     rows = [
-        _row(f"{text}{i}", _encode(_picture(10 * n + i)), config, text)
+        _row(f"{text}{i}", encode(picture(10 * n + i)), config, text)
         for n, (text, count) in enumerate((("three", 3), ("two", 2), ("one", 1)))
         for i in range(count)
     ]
@@ -243,8 +232,8 @@ def test_mirror_images_are_copies_if_asked_for():
             duplicates=rules.DuplicateConfig(keep="best", mirrored=mirrored)
         )
         rows = [
-            _row("a", _encode(_picture(0)), config, "a longer caption"),
-            _row("b", _encode(ImageOps.mirror(_picture(0))), config, "a caption"),
+            _row("a", encode(picture(0)), config, "a longer caption"),
+            _row("b", encode(ImageOps.mirror(picture(0))), config, "a caption"),
         ]
         kept, _ = _decided(rows, config)
         assert len(kept) == (1 if mirrored else 2)
