@@ -220,7 +220,10 @@ def _input_digest(base: str, config: IngestConfig) -> str:
     """Returns the digest of the bytes that ingest reads, and of scorers that are not sigline's."""
     paths = ingest_transforms.input_files(base, config.source)
     for other in config.eval_sets:
-        paths = paths + ingest_transforms.input_files(other, SourceConfig())
+        try:
+            paths = paths + ingest_transforms.input_files(other, SourceConfig())
+        except ValueError as error:
+            raise ValueError(f"ingest.eval_sets, {other}: {error}") from None
     if config.filters.vocabulary:
         paths = [*paths, config.filters.vocabulary]
     for name in config.filters.scorers:

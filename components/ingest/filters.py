@@ -93,6 +93,10 @@ class FilterConfig:
     scorers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("min_words", "min_chars", "max_tokens", "max_repeats", "min_deviation"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float):
+                raise ValueError(f"filters.{name} must be a number. Received: {value!r}")
         for pattern in self.patterns:
             try:
                 re.compile(pattern)

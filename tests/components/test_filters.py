@@ -192,6 +192,7 @@ def test_scorer_of_ones_own(tmp_path, monkeypatch):
         ({"scores": {"a": 1}}, "must give min, max or both"),
         ({"max_tokens": 5}, "must be given together"),
         ({"max_repeats": 0}, "at least 1"),
+        ({"min_words": "three"}, "filters.min_words must be a number"),
         ({"scorers": ("nowhere:f",)}, "module:function"),
         ({"scorers": ("statistics",)}, "module:function"),
     ],
