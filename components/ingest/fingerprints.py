@@ -81,6 +81,12 @@ def items(name: bytes, pictures: Iterable[View]) -> list[Item]:
     return found
 
 
+def working_size(width: int, height: int) -> tuple[int, int]:
+    """Returns the least size, in pixels, at which `views` may be given a picture of a size."""
+    shorter = min(width, height)
+    return width * _WORKING_SIDE // shorter, height * _WORKING_SIDE // shorter
+
+
 def views(image: Image.Image, *, mirrored: bool) -> tuple[View, ...]:
     """Returns the views of an RGB picture, the plain one first.
 
@@ -136,8 +142,12 @@ def _without_frame(image: Image.Image) -> Image.Image | None:
     """
     pixels = np.asarray(image, dtype=np.int16)
     height, width = pixels.shape[:2]
-    ring = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    other = np.abs(pixels - np.median(ring, axis=0)).max(axis=-1)
+    lines = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
+    color = np.median(np.concatenate(lines), axis=0)
+    # Most pictures have no frame, which their outermost lines tell.
+    if not any(_is_frame(_distance(line, color)[None])[0] for line in lines):
+        return None
+    other = _distance(pixels, color)
     margins = [_margin(side) for side in (other, other[::-1], other.T, other.T[::-1])]
     if None in margins or not any(margins):
         return None
@@ -150,6 +160,17 @@ def _without_frame(image: Image.Image) -> Image.Image | None:
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
 
 
+def _distance(pixels: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """Returns the largest difference of pixels from a colour, over the channels."""
+    red, green, blue = (np.abs(pixels[..., i] - color[i]) for i in range(3))
+    return np.maximum(np.maximum(red, green), blue)
+
+
+def _is_frame(other: np.ndarray) -> np.ndarray:
+    """Whether lines, `(lines, length)`, are of the frame's colour."""
+    return (other > _FRAME_TOLERANCE).mean(axis=1) <= _FRAME_STRAY
+
+
 def _margin(other: np.ndarray) -> float | None:
     """Returns how much of the lines a frame takes from the first on, None if its edge is no edge.
 
@@ -157,7 +178,7 @@ def _margin(other: np.ndarray) -> float | None:
         other: How far each pixel is from the frame's colour, `(lines, length)`.
     """
     lines, length = other.shape
-    clean = (other > _FRAME_TOLERANCE).mean(axis=1) <= _FRAME_STRAY
+    clean = _is_frame(other)
     begin = int(np.argmin(clean)) if not clean.all() else lines
     if begin == 0:
         return 0.0

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sigline.components.ingest import fingerprints, reasons
 from sigline.components.ingest.fingerprints import View
@@ -16,6 +16,16 @@ ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _STORED_FORMATS = ("JPEG", "PNG")
 # Pillow and TensorFlow see the same in images of these.
 _PLAIN_MODES = ("1", "L", "P", "RGB")
+# What sets upright, by the EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Of libjpeg.
 _MAX_JPEG_SIDE = 65_500
 _PNG_SIGNATURE_BYTES = 8
@@ -130,6 +140,41 @@ def check_image(
     Raises:
         ImageError: If the image is refused; no other exception escapes, whatever the bytes.
     """
+    image = _open(encoded, limits)
+    width, height = image.size
+    storage = storage or ImageStorage()
+    if image.format == "PNG":
+        _check_png(encoded, width, height)
+    longest = storage.max_side
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        scaled = longest is not None and max(width, height) > longest
+        opaque = image.mode in _PLAIN_MODES and not image.has_transparency_data
+        kept = not scaled and turn is None and opaque and image.format in _STORED_FORMATS
+        # All of a JPEG is parsed, but no more pixels are computed than are needed.
+        needed = None
+        if longest is not None and scaled:
+            needed = _scaled_size(width, height, longest)
+        elif kept:
+            needed = fingerprints.working_size(width, height)
+        drafted = image.draft(None, needed) if needed else None
+        rgb = _to_rgb(image)
+        if scaled:
+            # The whole picture in what was computed, which may reach beyond it.
+            box = drafted[1] if drafted else None
+            rgb = rgb.resize(needed, Image.Resampling.HAMMING, box=box, reducing_gap=1.0)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        width, height = (width, height) if kept else rgb.size
+        stored = encoded if kept else _encode(rgb, storage)
+        views = fingerprints.views(rgb, mirrored=mirrored)
+    except Exception as error:  # A decoder may raise anything on hostile bytes.
+        raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
+    return CheckedImage(stored, width, height, views)
+
+
+def _open(encoded: bytes, limits: ImageLimits) -> Image.Image:
+    """Reads the header of an image and applies the limits to it."""
     if len(encoded) > limits.max_bytes:
         raise ImageError(
             reasons.TOO_MANY_BYTES, f"{len(encoded)} bytes, the limit is {limits.max_bytes}"
@@ -142,7 +187,7 @@ def check_image(
         raise ImageError(
             reasons.UNSUPPORTED_IMAGE, f"no image of a known format; begins with {encoded[:8]!r}"
         ) from None
-    except Exception as error:  # A decoder may raise anything on hostile bytes.
+    except Exception as error:  # As above.
         raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
     width, height = image.size
     if width * height > limits.max_pixels:
@@ -158,21 +203,7 @@ def check_image(
         raise ImageError(
             reasons.EXTREME_ASPECT, f"{width}x{height}, the limit is {limits.max_aspect} to 1"
         )
-    storage = storage or ImageStorage()
-    if image.format == "PNG":
-        _check_png(encoded, width, height)
-    try:
-        image.load()
-        rgb, as_it_is = _to_rgb(image)
-        if storage.max_side is not None and longer > storage.max_side:
-            as_it_is = False
-            rgb.thumbnail((storage.max_side, storage.max_side), Image.Resampling.LANCZOS)
-        keep = as_it_is and image.format in _STORED_FORMATS
-        stored = encoded if keep else _encode(rgb, storage)
-        views = fingerprints.views(rgb, mirrored=mirrored)
-    except Exception as error:  # As above.
-        raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
-    return CheckedImage(stored, *rgb.size, views)
+    return image
 
 
 def _check_png(encoded: bytes, width: int, height: int) -> None:
@@ -229,20 +260,22 @@ def _encode(rgb: Image.Image, storage: ImageStorage) -> bytes:
     return buffer.getvalue()
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Returns an upright RGB image, and whether any reader sees the same in the bytes it is of."""
-    as_it_is = image.mode in _PLAIN_MODES
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
-        as_it_is, image = False, ImageOps.exif_transpose(image)
+def _scaled_size(width: int, height: int, longest: int) -> tuple[int, int]:
+    """Returns a size of the same aspect with a longest side, as near as whole numbers allow."""
+    scale = longest / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an opaque RGB image."""
+    image.load()
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits instead of scaling them; TensorFlow takes the upper 8.
         pixels = np.asarray(image).astype(np.uint32)
         grey = (pixels >> 8).astype(np.uint8)
         grey[pixels == image.info.get("transparency", -1)] = 255
-        return Image.fromarray(grey).convert("RGB"), False
-    if image.has_transparency_data:
-        return compose_on_white(image), False
-    return image.convert("RGB"), as_it_is
+        return Image.fromarray(grey).convert("RGB")
+    return compose_on_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
 def compose_on_white(image: Image.Image) -> Image.Image:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigline.components.ingest import images, reasons, rules, sources
+from sigline.components.ingest import fingerprints, images, reasons, rules, sources
 
 LIMITS = images.ImageLimits(max_bytes=100_000, max_pixels=10_000)
 CONFIG = rules.IngestConfig(limits=LIMITS)
@@ -258,6 +258,45 @@ def test_large_images_can_be_scaled_down_and_stored_as_jpeg():
     assert (checked.width, checked.height) == (32, 16)
     small = _encode(_image(size=(32, 16)))
     assert images.check_image(small, LIMITS, storage).stored is small
+
+
+def _photo(size=(640, 480)):
+    """A smooth picture with detail, as photos are."""
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    waves = [np.sin(x / (7 + i) + y / 31) * np.cos(y / (11 + i)) for i in range(3)]
+    return Image.fromarray((127 + 100 * np.stack(waves, axis=-1)).astype(np.uint8))
+
+
+def test_large_jpeg_that_is_kept_is_parsed_whole():
+    limits = images.ImageLimits()
+    encoded = _encode(_photo(), "JPEG", quality=90)
+    checked = images.check_image(encoded, limits)
+    assert checked.stored is encoded
+    assert (checked.width, checked.height) == (640, 480)
+    with pytest.raises(images.ImageError, match="truncated"):
+        images.check_image(encoded[:-200], limits)
+
+
+def test_jpeg_and_its_lossless_copy_look_the_same():
+    limits = images.ImageLimits()
+    encoded = _encode(_photo(), "JPEG", quality=90)
+    copy = _encode(Image.open(io.BytesIO(encoded)))
+    views = [images.check_image(x, limits).views for x in (encoded, copy)]
+    assert fingerprints.same_picture(*views)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(640, 480), (641, 479), (300, 200)])
+def test_scaled_images_are_close_to_the_best_that_pillow_makes(form, size):
+    photo = _photo(size)
+    storage = images.ImageStorage(max_side=256)
+    checked = images.check_image(_encode(photo, form, quality=95), images.ImageLimits(), storage)
+    scaled = Image.open(io.BytesIO(checked.stored))
+    expected = photo.copy()
+    expected.thumbnail((256, 256), Image.Resampling.LANCZOS)
+    assert scaled.size == expected.size == (checked.width, checked.height)
+    difference = np.asarray(scaled).astype(float) - np.asarray(expected)
+    assert np.sqrt(np.mean(difference**2)) < 3.0
 
 
 def test_opaque_grey_of_16_bits_keeps_its_grey():
