@@ -57,8 +57,10 @@ class SourceConfig:
     """How the files of an input are read.
 
     Attributes:
-        format: `webdataset`, `tfrecord`, `huggingface`, `parquet`, `table`, `list` or `images`;
-            `auto` tells it by the names of the files.
+        format: `webdataset`, `tfds`, `tfrecord`, `huggingface`, `parquet`, `table`, `list` or
+            `images`; `auto` tells it by the names of the files.
+        dataset: Data set that TensorFlow Datasets prepared below the input's folder: its name, with
+            `/config` and `:version` if there are several.
         root: Folder that the paths of images in tables count from, and below which they must lie;
             that of the table if empty. It counts from the input's folder itself.
         image: Column of the encoded image, or of its path; the first of `IMAGE_COLUMNS` if empty.
@@ -72,6 +74,7 @@ class SourceConfig:
     """
 
     format: str = AUTO
+    dataset: str = ""
     root: str = ""
     image: str = ""
     caption: tuple[str, ...] = ()

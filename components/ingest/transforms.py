@@ -67,6 +67,8 @@ def input_files(base: str, source: SourceConfig) -> list[str]:
     name, paths = readers.input_files(base, BeamFiles(), source)
     if name in readers.SELF_CONTAINED:
         return paths
+    if name == readers.TFDS:
+        return BeamFiles().find(posixpath.dirname(paths[0]))
     roots = {base.rstrip("/"), source.root.rstrip("/") or base.rstrip("/")}
     found = {path for root in roots for path in BeamFiles().find(root)}
     return sorted(found)

@@ -4,6 +4,7 @@ import posixpath
 from collections.abc import Iterator
 
 from sigline.components.ingest import sources
+from sigline.components.ingest.readers import tfds
 from sigline.components.ingest.readers.arrow import HuggingFaceReader, ParquetReader
 from sigline.components.ingest.readers.folders import FolderReader
 from sigline.components.ingest.readers.records import TFRecordReader
@@ -11,10 +12,12 @@ from sigline.components.ingest.readers.tables import ListReader, TableReader
 from sigline.components.ingest.readers.webdataset import WebDatasetReader
 
 IMAGES = "images"
+TFDS = "tfds"
 # The first whose files lie in the input is taken, so that companion files of shards, tables beside
 # images and texts beside images are what they are.
 READERS: dict[str, sources.Reader] = {
     "webdataset": WebDatasetReader(),
+    TFDS: tfds.TfdsReader(),
     "tfrecord": TFRecordReader(),
     "huggingface": HuggingFaceReader(),
     "parquet": ParquetReader(),
@@ -39,6 +42,10 @@ def input_files(
         known = ", ".join((sources.AUTO, *READERS))
         raise ValueError(f"source.format must be one of {known}. Received: {config.format!r}")
     base = base.rstrip("/")
+    if config.dataset:
+        if config.format not in (sources.AUTO, TFDS):
+            raise ValueError(f"source.dataset is for the format tfds. Received: {config.format!r}")
+        base = tfds.find_version(base, config.dataset, files)
     # What begins with a dot is the file system's own.
     below = [x for x in files.find(base) if not posixpath.basename(x).startswith(".")]
     found = [path for path in below if posixpath.dirname(path) == base]

@@ -2,7 +2,7 @@
 
 import gzip
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sigline.components.ingest import reasons
@@ -40,32 +40,46 @@ class TFRecordReader:
         self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
     ) -> Iterator[RawPair]:
         """Yields a pair for each record; a damaged one is known by its checksum."""
-        # TensorFlow is imported where records are read only.
-        from sigline.schemas import tf_example
 
-        path, number = part.path, 0
-        about: dict[str, Any] = {"key": "", "source": family(path), "shard": path}
-        with files.open(path) as raw:
-            handle = gzip.GzipFile(fileobj=raw) if raw.read(2) == _GZIP else raw
-            raw.seek(0)
-            try:
-                limit = max_image_bytes + _OTHER_BYTES
-                for number, record in enumerate(tfrecord.records(handle.read, largest=limit)):
-                    if isinstance(record, tfrecord.Place):
-                        detail = f"record {record.record} at byte {record.offset}: {record.reason}"
-                        problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
-                        yield RawPair(**about, position=number, problem=problem)
-                        continue
-                    try:
-                        found = tf_example.features(record)
-                    except ValueError as error:
-                        problem = Problem(reasons.INVALID_ROW, str(error))
-                        yield RawPair(**about, position=number, problem=problem)
-                        continue
-                    values = {n: v[0] if len(v) == 1 else v for n, v in sorted(found.items())}
-                    columns = Columns.choose(values, config)
-                    yield pair_of(values, columns, config, shard=path, position=number)
-            except DAMAGED as error:
-                detail = f"the rest of the file is unreadable: {error}"
-                problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
-                yield RawPair(**about, position=number + 1, problem=problem)
+        def to_pair(values: dict[str, Any], number: int) -> RawPair:
+            columns = Columns.choose(values, config)
+            return pair_of(values, columns, config, shard=part.path, position=number)
+
+        yield from pairs_of(part.path, files, max_image_bytes, to_pair)
+
+
+def pairs_of(
+    path: str,
+    files: Files,
+    max_image_bytes: int,
+    to_pair: Callable[[dict[str, Any], int], RawPair],
+) -> Iterator[RawPair]:
+    """Yields a pair for each record of a file; `to_pair` takes its values and its number."""
+    # TensorFlow is imported where records are read only.
+    from sigline.schemas import tf_example
+
+    number = 0
+    about: dict[str, Any] = {"key": "", "source": family(path), "shard": path}
+    with files.open(path) as raw:
+        handle = gzip.GzipFile(fileobj=raw) if raw.read(2) == _GZIP else raw
+        raw.seek(0)
+        try:
+            limit = max_image_bytes + _OTHER_BYTES
+            for number, record in enumerate(tfrecord.records(handle.read, largest=limit)):
+                if isinstance(record, tfrecord.Place):
+                    detail = f"record {record.record} at byte {record.offset}: {record.reason}"
+                    problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
+                    yield RawPair(**about, position=number, problem=problem)
+                    continue
+                try:
+                    found = tf_example.features(record)
+                except ValueError as error:
+                    problem = Problem(reasons.INVALID_ROW, str(error))
+                    yield RawPair(**about, position=number, problem=problem)
+                    continue
+                values = {n: v[0] if len(v) == 1 else v for n, v in sorted(found.items())}
+                yield to_pair(values, number)
+        except DAMAGED as error:
+            detail = f"the rest of the file is unreadable: {error}"
+            problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
+            yield RawPair(**about, position=number + 1, problem=problem)
