@@ -148,21 +148,20 @@ def check_image(
     longest = storage.max_side
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        scaled = longest is not None and max(width, height) > longest
+        target = None
+        if longest is not None and max(width, height) > longest:
+            target = _scaled_size(width, height, longest)
         opaque = image.mode in _PLAIN_MODES and not image.has_transparency_data
-        kept = not scaled and turn is None and opaque and image.format in _STORED_FORMATS
+        upright = turn is None and opaque
+        kept = upright and target is None and image.format in _STORED_FORMATS
         # All of a JPEG is parsed, but no more pixels are computed than are needed.
-        needed = None
-        if longest is not None and scaled:
-            needed = _scaled_size(width, height, longest)
-        elif kept:
-            needed = fingerprints.working_size(width, height)
+        needed = fingerprints.working_size(width, height) if kept else target
         drafted = image.draft(None, needed) if needed else None
         rgb = _to_rgb(image)
-        if scaled:
+        if target is not None:
             # The whole picture in what was computed, which may reach beyond it.
             box = drafted[1] if drafted else None
-            rgb = rgb.resize(needed, Image.Resampling.HAMMING, box=box, reducing_gap=1.0)
+            rgb = rgb.resize(target, Image.Resampling.HAMMING, box=box, reducing_gap=1.0)
         if turn is not None:
             rgb = rgb.transpose(turn)
         width, height = (width, height) if kept else rgb.size

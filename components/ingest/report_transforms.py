@@ -10,7 +10,7 @@ import apache_beam as beam
 
 from sigline.components.files import BeamFiles
 from sigline.components.ingest import images, rules
-from sigline.components.ingest.sources import Place, is_no_file
+from sigline.components.ingest.sources import Place, is_no_file, unicode_text
 
 # Pairs to look at, of each split and for each reason.
 _SAMPLES = 12
@@ -38,7 +38,7 @@ class Profile(beam.PTransform):
 
 def _values(split: str, row: rules.Row):
     for feature, value in rules.profile(row):
-        yield split, feature, _safe(value)
+        yield split, feature, unicode_text(value)
 
 
 def _nested(items: Iterable[tuple[tuple[str, str], list[tuple[int, str]]]]) -> dict[str, Any]:
@@ -70,24 +70,23 @@ class Samples(beam.PTransform):
 
 
 def _of_row(split: str, row: rules.Row):
-    content = {"key": _safe(row.key), "source": _safe(row.source), "text": list(row.text)}
+    content = {
+        "key": unicode_text(row.key),
+        "source": unicode_text(row.source),
+        "text": list(row.text),
+    }
     return split, (_order(row.shard, row.position), content, row.place, None)
 
 
 def _of_rejection(_: tuple[int, int], rejection: rules.Rejection):
     content = {
-        "key": _safe(rejection.key),
-        "shard": _safe(rejection.shard),
+        "key": unicode_text(rejection.key),
+        "shard": unicode_text(rejection.shard),
         "position": rejection.position,
-        "detail": _safe(rejection.detail),
+        "detail": unicode_text(rejection.detail),
     }
     order = _order(rejection.shard, rejection.position)
     return rejection.reason, (order, content, rejection.place, rejection.other)
-
-
-def _safe(text: str) -> str:
-    """Returns a text that is Unicode: names of files may hold what is none."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _order(shard: str, position: Any) -> bytes:

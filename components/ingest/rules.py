@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -204,11 +205,11 @@ def _row(pair: RawPair, config: IngestConfig, number: tuple[int, int]) -> tuple[
     for name in ("caption", "captions", "key", "status"):
         metadata.pop(name, None)
     try:
-        extra = _plain(metadata | dict(pair.extra or {}))
+        extra = plain(metadata | dict(pair.extra or {}))
     except RecursionError:
         raise _PairError(reasons.INVALID_METADATA, "the metadata is nested too deep") from None
     texts = tuple(caption.text for caption in captions)
-    extra = _plain(filters.scored(image.stored, texts, extra, config.filters))
+    extra = plain(filters.scored(image.stored, texts, extra, config.filters))
     meta = json.dumps(extra, sort_keys=True, ensure_ascii=False)
     _check_unicode(meta, "the metadata")
     if len(meta) > MAX_SIDE_BYTES:
@@ -257,7 +258,7 @@ def _labels(value: Any) -> tuple[int, ...]:
     return tuple(items)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns a value that JSON has; of bytes that are no text their number."""
     if isinstance(value, bytes):
         try:
@@ -267,9 +268,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
@@ -384,6 +385,14 @@ def group_roots(edges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     for a, b in edges:
         forest.join(a, b)
     return forest.roots()
+
+
+def add_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    """Returns the sum of counts; coders make plain dictionaries of them."""
+    total: Counter[str] = Counter()
+    for item in counts:
+        total.update(item)
+    return total
 
 
 def split_of(group: bytes, config: IngestConfig) -> str:

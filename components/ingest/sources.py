@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 MAX_SIDE_BYTES = 2**20
 # What reading a damaged compressed file raises; other errors may pass and are tried again.
 DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile)
+_URLS = ("http://", "https://")
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # Tried in this order where the configuration names none; open_clip, img2dataset, DataComp,
 # TensorFlow Datasets and Hugging Face use them.
@@ -142,6 +143,7 @@ class RawPair:
         position: Where it stands in that file.
         image: Encoded image, if there is one.
         image_path: Where the image is, if it has a file of its own.
+        image_url: Where it can be fetched from, if only that is known.
         place: Where the image can be read again, if it can.
         text: Bytes of the caption file, if there is one.
         metadata: Bytes of the JSON file, if there is one.
@@ -157,6 +159,7 @@ class RawPair:
     position: Any = None
     image: bytes | None = None
     image_path: str | None = None
+    image_url: str | None = None
     place: Place | None = None
     text: bytes | None = None
     metadata: bytes | None = None
@@ -218,6 +221,9 @@ def image_below(root: str, path: str) -> dict[str, Any]:
     """Returns the field of a pair for an image that is named from a root, or its problem."""
     prefix = posixpath.join(root, "")
     named = path.removeprefix(prefix)
+    if named.startswith(_URLS):
+        detail = f"{named[:200]!r} is a URL; `sigline data fetch` fetches it first"
+        return {"image_url": named, "problem": Problem(reasons.UNSAFE_PATH, detail)}
     inner = posixpath.normpath(named)
     outside = inner.startswith("/") or inner == "." or inner.split("/")[0] == ".."
     if outside or "\0" in path or "\\" in path or "://" in named or not _is_name(path):
@@ -232,6 +238,11 @@ def _is_name(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def unicode_text(text: str) -> str:
+    """Returns a text that is Unicode: names of files may hold what is none."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_no_file(error: OSError) -> bool:

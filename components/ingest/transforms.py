@@ -195,7 +195,7 @@ class Ingest(beam.PTransform):
                 AsSingleton(profile),
                 AsSingleton(samples),
                 AsList(written),
-                AsSingleton(parts | "AddParts" >> beam.CombineGlobally(_add_counters)),
+                AsSingleton(parts | "AddParts" >> beam.CombineGlobally(rules.add_counts)),
                 AsDict(evaluated),
                 self._examples_dir,
                 self._report_dir,
@@ -372,10 +372,6 @@ class _WriteStats(beam.DoFn):
         content = json.dumps(stats, sort_keys=True, indent=1).encode()
         write_file(posixpath.join(self._folder, f"{part:05d}_stats.json"), content)
         yield Counter({_INPUT: read.pairs}) + rejected
-
-
-def _add_counters(counters: Iterable[Counter]) -> Counter:
-    return sum(counters, Counter())
 
 
 class _WriteShard(beam.DoFn):

@@ -1,0 +1,379 @@
+"""Fetches what a URL names: bounded, polite, and from public addresses only.
+
+Honours the X-Robots-Tag header as img2dataset does; the crawler's own text about it is at
+https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag.
+"""
+
+import collections
+import contextlib
+import http.client
+import ipaddress
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util import connection as sockets
+
+SUCCESS = "success"
+INVALID_URL = "invalid_url"
+PRIVATE_ADDRESS = "private_address"
+OPTED_OUT = "opted_out"
+TOO_MANY_BYTES = "too_many_bytes"
+TOO_MANY_REDIRECTS = "too_many_redirects"
+TIMED_OUT = "timed_out"
+NO_CONNECTION = "no_connection"
+INCOMPLETE = "incomplete"
+EMPTY = "empty"
+# Of the answers, those that may be another one later.
+_PASSING_CODES = (408, 425, 429, 500, 502, 503, 504)
+_PASSING = (TIMED_OUT, NO_CONNECTION, INCOMPLETE)
+# Directives of X-Robots-Tag that have a value, whose colon names no crawler.
+_VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
+_REDIRECT_CODES = (301, 302, 303, 307, 308)
+_SCHEMES = ("http", "https")
+_MAX_URL = 8192
+_PIECE_BYTES = 2**16
+# Addresses that stand for others: IPv4 behind NAT64, 6to4 and Teredo may be private ones.
+_TRANSLATED = tuple(
+    ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")
+)
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """How URLs are fetched.
+
+    Attributes:
+        timeout_s: Seconds until the first byte, and between two.
+        deadline_s: Seconds for one attempt, whatever arrives.
+        max_bytes: Largest file.
+        max_redirects: Longest chain of redirections.
+        retries: Attempts after the first, where another outcome is possible.
+        backoff_s: Seconds before the first of them; doubled each time. What the server asks for
+            holds up to `max_wait_s`.
+        max_wait_s: Longest wait before an attempt.
+        per_host: Requests to one host at a time.
+        host_interval_s: Least seconds between the starts of two requests to one host.
+        user_agent: What the fetcher calls itself.
+        user_agent_token: By which X-Robots-Tag may name it.
+        opt_outs: Directives of X-Robots-Tag whose images are not taken.
+        allowed_networks: Networks of addresses that are not public but may be fetched from.
+    """
+
+    timeout_s: float = 10.0
+    deadline_s: float = 60.0
+    max_bytes: int = 32 * 2**20
+    max_redirects: int = 5
+    retries: int = 2
+    backoff_s: float = 1.0
+    max_wait_s: float = 60.0
+    per_host: int = 4
+    host_interval_s: float = 0.0
+    user_agent: str = "Mozilla/5.0 (compatible; sigline)"
+    user_agent_token: str = "sigline"
+    opt_outs: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    allowed_networks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "deadline_s", "max_bytes", "per_host"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0. Received: {getattr(self, name)}")
+        for name in ("max_redirects", "retries", "backoff_s", "max_wait_s", "host_interval_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0. Received: {getattr(self, name)}")
+        for text in self.allowed_networks:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as error:
+                raise ValueError(f"allowed_networks must be networks: {error}") from None
+
+
+class Fetched(NamedTuple):
+    """What became of a URL.
+
+    Attributes:
+        status: `success`, one of this module's statuses, or `http_` with the answer's code.
+        content: The bytes, of a success.
+        detail: What is wrong, in a sentence.
+        wait_s: Seconds that the server asks to wait for.
+    """
+
+    status: str
+    content: bytes = b""
+    detail: str = ""
+    wait_s: float = 0.0
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether another attempt may end otherwise."""
+        codes = [f"http_{code}" for code in _PASSING_CODES]
+        return self.status in _PASSING or self.status in codes
+
+
+class _Refused(Exception):
+    """An address that is not fetched from; no error of the network, so that nothing retries."""
+
+
+class Fetcher:
+    """Fetches URLs from many threads at a time."""
+
+    def __init__(self, config: FetchConfig):
+        self._config = config
+        self._networks = [ipaddress.ip_network(text) for text in config.allowed_networks]
+        self._hosts: dict[str, _Host] = collections.defaultdict(
+            lambda: _Host(config.per_host, config.host_interval_s)
+        )
+        self._lock = threading.Lock()
+        self._pools = _pools(self._check_address)
+
+    def fetch(self, url: str) -> Fetched:
+        """Fetches a URL; never raises on what the network brings."""
+        wait = self._config.backoff_s
+        for attempt in range(self._config.retries + 1):
+            found = self._attempt(url)
+            if not found.may_pass or attempt == self._config.retries:
+                break
+            time.sleep(min(max(wait, found.wait_s), self._config.max_wait_s))
+            wait *= 2
+        return found
+
+    def _attempt(self, url: str) -> Fetched:
+        deadline = time.monotonic() + self._config.deadline_s
+        for _ in range(self._config.max_redirects + 1):
+            try:
+                parts = urlsplit(url)
+                host, scheme = parts.hostname, parts.scheme.lower()
+                _ = parts.port
+            except ValueError as error:
+                return Fetched(INVALID_URL, detail=str(error))
+            if scheme not in _SCHEMES or not host or len(url) > _MAX_URL:
+                return Fetched(INVALID_URL, detail=f"no URL of http or https: {url[:200]!r}")
+            with self._lock:
+                gate = self._hosts[host]
+            with gate.entered():
+                found = self._request(url, deadline)
+            if isinstance(found, Fetched):
+                return found
+            url = found
+        return Fetched(TOO_MANY_REDIRECTS, detail=f"more than {self._config.max_redirects}")
+
+    def _request(self, url: str, deadline: float) -> Fetched | str:
+        """Returns what one request brings: an outcome, or where it leads."""
+        config = self._config
+        headers = {
+            "User-Agent": config.user_agent,
+            "Accept": "image/*",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        }
+        try:
+            with (
+                _cut_at(deadline),
+                contextlib.closing(
+                    self._pools.request(
+                        "GET",
+                        url,
+                        headers=headers,
+                        timeout=config.timeout_s,
+                        retries=False,
+                        redirect=False,
+                        preload_content=False,
+                        decode_content=False,
+                    )
+                ) as response,
+            ):
+                target = response.headers.get("Location")
+                if response.status in _REDIRECT_CODES and target:
+                    return urljoin(url, target)
+                return self._read(response, deadline)
+        except _Refused as error:
+            return Fetched(PRIVATE_ADDRESS, detail=str(error))
+        except urllib3.exceptions.LocationValueError as error:
+            return Fetched(INVALID_URL, detail=_first_line(error))
+        except Exception as error:  # Answers are bytes of others; a parser may raise anything.
+            late = time.monotonic() >= deadline
+            return Fetched(_status(error, late=late), detail=_first_line(error))
+
+    def _read(self, response: urllib3.BaseHTTPResponse, deadline: float) -> Fetched:
+        config = self._config
+        if response.status != http.HTTPStatus.OK:
+            wait = _seconds(response.headers.get("Retry-After"))
+            return Fetched(f"http_{response.status}", detail=response.reason or "", wait_s=wait)
+        robots = response.headers.getlist("X-Robots-Tag")
+        if directive := opted_out(robots, config.user_agent_token, config.opt_outs):
+            return Fetched(OPTED_OUT, detail=f"X-Robots-Tag says {directive}")
+        length = response.headers.get("Content-Length", "")
+        if length.isdecimal() and int(length[:20]) > config.max_bytes:
+            return _too_large(config.max_bytes)
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            return Fetched(INCOMPLETE, detail=f"compressed as {encoding[:50]!r}, unasked")
+        content = bytearray()
+        while piece := response.read(_PIECE_BYTES):
+            content += piece
+            if len(content) > config.max_bytes:
+                return _too_large(config.max_bytes)
+            if time.monotonic() > deadline:
+                detail = f"{len(content)} bytes within {config.deadline_s} seconds"
+                return Fetched(TIMED_OUT, detail=detail)
+        return Fetched(SUCCESS, bytes(content)) if content else Fetched(EMPTY, detail="no bytes")
+
+    def _check_address(self, text: str) -> None:
+        """Refuses an address that is not public, unless it is allowed."""
+        address = ipaddress.ip_address(text.partition("%")[0])
+        if any(address in network for network in self._networks):
+            return
+        inner = getattr(address, "ipv4_mapped", None) or address
+        public = inner.is_global and not inner.is_multicast and not inner.is_reserved
+        if not public or any(inner in network for network in _TRANSLATED):
+            raise _Refused(f"{text} is no public address")
+
+
+class _Host:
+    """Lets few requests to a host pass at a time, and not too soon after each other."""
+
+    def __init__(self, most: int, interval_s: float):
+        self._places = threading.Semaphore(most)
+        self._lock = threading.Lock()
+        self._interval_s = interval_s
+        self._next = 0.0
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        with self._places:
+            with self._lock:
+                now = time.monotonic()
+                wait = max(0.0, self._next - now)
+                self._next = max(now, self._next) + self._interval_s
+            time.sleep(wait)
+            yield
+
+
+def _pools(check: Callable[[str], None]) -> urllib3.PoolManager:
+    """Returns pools whose connections go to checked addresses.
+
+    The address that was checked is the one that is connected to: a name that is resolved again
+    may lead elsewhere.
+    """
+
+    def new_connection(connection: urllib3.connection.HTTPConnection) -> socket.socket:
+        port = connection.port
+        try:
+            found = socket.getaddrinfo(connection.host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise NewConnectionError(connection, f"the name leads nowhere: {error}") from None
+        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
+        for address in addresses:
+            check(address)
+        failed: OSError | None = None
+        for address in addresses:
+            try:
+                opened = sockets.create_connection((address, port), connection.timeout)
+            except OSError as error:
+                failed = error
+                continue
+            _guard(opened)
+            return opened
+        if isinstance(failed, TimeoutError):
+            raise ConnectTimeoutError(connection, f"no connection: {failed}")
+        raise NewConnectionError(connection, f"no connection: {failed}")
+
+    class _Plain(urllib3.connection.HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            return new_connection(self)
+
+    class _Secure(urllib3.connection.HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            return new_connection(self)
+
+    class _PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = _Plain
+
+    class _SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = _Secure
+
+    pools = urllib3.PoolManager(num_pools=64)
+    pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+    return pools
+
+
+_THREAD = threading.local()
+
+
+@contextlib.contextmanager
+def _cut_at(deadline: float) -> Iterator[None]:
+    """Ends this thread's connection at a time, however slowly its server goes on talking."""
+    _THREAD.sockets = []
+    opened: list[socket.socket] = _THREAD.sockets
+
+    def cut() -> None:
+        for guarded in opened:
+            with contextlib.suppress(OSError):  # It is closed already.
+                guarded.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for guarded in opened:
+            guarded.close()
+
+
+def _guard(opened: socket.socket) -> None:
+    # A second handle, since TLS takes the first over.
+    _THREAD.sockets.append(socket.socket(fileno=os.dup(opened.fileno())))
+
+
+def opted_out(values: Iterable[str], token: str, directives: Iterable[str]) -> str | None:
+    """Returns the first directive of X-Robots-Tag headers that forbids to take an image.
+
+    Args:
+        values: Of the headers: directives, or `crawler: directives`, separated by commas.
+        token: The crawler that is asking.
+        directives: Those that forbid it.
+    """
+    forbidden = {name.lower() for name in directives}
+    for value in values:
+        addressed = True
+        for item in value.lower().split(","):
+            name, colon, rest = (part.strip() for part in item.partition(":"))
+            if colon and name not in _VALUED:
+                # A crawler's name holds for what follows, up to the next.
+                addressed, name = name in (token.lower(), "*"), rest.partition(":")[0].strip()
+            if addressed and name in forbidden:
+                return name
+    return None
+
+
+def _status(error: Exception, *, late: bool) -> str:
+    # To urllib3 this one is a kind of timeout.
+    if isinstance(error, NewConnectionError) and not late:
+        return NO_CONNECTION
+    if late or isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
+        return TIMED_OUT
+    is_answer = isinstance(error, urllib3.exceptions.ProtocolError | http.client.HTTPException)
+    return INCOMPLETE if is_answer else NO_CONNECTION
+
+
+def _seconds(value: str | None) -> float:
+    """Returns what a Retry-After header asks for; dates are left to the back-off."""
+    value = (value or "").strip()
+    return float(value) if value.isascii() and value.isdecimal() and len(value) < 10 else 0.0
+
+
+def _too_large(limit: int) -> Fetched:
+    return Fetched(TOO_MANY_BYTES, detail=f"the limit is {limit}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

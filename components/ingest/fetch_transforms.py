@@ -1,0 +1,294 @@
+"""Beam transforms that fetch the images of tables of URLs into WebDataset shards.
+
+A shard holds a fixed number of rows of one part of the input, is written whole or not at all, and
+is not fetched again while its rows are the same. Every row ends in the list beside its shard.
+"""
+
+import collections
+import functools
+import io
+import itertools
+import json
+import posixpath
+import tarfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+
+from sigline.components import files
+from sigline.components.files import BeamFiles
+from sigline.components.ingest import fetch, readers, rules
+from sigline.components.ingest.fetch import FetchConfig, Fetched, Fetcher
+from sigline.components.ingest.sources import (
+    IMAGE_SUFFIXES,
+    Part,
+    RawPair,
+    SourceConfig,
+    unicode_text,
+)
+from sigline.schemas import digests, record
+
+COUNTS_FILE = "counts.json"
+# Whose files hold no images, but may hold their URLs.
+_FORMATS = ("table", "parquet", "list", "huggingface")
+_NO_URL = "no_url"
+
+
+class Block(NamedTuple):
+    """Rows of one part of the input that become one shard: its name, and the rows in order."""
+
+    name: str
+    rows: tuple[RawPair, ...]
+
+
+class Fetch(beam.PTransform):
+    """Fetches what the tables of a folder name.
+
+    Writes, for each block of rows: `NAME.tar`, images with their captions; `NAME.jsonl`, what
+    became of each row; `NAME_stats.json`, as img2dataset does, which is written last. And
+    `counts.json` over all.
+    """
+
+    def __init__(
+        self,
+        input_base: str,
+        output_dir: str,
+        config: FetchConfig,
+        *,
+        source: SourceConfig | None = None,
+        shard_rows: int = 1000,
+        threads: int = 16,
+        again: bool = False,
+    ):
+        """Finds the parts of the input.
+
+        Args:
+            input_base: Folder of the tables.
+            output_dir: Folder to write to; one that is partly written is gone on with.
+            config: How to fetch.
+            source: How the tables are read.
+            shard_rows: Rows of a shard.
+            threads: Requests of a worker at a time.
+            again: Whether rows of finished shards are tried again that may end otherwise now.
+
+        Raises:
+            ValueError: If there are no tables, or a number is out of range.
+        """
+        super().__init__()
+        for name, value in (("shard_rows", shard_rows), ("threads", threads)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
+        self._source = (source or SourceConfig()).below(input_base)
+        name, _ = readers.input_files(input_base, BeamFiles(), self._source)
+        if name not in _FORMATS:
+            raise ValueError(
+                f"input must hold tables of URLs: {', '.join(_FORMATS)}. Received: {name}"
+            )
+        self._parts = list(readers.input_parts(input_base, BeamFiles(), self._source))
+        self._output_dir = output_dir
+        self._shard_rows = shard_rows
+        self._block = _FetchBlock(output_dir, config, threads, again=again)
+
+    def expand(self, pbegin):
+        """Returns the number of rows by status, a collection of one dictionary."""
+        return (
+            pbegin
+            | "Parts" >> beam.Create(list(enumerate(self._parts)))
+            | "SpreadParts" >> beam.Reshuffle()
+            | "Blocks" >> beam.FlatMap(_blocks, self._source, self._shard_rows)
+            | "SpreadBlocks" >> beam.Reshuffle()
+            | "FetchBlock" >> beam.ParDo(self._block)
+            | "AddBlocks" >> beam.CombineGlobally(rules.add_counts)
+            | "WriteCounts" >> beam.Map(_write_counts, self._output_dir)
+        )
+
+
+def _write_counts(counted: dict[str, int], output_dir: str) -> dict[str, int]:
+    by_status = dict(sorted(counted.items()))
+    counts = {"input": sum(counted.values()), "by_status": by_status}
+    content = json.dumps(counts, sort_keys=True, indent=1).encode()
+    files.write_file(posixpath.join(output_dir, COUNTS_FILE), content)
+    return by_status
+
+
+def _blocks(
+    item: tuple[int, tuple[str, Part]], source: SourceConfig, shard_rows: int
+) -> Iterator[Block]:
+    number, (format_name, part) = item
+    rows = readers.READERS[format_name].scan(part, BeamFiles(), source, 0)
+    for place in itertools.count():
+        block = tuple(itertools.islice(rows, shard_rows))
+        if not block:
+            return
+        yield Block(f"{number:05d}-{place:05d}", block)
+
+
+@functools.cache
+def _fetcher(config: FetchConfig) -> Fetcher:
+    # One for a process, so that all its threads are polite together.
+    return Fetcher(config)
+
+
+class _FetchBlock(beam.DoFn):
+    def __init__(self, output_dir: str, config: FetchConfig, threads: int, *, again: bool):
+        self._output_dir = output_dir
+        self._config = config
+        self._threads = threads
+        self._again = again
+
+    def process(self, block: Block) -> Iterator[Counter]:
+        """Returns the number of rows by status."""
+        base = posixpath.join(self._output_dir, block.name)
+        described = [repr(replace(row, shard=posixpath.basename(row.shard))) for row in block.rows]
+        digest = digests.json_digest([described, repr(self._config)])
+        before = _finished(f"{base}_stats.json", digest)
+        if before is not None:
+            statuses = Counter(before)
+            if not (self._again and any(Fetched(status).may_pass for status in statuses)):
+                yield statuses
+                return
+        begin = time.time()
+        kept = _kept(base) if before is not None else {}
+        results = self._results(block, kept)
+        lines, statuses = _write_shard(f"{base}.tar", results)
+        lines.sort(key=lambda line: line["key"])
+        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+        files.write_file(f"{base}.jsonl", text.encode())
+        successes = statuses[fetch.SUCCESS]
+        end = time.time()
+        stats = {
+            "count": len(block.rows),
+            "successes": successes,
+            "failed_to_download": len(block.rows) - successes,
+            "failed_to_resize": 0,
+            "status_dict": dict(statuses),
+            "start_time": begin,
+            "end_time": end,
+            "duration": end - begin,
+            "rows_digest": digest,
+        }
+        content = json.dumps(stats, sort_keys=True, indent=1).encode()
+        files.write_file(f"{base}_stats.json", content)
+        yield statuses
+
+    def _results(
+        self, block: Block, kept: dict[str, Fetched]
+    ) -> Iterator[tuple[str, RawPair, Fetched]]:
+        """Yields rows with what became of them, hosts in turns."""
+        fetcher = _fetcher(self._config)
+        waiting: collections.deque[tuple[str, RawPair, Future | Fetched]] = collections.deque()
+        with ThreadPoolExecutor(self._threads) as pool:
+            for key, row in _in_turns(block):
+                found: Future | Fetched
+                if key in kept:
+                    found = kept[key]
+                elif row.image_url is not None:
+                    found = pool.submit(fetcher.fetch, row.image_url)
+                else:
+                    detail = row.problem.detail if row.problem else "the row names no URL"
+                    found = Fetched(_NO_URL, detail=detail)
+                waiting.append((key, row, found))
+                # What has arrived out of turn is held.
+                if len(waiting) > 2 * self._threads:
+                    yield _done(*waiting.popleft())
+            while waiting:
+                yield _done(*waiting.popleft())
+
+
+def _done(key: str, row: RawPair, found: Future | Fetched) -> tuple[str, RawPair, Fetched]:
+    return key, row, found.result() if isinstance(found, Future) else found
+
+
+def _in_turns(block: Block) -> Iterator[tuple[str, RawPair]]:
+    """Yields the rows with their keys, the first of each host, then the second of each."""
+    hosts: dict[str, list[tuple[str, RawPair]]] = {}
+    for number, row in enumerate(block.rows):
+        try:
+            host = urlsplit(row.image_url or "").hostname or ""
+        except ValueError:
+            host = ""
+        hosts.setdefault(host, []).append((f"{block.name}-{number:06d}", row))
+    for turn in itertools.zip_longest(*hosts.values()):
+        yield from (item for item in turn if item is not None)
+
+
+def _finished(path: str, digest: str) -> dict[str, int] | None:
+    """Returns the rows by status of a shard that is finished, None for another."""
+    if not FileSystems.exists(path):
+        return None
+    stats = json.loads(files.read_text(path))
+    return stats["status_dict"] if stats.get("rows_digest") == digest else None
+
+
+def _kept(base: str) -> dict[str, Fetched]:
+    """Returns the outcomes of a finished shard that stay as they are."""
+    found = {}
+    for line in files.read_text(f"{base}.jsonl").splitlines():
+        item = json.loads(line)
+        outcome = Fetched(item["status"], detail=item["detail"])
+        if not outcome.may_pass:
+            found[item["key"]] = outcome
+    with (
+        FileSystems.open(f"{base}.tar", compression_type="uncompressed") as handle,
+        tarfile.open(fileobj=handle, mode="r|") as archive,
+    ):
+        for member in archive:
+            key, suffix = posixpath.splitext(member.name)
+            content = archive.extractfile(member)
+            if suffix != ".json" and content is not None:
+                found[key] = Fetched(fetch.SUCCESS, content.read())
+    return found
+
+
+def _write_shard(
+    path: str, results: Iterable[tuple[str, RawPair, Fetched]]
+) -> tuple[list[dict[str, str]], Counter]:
+    """Writes the images that were fetched, and returns what became of each row."""
+    lines, statuses = [], Counter()
+    folder, name = posixpath.split(path)
+    files.make_folder(folder)
+    scratch = posixpath.join(folder, f".tmp-{uuid.uuid4().hex}-{name}")
+    with (
+        FileSystems.create(scratch, compression_type="uncompressed") as handle,
+        tarfile.open(fileobj=handle, mode="w|", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for key, row, found in results:
+            statuses[found.status] += 1
+            url = unicode_text(row.image_url or "")
+            lines.append({"key": key, "url": url, "status": found.status, "detail": found.detail})
+            if found.status != fetch.SUCCESS:
+                continue
+            for suffix, content in ((_suffix(url), found.content), (".json", _about(row))):
+                member = tarfile.TarInfo(key + suffix)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    files.rename(scratch, path)
+    return lines, statuses
+
+
+def _suffix(url: str) -> str:
+    suffix = posixpath.splitext(urlsplit(url).path)[1].lower()
+    # Its content tells what an image is; readers of shards look for a name that is one's.
+    return suffix if suffix in IMAGE_SUFFIXES else ".jpg"
+
+
+def _about(row: RawPair) -> bytes:
+    """Returns the metadata of a pair, as ingest reads it beside an image."""
+    captions: dict[str, list[Any]] = {}
+    for text, language in row.captions or ():
+        text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+        captions.setdefault(language or record.UNKNOWN_LANGUAGE, []).append(text)
+    about = dict(row.extra or {}) | {"url": row.image_url, "captions": captions}
+    if row.key:
+        about["source_key"] = row.key
+    if row.label is not None:
+        about["label"] = row.label
+    return json.dumps(rules.plain(about), sort_keys=True).encode()

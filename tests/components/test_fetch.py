@@ -1,0 +1,421 @@
+"""Fetching from a server of this machine, which misbehaves in many ways."""
+
+import collections
+import contextlib
+import http.server
+import io
+import json
+import socket
+import tarfile
+import threading
+import time
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from PIL import Image
+
+from sigline.components.files import BeamFiles
+from sigline.components.ingest import fetch, fetch_transforms, readers, rules, sources, transforms
+from sigline.components.ingest.fetch import FetchConfig, Fetcher
+
+LOCAL = FetchConfig(
+    allowed_networks=("127.0.0.1/32",), timeout_s=0.5, deadline_s=2.0, backoff_s=0.01, retries=1
+)
+
+
+def _png(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        with server.lock:
+            server.asked[self.path] += 1
+            server.agents.add(self.headers["User-Agent"])
+            server.now += 1
+            server.most = max(server.most, server.now)
+        try:
+            name, _, argument = self.path[1:].partition("/")
+            with contextlib.suppress(ConnectionError):
+                getattr(self, f"_{name}")(argument)
+        finally:
+            with server.lock:
+                server.now -= 1
+
+    def _send(self, content, status=200, **headers):
+        self.send_response(status)
+        for key, value in {"Content_Length": str(len(content)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _ok(self, argument):
+        self._send(_png(int(argument.split(".")[0])))
+
+    def _wait(self, argument):
+        time.sleep(0.1)
+        self._ok(argument)
+
+    def _status(self, argument):
+        self._send(b"no", int(argument))
+
+    def _once(self, argument):
+        first = self.server.asked[self.path] == 1
+        self._send(b"later", 503, Retry_After="0") if first else self._ok(argument)
+
+    def _later(self, argument):
+        self._send(b"later", 503) if not self.server.healed else self._ok(argument)
+
+    def _silent(self, _):
+        time.sleep(1.5)
+
+    def _drip(self, argument):
+        # Each byte comes in time; all of them never would.
+        start = b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n" + (b"\r\n" if argument else b"")
+        self.wfile.write(start)
+        for _ in range(60):
+            self.wfile.write(b"x")
+            time.sleep(0.1)
+
+    def _huge(self, _):
+        self._send(b"", Content_Length=str(10**12))
+
+    def _endless(self, _):
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(bytes(2**16))
+
+    def _cut(self, _):
+        self._send(b"half", Content_Length="1000")
+
+    def _empty(self, _):
+        self._send(b"")
+
+    def _packed(self, _):
+        self._send(b"\x1f\x8b", Content_Encoding="gzip")
+
+    def _noise(self, _):
+        self.wfile.write(b"\x00\xff" * 100)
+
+    def _robots(self, argument):
+        self._send(_png(0), X_Robots_Tag=argument.replace("_", " "))
+
+    def _to(self, argument):
+        self._send(b"", 302, Location=argument)
+
+    def _loop(self, _):
+        self._send(b"", 302, Location=self.path)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as found:
+        found.lock = threading.Lock()
+        found.asked = collections.Counter()
+        found.agents = set()
+        found.now = found.most = 0
+        found.healed = False
+        found.url = f"http://127.0.0.1:{found.server_port}"
+        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def test_image_is_fetched_as_it_is(server):
+    found = Fetcher(LOCAL).fetch(f"{server.url}/ok/7.png")
+    assert (found.status, found.content) == (fetch.SUCCESS, _png(7))
+    assert server.agents == {LOCAL.user_agent}
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "requests"),
+    [
+        ("/status/404", "http_404", 1),
+        ("/status/410", "http_410", 1),
+        ("/status/429", "http_429", 2),
+        ("/status/500", "http_500", 2),
+        ("/silent", fetch.TIMED_OUT, 2),
+        ("/drip/body", fetch.TIMED_OUT, 2),
+        ("/drip", fetch.TIMED_OUT, 2),
+        ("/huge", fetch.TOO_MANY_BYTES, 1),
+        ("/endless", fetch.TOO_MANY_BYTES, 1),
+        ("/cut", fetch.INCOMPLETE, 2),
+        ("/empty", fetch.EMPTY, 1),
+        ("/packed", fetch.INCOMPLETE, 2),
+        ("/noise", fetch.INCOMPLETE, 2),
+        ("/loop", fetch.TOO_MANY_REDIRECTS, 6),
+    ],
+)
+def test_answer_that_is_no_image_has_a_status(server, path, status, requests):
+    begin = time.monotonic()
+    found = Fetcher(LOCAL).fetch(server.url + path)
+    assert found.status == status
+    assert found.detail or status.startswith("http_")
+    assert found.content == b""
+    assert server.asked[path] == requests
+    assert time.monotonic() - begin < 2 * LOCAL.deadline_s + 2
+
+
+def test_what_may_pass_is_tried_again(server):
+    found = Fetcher(LOCAL).fetch(f"{server.url}/once/3.png")
+    assert (found.status, server.asked["/once/3.png"]) == (fetch.SUCCESS, 2)
+
+
+def test_redirections_are_followed(server):
+    found = Fetcher(LOCAL).fetch(f"{server.url}/to//ok/5.png")
+    assert found.content == _png(5)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://example.org/a.png",
+        "http://",
+        "http://[::1",
+        "http://a:b:c/",
+        "http:///x",
+        "no url",
+        "",
+        "http://example.org/" + 10_000 * "a",
+    ],
+)
+def test_url_that_is_none_is_refused(url):
+    assert Fetcher(LOCAL).fetch(url).status == fetch.INVALID_URL
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.2",
+        "localhost",
+        "10.0.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "[::1]",
+        "[::ffff:10.0.0.1]",
+        "[64:ff9b::a00:1]",
+        "[2002:a00:1::1]",
+        "[fe80::1]",
+        "[fc00::1]",
+        "2130706434",
+        "0x7f.2",
+    ],
+)
+def test_private_addresses_are_not_asked(server, host):
+    config = FetchConfig(retries=0, timeout_s=0.5)
+    found = Fetcher(config).fetch(f"http://{host}:{server.server_port}/ok/1.png")
+    assert found.status == fetch.PRIVATE_ADDRESS
+    assert not server.asked
+
+
+def test_redirection_to_a_private_address_is_not_followed(server):
+    found = Fetcher(LOCAL).fetch(f"{server.url}/to/http://127.0.0.2:{server.server_port}/ok/1.png")
+    assert found.status == fetch.PRIVATE_ADDRESS
+    assert Fetcher(LOCAL).fetch(f"{server.url}/to/file:///etc/passwd").status == fetch.INVALID_URL
+
+
+def test_name_is_resolved_once(server, monkeypatch):
+    """A name that leads to a public address when it is checked must not lead elsewhere after."""
+    answers = iter([[(0, 0, 0, "", ("127.0.0.1", 0))], [(0, 0, 0, "", ("127.0.0.2", 0))]])
+    resolve = socket.getaddrinfo
+
+    def _resolve(host, *arguments, **options):
+        return next(answers) if host == "images.example" else resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", _resolve)
+    url = f"http://images.example:{server.server_port}/ok/1.png"
+    assert Fetcher(LOCAL).fetch(url).content == _png(1)
+    assert Fetcher(LOCAL).fetch(url).status == fetch.PRIVATE_ADDRESS
+
+
+def test_names_that_lead_nowhere_and_closed_ports_have_a_status():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    assert Fetcher(LOCAL).fetch(f"http://127.0.0.1:{port}/").status == fetch.NO_CONNECTION
+    assert Fetcher(LOCAL).fetch("http://name.invalid/").status == fetch.NO_CONNECTION
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], None),
+        (["all"], None),
+        (["noai"], "noai"),
+        (["nofollow, NoIndex"], "noindex"),
+        (["otherbot: noai"], None),
+        (["otherbot: noai", "noimageai"], "noimageai"),
+        (["otherbot: nofollow, noai"], None),
+        (["sigline: noai"], "noai"),
+        (["SIGLINE: nofollow, noimageindex"], "noimageindex"),
+        (["max-image-preview: large, noai"], "noai"),
+        (["otherbot: max-snippet: 3, noai"], None),
+        (["unavailable_after: 25 Jun 2010 15:00:00 PST"], None),
+    ],
+)
+def test_robots_directives(values, expected):
+    assert fetch.opted_out(values, "sigline", FetchConfig().opt_outs) == expected
+
+
+def test_opted_out_images_are_not_taken(server):
+    assert Fetcher(LOCAL).fetch(f"{server.url}/robots/noai").status == fetch.OPTED_OUT
+    assert Fetcher(LOCAL).fetch(f"{server.url}/robots/otherbot:_noai").status == fetch.SUCCESS
+
+
+def test_host_is_asked_by_few_at_a_time_and_not_too_often(server):
+    config = FetchConfig(allowed_networks=("127.0.0.1/32",), per_host=2, host_interval_s=0.05)
+    fetcher = Fetcher(config)
+    begin = time.monotonic()
+    urls = [f"{server.url}/wait/{i}.png" for i in range(8)]
+    threads = [threading.Thread(target=fetcher.fetch, args=(url,)) for url in urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.asked.total() == 8
+    assert server.most <= 2
+    assert time.monotonic() - begin >= 7 * 0.05
+
+
+def _table(folder, rows):
+    folder.mkdir()
+    lines = [json.dumps(row) for row in rows]
+    (folder / "pairs.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def _fetch(folder, output, **options):
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        _ = pipeline | fetch_transforms.Fetch(
+            str(folder), str(output), LOCAL, shard_rows=4, threads=4, **options
+        )
+    return json.loads((output / fetch_transforms.COUNTS_FILE).read_text())
+
+
+def _rows(server):
+    paths = [*(f"/ok/{i}.png" for i in range(5)), "/status/404", "/later/9.png", "/robots/noai"]
+    rows = [
+        {"url": server.url + path, "caption": f"picture {i}", "license": "free", "key": f"k/{i}.x"}
+        for i, path in enumerate(paths)
+    ]
+    return [*rows, {"caption": "no image"}, {"url": "images/a.png", "caption": "a path"}]
+
+
+def test_every_row_ends_in_the_report_and_images_in_shards(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server))
+    counts = _fetch(tmp_path / "tables", tmp_path / "fetched")
+    assert counts == {
+        "input": 10,
+        "by_status": {"http_404": 1, "http_503": 1, "no_url": 2, "opted_out": 1, "success": 5},
+    }
+    names = sorted(path.name for path in (tmp_path / "fetched").iterdir())
+    shards = [f"00000-{i:05d}" for i in range(3)]
+    endings = (".jsonl", ".tar", "_stats.json")
+    assert names == sorted([*(s + e for s in shards for e in endings), "counts.json"])
+    lines = [
+        json.loads(line)
+        for shard in shards
+        for line in (tmp_path / "fetched" / f"{shard}.jsonl").read_text().splitlines()
+    ]
+    assert [line["status"] for line in lines] == [
+        *["success"] * 5,
+        *["http_404", "http_503", "opted_out", "no_url", "no_url"],
+    ]
+    stats = json.loads((tmp_path / "fetched" / "00000-00001_stats.json").read_text())
+    assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (4, 1, 3)
+    with tarfile.open(tmp_path / "fetched" / "00000-00000.tar") as archive:
+        assert archive.getnames()[:2] == ["00000-00000-000000.png", "00000-00000-000000.json"]
+        about = json.load(archive.extractfile("00000-00000-000002.json"))
+        assert archive.extractfile("00000-00000-000002.png").read() == _png(2)
+    assert about == {
+        "captions": {"und": ["picture 2"]},
+        "license": "free",
+        "source_key": "k/2.x",
+        "url": f"{server.url}/ok/2.png",
+    }
+
+
+def test_ingest_reads_what_was_fetched_and_rejects_what_was_not(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server))
+    _fetch(tmp_path / "tables", tmp_path / "fetched")
+    pairs = [
+        rules.examine(pair, rules.IngestConfig())
+        for name, part in readers.input_parts(
+            str(tmp_path / "fetched"), BeamFiles(), sources.SourceConfig()
+        )
+        for pair in readers.READERS[name].scan(part, BeamFiles(), sources.SourceConfig(), 10_000)
+    ]
+    assert [row.text for row, _ in pairs] == [(f"picture {i}",) for i in range(5)]
+    for name in ("examples", "report"):
+        (tmp_path / name).mkdir()
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        folders = str(tmp_path / "examples"), str(tmp_path / "report")
+        _ = pipeline | transforms.Ingest(str(tmp_path / "tables"), *folders, rules.IngestConfig())
+    report = (tmp_path / "report" / "rejected" / "rejected-00000-of-00001-000.jsonl").read_text()
+    assert "`sigline data fetch` fetches it first" in report
+
+
+def test_finished_shards_are_not_fetched_again(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server))
+    counts = _fetch(tmp_path / "tables", tmp_path / "fetched")
+    before = {path: path.read_bytes() for path in (tmp_path / "fetched").glob("*.tar")}
+    asked = server.asked.total()
+    # As if it had been killed while the second shard was written.
+    (tmp_path / "fetched" / "00000-00001_stats.json").unlink()
+    assert _fetch(tmp_path / "tables", tmp_path / "fetched") == counts
+    assert before == {path: path.read_bytes() for path in (tmp_path / "fetched").glob("*.tar")}
+    # Of that shard four rows, one of them twice.
+    assert server.asked.total() == asked + 5
+
+
+def test_rows_that_failed_for_now_are_tried_again_if_asked_for(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server))
+    _fetch(tmp_path / "tables", tmp_path / "fetched")
+    server.healed = True
+    asked = server.asked.total()
+    counts = _fetch(tmp_path / "tables", tmp_path / "fetched", again=True)
+    assert server.asked.total() == asked + 1
+    assert counts["by_status"] == {"http_404": 1, "no_url": 2, "opted_out": 1, "success": 6}
+    with tarfile.open(tmp_path / "fetched" / "00000-00001.tar") as archive:
+        assert archive.extractfile("00000-00001-000000.png").read() == _png(4)
+        assert archive.extractfile("00000-00001-000002.png").read() == _png(9)
+
+
+def test_rows_that_changed_are_fetched_again(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server)[:4])
+    _fetch(tmp_path / "tables", tmp_path / "fetched")
+    (tmp_path / "tables" / "pairs.jsonl").write_text(
+        json.dumps({"url": f"{server.url}/ok/8.png", "caption": "another"}) + "\n"
+    )
+    assert _fetch(tmp_path / "tables", tmp_path / "fetched")["input"] == 1
+    with tarfile.open(tmp_path / "fetched" / "00000-00000.tar") as archive:
+        assert archive.extractfile("00000-00000-000000.png").read() == _png(8)
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="tables of URLs"):
+        fetch_transforms.Fetch(str(tmp_path), str(tmp_path / "out"), LOCAL)
+
+
+@pytest.mark.parametrize(
+    "values", [{"timeout_s": 0}, {"retries": -1}, {"allowed_networks": ("10.0.0.0/99",)}]
+)
+def test_wrong_settings_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        FetchConfig(**values)
