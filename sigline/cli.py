@@ -72,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--model", type=Path, help="SavedModel that embeds the pairs")
     select.add_argument("--similarity-fraction", type=float, help="share to keep, most similar")
     select.add_argument("--min-similarity", type=float, help="least cosine to keep instead")
+    select.add_argument("--target", type=Path, help="examples whose images to choose near ones of")
+    select.add_argument("--target-limit", type=int, help="pairs to choose near them, at most")
+    select.add_argument("--target-stop", type=float, help="least similarity, of the nearest's")
+    select.add_argument("--target-clusters", type=int, help="centres of the target's images")
+    select.add_argument("--labels", type=Path, help="file with a class's text in each line")
+    select.add_argument(
+        "--covariance-fraction", type=float, help="share of each class that varies as all do"
+    )
     select.add_argument("--clusters", type=int, help="number of clusters of images")
     select.add_argument("--cluster-limit", type=int, help="pairs to keep of each, about")
     select.add_argument("--entries", type=Path, help="file with an entry for captions in each line")
@@ -334,11 +342,10 @@ def _select(arguments: argparse.Namespace) -> int:
     fields = {item.name for item in dataclasses.fields(rules.CurateConfig)}
     given = {name: value for name, value in vars(arguments).items() if name in fields}
     chosen = {name: value for name, value in given.items() if value is not None}
-    if set(chosen) == {"seed"}:
+    if not set(chosen) - {"seed", "target_stop", "target_clusters"}:
         raise ValueError("select needs at least one of the options that say what to choose.")
     if (arguments.entries is None) != (arguments.entry_limit is None):
         raise ValueError("--entries and --entry-limit must be given together.")
-    entries = arguments.entries.read_text().splitlines() if arguments.entries else ()
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     transform = transforms.Curate(
@@ -346,7 +353,9 @@ def _select(arguments: argparse.Namespace) -> int:
         str(partial),
         rules.CurateConfig(**chosen),
         model_dir=str(arguments.model) if arguments.model else None,
-        entries=tuple(entries),
+        entries=_lines(arguments.entries),
+        labels=_lines(arguments.labels),
+        target_dir=str(arguments.target.resolve()) if arguments.target else None,
         split=arguments.split,
     )
     with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
@@ -361,6 +370,12 @@ def _select(arguments: argparse.Namespace) -> int:
     total = sum(shard.records for shard in selection.shards.values())
     print(f"Chose {selection.selected} of {total} records; train on them with --data {folder}")
     return 0
+
+
+def _lines(path: Path | None) -> tuple[str, ...]:
+    """Returns the lines of a file that are not empty; none of none."""
+    lines = path.read_text().splitlines() if path else ()
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _embed(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,20 @@ UPPER_BITS, NEXT_BITS = 16, 12
 LAST_BITS = 32 - UPPER_BITS - NEXT_BITS
 
 
+class Embedded(NamedTuple):
+    """What a model says of a pair.
+
+    Attributes:
+        similarity: The cosine of image and captions, averaged over the captions.
+        image: The image's embedding, `(dim,)`; None where nothing was embedded.
+        text: The mean direction of the captions' embeddings, likewise.
+    """
+
+    similarity: float = 0.0
+    image: np.ndarray | None = None
+    text: np.ndarray | None = None
+
+
 class Candidate(NamedTuple):
     """A pair that may be chosen, without its picture.
 
@@ -36,11 +50,17 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class CurateConfig:
-    """Which pairs are chosen: first by similarity, then by balance, which must come last.
+    """Which pairs are chosen: in the order of the attributes but that balance comes last.
 
     Attributes:
         similarity_fraction: Share of the pairs, those with the most similar image and captions.
         min_similarity: Least similarity instead, the cosine averaged over a pair's captions.
+        target_limit: How many pairs to choose whose images are near those of a target, at most
+            (SimCore, arXiv 2303.11101).
+        target_stop: End sooner where a round's similarity falls below this share of the first's.
+        target_clusters: Centres of the target's images, found by k-means.
+        covariance_fraction: Share of each latent class that keeps how images and captions vary
+            together (ClipCov, arXiv 2403.12267).
         entry_limit: The t of MetaCLIP (arXiv 2309.16671, section 3.3): about so many pairs are kept
             for each entry that more pairs match; pairs that match none are left out.
         clusters: Number of clusters of image embeddings, found by k-means.
@@ -51,6 +71,10 @@ class CurateConfig:
 
     similarity_fraction: float | None = None
     min_similarity: float | None = None
+    target_limit: int | None = None
+    target_stop: float = 0.95
+    target_clusters: int = 100
+    covariance_fraction: float | None = None
     entry_limit: int | None = None
     clusters: int | None = None
     cluster_limit: int | None = None
@@ -58,10 +82,13 @@ class CurateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.similarity_fraction is not None and not 0 < self.similarity_fraction <= 1:
+        for name in ("similarity_fraction", "covariance_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1. Received: {name}={value}")
+        if not 0 <= self.target_stop <= 1:
             raise ValueError(
-                "similarity_fraction must be above 0 and at most 1. "
-                f"Received: similarity_fraction={self.similarity_fraction}"
+                f"target_stop must be 0 to 1. Received: target_stop={self.target_stop}"
             )
         if self.similarity_fraction is not None and self.min_similarity is not None:
             raise ValueError(
@@ -73,7 +100,14 @@ class CurateConfig:
                 "clusters and cluster_limit must be given together. "
                 f"Received: clusters={self.clusters}, cluster_limit={self.cluster_limit}"
             )
-        for name in ("entry_limit", "clusters", "cluster_limit", "cluster_rounds"):
+        for name in (
+            "entry_limit",
+            "clusters",
+            "cluster_limit",
+            "cluster_rounds",
+            "target_limit",
+            "target_clusters",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
@@ -83,7 +117,13 @@ class CurateConfig:
         """Whether pairs have to be embedded."""
         return any(
             value is not None
-            for value in (self.similarity_fraction, self.min_similarity, self.clusters)
+            for value in (
+                self.similarity_fraction,
+                self.min_similarity,
+                self.target_limit,
+                self.covariance_fraction,
+                self.clusters,
+            )
         )
 
 
@@ -167,6 +207,11 @@ def kept_by_entries(
     )
 
 
+def chunk_of(key: str, chunks: int) -> int:
+    """Returns the part of a group that is too large for one worker that a pair is in."""
+    return int(coin(0, "chunk", key) * chunks)
+
+
 def kept_of_cluster(key: str, count: int, limit: int, seed: int) -> bool:
     """Whether a pair of a cluster with so many pairs is kept."""
     return coin(seed, "cluster", key) < limit / max(count, limit)
@@ -187,12 +232,12 @@ def nearest(vector: np.ndarray, centres: np.ndarray) -> int:
 
 # Sums of embeddings are sums of integers, which do not depend on their order; 64 bits hold those
 # of eight billion.
-_FIXED_POINT = 2**30
+FIXED_POINT = 2**30
 
 
 def fixed_point(vector: np.ndarray) -> np.ndarray:
     """Returns a vector of at most unit length as int64."""
-    return np.round(vector.astype(np.float64) * _FIXED_POINT).astype(np.int64)
+    return np.round(vector.astype(np.float64) * FIXED_POINT).astype(np.int64)
 
 
 def centre(total: np.ndarray, otherwise: np.ndarray) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 import json
 import posixpath
-from collections.abc import Iterable, Iterator
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -11,8 +10,8 @@ import numpy as np
 from apache_beam.pvalue import AsDict, AsSingleton
 
 from sigline.components import files, served_model
-from sigline.components.curate import rules
-from sigline.components.curate.rules import Candidate
+from sigline.components.curate import choice_transforms, rules
+from sigline.components.curate.rules import Candidate, Embedded
 from sigline.schemas import digests, record, signatures
 from sigline.schemas.selection import (
     KEYS_FOLDER,
@@ -23,8 +22,6 @@ from sigline.schemas.selection import (
 )
 
 _BATCH = 64
-# Embeddings that the first centres are drawn from, for each cluster.
-_SAMPLE_PER_CLUSTER = 32
 
 
 class Curate(beam.PTransform):
@@ -38,6 +35,8 @@ class Curate(beam.PTransform):
         *,
         model_dir: str | None = None,
         entries: tuple[str, ...] = (),
+        labels: tuple[str, ...] = (),
+        target_dir: str | None = None,
         split: str = record.TRAIN_SPLIT,
     ):
         """Reads the manifest.
@@ -48,6 +47,9 @@ class Curate(beam.PTransform):
             config: What to choose.
             model_dir: A SavedModel of the model contract, if pairs are embedded.
             entries: Entries to match captions with, for `entry_limit`.
+            labels: Texts that name the latent classes, for `covariance_fraction`.
+            target_dir: Folder of the examples whose images are the target, for `target_limit`; all
+                of its splits.
             split: Which split.
 
         Raises:
@@ -59,10 +61,16 @@ class Curate(beam.PTransform):
             raise ValueError("A choice by similarity or clusters needs a model to embed pairs.")
         if config.entry_limit is not None and not entries:
             raise ValueError("entry_limit needs entries to match captions with.")
-        manifest = json.loads(files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE)))
-        if split not in manifest[record.MANIFEST_SPLITS]:
+        if (config.covariance_fraction is not None) != bool(labels):
+            raise ValueError("covariance_fraction and labels must be given together.")
+        if (config.target_limit is not None) != (target_dir is not None):
+            raise ValueError("target_limit and a target must be given together.")
+        splits = _splits(examples_dir)
+        if split not in splits:
             raise ValueError(f"The manifest has no such split. Received: split={split}")
-        self._shards = manifest[record.MANIFEST_SPLITS][split]["shards"]
+        self._shards = splits[split]["shards"]
+        self._labels = labels
+        self._target = None if target_dir is None else _paths(target_dir)
         self._split_dir = posixpath.join(examples_dir, f"Split-{split}")
         self._output_dir = posixpath.join(output_dir, f"Split-{split}")
         self._config = config
@@ -74,23 +82,48 @@ class Curate(beam.PTransform):
         config = self._config
         read = (
             pbegin
-            | "Shards" >> beam.Create(sorted(self._shards))
-            | "SpreadShards" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_ReadShard(self._split_dir, self._model_dir))
+            | "Shards"
+            >> beam.Create(sorted(posixpath.join(self._split_dir, name) for name in self._shards))
+            | "Embed" >> Embed(self._model_dir)
         )
         chosen = read
         if config.min_similarity is not None:
             limit = config.min_similarity
-            chosen = chosen | "SimilarEnough" >> beam.Filter(lambda item: item[1][0] >= limit)
+            chosen = chosen | "SimilarEnough" >> beam.Filter(
+                lambda item: item[1].similarity >= limit
+            )
         if config.similarity_fraction is not None:
-            chosen = chosen | "MostSimilar" >> TopFraction(
-                config.similarity_fraction, score=lambda item: item[1][0]
+            chosen = chosen | "MostSimilar" >> choice_transforms.TopFraction(
+                config.similarity_fraction, score=lambda item: item[1].similarity
+            )
+        if self._target is not None:
+            paths, records = self._target
+            target = (
+                pbegin | "Target" >> beam.Create(paths) | "EmbedTarget" >> Embed(self._model_dir)
+            )
+            chosen = {
+                "items": chosen,
+                "target": target,
+            } | "Nearest" >> choice_transforms.NearestToTarget(
+                config, min(config.target_clusters, records)
+            )
+        if config.covariance_fraction is not None:
+            assert self._model_dir is not None
+            labels = (
+                pbegin
+                | "Labels" >> beam.Create([self._labels])
+                | "EmbedLabels" >> beam.Map(_embed_labels, self._model_dir)
+            )
+            chosen = chosen | "KeepCovariance" >> choice_transforms.KeepCovariance(
+                config.covariance_fraction, AsSingleton(labels)
             )
         if config.clusters is not None:
-            chosen = chosen | "BalanceClusters" >> BalanceClusters(config)
+            chosen = chosen | "BalanceClusters" >> choice_transforms.BalanceClusters(config)
         candidates = chosen | "Candidates" >> beam.Keys()
         if self._entries is not None:
-            candidates = candidates | "BalanceEntries" >> BalanceEntries(self._entries, config)
+            candidates = candidates | "BalanceEntries" >> choice_transforms.BalanceEntries(
+                self._entries, config
+            )
         written = (
             candidates
             | "ByShard" >> beam.Map(lambda item: (item.shard, (item.position, item.key)))
@@ -107,27 +140,65 @@ class Curate(beam.PTransform):
         )
 
 
-class _ReadShard(beam.DoFn):
-    """Reads the records of a shard: the candidate, its similarity and its image's embedding."""
+def _splits(examples_dir: str) -> dict[str, Any]:
+    text = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
+    return json.loads(text)[record.MANIFEST_SPLITS]
 
-    def __init__(self, split_dir: str, model_dir: str | None):
-        self._split_dir = split_dir
+
+def _paths(examples_dir: str) -> tuple[list[str], int]:
+    """Returns the paths of all shards of examples, and how many records they hold."""
+    shards = [
+        (posixpath.join(examples_dir, f"Split-{split}", name), shard["records"])
+        for split, found in _splits(examples_dir).items()
+        for name, shard in found["shards"].items()
+    ]
+    records = sum(count for _, count in shards)
+    if not records:
+        raise ValueError(f"The target must hold images. Received: {examples_dir}")
+    return sorted(path for path, _ in shards), records
+
+
+def _embed_labels(labels: Sequence[str], model_dir: str) -> np.ndarray:
+    model = served_model.load(model_dir)
+    return served_model.embed(model, signatures.EMBED_TEXT, list(labels)).astype(np.float64)
+
+
+class Embed(beam.PTransform):
+    """From paths of shards to `(Candidate, Embedded)`."""
+
+    def __init__(self, model_dir: str | None):
+        super().__init__()
+        self._model_dir = model_dir
+
+    def expand(self, paths):
+        """Returns the pairs of all shards."""
+        return (
+            paths
+            | "SpreadShards" >> beam.Reshuffle()
+            | "Read" >> beam.ParDo(_ReadShard(self._model_dir))
+        )
+
+
+class _ReadShard(beam.DoFn):
+    """Reads the records of a shard, and what the model says of them."""
+
+    def __init__(self, model_dir: str | None):
         self._model_dir = model_dir
 
     def setup(self):
         if self._model_dir is not None:
             self._model = served_model.load(self._model_dir)
 
-    def process(self, shard: str) -> Iterator[tuple[Candidate, tuple[float, Any]]]:
+    def process(self, path: str) -> Iterator[tuple[Candidate, Embedded]]:
         from sigline.schemas import tf_example
 
         batch: list[tuple[Candidate, bytes]] = []
-        path = posixpath.join(self._split_dir, shard)
+        shard = posixpath.basename(path)
         for position, serialized in enumerate(tf_example.read_shard(path)):
             item = tf_example.decode(serialized)
             candidate = Candidate(shard, position, item.key, item.text)
             if self._model_dir is None:
-                yield candidate, (0.0, None)
+                yield candidate, Embedded()
                 continue
             batch.append((candidate, item.image))
             if len(batch) == _BATCH:
@@ -151,185 +222,9 @@ class _ReadShard(beam.DoFn):
                     f"The model's embeddings must be numbers. Received: key={candidate.key!r}"
                 )
             similarity = float(np.mean(own.astype(np.float64) @ image.astype(np.float64)))
-            yield candidate, (similarity, image)
-
-
-class TopFraction(beam.PTransform):
-    """Keeps a share of items, those with the largest scores, exactly.
-
-    Scores are cut by counting how many there are of each of their leading bits; only items that
-    agree in nearly all bits with the last that is kept meet on one worker. Of equal scores, keys
-    decide. Items are `(Candidate, value)`.
-    """
-
-    def __init__(self, fraction: float, *, score):
-        super().__init__()
-        self._fraction = fraction
-        self._score = score
-
-    def expand(self, items):
-        """Returns the items that are kept."""
-        score = self._score
-        scored = items | "Ordered" >> beam.Map(lambda item: (rules.ordered(score(item)), item))
-        shift = 32 - rules.UPPER_BITS
-        upper = AsSingleton(
-            scored
-            | "Upper" >> beam.MapTuple(lambda bits, _: bits >> shift)
-            | "CountUpper" >> beam.combiners.Count.PerElement()
-            | "UpperCounts" >> beam.combiners.ToDict()
-            | "CutUpper" >> beam.Map(_cut_share, self._fraction)
-        )
-        last = rules.LAST_BITS
-        exact = AsSingleton(
-            scored
-            | "OfUpper" >> beam.Filter(lambda item, found: item[0] >> shift == found[0], upper)
-            | "Next" >> beam.MapTuple(lambda bits, _: bits >> last)
-            | "CountNext" >> beam.combiners.Count.PerElement()
-            | "NextCounts" >> beam.combiners.ToDict()
-            | "CutNext" >> beam.Map(lambda counts, found: rules.cut(counts, found[1]), upper)
-        )
-        above = scored | "Above" >> beam.Filter(
-            lambda item, found: item[0] >> last > found[0], exact
-        )
-        level = (
-            scored
-            | "Level" >> beam.Filter(lambda item, found: item[0] >> last == found[0], exact)
-            | "ListLevel" >> beam.combiners.ToList()
-            | "CutLevel" >> beam.FlatMap(_first_of_level, exact)
-        )
-        return (above, level) | "Kept" >> beam.Flatten() | "WithoutScore" >> beam.Values()
-
-
-def _cut_share(counts: dict[int, int], fraction: float) -> tuple[int, int]:
-    # At least one, so that a small split is not empty.
-    total = sum(counts.values())
-    # By its decimal digits: 0.29 of 100 are 29.
-    wanted = int(Fraction(str(fraction)) * total)
-    return rules.cut(counts, min(total, max(1, wanted)))
-
-
-def _first_of_level(items: list, found: tuple[int, int]):
-    items = sorted(items, key=lambda item: (-item[0], item[1][0].key))
-    return items[: found[1]]
-
-
-class BalanceEntries(beam.PTransform):
-    """Keeps about a number of candidates for each entry that captions match (MetaCLIP)."""
-
-    def __init__(self, entries: rules.Entries, config: rules.CurateConfig):
-        super().__init__()
-        self._entries = entries
-        self._config = config
-
-    def expand(self, candidates):
-        """Returns the candidates that are kept."""
-        entries, limit, seed = self._entries, self._config.entry_limit, self._config.seed
-        assert limit is not None
-        matched = candidates | "Match" >> beam.Map(lambda item: (item, entries.matched(item.texts)))
-        counts = AsDict(
-            matched
-            | "Entries" >> beam.FlatMapTuple(lambda _, found: found)
-            | "CountEntries" >> beam.combiners.Count.PerElement()
-        )
-        return (
-            matched
-            | "KeepByEntries"
-            >> beam.Filter(
-                lambda item, numbers: rules.kept_by_entries(
-                    item[0].key, item[1], numbers, limit, seed
-                ),
-                counts,
-            )
-            | "WithoutEntries" >> beam.Keys()
-        )
-
-
-class BalanceClusters(beam.PTransform):
-    """Keeps about a number of items of each cluster of their embeddings, found by k-means.
-
-    Items are `(Candidate, (similarity, embedding))`, embeddings of unit length; clusters are by
-    direction. Sums are of integers: the outcome does not depend on how items are spread.
-    """
-
-    def __init__(self, config: rules.CurateConfig):
-        super().__init__()
-        self._config = config
-
-    def expand(self, items):
-        """Returns the items that are kept."""
-        limit, seed = self._config.cluster_limit, self._config.seed
-        assert limit is not None
-        centres = items | "Clusters" >> KMeans(self._config)
-        placed = items | "Place" >> beam.Map(_place, AsSingleton(centres))
-        counts = AsDict(
-            placed
-            | "ClusterOf" >> beam.Keys()
-            | "CountClusters" >> beam.combiners.Count.PerElement()
-        )
-        return (
-            placed
-            | "KeepOfCluster"
-            >> beam.Filter(
-                lambda item, numbers: rules.kept_of_cluster(
-                    item[1][0].key, numbers[item[0]], limit, seed
-                ),
-                counts,
-            )
-            | "WithoutCluster" >> beam.Values()
-        )
-
-
-class KMeans(beam.PTransform):
-    """From `(Candidate, (similarity, embedding))` to centres, a collection of one array."""
-
-    def __init__(self, config: rules.CurateConfig):
-        super().__init__()
-        self._config = config
-
-    def expand(self, items):
-        """Returns `(clusters, dim)`, float64, of unit length."""
-        config = self._config
-        seed, clusters = config.seed, config.clusters
-        assert clusters is not None
-        size = _SAMPLE_PER_CLUSTER * clusters
-        centres = (
-            items
-            | "Coins"
-            >> beam.Map(
-                lambda item: (rules.coin(seed, "sample", item[0].key), item[0].key, item[1][1])
-            )
-            | "Sample" >> beam.combiners.Top.Of(size, key=lambda item: (-item[0], item[1]))
-            | "First"
-            >> beam.Map(lambda found: rules.first_centres([x[1:] for x in found], clusters, seed))
-        )
-        for number in range(config.cluster_rounds):
-            sums = (
-                items
-                | f"Place{number}" >> beam.Map(_place, AsSingleton(centres))
-                | f"Fixed{number}"
-                >> beam.MapTuple(lambda place, item: (place, rules.fixed_point(item[1][1])))
-                | f"Sum{number}" >> beam.CombinePerKey(_add)
-            )
-            centres = centres | f"Move{number}" >> beam.Map(_moved, AsDict(sums))
-        return centres
-
-
-def _add(vectors: Iterable[np.ndarray]) -> np.ndarray | int:
-    return sum(vectors)
-
-
-def _moved(centres: np.ndarray, sums: dict[int, np.ndarray]) -> np.ndarray:
-    return np.stack(
-        [
-            rules.centre(sums[place], old) if place in sums else old
-            for place, old in enumerate(centres)
-        ]
-    )
-
-
-def _place(item, centres: np.ndarray):
-    """Keys an item by its cluster."""
-    return rules.nearest(item[1][1], centres), item
+            total = own.astype(np.float64).sum(axis=0)
+            text = rules.centre(total, own[0]).astype(np.float32)
+            yield candidate, Embedded(similarity, image, text)
 
 
 def _select(

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from sigline import cli
-from sigline.components.curate import rules, transforms
-from sigline.components.curate.rules import Candidate, CurateConfig
+from sigline.components.curate import choice_transforms, rules
+from sigline.components.curate.rules import Candidate, CurateConfig, Embedded
 from sigline.schemas.selection import Selection
 from sigline.trainer import config, data, export, two_tower
 from sigline.trainer.preprocess import Tokenizer
@@ -42,8 +42,8 @@ def test_most_similar_share_is_exact(kind, fraction):
         "equal": np.full(400, 0.3),
         "signed": rng.choice([-0.0, 0.0, -1.0, 1.0, float("nan")], 400),
     }[kind].astype(np.float32)
-    items = [(_candidate(i), (float(score), None)) for i, score in enumerate(scores)]
-    found = _run(items, transforms.TopFraction(fraction, score=lambda item: item[1][0]))
+    items = [(_candidate(i), Embedded(float(score))) for i, score in enumerate(scores)]
+    found = _run(items, choice_transforms.TopFraction(fraction, score=lambda item: item[1][0]))
     # What is no number is the least; of equal scores keys decide.
     order = sorted(range(400), key=lambda i: (-np.nan_to_num(scores[i], nan=-9.0), i))
     expected = order[: max(1, round(fraction * 400))]
@@ -82,7 +82,8 @@ def test_balance_follows_metaclips_formula():
         matched.append(own)
     counts = {name: sum(name in own for own in matched) for name in names}
     kept = _run(
-        items, transforms.BalanceEntries(rules.Entries(names), CurateConfig(entry_limit=limit))
+        items,
+        choice_transforms.BalanceEntries(rules.Entries(names), CurateConfig(entry_limit=limit)),
     )
     keys = {item.key for item in kept}
     expected = np.array(
@@ -110,7 +111,7 @@ def _planted_clusters(sizes, dim=16):
         for _ in range(size):
             vector = centres[cluster] + 0.05 * rng.normal(size=dim)
             vector = (vector / np.linalg.norm(vector)).astype(np.float32)
-            items.append((_candidate(len(items)), (0.0, vector)))
+            items.append((_candidate(len(items)), Embedded(0.0, vector)))
             truth.append(cluster)
     return items, np.array(truth), centres
 
@@ -119,7 +120,7 @@ def test_clusters_are_found_and_balanced():
     sizes = (400, 100, 30, 10)
     items, truth, _ = _planted_clusters(sizes)
     settings = CurateConfig(clusters=4, cluster_limit=40, cluster_rounds=5)
-    found = _run(items, transforms.BalanceClusters(settings))
+    found = _run(items, choice_transforms.BalanceClusters(settings))
     kept = np.bincount([truth[int(item[0].key[3:])] for item in found], minlength=4)
     assert kept[2:].tolist() == [30, 10]
     assert 20 <= kept[0] <= 65
@@ -129,7 +130,7 @@ def test_clusters_are_found_and_balanced():
 def test_kmeans_is_that_of_one_array():
     items, _, _ = _planted_clusters((60, 40, 20))
     settings = CurateConfig(clusters=3, cluster_limit=1, cluster_rounds=4)
-    (found,) = _run(items, transforms.KMeans(settings))
+    (found,) = _run(items, choice_transforms.KMeans(settings))
     vectors = np.stack([item[1][1] for item in items]).astype(np.float64)
     by_coin = sorted(items, key=lambda item: (rules.coin(0, "sample", item[0].key), item[0].key))
     sample = [(item[0].key, item[1][1]) for item in by_coin[:96]]
@@ -144,11 +145,11 @@ def test_kmeans_is_that_of_one_array():
 def test_number_of_workers_and_order_change_nothing():
     items, _, _ = _planted_clusters((200, 50, 9))
     settings = CurateConfig(clusters=3, cluster_limit=20, cluster_rounds=3)
-    one = _run(items, transforms.BalanceClusters(settings))
-    many = _run(items[::-1], transforms.BalanceClusters(settings), workers=4)
+    one = _run(items, choice_transforms.BalanceClusters(settings))
+    many = _run(items[::-1], choice_transforms.BalanceClusters(settings), workers=4)
     assert {item[0] for item in one} == {item[0] for item in many}
-    (centres,) = _run(items, transforms.KMeans(settings))
-    (others,) = _run(items[::-1], transforms.KMeans(settings), workers=4)
+    (centres,) = _run(items, choice_transforms.KMeans(settings))
+    (others,) = _run(items[::-1], choice_transforms.KMeans(settings), workers=4)
     np.testing.assert_array_equal(centres, others)
 
 

@@ -1,0 +1,125 @@
+"""Chooses the images of a large set that lie nearest to those of a small one, after SimCore.
+
+Kim et al., "Coreset Sampling from Open-Set for Fine-Grained Self-Supervised Learning" (arXiv
+2303.11101): in rounds, each centre of the target takes the nearest image that is left, until they
+become too dissimilar or enough are chosen.
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Near(NamedTuple):
+    """An image near a centre: how similar it is, and what identifies it, its key first."""
+
+    similarity: float
+    name: tuple
+
+
+class NearestLists:
+    """For each centre the most similar images, at most so many.
+
+    Of equally similar ones the smaller name comes first; the outcome does not depend on the order
+    in which images are added.
+    """
+
+    def __init__(self, size: int):
+        self._size = size
+        self._heaps: list[list[tuple[float, _Reversed]]] = []
+
+    def add(self, name: tuple, similarities: np.ndarray) -> None:
+        """Adds an image.
+
+        Args:
+            name: What identifies it.
+            similarities: To each centre, `(centres,)`.
+        """
+        for place, similarity in enumerate(similarities):
+            self._push(place, (float(similarity), _Reversed(name)))
+
+    def merge(self, other: "NearestLists") -> None:
+        """Adds the images of other lists."""
+        for place, heap in enumerate(other._heaps):
+            for item in heap:
+                self._push(place, item)
+
+    def _push(self, place: int, item: tuple[float, "_Reversed"]) -> None:
+        while len(self._heaps) <= place:
+            self._heaps.append([])
+        heap = self._heaps[place]
+        if len(heap) < self._size:
+            heapq.heappush(heap, item)
+        else:
+            heapq.heappushpop(heap, item)
+
+    def sorted(self) -> list[list[Near]]:
+        """Returns the images of each centre, the most similar first."""
+        return [
+            [Near(similarity, name.value) for similarity, name in sorted(heap, reverse=True)]
+            for heap in self._heaps
+        ]
+
+
+class _Reversed:
+    """A name that is larger where it is smaller."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: tuple):
+        self.value = value
+
+    def __lt__(self, other: "_Reversed") -> bool:
+        return other.value < self.value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Reversed) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+def list_size(limit: int, centres: int) -> int:
+    """Returns how many images to keep for each centre.
+
+    A centre may have to pass over what others took: four times its share, and some more.
+    """
+    return min(limit, 4 * -(-limit // centres) + 16)
+
+
+def choose(lists: Sequence[Iterable[Near]], limit: int, stop: float) -> list[tuple]:
+    """Returns the names of the images that are chosen, in the order in which they are.
+
+    In each round every centre takes the most similar image that no round before took; two may
+    take the same. Rounds end when `limit` images are chosen, when no centre has one left, or when
+    a round's mean similarity falls below `stop` times that of the first.
+
+    Args:
+        lists: The images of each centre, the most similar first. A centre whose list has ended
+            sits out.
+        limit: How many, at most; of the last round the most similar are taken.
+        stop: The paper's threshold, 0.95 there; 0 for none.
+    """
+    left = [iter(items) for items in lists]
+    taken: set[tuple] = set()
+    chosen: list[tuple] = []
+    first: float | None = None
+    while len(chosen) < limit:
+        found = [
+            item
+            for items in left
+            if (item := next((x for x in items if x.name not in taken), None))
+        ]
+        if not found:
+            break
+        mean = sum(item.similarity for item in found) / len(found)
+        first = mean if first is None else first
+        if first > 0 and mean < stop * first:
+            break
+        order = sorted(found, key=lambda item: (-item.similarity, item.name))
+        names = list(dict.fromkeys(item.name for item in order))[: limit - len(chosen)]
+        chosen += names
+        taken.update(names)
+    return chosen
