@@ -50,6 +50,7 @@ _LIBRARIES = (
     "pillow",
     "py3langid",
     "sentencepiece",
+    "simplemma",
     "tensorflow",
     "tensorflow-serving-api",
     "tensorflow-text",
@@ -224,8 +225,8 @@ def _input_digest(base: str, config: IngestConfig) -> str:
             paths = paths + ingest_transforms.input_files(other, SourceConfig())
         except ValueError as error:
             raise ValueError(f"ingest.eval_sets, {other}: {error}") from None
-    if config.filters.vocabulary:
-        paths = [*paths, config.filters.vocabulary]
+    named = (config.filters.vocabulary, config.tags.entries)
+    paths = [*paths, *(path for path in named if path)]
     for name in config.filters.scorers:
         found = importlib.util.find_spec(name.partition(":")[0])
         if found is not None and found.origin and Path(found.origin).is_file():

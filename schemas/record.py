@@ -12,6 +12,7 @@ HEIGHT = "height"
 IMAGE_SHA256 = "image_sha256"
 IMAGE_PHASH = "image_phash"
 LABEL = "label"
+TAG = "tag"
 META = "meta"
 # In place of `image` where a frozen tower has embedded it.
 IMAGE_EMBEDDING = "image_embedding"
@@ -25,6 +26,7 @@ UNKNOWN_LANGUAGE = "und"
 # Files that ingest writes beside the splits of the examples artifact.
 MANIFEST_FILE = "manifest.json"
 CLASSES_FILE = "classes.json"
+TAGS_FILE = "tags.json"
 # Keys of the manifest: shards by split, and what embedded the images, if something did.
 MANIFEST_SPLITS = "splits"
 MANIFEST_EMBEDDINGS = "embeddings"
@@ -45,6 +47,7 @@ class ImageTextRecord:
         image_sha256: SHA-256 of `image`, 32 bytes.
         image_phash: Perceptual hash of the image, a signed 64-bit integer.
         label: Class ids where the source is labelled; empty otherwise.
+        tag: What the captions name, where ingest was asked for that; empty otherwise.
         meta: JSON text of what the source carried besides.
     """
 
@@ -58,6 +61,7 @@ class ImageTextRecord:
     image_sha256: bytes
     image_phash: int
     label: tuple[int, ...] = ()
+    tag: tuple[str, ...] = ()
     meta: str = field(default="{}")
 
     def __post_init__(self) -> None:

@@ -37,6 +37,7 @@ def encode(value: record.ImageTextRecord) -> bytes:
         record.IMAGE_SHA256: _bytes(value.image_sha256),
         record.IMAGE_PHASH: _int64(value.image_phash),
         record.LABEL: _int64(*value.label),
+        record.TAG: _bytes(*value.tag),
         record.META: _bytes(value.meta),
     }
     example = tf.train.Example(features=tf.train.Features(feature=features))
@@ -70,6 +71,7 @@ def decode(serialized: bytes) -> record.ImageTextRecord:
         image_sha256=_one(record.IMAGE_SHA256),
         image_phash=feature[record.IMAGE_PHASH].int64_list.value[0],
         label=tuple(feature[record.LABEL].int64_list.value),
+        tag=tuple(item.decode() for item in feature[record.TAG].bytes_list.value),
         meta=_one(record.META).decode(),
     )
 

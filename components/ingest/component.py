@@ -20,6 +20,7 @@ from sigline.components.artifact_types import IngestReport
 from sigline.components.ingest import images, rules, transforms
 from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.sources import SourceConfig
+from sigline.components.ingest.tags import TagConfig
 from sigline.schemas import record
 
 
@@ -60,6 +61,7 @@ def config_from_json(text: str) -> rules.IngestConfig:
     storage = _section(images.ImageStorage, "storage", data.pop("storage", {}))
     duplicates = _section(rules.DuplicateConfig, "duplicates", data.pop("duplicates", {}))
     filters = _section(FilterConfig, "filters", data.pop("filters", {}))
+    tags = _section(TagConfig, "tags", data.pop("tags", {}))
     data |= {
         "eval_sources": tuple(sources),
         "source": source,
@@ -67,6 +69,7 @@ def config_from_json(text: str) -> rules.IngestConfig:
         "storage": storage,
         "duplicates": duplicates,
         "filters": filters,
+        "tags": tags,
     }
     return _section(rules.IngestConfig, "ingest", data)
 

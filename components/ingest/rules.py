@@ -14,6 +14,7 @@ from sigline.components.ingest import filters, images, reasons
 from sigline.components.ingest.filters import Caption, FilterConfig
 from sigline.components.ingest.fingerprints import View
 from sigline.components.ingest.sources import MAX_SIDE_BYTES, Place, RawPair, SourceConfig
+from sigline.components.ingest.tags import TagConfig
 from sigline.schemas import record
 
 # Characters of a caption; normalising one takes the square of them at worst.
@@ -61,6 +62,7 @@ class IngestConfig:
         storage: How images are stored.
         duplicates: What is the same picture, and what becomes of its copies.
         filters: Which captions and pairs are left out.
+        tags: Which tags records get.
     """
 
     eval_share: float = 0.1
@@ -73,6 +75,7 @@ class IngestConfig:
     storage: images.ImageStorage = field(default_factory=images.ImageStorage)
     duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
+    tags: TagConfig = field(default_factory=TagConfig)
 
     def __post_init__(self) -> None:
         if not 0 < self.eval_share < 1:
@@ -137,6 +140,7 @@ class Row:
     views: tuple[View, ...]
     label: tuple[int, ...]
     meta: str
+    tags: tuple[str, ...] = ()
 
     def to_record(self, image: bytes) -> record.ImageTextRecord:
         """Joins the row with its image."""
@@ -151,6 +155,7 @@ class Row:
             image_sha256=self.image_sha256,
             image_phash=self.image_phash,
             label=self.label,
+            tag=self.tags,
             meta=self.meta,
         )
 
@@ -440,6 +445,7 @@ def profile(row: Row) -> list[tuple[str, str]]:
     aspect = math.log2(row.width / row.height)
     return [
         *captions,
+        *(("tag", tag) for tag in row.tags),
         ("source", row.source),
         ("captions", str(len(row.text))),
         ("shorter side", _range(min(row.width, row.height))),

@@ -23,7 +23,14 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict, AsList, AsSingleton
 
 from sigline.components.files import BeamFiles, make_folder, rename, write_file
-from sigline.components.ingest import group_transforms, readers, reasons, report_transforms, rules
+from sigline.components.ingest import (
+    group_transforms,
+    readers,
+    reasons,
+    report_transforms,
+    rules,
+    tag_transforms,
+)
 from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.images import ImageLimits
 from sigline.components.ingest.sources import (
@@ -159,6 +166,9 @@ class Ingest(beam.PTransform):
             | "UniqueKeys"
             >> beam.FlatMapTuple(lambda _, items: rules.with_unique_keys(items, self._config))
         )
+        tagged = pbegin | "NoTags" >> beam.Create([], reshuffle=False)
+        if self._config.tags.wanted:
+            rows, tagged = rows | "Tag" >> tag_transforms.Tag(self._config.tags)
         sizes = AsDict(
             rows | "SplitOfRow" >> beam.Keys() | "SplitSizes" >> beam.combiners.Count.PerElement()
         )
@@ -197,6 +207,7 @@ class Ingest(beam.PTransform):
                 AsList(written),
                 AsSingleton(parts | "AddParts" >> beam.CombineGlobally(rules.add_counts)),
                 AsDict(evaluated),
+                AsDict(tagged),
                 self._examples_dir,
                 self._report_dir,
                 self._config.eval_sources,
@@ -429,6 +440,7 @@ def _write_report(
     written,
     counted: Counter,
     not_protected: dict[str, int],
+    tagged: dict[str, int],
     examples_dir: str,
     report_dir: str,
     eval_sources: tuple[str, ...],
@@ -448,6 +460,9 @@ def _write_report(
         )
     manifest = json.dumps({"splits": splits}, sort_keys=True, indent=1)
     write_file(posixpath.join(examples_dir, record.MANIFEST_FILE), manifest.encode())
+    if tagged:
+        content = json.dumps(tagged, sort_keys=True, indent=1).encode()
+        write_file(posixpath.join(examples_dir, record.TAGS_FILE), content)
     records = {
         name: sum(shard["records"] for shard in split["shards"].values())
         for name, split in splits.items()
