@@ -15,6 +15,12 @@ class DataReport(artifact.Artifact):
     TYPE_NAME = "SiglineDataReport"
 
 
+class DataAcceptance(artifact.Artifact):
+    """That the data gate let data pass; its properties name the artifacts."""
+
+    TYPE_NAME = "SiglineDataAcceptance"
+
+
 class Vocabulary(artifact.Artifact):
     """A SentencePiece vocabulary."""
 

@@ -1,12 +1,18 @@
-"""Finds the model that a candidate is compared with."""
+"""Finds what runs before have made: the last blessed model, accepted data and spans to train on."""
 
 from tfx.components.evaluator import constants
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.types.artifact import Artifact
 
+from sigline.schemas import artifacts
+
 MODEL = "model"
 BLESSING = "model_blessing"
 CANDIDATE = "candidate"
+EXAMPLES = "examples"
+STATISTICS = "statistics"
+REPORT = "ingest_report"
+ACCEPTANCE = "acceptance"
 
 
 class LastOtherBlessedModel(ResolverStrategy):
@@ -38,3 +44,82 @@ class LastOtherBlessedModel(ResolverStrategy):
             return input_dict | {MODEL: [], BLESSING: []}
         newest = max(blessed, key=lambda model: model.id)
         return input_dict | {MODEL: [newest], BLESSING: [blessings[newest.id]]}
+
+
+class LastAcceptedData(ResolverStrategy):
+    """Resolves the last data that was accepted before this: of the span before, if there are spans.
+
+    Inputs: `statistics`, `ingest_report` and `acceptance`, all of the pipeline's, and `candidate`,
+    this run's statistics.
+    """
+
+    def resolve_artifacts(
+        self, store, input_dict: dict[str, list[Artifact]]
+    ) -> dict[str, list[Artifact]]:
+        """Returns the inputs with statistics and report cut to those found, or to none."""
+        del store
+        (current,) = input_dict[CANDIDATE]
+        statistics, reports = (
+            {artifact.id: artifact for artifact in input_dict[name]}
+            for name in (STATISTICS, REPORT)
+        )
+        pairs = [
+            (
+                statistics.get(_number(item, artifacts.ACCEPTED_STATISTICS)),
+                reports.get(_number(item, artifacts.ACCEPTED_REPORT)),
+            )
+            for item in input_dict[ACCEPTANCE]
+        ]
+        earlier = [
+            (own, report)
+            for own, report in pairs
+            if own is not None and report is not None and _is_before(own, current)
+        ]
+        if not earlier:
+            return input_dict | {STATISTICS: [], REPORT: [], ACCEPTANCE: []}
+        own, report = max(earlier, key=lambda pair: (pair[0].span, pair[0].id))
+        return input_dict | {STATISTICS: [own], REPORT: [report], ACCEPTANCE: []}
+
+
+def _is_before(artifact: Artifact, current: Artifact) -> bool:
+    if current.span:
+        return artifact.span < current.span
+    return artifact.id != current.id
+
+
+def _number(artifact: Artifact, name: str) -> int:
+    return artifact.get_int_custom_property(name)
+
+
+class AcceptedSpans(ResolverStrategy):
+    """Resolves the examples of the newest spans that the data gate accepted.
+
+    As TFX's SpanRangeStrategy with a rolling range, which would take spans that were refused too,
+    and count them.
+
+    Inputs: `examples` and `acceptance`, all of the pipeline's.
+    """
+
+    def __init__(self, last: int, num_spans: int):
+        """Takes the newest span that counts, and how many.
+
+        Args:
+            last: The newest span to take.
+            num_spans: How many accepted spans up to it.
+        """
+        self._last = last
+        self._num_spans = num_spans
+
+    def resolve_artifacts(
+        self, store, input_dict: dict[str, list[Artifact]]
+    ) -> dict[str, list[Artifact]]:
+        """Returns the inputs with examples cut to those found, of each span the newest."""
+        del store
+        accepted = {_number(item, artifacts.ACCEPTED_EXAMPLES) for item in input_dict[ACCEPTANCE]}
+        by_span = {
+            artifact.span: artifact
+            for artifact in sorted(input_dict[EXAMPLES], key=lambda artifact: artifact.id)
+            if artifact.id in accepted and artifact.span <= self._last
+        }
+        found = [by_span[span] for span in sorted(by_span)[-self._num_spans :]]
+        return input_dict | {EXAMPLES: found, ACCEPTANCE: []}

@@ -16,13 +16,14 @@ from tfx.dsl.components.common import resolver
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.types.channel import Channel
-from tfx.types.standard_artifacts import Model, ModelBlessing
+from tfx.types.standard_artifacts import Examples, ExampleStatistics, Model, ModelBlessing
 
 from tensorflow_data_validation import StatsOptions  # isort: skip  # After tfx.
 
+from sigline.components.artifact_types import DataAcceptance, IngestReport
 from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
-from sigline.components.ingest import reasons
+from sigline.components.ingest import reasons, rules
 from sigline.components.ingest import transforms as ingest_transforms
 from sigline.components.ingest.component import IngestExamples, config_from_json
 from sigline.components.ingest.rules import IngestConfig
@@ -31,7 +32,7 @@ from sigline.components.publish.component import PublishModel
 from sigline.components.validate import gate as data_gate
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
-from sigline.pipeline import baseline
+from sigline.pipeline import baseline, spans
 from sigline.pipeline.environment import Environment
 from sigline.pipeline.tfx_infra import CheckServing
 from sigline.pipeline.tfx_tower import ExportFrozenTower
@@ -69,22 +70,23 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     ingest_config = json.dumps(environment.ingest, sort_keys=True)
     ingest_settings = config_from_json(ingest_config)
     limits = data_gate.DataGate(**environment.data_gate)
-    unknown = sorted(set(limits.max_shares) - set(reasons.ALL))
-    if unknown:
-        raise ValueError(
-            "data_gate.max_shares must name reasons of rejection. "
-            f"Received: {unknown}; known: {', '.join(reasons.ALL)}"
-        )
+    _check_limits(limits, "data_gate")
+    _check_limits(limits.warning, "data_gate.warn")
     config = trainer_config.override(
         trainer_config.load_recipe(environment.recipe), environment.overrides
     )
     gate = trainer_config.load_gate(environment.recipe)
+    data = spans.resolve(environment.input_base, environment.span)
     schema_file = _PACKAGE / "schemas" / "image_text.pbtxt"
 
+    earlier = _accepted_spans("EarlierSpans", data.span - 1, environment.window - 1)
     ingested = IngestExamples(
-        input_base=environment.input_base,
+        input_base=data.base,
         config=ingest_config,
-        input_digest=_input_digest(environment.input_base, ingest_settings),
+        span=data.span,
+        version=data.version,
+        earlier=earlier.outputs[baseline.EXAMPLES] if environment.window > 1 else None,
+        input_digest=_input_digest(data.base, ingest_settings),
         code_digest=_code_digest(
             "schemas", "components/ingest", "components/files.py", "components/outputs.py"
         ),
@@ -102,19 +104,36 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
     )
     validate_digest = _code_digest("schemas", "components/validate")
+    last_accepted = resolver.Resolver(
+        strategy_class=baseline.LastAcceptedData,
+        candidate=statistics.outputs["statistics"],
+        # Without their producers: TFX would take them and this run's for the same channels.
+        statistics=Channel(type=ExampleStatistics),
+        ingest_report=Channel(type=IngestReport),
+        acceptance=_acceptances(),
+    ).with_id("LastAcceptedData")
     reported = ReportData(
         ingest_report=ingested.outputs["report"],
         anomalies=validator.outputs["anomalies"],
+        statistics=statistics.outputs["statistics"],
+        schema=schema.outputs["schema"],
+        earlier_report=last_accepted.outputs[baseline.REPORT],
+        earlier_statistics=last_accepted.outputs[baseline.STATISTICS],
         config=json.dumps(environment.data_gate, sort_keys=True),
         code_digest=validate_digest,
     )
     checked = CheckData(
+        examples=ingested.outputs["examples"],
+        statistics=statistics.outputs["statistics"],
         ingest_report=ingested.outputs["report"],
         report=reported.outputs["report"],
         code_digest=validate_digest,
     )
+    window = _accepted_spans("Window", data.span, environment.window)
+    window.add_upstream_node(checked)
+    trained_on = (window if environment.window > 1 else ingested).outputs["examples"]
     vocabulary = TrainVocabulary(
-        examples=ingested.outputs["examples"],
+        examples=trained_on,
         recipe=json.dumps(dataclasses.asdict(config.text_tower), sort_keys=True),
         code_digest=_code_digest("schemas", "components/vocabulary", "trainer"),
     )
@@ -122,7 +141,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     weights_digest = _weights_digest(environment, config)
     embedding = _embedding(environment, config, weights_digest, ingested)
     trained = TrainModel(
-        examples=(embedding[-1].outputs["embedded"] if embedding else ingested.outputs["examples"]),
+        examples=embedding[-1].outputs["embedded"] if embedding else trained_on,
         vocabulary=vocabulary.outputs["vocabulary"],
         config=config.to_json(),
         weights=environment.weights,
@@ -167,12 +186,15 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         pipeline_name=environment.pipeline_name,
         pipeline_root=environment.pipeline_root,
         components=[
+            *([earlier] if environment.window > 1 else []),
             ingested,
             schema,
             statistics,
             validator,
+            last_accepted,
             reported,
             checked,
+            *([window] if environment.window > 1 else []),
             vocabulary,
             *embedding,
             trained,
@@ -187,6 +209,40 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ),
         beam_pipeline_args=list(environment.beam_args),
     )
+
+
+def _check_limits(limits: data_gate.DataGate, name: str) -> None:
+    """Refuses limits of what there is not, before anything runs."""
+    columns = (record.KEY, record.TEXT, record.LANGUAGE, record.SOURCE, record.WIDTH, record.HEIGHT)
+    known = {
+        "max_shares": reasons.ALL,
+        "max_change": (*reasons.ALL, data_gate.REJECTED),
+        "max_shift": rules.PROFILED,
+        "max_drift": (*columns, record.LABEL, record.TAG),
+        "max_skew": (*columns, record.LABEL, record.TAG),
+    }
+    for limit, names in known.items():
+        if unknown := sorted(set(getattr(limits, limit)) - set(names)):
+            raise ValueError(
+                f"{name}.{limit} must name some of {', '.join(names)}. Received: {unknown}"
+            )
+
+
+def _acceptances() -> Channel:
+    return Channel(
+        type=DataAcceptance, producer_component_id="CheckData", output_key=baseline.ACCEPTANCE
+    )
+
+
+def _accepted_spans(name: str, last: int, num_spans: int) -> resolver.Resolver:
+    """Returns a node that finds the examples of accepted spans."""
+    return resolver.Resolver(
+        strategy_class=baseline.AcceptedSpans,
+        config={"last": last, "num_spans": num_spans},
+        # Without its producer: TFX would take it and this run's examples for the same channel.
+        examples=Channel(type=Examples),
+        acceptance=_acceptances(),
+    ).with_id(name)
 
 
 def _embedding(

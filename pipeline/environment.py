@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 VARIABLE = "SIGLINE_ENVIRONMENT"
+# Stands for the number of a span in `input_base`.
+SPAN = "{SPAN}"
 # Not DirectRunner, Beam's default, which first tries to download another runner.
 _RUNNER = "--runner=FnApiRunner"
 PACKAGED = Path(__file__).parent / "environments"
@@ -22,6 +24,9 @@ class Environment:
         pipeline_name: Name of the pipeline.
         root: Folder for everything that a run writes, unless a path below says otherwise.
         input_base: Folder with pairs in a format that ingest reads; optionally, `classes.json`.
+            With `{SPAN}` in it, as in TFX, and perhaps `{VERSION}`, the newest of such folders.
+        span: The span to take instead of the newest.
+        window: Number of accepted spans, the newest ones, that are trained on.
         recipe: Name of the recipe.
         overrides: `a.b=value` assignments to the recipe.
         weights: Folder of weights that the recipe's pretrained parameters start from; empty for
@@ -39,6 +44,8 @@ class Environment:
     root: str
     input_base: str
     recipe: str
+    span: int | None = None
+    window: int = 1
     overrides: tuple[str, ...] = ()
     weights: str = ""
     embed_images: bool = False
@@ -55,6 +62,19 @@ class Environment:
             object.__setattr__(self, "beam_args", (_RUNNER, *self.beam_args))
         for name in ("root", "input_base", "serving_dir", "weights"):
             object.__setattr__(self, name, _absolute(getattr(self, name)))
+        spans = SPAN in self.input_base
+        if self.window < 1 or (self.window > 1 and not spans):
+            raise ValueError(
+                f"window must be at least 1, and more than that needs {SPAN} in input_base. "
+                f"Received: window={self.window}, input_base={self.input_base}"
+            )
+        if self.span is not None and (not spans or self.span < 0):
+            raise ValueError(
+                f"span must be at least 0 and needs {SPAN} in input_base. "
+                f"Received: span={self.span}, input_base={self.input_base}"
+            )
+        if self.window > 1 and self.embed_images:
+            raise ValueError("embed_images embeds one span; it needs window: 1.")
         teachers = {name: _absolute(path) for name, path in self.teachers.items()}
         object.__setattr__(self, "teachers", teachers)
 
@@ -106,7 +126,8 @@ def load(path: str | Path) -> Environment:
         expected: type = list if name in ("overrides", "beam_args") else str
         expected = dict if name in ("ingest", "data_gate", "teachers") else expected
         expected = bool if name == "embed_images" else expected
-        if not isinstance(value, expected):
+        expected = int if name in ("span", "window") else expected
+        if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
             raise ValueError(
                 f"{path}: {name} must be a {expected.__name__}. Received: {name}={value!r}"
             )

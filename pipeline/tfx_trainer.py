@@ -17,7 +17,7 @@ from sigline.schemas.labels import LabelSet
 
 @component
 def TrainModel(
-    examples: InputArtifact[Examples],
+    examples: InputArtifact[list[Examples]],
     vocabulary: InputArtifact[Vocabulary],
     model: OutputArtifact[Model],
     model_run: OutputArtifact[ModelRun],
@@ -46,12 +46,12 @@ def TrainModel(
         vocabulary_bytes = handle.read()
     job = Job(
         config=train_config,
-        folders=artifact_utils.get_split_uri([examples], record.TRAIN_SPLIT),
+        folders=_train_folders(examples),
         vocabulary=vocabulary_bytes,
         code_digest=code_digest,
         weights=checkpoint.load(weights) if weights else None,
         teachers={name: checkpoint.load(path) for name, path in json.loads(teachers).items()},
-        labels=_labels(examples.uri),
+        labels=_labels(max(examples, key=lambda item: item.span).uri),
     )
     run_dir = os.path.join(checkpoint_root, job.key)
     result, metadata = job.run(run_dir, path_utils.serving_model_dir(model.uri))
@@ -68,6 +68,14 @@ def TrainModel(
     }
     with open(os.path.join(model_run.uri, artifacts.TRAINING_FILE), "w") as handle:
         json.dump(training, handle, indent=1, sort_keys=True)
+
+
+def _train_folders(examples: list[Examples]) -> str | list[str]:
+    """Returns the training splits, of several spans weighted by their records."""
+    # TFX keeps no order of artifacts.
+    ordered = sorted(examples, key=lambda item: item.span)
+    folders = [artifact_utils.get_split_uri([item], record.TRAIN_SPLIT) for item in ordered]
+    return folders if len(folders) > 1 else folders[0]
 
 
 def _labels(examples_dir: str) -> LabelSet | None:

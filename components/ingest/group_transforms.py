@@ -28,11 +28,13 @@ class Best(NamedTuple):
     """The pair of a group that stands for it.
 
     Attributes:
-        order: Pairs of the evaluation first, those of this input first of them, then by rank.
+        order: Pairs of the evaluation first, then those of earlier examples, those that are
+            trained on first of them; then those of this input, by rank.
         key: Its key.
         sha256: Of its picture.
         place: Where the picture is.
         evaluated: Whether it is one of the evaluation.
+        earlier: The split of earlier examples that it is in; empty for others.
     """
 
     order: tuple
@@ -40,6 +42,7 @@ class Best(NamedTuple):
     sha256: bytes
     place: Place | None
     evaluated: bool
+    earlier: str
 
 
 class Group(beam.PTransform):
@@ -243,8 +246,10 @@ def _by_group(item, remap: dict[bytes, bytes]) -> Iterator[tuple[bytes, rules.Ro
 
 def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
     evaluated = rules.is_evaluated(row, config)
-    order = (not evaluated, row.number[0] < 0, *rules.rank(row, config))
-    return Best(order, row.key, row.image_sha256, row.place, evaluated)
+    splits = ("",) if evaluated else (*record.SPLITS, "")
+    earlier = splits.index("" if evaluated else row.earlier)
+    order = (not evaluated, earlier, row.number[0] < 0, *rules.rank(row, config))
+    return Best(order, row.key, row.image_sha256, row.place, evaluated, row.earlier)
 
 
 def _first(found: Iterable[Best]) -> Best:
@@ -261,7 +266,8 @@ class _Decide(beam.DoFn):
         group, joined = item
         best = next(iter(joined["best"]))
         keep_all = self._config.duplicates.keep == "all"
-        split = record.EVAL_SPLIT if best.evaluated else rules.split_of(group, self._config)
+        split = best.earlier or rules.split_of(group, self._config)
+        split = record.EVAL_SPLIT if best.evaluated else split
         for row in joined["rows"]:
             if row.number[0] < 0:
                 continue
@@ -269,7 +275,7 @@ class _Decide(beam.DoFn):
             if best.evaluated and not rules.is_evaluated(row, self._config):
                 detail = f"the picture {how} of {best.key!r}, which is evaluated on"
                 yield _rejected(row, reasons.LEAK, detail, best)
-            elif keep_all or rules.rank(row, self._config) == best.order[2:]:
+            elif keep_all or rules.rank(row, self._config) == best.order[3:]:
                 yield ROWS, (split, row)
             else:
                 detail = f"the picture {how} of {best.key!r}"

@@ -55,6 +55,8 @@ class IngestConfig:
             sources with one of their pictures are rejected.
         eval_sets: Further inputs, in any format, that are evaluated on: no pair with one of their
             pictures is written.
+        earlier: Folders of examples that were written before, such as of earlier spans: what shows
+            one of their pictures goes to the split that picture is in.
         shard_records: Aim for the number of records per output shard.
         split_seed: Changes the split and the order of records.
         source: How the files are read.
@@ -68,6 +70,7 @@ class IngestConfig:
     eval_share: float = 0.1
     eval_sources: tuple[str, ...] = ()
     eval_sets: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
     shard_records: int = 512
     split_seed: int = 0
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -120,7 +123,8 @@ class Row:
         shard: File that the pair stands in, from the input's folder: moved data keeps its order.
         position: Where it stands there.
         number: The part of the input, and which of its pairs this is; the part is negative for
-            pairs of evaluation sets, which are not written.
+            pairs of evaluation sets and of earlier examples, which are not written.
+        earlier: The split of earlier examples that it is in; empty for others.
         place: Where the stored bytes of the image are; None for those of the pair, if they have no
             place of their own or are stored in another form.
     """
@@ -141,6 +145,7 @@ class Row:
     label: tuple[int, ...]
     meta: str
     tags: tuple[str, ...] = ()
+    earlier: str = ""
 
     def to_record(self, image: bytes) -> record.ImageTextRecord:
         """Joins the row with its image."""
@@ -429,13 +434,18 @@ def with_unique_keys(
 
 def is_evaluated(row: Row, config: IngestConfig) -> bool:
     """Whether a row belongs to what models are evaluated on, of this input or another."""
-    return row.number[0] < 0 or row.source in config.eval_sources
+    of_sets = row.number[0] < 0 and not row.earlier
+    return of_sets or row.source in config.eval_sources
 
 
 def rejected(row: Row, reason: str, detail: str, other: Place | None = None) -> Rejection:
     """Returns the rejection of a row."""
     detail = detail[:_MAX_DETAIL]
     return Rejection(row.key, row.shard, row.position, reason, detail, row.place, other)
+
+
+# The features of a profile.
+PROFILED = ("aspect", "captions", "language", "shorter side", "source", "tag", "words")
 
 
 def profile(row: Row) -> list[tuple[str, str]]:

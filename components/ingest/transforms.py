@@ -34,6 +34,7 @@ from sigline.components.ingest import (
 from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.images import ImageLimits
 from sigline.components.ingest.sources import (
+    AUTO,
     Part,
     Place,
     Problem,
@@ -115,10 +116,21 @@ class Ingest(beam.PTransform):
         config = replace(config, source=config.source.below(input_base))
         self._input_base = input_base
         self._parts = list(readers.input_parts(input_base, BeamFiles(), config.source))
-        others = [(base, part) for base in config.eval_sets for part in _parts_of(base)]
+        others = [
+            *((base, "", part) for base in config.eval_sets for part in _parts_of(base)),
+            *(
+                (base, split, part)
+                for base in config.earlier
+                for split in record.SPLITS
+                for part in _parts_of(posixpath.join(base, f"Split-{split}"), "tfrecord")
+            ),
+        ]
         self._work = [
-            *((number, input_base, part) for number, part in enumerate(self._parts)),
-            *((-1 - number, base, part) for number, (base, part) in enumerate(others)),
+            *(_Work(number, input_base, part) for number, part in enumerate(self._parts)),
+            *(
+                _Work(-1 - number, base, part, split)
+                for number, (base, split, part) in enumerate(others)
+            ),
         ]
         self._examples_dir = examples_dir
         self._report_dir = report_dir
@@ -215,9 +227,18 @@ class Ingest(beam.PTransform):
         )
 
 
-def _parts_of(base: str) -> Iterator[tuple[str, Part]]:
-    """Returns the parts of an evaluation set, in whatever format it is."""
-    return readers.input_parts(base, BeamFiles(), SourceConfig())
+class _Work(NamedTuple):
+    """A part to read: its number, the input that it is of, where it lies, and its role."""
+
+    number: int
+    base: str
+    part: tuple[str, Part]
+    earlier: str = ""
+
+
+def _parts_of(base: str, format_name: str = AUTO) -> Iterator[tuple[str, Part]]:
+    """Returns the parts of another input."""
+    return readers.input_parts(base, BeamFiles(), SourceConfig(format=format_name))
 
 
 def _by_file(item: tuple[tuple[int, int], rules.Rejection]):
@@ -283,8 +304,8 @@ def _inside(path: str, base: str) -> str:
 class _ExaminePart(_Examine):
     """Reads one part of the input; images with files of their own are left for others."""
 
-    def process(self, item: tuple[int, str, tuple[str, Part]]):
-        part, base, (format_name, place) = item
+    def process(self, work: _Work):
+        part, base, (format_name, place), earlier = work
         source = self._config.source if part >= 0 else SourceConfig()
         limits = self._config.limits if part >= 0 else self._unfiltered.limits
         begin, read = time.time(), 0
@@ -294,7 +315,10 @@ class _ExaminePart(_Examine):
             if pair.image_path is not None and pair.problem is None:
                 yield _APART, (part, read, pair)
             else:
-                yield self._outcome(part, read, pair)
+                tag, found = self._outcome(part, read, pair)
+                if earlier and isinstance(found, rules.Row):
+                    found = replace(found, earlier=earlier)
+                yield tag, found
             read += 1
         yield _READ, (part, Read(read, begin, time.time()))
 

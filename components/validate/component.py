@@ -3,15 +3,19 @@
 import json
 import os
 import shutil
+import sys
 
-from tensorflow_metadata.proto.v0 import anomalies_pb2
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
+from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatisticsList
+from tfx.components.statistics_gen import stats_artifact_utils
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types import artifact_utils
-from tfx.types.standard_artifacts import ExampleAnomalies, Schema
+from tfx.types.standard_artifacts import ExampleAnomalies, Examples, ExampleStatistics, Schema
 
-from sigline.components.artifact_types import DataReport, IngestReport
-from sigline.components.validate import gate
+from sigline.components.artifact_types import DataAcceptance, DataReport, IngestReport
+from sigline.components.validate import drift, gate
 from sigline.components.validate import report as data_report
 from sigline.schemas import artifacts
 
@@ -36,36 +40,61 @@ def ProvideSchema(
 def ReportData(
     ingest_report: InputArtifact[IngestReport],
     anomalies: InputArtifact[ExampleAnomalies],
+    statistics: InputArtifact[ExampleStatistics],
+    schema: InputArtifact[Schema],
     report: OutputArtifact[DataReport],
     config: Parameter[str],
     code_digest: Parameter[str],
+    earlier_report: InputArtifact[IngestReport] = None,
+    earlier_statistics: InputArtifact[ExampleStatistics] = None,
 ):
     """Writes what the data gate finds, and the page about the data.
 
     A component of its own: of one that fails, TFX removes what it has written.
     """
     del code_digest
-    counts, profile, samples = (
-        _read_json(os.path.join(ingest_report.uri, name))
-        for name in (artifacts.COUNTS_FILE, artifacts.PROFILE_FILE, artifacts.SAMPLES_FILE)
+    data = _described(ingest_report)
+    earlier = None if earlier_report is None else _described(earlier_report)
+    limits = gate.DataGate(**json.loads(config))
+    with open(os.path.join(schema.uri, _SCHEMA_FILE)) as handle:
+        parsed = text_format.Parse(handle.read(), schema_pb2.Schema())
+    numbers = _read_statistics(statistics)
+    before = {} if earlier_statistics is None else _read_statistics(earlier_statistics)
+    found = {}
+    for name, given, described in (
+        (artifacts.PROBLEMS_FILE, limits, _read_anomalies(anomalies)),
+        (artifacts.WARNINGS_FILE, limits.warning, {}),
+    ):
+        compared = drift.anomalies(
+            numbers, before, parsed, max_drift=given.max_drift, max_skew=given.max_skew
+        )
+        for split, features in compared.items():
+            described[split] = described.get(split, {}) | features
+        found[name] = gate.data_problems(data, described, given, earlier)
+        with open(os.path.join(report.uri, name), "w") as handle:
+            json.dump(found[name], handle, indent=1)
+    report.set_int_custom_property(
+        artifacts.BLESSED_PROPERTY, int(not found[artifacts.PROBLEMS_FILE])
     )
-    problems = gate.data_problems(
-        counts, _read_anomalies(anomalies), gate.DataGate(**json.loads(config))
-    )
-    with open(os.path.join(report.uri, artifacts.PROBLEMS_FILE), "w") as handle:
-        json.dump(problems, handle, indent=1)
+    samples = _read_json(os.path.join(ingest_report.uri, artifacts.SAMPLES_FILE))
     page = os.path.join(report.uri, artifacts.REPORT_FILE)
     with open(page, "w", encoding="utf-8") as handle:
-        handle.write(data_report.page(counts, profile, samples, problems))
+        handle.write(data_report.page(data, samples, *found.values()))
 
 
 @component
 def CheckData(
+    examples: InputArtifact[Examples],
+    statistics: InputArtifact[ExampleStatistics],
     ingest_report: InputArtifact[IngestReport],
     report: InputArtifact[DataReport],
+    acceptance: OutputArtifact[DataAcceptance],
     code_digest: Parameter[str],
 ):
-    """Fails the pipeline, with every reason, if the data is not fit to train on."""
+    """Fails the pipeline, with every reason, if the data is not fit to train on.
+
+    What passes is accepted: later data is compared with it, and it may be trained on again.
+    """
     del code_digest
     problems = _read_json(os.path.join(report.uri, artifacts.PROBLEMS_FILE))
     if problems:
@@ -77,6 +106,30 @@ def CheckData(
             "Rejected pairs are listed in "
             f"{os.path.join(ingest_report.uri, artifacts.REJECTED_FOLDER)}"
         )
+    for warning in _read_json(os.path.join(report.uri, artifacts.WARNINGS_FILE)):
+        print(f"The data gate warns: {warning}", file=sys.stderr)
+    for name, artifact in (
+        (artifacts.ACCEPTED_EXAMPLES, examples),
+        (artifacts.ACCEPTED_STATISTICS, statistics),
+        (artifacts.ACCEPTED_REPORT, ingest_report),
+    ):
+        acceptance.set_int_custom_property(name, artifact.id)
+
+
+def _described(report) -> gate.Described:
+    """Returns what an ingest report says of the data."""
+    counts, profile = (
+        _read_json(os.path.join(report.uri, name))
+        for name in (artifacts.COUNTS_FILE, artifacts.PROFILE_FILE)
+    )
+    return gate.Described(counts, profile)
+
+
+def _read_statistics(artifact) -> dict[str, DatasetFeatureStatisticsList]:
+    return {
+        split: stats_artifact_utils.load_statistics(artifact, split).proto()
+        for split in artifact_utils.decode_split_names(artifact.split_names)
+    }
 
 
 def _read_json(path: str):

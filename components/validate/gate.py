@@ -1,10 +1,17 @@
 """Decides whether ingested data may be trained on: a pure function with reasons."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sigline.schemas import record
+
+_LIMITS = ("max_shares", "max_change", "max_shift", "max_drift", "max_skew")
+# Of the difference of two shares.
+_ROUNDING = 1e-9
+# All reasons together, among the changes.
+REJECTED = "rejected"
 
 
 @dataclass(frozen=True)
@@ -16,12 +23,24 @@ class DataGate:
         min_records: Smallest number of records of each split.
         max_unreadable: Largest number of pairs of evaluation sets that could not be looked at.
         max_shares: Largest shares of the input by reason of rejection, such as `leak: 0`.
+        max_change: Largest changes of shares of the input since the last data that was accepted, by
+            reason, or of all that is `rejected`.
+        max_shift: Largest changes since then of the share of any value of a feature of the report,
+            such as `words` or `language`, in a split.
+        max_drift: Largest differences since then of features of the records, by TFDV's comparators.
+        max_skew: Likewise of the training split from the eval split.
+        warn: Fields of a gate that only warns, none of which is on by default.
     """
 
     max_rejected_share: float = 0.1
     min_records: int = 10
     max_unreadable: int = 0
     max_shares: Mapping[str, float] = field(default_factory=dict)
+    max_change: Mapping[str, float] = field(default_factory=dict)
+    max_shift: Mapping[str, float] = field(default_factory=dict)
+    max_drift: Mapping[str, float] = field(default_factory=dict)
+    max_skew: Mapping[str, float] = field(default_factory=dict)
+    warn: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_rejected_share <= 1:
@@ -29,19 +48,49 @@ class DataGate:
                 "max_rejected_share must be between 0 and 1. "
                 f"Received: max_rejected_share={self.max_rejected_share}"
             )
+        for name in _LIMITS:
+            limits = getattr(self, name)
+            if not isinstance(limits, Mapping) or not all(
+                isinstance(limit, int | float) and 0 <= limit <= 1 for limit in limits.values()
+            ):
+                raise ValueError(f"{name} must be numbers of 0 to 1 by name. Received: {limits!r}")
+        if "warn" in self.warn:
+            raise ValueError("warn must hold no other warn.")
+
+    @property
+    def warning(self) -> "DataGate":
+        """The gate that only warns."""
+        nothing: dict[str, Any] = {
+            "max_rejected_share": 1,
+            "min_records": 0,
+            "max_unreadable": sys.maxsize,
+        }
+        return DataGate(**(nothing | dict(self.warn)))
+
+
+class Described(NamedTuple):
+    """What ingest says of data: its counts, and its profile by split, feature and value."""
+
+    counts: Mapping[str, Any]
+    profile: Mapping[str, Any]
 
 
 def data_problems(
-    counts: dict[str, Any], anomalies: dict[str, dict[str, str]], gate: DataGate
+    data: Described,
+    anomalies: Mapping[str, Mapping[str, str]],
+    gate: DataGate,
+    earlier: Described | None = None,
 ) -> list[str]:
     """Returns a sentence for everything that is wrong; none means the data is good.
 
     Args:
-        counts: Ingest's counts.
+        data: What ingest says of it.
         anomalies: TFDV's descriptions by feature, by split.
         gate: The limits.
+        earlier: What ingest said of the last data that was accepted, if there was any.
     """
     problems = []
+    counts = data.counts
     total = counts["input"]
     if counts["written"] + counts["rejected"] != total:
         problems.append(
@@ -75,4 +124,47 @@ def data_problems(
     for split, by_feature in sorted(anomalies.items()):
         for feature, description in sorted(by_feature.items()):
             problems.append(f"split {split}, feature {feature}: {description}")
+    if earlier is not None:
+        problems += [*_changes(counts, earlier.counts, gate), *_shifts(data, earlier, gate)]
     return problems
+
+
+def _changes(
+    counts: Mapping[str, Any], earlier: Mapping[str, Any], gate: DataGate
+) -> Iterator[str]:
+    for name, limit in sorted(gate.max_change.items()):
+        now, before = (_share(found, name) for found in (counts, earlier))
+        if abs(now - before) > limit + _ROUNDING:
+            yield (
+                f"{now:.1%} of the pairs were rejected{'' if name == REJECTED else f' as {name}'}, "
+                f"{before:.1%} of the last accepted data; the limit of the change is {limit:.1%}"
+            )
+
+
+def _share(counts: Mapping[str, Any], name: str) -> float:
+    number = counts["rejected"] if name == REJECTED else counts["rejected_by_reason"].get(name, 0)
+    return number / counts["input"] if counts["input"] else 0.0
+
+
+def _shifts(data: Described, earlier: Described, gate: DataGate) -> Iterator[str]:
+    for split in record.SPLITS:
+        for name, limit in sorted(gate.max_shift.items()):
+            now, before = (
+                _shares(found.profile.get(split, {}).get(name, {})) for found in (data, earlier)
+            )
+            values = sorted(now.keys() | before.keys())
+            if not values:
+                yield f"split {split} has no {name} to compare with the last accepted data"
+                continue
+            value = max(values, key=lambda item: abs(now.get(item, 0) - before.get(item, 0)))
+            if abs(now.get(value, 0) - before.get(value, 0)) > limit + _ROUNDING:
+                yield (
+                    f"split {split}, {name}: {now.get(value, 0):.1%} are {value}, "
+                    f"{before.get(value, 0):.1%} of the last accepted data; the limit of the "
+                    f"change is {limit:.1%}"
+                )
+
+
+def _shares(numbers: Mapping[str, int]) -> dict[str, float]:
+    total = sum(numbers.values())
+    return {value: number / total for value, number in numbers.items()}

@@ -4,6 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sigline.components.validate.gate import Described
 from sigline.schemas import record
 
 _STYLE = """
@@ -11,7 +12,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; marg
   padding: 0 1.5rem; }
 h1 { font-weight: 600; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 .verdict { padding: .8rem 1rem; border-radius: .4rem; background: #e7f5ec; }
-.verdict.bad { background: #fdecea; } .verdict ul { margin: .3rem 0; }
+.verdict.bad { background: #fdecea; } .verdict.warned { background: #fff6e0; }
+.verdict + .verdict { margin-top: .6rem; } .verdict ul { margin: .3rem 0; }
 .numbers { display: flex; gap: 1rem; flex-wrap: wrap; margin: 1.2rem 0; }
 .numbers div { background: #f5f6f8; border-radius: .4rem; padding: .6rem 1.2rem; }
 .numbers b { display: block; font-size: 1.6rem; font-variant-numeric: tabular-nums; }
@@ -34,23 +36,24 @@ _TEXT_LENGTH = 160
 
 
 def page(
-    counts: Mapping[str, Any],
-    profile: Mapping[str, Any],
+    data: Described,
     samples: Mapping[str, Any],
     problems: Sequence[str],
+    warnings: Sequence[str] = (),
 ) -> str:
     """Returns the report.
 
     Args:
-        counts: Ingest's counts.
-        profile: Numbers of pairs by split, feature and value.
+        data: What ingest says of the data.
         samples: Pairs to look at, by split or reason.
         problems: What the data gate found.
+        warnings: What it only warns of.
     """
+    counts, profile = data
     rejected = sorted(counts["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     parts = [
         "<h1>Data report</h1>",
-        _verdict(problems),
+        _verdict(problems, warnings),
         _numbers(counts),
         "<h2>What was rejected</h2>",
         _bars(rejected, "rejected") if rejected else "<p>Nothing.</p>",
@@ -67,11 +70,17 @@ def page(
     )
 
 
-def _verdict(problems: Sequence[str]) -> str:
-    if not problems:
-        return '<div class="verdict">The data gate found nothing wrong.</div>'
-    items = "".join(f"<li>{_text(problem)}</li>" for problem in problems)
-    return f'<div class="verdict bad">The data gate stopped the pipeline:<ul>{items}</ul></div>'
+def _verdict(problems: Sequence[str], warnings: Sequence[str]) -> str:
+    shown = _listed("bad", "The data gate stopped the pipeline:", problems)
+    shown += _listed("warned", "The data gate warns:", warnings)
+    return shown or '<div class="verdict">The data gate found nothing wrong.</div>'
+
+
+def _listed(kind: str, title: str, sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    return f'<div class="verdict {kind}">{title}<ul>{items}</ul></div>'
 
 
 def _numbers(counts: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The vocabulary component."""
 
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ from sigline.schemas import artifacts, record
 
 @component
 def TrainVocabulary(
-    examples: InputArtifact[Examples],
+    examples: InputArtifact[list[Examples]],
     vocabulary: OutputArtifact[Vocabulary],
     recipe: Parameter[str],
     code_digest: Parameter[str],
@@ -30,8 +31,11 @@ def TrainVocabulary(
     from sigline.trainer.config import TextTowerConfig
 
     config = TextTowerConfig(**json.loads(recipe))
-    split_dir = artifact_utils.get_split_uri([examples], record.TRAIN_SPLIT)
-    model = train_vocabulary(_captions(split_dir, config), vocabulary_size=config.vocabulary_size)
+    # TFX keeps no order of artifacts.
+    ordered = sorted(examples, key=lambda item: item.span)
+    split_dirs = [artifact_utils.get_split_uri([item], record.TRAIN_SPLIT) for item in ordered]
+    captions = itertools.chain.from_iterable(_captions(path, config) for path in split_dirs)
+    model = train_vocabulary(captions, vocabulary_size=config.vocabulary_size)
     with open(os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE), "wb") as handle:
         handle.write(model)
 

@@ -1,6 +1,7 @@
 import html.parser
 
 from sigline.components.validate import report
+from sigline.components.validate.gate import Described
 
 COUNTS = {
     "input": 1234,
@@ -62,30 +63,32 @@ def _parse(page):
 
 
 def test_report_shows_numbers_reasons_and_pictures():
-    found = _parse(report.page(COUNTS, PROFILE, SAMPLES, []))
+    found = _parse(report.page(Described(COUNTS, PROFILE), SAMPLES, []))
     for expected in ("1,234", "1,200", "corrupt_image", "found nothing wrong", "8-15", "de"):
         assert expected in found.text
     assert found.images == ["data:image/jpeg;base64,QUJD"] * 2 + ["data:image/jpeg;base64,REVG"]
     # What the source says is text, and can be written.
     assert "<b>a dog</b>" in found.text
-    assert report.page(COUNTS, PROFILE, SAMPLES, []).encode()
+    assert report.page(Described(COUNTS, PROFILE), SAMPLES, []).encode()
 
 
 def test_report_lists_the_gates_problems():
-    found = _parse(report.page(COUNTS, PROFILE, SAMPLES, ["split train holds 3 <records>"]))
+    found = _parse(
+        report.page(Described(COUNTS, PROFILE), SAMPLES, ["split train holds 3 <records>"])
+    )
     assert "stopped the pipeline" in found.text
     assert "split train holds 3 <records>" in found.text
 
 
 def test_report_of_nothing_is_a_page():
     counts = COUNTS | {"input": 0, "written": 0, "rejected": 0, "rejected_by_reason": {}}
-    found = _parse(report.page(counts | {"splits": {}}, {}, {}, []))
+    found = _parse(report.page(Described(counts | {"splits": {}}, {}), {}, []))
     assert "Nothing." in found.text
 
 
 def test_many_values_are_added_up():
     profile = {"train": {"source": {f"source{i}": i + 1 for i in range(30)}}}
-    found = _parse(report.page(COUNTS, profile, {}, []))
+    found = _parse(report.page(Described(COUNTS, profile), {}, []))
     assert "10 others" in found.text
     assert "source29" in found.text
     assert "source0" not in found.text

@@ -44,7 +44,9 @@ def test_records_that_break_the_schema_become_sentences(tmp_path, scene_records)
         "rejected_by_reason": {},
         "splits": {"train": 180, "eval": 20},
     }
-    problems = gate.data_problems(counts, component._read_anomalies(artifact), gate.DataGate())
+    problems = gate.data_problems(
+        gate.Described(counts, {}), component._read_anomalies(artifact), gate.DataGate()
+    )
     assert len(problems) == 2
     assert "feature image: Low supported image fraction" in problems[0]
     assert "feature width: Out-of-range values" in problems[1]

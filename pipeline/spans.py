@@ -1,0 +1,53 @@
+"""Which folder of a pattern holds the data to ingest, as TFX's ExampleGen tells spans."""
+
+import posixpath
+import re
+from typing import NamedTuple
+
+from tfx.components.example_gen import utils
+from tfx.proto import example_gen_pb2, range_config_pb2
+
+from sigline.pipeline.environment import SPAN
+
+
+class Input(NamedTuple):
+    """A folder of pairs, the span that it is and its version; 0 without spans."""
+
+    base: str
+    span: int = 0
+    version: int = 0
+
+
+def resolve(pattern: str, span: int | None) -> Input:
+    """Returns the folder of the newest span of a pattern, and of that the newest version.
+
+    Args:
+        pattern: Folder with `{SPAN}`, and perhaps `{VERSION}`, in its last parts; or one without.
+        span: The span to take instead.
+
+    Raises:
+        ValueError: If there is no such folder, or it is empty.
+    """
+    if SPAN not in pattern:
+        return Input(pattern)
+    parts = pattern.rstrip("/").split("/")
+    first = next(number for number, part in enumerate(parts) if "{" in part)
+    root, inner = "/".join(parts[:first]), "/".join(parts[first:])
+    chosen = None
+    if span is not None:
+        chosen = range_config_pb2.RangeConfig(
+            static_range=range_config_pb2.StaticRange(start_span_number=span, end_span_number=span)
+        )
+    split = example_gen_pb2.Input.Split(name="pairs", pattern=f"{inner}/*")
+    try:
+        _, found, version = utils.calculate_splits_fingerprint_span_and_version(
+            root, [split], chosen
+        )
+    except ValueError as error:
+        wanted = "a span" if span is None else f"span {span}"
+        raise ValueError(
+            f"input_base must lead to {wanted} with files in it. Received: "
+            f"input_base={pattern}: {error}"
+        ) from None
+    # The pattern now names what was found.
+    return Input(posixpath.join(root, re.sub(r"/\*$", "", split.pattern)), found or 0, version or 0)
