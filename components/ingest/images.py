@@ -1,5 +1,6 @@
 """Checks, normalises and fingerprints encoded images."""
 
+import functools
 import hashlib
 import io
 import warnings
@@ -111,7 +112,7 @@ class CheckedImage:
     height: int
     views: tuple[View, ...]
 
-    @property
+    @functools.cached_property
     def sha256(self) -> bytes:
         """SHA-256 of the stored bytes."""
         return hashlib.sha256(self.stored).digest()

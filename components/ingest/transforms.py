@@ -16,7 +16,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -53,6 +53,8 @@ _INPUT = "input"
 _WAITING_FOLDER = "waiting"
 # Begins the names of shards that are not yet whole.
 _UNFINISHED = "tmp-"
+# Read of an image's file at a time.
+_PIECE_BYTES = 2**18
 # Rejections in a file.
 _REJECTED_LINES = 10_000
 
@@ -333,6 +335,15 @@ class _ExaminePart(_Examine):
             yield RawPair(key="", source="", shard=path, problem=problem)
 
 
+def _read_up_to(handle: BinaryIO, limit: int) -> bytes:
+    """Reads a file piece by piece: at once, room for all of the limit would be made."""
+    pieces = []
+    while limit > 0 and (piece := handle.read(min(limit, _PIECE_BYTES))):
+        pieces.append(piece)
+        limit -= len(piece)
+    return b"".join(pieces)
+
+
 class _ExamineImage(_Examine):
     """Reads the image of one pair from its own file."""
 
@@ -342,7 +353,7 @@ class _ExamineImage(_Examine):
         try:
             with BeamFiles().open(pair.image_path) as handle:
                 limits = self._config.limits if part >= 0 else self._unfiltered.limits
-                image = handle.read(limits.max_bytes + 1)
+                image = _read_up_to(handle, limits.max_bytes + 1)
             pair = replace(pair, image=image, place=Place(pair.image_path, 0, len(image)))
         except OSError as error:
             if not is_no_file(error):
