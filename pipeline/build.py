@@ -11,6 +11,8 @@ import sigline.quiet
 
 sigline.quiet.import_tfx()
 
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.components import ExampleValidator, StatisticsGen
 from tfx.dsl.components.common import resolver
 from tfx.orchestration import metadata
@@ -77,7 +79,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     )
     gate = trainer_config.load_gate(environment.recipe)
     data = spans.resolve(environment.input_base, environment.span)
-    schema_file = _PACKAGE / "schemas" / "image_text.pbtxt"
+    schema_file = _schema_file(environment)
 
     earlier = _accepted_spans("EarlierSpans", data.span - 1, environment.window - 1)
     ingested = IngestExamples(
@@ -209,6 +211,20 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ),
         beam_pipeline_args=list(environment.beam_args),
     )
+
+
+def _schema_file(environment: Environment) -> Path:
+    """Returns the curated schema, the environment's own if it names one."""
+    if not environment.schema:
+        return _PACKAGE / "schemas" / "image_text.pbtxt"
+    path = Path(environment.schema)
+    try:
+        text_format.Parse(path.read_text(), schema_pb2.Schema())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ValueError(
+            f"schema must be a schema in TFDV's text form. Received: {path}: {error}"
+        ) from None
+    return path
 
 
 def _check_limits(limits: data_gate.DataGate, name: str) -> None:

@@ -35,6 +35,7 @@ class Environment:
             before training, instead of at every step.
         teachers: Folders of weights of the recipe's teachers, by name.
         serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
+        schema: A schema of your own in place of the packaged one, as TFDV's text.
         ingest: Fields of `IngestConfig`.
         data_gate: Fields of `DataGate`.
         beam_args: Arguments of the Beam runner; the local one where none is named.
@@ -51,6 +52,7 @@ class Environment:
     embed_images: bool = False
     teachers: dict[str, str] = field(default_factory=dict)
     serving_dir: str = ""
+    schema: str = ""
     ingest: dict[str, Any] = field(default_factory=dict)
     data_gate: dict[str, Any] = field(default_factory=dict)
     beam_args: tuple[str, ...] = ()
@@ -60,7 +62,7 @@ class Environment:
             object.__setattr__(self, "serving_dir", os.path.join(self.root, "serving"))
         if not any(argument.startswith("--runner") for argument in self.beam_args):
             object.__setattr__(self, "beam_args", (_RUNNER, *self.beam_args))
-        for name in ("root", "input_base", "serving_dir", "weights"):
+        for name in ("root", "input_base", "serving_dir", "schema", "weights"):
             object.__setattr__(self, name, _absolute(getattr(self, name)))
         spans = SPAN in self.input_base
         if self.window < 1 or (self.window > 1 and not spans):

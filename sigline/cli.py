@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("--again", action="store_true", help="try again what failed for the moment")
     fetch.set_defaults(run=_fetch)
+    schema = data.add_parser("schema", help="infer a schema for the pipeline from statistics")
+    schema.add_argument(
+        "--statistics", required=True, type=Path, help="StatisticsGen's folder of the splits"
+    )
+    schema.add_argument("--output", required=True, type=Path, help="text file to write")
+    schema.set_defaults(run=_schema)
     select = data.add_parser("select", help="choose which records of a split to train on")
     select.add_argument("--data", required=True, type=Path, help="folder with manifest.json")
     select.add_argument("--output", required=True, type=Path, help="folder to write to")
@@ -327,6 +333,28 @@ def _fetch(arguments: argparse.Namespace) -> int:
     for status, number in sorted(counts["by_status"].items(), key=lambda item: -item[1]):
         print(f"{number:>10} {status}")
     print(f"What became of each row is listed beside the shards in {arguments.output}")
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    quiet.import_tfx()
+    import tensorflow_data_validation as tfdv
+
+    from sigline import schemas
+    from sigline.components.validate import infer
+
+    paths = sorted(arguments.statistics.glob("Split-*/FeatureStats.pb"))
+    if not paths:
+        raise ValueError(
+            "--statistics must be a folder with Split-NAME/FeatureStats.pb. "
+            f"Received: {arguments.statistics}"
+        )
+    if arguments.output.exists():
+        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
+    curated = tfdv.load_schema_text(str(Path(schemas.__file__).parent / "image_text.pbtxt"))
+    found = infer.infer(curated, [tfdv.load_stats_binary(str(path)) for path in paths])
+    tfdv.write_schema_text(found, str(arguments.output))
+    print(f"Look through {arguments.output}, and name it as `schema` in the environment.")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""The comparators of TFDV, on statistics that it makes of small tables."""
+"""The comparators and the inference of TFDV, on statistics that it makes of small tables."""
 
 import pytest
 
 from sigline import quiet
-from sigline.components.validate import drift
+from sigline.components.validate import drift, infer
 
 pytestmark = pytest.mark.tfx
 
@@ -81,6 +81,21 @@ def test_training_is_skewed_from_evaluation(schema, english, german):
 
 def test_without_earlier_data_nothing_drifts(schema, german):
     assert _found(schema, {"train": german}, {}, {"language": 0.0}) == {}
+
+
+def test_schema_is_inferred_from_what_is_there(schema, english, wide):
+    import tensorflow_data_validation as tfdv
+
+    found = infer.infer(schema, [english, wide])
+    features = {feature.name: feature for feature in found.feature}
+    assert list(features["language"].string_domain.value) == ["de", "en"]
+    assert (features["width"].int_domain.min, features["width"].int_domain.max) == (64, 640)
+    # What was not seen stays as it was curated.
+    assert features["height"] == schema.feature[2]
+    del found.feature[2]
+    assert not tfdv.validate_statistics(english, found).anomaly_info
+    other = _statistics(["en"] * 90 + ["fr"] * 10, [32] * 100)
+    assert sorted(tfdv.validate_statistics(other, found).anomaly_info) == ["language", "width"]
 
 
 def test_unknown_feature_is_refused(schema, english):

@@ -1,0 +1,61 @@
+"""Infers a schema from data: the curated one, narrowed to what was seen."""
+
+from collections.abc import Iterable
+
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatisticsList
+
+from sigline.schemas import record
+
+# Of these the values that were seen are a domain; more of them than that are none.
+_CATEGORIES = (record.LANGUAGE, record.SOURCE)
+_MAX_VALUES = 500
+# Of these the least and the largest that were seen are bounds.
+_BOUNDED = (record.WIDTH, record.HEIGHT, record.LABEL)
+
+
+def infer(
+    curated: schema_pb2.Schema, statistics: Iterable[DatasetFeatureStatisticsList]
+) -> schema_pb2.Schema:
+    """Returns a schema that the data fulfils and other languages, sources, sides or labels do not.
+
+    TFDV's inference alone would also take the number of captions, or a key made of digits, for a
+    rule; what has none in the curated schema gets none here.
+
+    Args:
+        curated: Of all records.
+        statistics: Of the splits.
+    """
+    # Of the pipeline's environment only, and heavy.
+    import tensorflow_data_validation as tfdv
+
+    found = schema_pb2.Schema()
+    found.CopyFrom(curated)
+    statistics = list(statistics)
+    inferred = [
+        tfdv.infer_schema(item, infer_feature_shape=False, max_string_domain_size=_MAX_VALUES)
+        for item in statistics
+    ]
+    for feature in found.feature:
+        if feature.name in _CATEGORIES:
+            domains = [
+                domain
+                for schema in inferred
+                for domain in schema.string_domain
+                if domain.name == feature.name
+            ]
+            if len(domains) == len(inferred):
+                feature.ClearField("domain_info")
+                values = {value for domain in domains for value in domain.value}
+                feature.string_domain.value.extend(sorted(values))
+        elif feature.name in _BOUNDED:
+            ranges = [
+                (int(item.num_stats.min), int(item.num_stats.max))
+                for data in statistics
+                for item in data.datasets[0].features
+                if item.path.step[0] == feature.name and item.num_stats.common_stats.num_non_missing
+            ]
+            if ranges:
+                feature.int_domain.min = min(low for low, _ in ranges)
+                feature.int_domain.max = max(high for _, high in ranges)
+    return found
