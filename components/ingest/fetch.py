@@ -4,11 +4,11 @@ Honours the X-Robots-Tag header as img2dataset does; the crawler's own text abou
 https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag.
 """
 
-import collections
 import contextlib
 import http.client
 import ipaddress
 import os
+import re
 import socket
 import threading
 import time
@@ -31,18 +31,34 @@ TIMED_OUT = "timed_out"
 NO_CONNECTION = "no_connection"
 INCOMPLETE = "incomplete"
 EMPTY = "empty"
+COMPRESSED = "compressed"
 # Of the answers, those that may be another one later.
 _PASSING_CODES = (408, 425, 429, 500, 502, 503, 504)
 _PASSING = (TIMED_OUT, NO_CONNECTION, INCOMPLETE)
 # Directives of X-Robots-Tag that have a value, whose colon names no crawler.
 _VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
+# As crawlers call themselves; dates, which hold colons too, are no such names.
+_CRAWLER = re.compile(r"[a-z*][a-z0-9_.-]*")
 _REDIRECT_CODES = (301, 302, 303, 307, 308)
 _SCHEMES = ("http", "https")
 _MAX_URL = 8192
 _PIECE_BYTES = 2**16
-# Addresses that stand for others: IPv4 behind NAT64, 6to4 and Teredo may be private ones.
-_TRANSLATED = tuple(
-    ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")
+# Hosts that are remembered although nobody asks them.
+_MAX_HOSTS = 10_000
+# Addresses of a name that are tried.
+_MAX_ADDRESSES = 4
+# Not private by name: addresses that stand for others, which may be (NAT64, 6to4), old site-local
+# ones, and the endpoint of a cloud's host.
+_REFUSED = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2002::/16",
+        "192.88.99.0/24",
+        "fec0::/10",
+        "168.63.129.16/32",
+    )
 )
 
 
@@ -127,9 +143,7 @@ class Fetcher:
     def __init__(self, config: FetchConfig):
         self._config = config
         self._networks = [ipaddress.ip_network(text) for text in config.allowed_networks]
-        self._hosts: dict[str, _Host] = collections.defaultdict(
-            lambda: _Host(config.per_host, config.host_interval_s)
-        )
+        self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
         self._pools = _pools(self._check_address)
 
@@ -145,7 +159,7 @@ class Fetcher:
         return found
 
     def _attempt(self, url: str) -> Fetched:
-        deadline = time.monotonic() + self._config.deadline_s
+        left = self._config.deadline_s
         for _ in range(self._config.max_redirects + 1):
             try:
                 parts = urlsplit(url)
@@ -155,14 +169,32 @@ class Fetcher:
                 return Fetched(INVALID_URL, detail=str(error))
             if scheme not in _SCHEMES or not host or len(url) > _MAX_URL:
                 return Fetched(INVALID_URL, detail=f"no URL of http or https: {url[:200]!r}")
-            with self._lock:
-                gate = self._hosts[host]
-            with gate.entered():
-                found = self._request(url, deadline)
+            with self._entered(host):
+                # Waiting for others is no time of the host's.
+                begin = time.monotonic()
+                found = self._request(url, begin + left)
+                left -= time.monotonic() - begin
             if isinstance(found, Fetched):
                 return found
             url = found
         return Fetched(TOO_MANY_REDIRECTS, detail=f"more than {self._config.max_redirects}")
+
+    @contextlib.contextmanager
+    def _entered(self, host: str) -> Iterator[None]:
+        """Waits until a host may be asked; hosts that nobody asks are forgotten."""
+        with self._lock:
+            gate = self._hosts.setdefault(host, _Host(self._config))
+            gate.users += 1
+        try:
+            with gate.entered():
+                yield
+        finally:
+            with self._lock:
+                gate.users -= 1
+                if len(self._hosts) > _MAX_HOSTS or not gate.waits():
+                    idle = [name for name, item in self._hosts.items() if not item.waits()]
+                    for name in idle:
+                        del self._hosts[name]
 
     def _request(self, url: str, deadline: float) -> Fetched | str:
         """Returns what one request brings: an outcome, or where it leads."""
@@ -195,7 +227,8 @@ class Fetcher:
                 return self._read(response, deadline)
         except _Refused as error:
             return Fetched(PRIVATE_ADDRESS, detail=str(error))
-        except urllib3.exceptions.LocationValueError as error:
+        except (urllib3.exceptions.LocationValueError, ValueError) as error:
+            # Also where a redirection leads.
             return Fetched(INVALID_URL, detail=_first_line(error))
         except Exception as error:  # Answers are bytes of others; a parser may raise anything.
             late = time.monotonic() >= deadline
@@ -214,7 +247,7 @@ class Fetcher:
             return _too_large(config.max_bytes)
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            return Fetched(INCOMPLETE, detail=f"compressed as {encoding[:50]!r}, unasked")
+            return Fetched(COMPRESSED, detail=f"as {encoding[:50]!r}, unasked")
         content = bytearray()
         while piece := response.read(_PIECE_BYTES):
             content += piece
@@ -232,18 +265,23 @@ class Fetcher:
             return
         inner = getattr(address, "ipv4_mapped", None) or address
         public = inner.is_global and not inner.is_multicast and not inner.is_reserved
-        if not public or any(inner in network for network in _TRANSLATED):
+        if not public or any(inner in network for network in _REFUSED):
             raise _Refused(f"{text} is no public address")
 
 
 class _Host:
     """Lets few requests to a host pass at a time, and not too soon after each other."""
 
-    def __init__(self, most: int, interval_s: float):
-        self._places = threading.Semaphore(most)
+    def __init__(self, config: FetchConfig):
+        self._places = threading.Semaphore(config.per_host)
         self._lock = threading.Lock()
-        self._interval_s = interval_s
+        self._interval_s = config.host_interval_s
         self._next = 0.0
+        self.users = 0
+
+    def waits(self) -> bool:
+        """Whether somebody asks the host, or has to wait before doing so."""
+        return self.users > 0 or self._next > time.monotonic()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -273,13 +311,14 @@ def _pools(check: Callable[[str], None]) -> urllib3.PoolManager:
         for address in addresses:
             check(address)
         failed: OSError | None = None
-        for address in addresses:
+        for address in addresses[:_MAX_ADDRESSES]:
             try:
-                opened = sockets.create_connection((address, port), connection.timeout)
+                left = _THREAD.cut.left()
+                opened = sockets.create_connection((address, port), min(connection.timeout, left))
             except OSError as error:
                 failed = error
                 continue
-            _guard(opened)
+            _THREAD.cut.guard(opened)
             return opened
         if isinstance(failed, TimeoutError):
             raise ConnectTimeoutError(connection, f"no connection: {failed}")
@@ -307,31 +346,63 @@ def _pools(check: Callable[[str], None]) -> urllib3.PoolManager:
 _THREAD = threading.local()
 
 
+class _Cut:
+    """Ends connections at a time, however slowly their server goes on talking."""
+
+    def __init__(self, deadline: float):
+        self._deadline = deadline
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._over = False
+
+    def left(self) -> float:
+        """Returns the seconds that are left; raises `TimeoutError` if none are."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the time for this attempt is over")
+        return left
+
+    def guard(self, opened: socket.socket) -> None:
+        """Adds a connection."""
+        # A second handle, since TLS takes the first over.
+        guarded = socket.socket(fileno=os.dup(opened.fileno()))
+        with self._lock:
+            self._sockets.append(guarded)
+            if self._over:
+                _shut(guarded)
+
+    def cut(self) -> None:
+        """Ends all connections, and those that are still to come."""
+        with self._lock:
+            self._over = True
+            for guarded in self._sockets:
+                _shut(guarded)
+
+    def close(self) -> None:
+        """Lets the connections be."""
+        with self._lock:
+            for guarded in self._sockets:
+                guarded.close()
+            self._sockets.clear()
+
+
+def _shut(guarded: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # It is closed already.
+        guarded.shutdown(socket.SHUT_RDWR)
+
+
 @contextlib.contextmanager
 def _cut_at(deadline: float) -> Iterator[None]:
-    """Ends this thread's connection at a time, however slowly its server goes on talking."""
-    _THREAD.sockets = []
-    opened: list[socket.socket] = _THREAD.sockets
-
-    def cut() -> None:
-        for guarded in opened:
-            with contextlib.suppress(OSError):  # It is closed already.
-                guarded.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
+    """Ends what this thread connects to at a time."""
+    _THREAD.cut = found = _Cut(deadline)
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), found.cut)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        for guarded in opened:
-            guarded.close()
-
-
-def _guard(opened: socket.socket) -> None:
-    # A second handle, since TLS takes the first over.
-    _THREAD.sockets.append(socket.socket(fileno=os.dup(opened.fileno())))
+        found.close()
 
 
 def opted_out(values: Iterable[str], token: str, directives: Iterable[str]) -> str | None:
@@ -347,10 +418,11 @@ def opted_out(values: Iterable[str], token: str, directives: Iterable[str]) -> s
         addressed = True
         for item in value.lower().split(","):
             name, colon, rest = (part.strip() for part in item.partition(":"))
-            if colon and name not in _VALUED:
+            if colon and name not in _VALUED and _CRAWLER.fullmatch(name):
                 # A crawler's name holds for what follows, up to the next.
                 addressed, name = name in (token.lower(), "*"), rest.partition(":")[0].strip()
-            if addressed and name in forbidden:
+            # None of indexing and following.
+            if addressed and (name in forbidden or (name == "none" and "noindex" in forbidden)):
                 return name
     return None
 

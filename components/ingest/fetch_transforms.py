@@ -6,10 +6,12 @@ is not fetched again while its rows are the same. Every row ends in the list bes
 
 import collections
 import functools
+import hashlib
 import io
 import itertools
 import json
 import posixpath
+import re
 import tarfile
 import time
 import uuid
@@ -30,8 +32,10 @@ from sigline.components.ingest.fetch import FetchConfig, Fetched, Fetcher
 from sigline.components.ingest.sources import (
     IMAGE_SUFFIXES,
     Part,
+    Place,
     RawPair,
     SourceConfig,
+    family,
     unicode_text,
 )
 from sigline.schemas import digests, record
@@ -40,6 +44,10 @@ COUNTS_FILE = "counts.json"
 # Whose files hold no images, but may hold their URLs.
 _FORMATS = ("table", "parquet", "list", "huggingface")
 _NO_URL = "no_url"
+# Settings that decide what is taken, not how it is asked for.
+_DECIDING = ("max_bytes", "max_redirects", "opt_outs", "user_agent_token", "allowed_networks")
+# A shard's files: of its table's family, part and place.
+_SHARD = re.compile(r".+-\d{17}(\.tar|\.jsonl|_stats\.json)")
 
 
 class Block(NamedTuple):
@@ -92,7 +100,14 @@ class Fetch(beam.PTransform):
             raise ValueError(
                 f"input must hold tables of URLs: {', '.join(_FORMATS)}. Received: {name}"
             )
-        self._parts = list(readers.input_parts(input_base, BeamFiles(), self._source))
+        inside = posixpath.join(input_base, "")
+        if posixpath.join(output_dir, "").startswith(inside):
+            raise ValueError(f"output must not lie in the input. Received: output={output_dir}")
+        self._parts = [
+            (_part_name(part, inside), found)
+            for found in readers.input_parts(input_base, BeamFiles(), self._source)
+            for part in found[1:]
+        ]
         self._output_dir = output_dir
         self._shard_rows = shard_rows
         self._block = _FetchBlock(output_dir, config, threads, again=again)
@@ -101,17 +116,24 @@ class Fetch(beam.PTransform):
         """Returns the number of rows by status, a collection of one dictionary."""
         return (
             pbegin
-            | "Parts" >> beam.Create(list(enumerate(self._parts)))
+            | "Parts" >> beam.Create(self._parts)
             | "SpreadParts" >> beam.Reshuffle()
             | "Blocks" >> beam.FlatMap(_blocks, self._source, self._shard_rows)
             | "SpreadBlocks" >> beam.Reshuffle()
             | "FetchBlock" >> beam.ParDo(self._block)
-            | "AddBlocks" >> beam.CombineGlobally(rules.add_counts)
+            | "AllBlocks" >> beam.combiners.ToList()
             | "WriteCounts" >> beam.Map(_write_counts, self._output_dir)
         )
 
 
-def _write_counts(counted: dict[str, int], output_dir: str) -> dict[str, int]:
+def _write_counts(blocks: list[tuple[str, dict[str, int]]], output_dir: str) -> dict[str, int]:
+    # Shards of rows that the tables no longer hold, or of other numbers of rows.
+    names = {name for name, _ in blocks}
+    found = (posixpath.basename(path) for path in BeamFiles().find(output_dir))
+    shards = ((name, _SHARD.fullmatch(name)) for name in found)
+    stale = [name for name, match in shards if match and name[: match.start(1)] not in names]
+    FileSystems.delete([posixpath.join(output_dir, name) for name in stale])
+    counted = rules.add_counts(counts for _, counts in blocks)
     by_status = dict(sorted(counted.items()))
     counts = {"input": sum(counted.values()), "by_status": by_status}
     content = json.dumps(counts, sort_keys=True, indent=1).encode()
@@ -120,15 +142,26 @@ def _write_counts(counted: dict[str, int], output_dir: str) -> dict[str, int]:
 
 
 def _blocks(
-    item: tuple[int, tuple[str, Part]], source: SourceConfig, shard_rows: int
+    item: tuple[str, tuple[str, Part]], source: SourceConfig, shard_rows: int
 ) -> Iterator[Block]:
-    number, (format_name, part) = item
+    name, (format_name, part) = item
     rows = readers.READERS[format_name].scan(part, BeamFiles(), source, 0)
     for place in itertools.count():
         block = tuple(itertools.islice(rows, shard_rows))
         if not block:
             return
-        yield Block(f"{number:05d}-{place:05d}", block)
+        yield Block(f"{name}{place:05d}", block)
+
+
+def _part_name(part: Part, inside: str) -> str:
+    """Returns what a part's shards are named by, whatever other tables there are.
+
+    Behind the table's family stand digits only, so that it is the family of the shards too.
+    """
+    place = json.dumps([part.path.removeprefix(inside), part.start])
+    number = int(hashlib.sha256(place.encode()).hexdigest(), 16) % 10**12
+    stem = re.sub(r"[^A-Za-z0-9_-]", "_", family(part.path))[:80]
+    return f"{stem}-{number:012d}"
 
 
 @functools.cache
@@ -144,16 +177,16 @@ class _FetchBlock(beam.DoFn):
         self._threads = threads
         self._again = again
 
-    def process(self, block: Block) -> Iterator[Counter]:
-        """Returns the number of rows by status."""
+    def process(self, block: Block) -> Iterator[tuple[str, dict[str, int]]]:
+        """Returns the name of the shard, and its number of rows by status."""
         base = posixpath.join(self._output_dir, block.name)
         described = [repr(replace(row, shard=posixpath.basename(row.shard))) for row in block.rows]
-        digest = digests.json_digest([described, repr(self._config)])
+        digest = digests.json_digest([described, [getattr(self._config, x) for x in _DECIDING]])
         before = _finished(f"{base}_stats.json", digest)
         if before is not None:
             statuses = Counter(before)
             if not (self._again and any(Fetched(status).may_pass for status in statuses)):
-                yield statuses
+                yield block.name, dict(statuses)
                 return
         begin = time.time()
         kept = _kept(base) if before is not None else {}
@@ -177,17 +210,18 @@ class _FetchBlock(beam.DoFn):
         }
         content = json.dumps(stats, sort_keys=True, indent=1).encode()
         files.write_file(f"{base}_stats.json", content)
-        yield statuses
+        yield block.name, dict(statuses)
 
     def _results(
-        self, block: Block, kept: dict[str, Fetched]
+        self, block: Block, kept: dict[str, Fetched | Place]
     ) -> Iterator[tuple[str, RawPair, Fetched]]:
         """Yields rows with what became of them, hosts in turns."""
         fetcher = _fetcher(self._config)
-        waiting: collections.deque[tuple[str, RawPair, Future | Fetched]] = collections.deque()
+        waiting: collections.deque[tuple[str, RawPair, Future | Fetched | Place]]
+        waiting = collections.deque()
         with ThreadPoolExecutor(self._threads) as pool:
             for key, row in _in_turns(block):
-                found: Future | Fetched
+                found: Future | Fetched | Place
                 if key in kept:
                     found = kept[key]
                 elif row.image_url is not None:
@@ -203,7 +237,11 @@ class _FetchBlock(beam.DoFn):
                 yield _done(*waiting.popleft())
 
 
-def _done(key: str, row: RawPair, found: Future | Fetched) -> tuple[str, RawPair, Fetched]:
+def _done(key: str, row: RawPair, found: Future | Fetched | Place):
+    if isinstance(found, Place):
+        with BeamFiles().open(found.path) as handle:
+            handle.seek(found.offset)
+            return key, row, Fetched(fetch.SUCCESS, handle.read(found.size))
     return key, row, found.result() if isinstance(found, Future) else found
 
 
@@ -228,9 +266,9 @@ def _finished(path: str, digest: str) -> dict[str, int] | None:
     return stats["status_dict"] if stats.get("rows_digest") == digest else None
 
 
-def _kept(base: str) -> dict[str, Fetched]:
-    """Returns the outcomes of a finished shard that stay as they are."""
-    found = {}
+def _kept(base: str) -> dict[str, Fetched | Place]:
+    """Returns the outcomes of a finished shard that stay as they are; of images their places."""
+    found: dict[str, Fetched | Place] = {}
     for line in files.read_text(f"{base}.jsonl").splitlines():
         item = json.loads(line)
         outcome = Fetched(item["status"], detail=item["detail"])
@@ -242,9 +280,8 @@ def _kept(base: str) -> dict[str, Fetched]:
     ):
         for member in archive:
             key, suffix = posixpath.splitext(member.name)
-            content = archive.extractfile(member)
-            if suffix != ".json" and content is not None:
-                found[key] = Fetched(fetch.SUCCESS, content.read())
+            if suffix != ".json":
+                found[key] = Place(f"{base}.tar", member.offset_data, member.size)
     return found
 
 

@@ -1,7 +1,9 @@
 """Fetching from a server of this machine, which misbehaves in many ways."""
 
 import collections
+import concurrent.futures
 import contextlib
+import dataclasses
 import http.server
 import io
 import json
@@ -14,6 +16,7 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from PIL import Image
+from urllib3.util import connection as sockets
 
 from sigline.components.files import BeamFiles
 from sigline.components.ingest import fetch, fetch_transforms, readers, rules, sources, transforms
@@ -22,6 +25,10 @@ from sigline.components.ingest.fetch import FetchConfig, Fetcher
 LOCAL = FetchConfig(
     allowed_networks=("127.0.0.1/32",), timeout_s=0.5, deadline_s=2.0, backoff_s=0.01, retries=1
 )
+
+
+# Of the first part of `pairs.jsonl`.
+PART = "pairs-375225477246"
 
 
 def _png(seed):
@@ -109,6 +116,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _to(self, argument):
         self._send(b"", 302, Location=argument)
 
+    def _astray(self, _):
+        self._send(b"", 302, Location="http://[x")
+
     def _loop(self, _):
         self._send(b"", 302, Location=self.path)
 
@@ -152,7 +162,7 @@ def test_image_is_fetched_as_it_is(server):
         ("/endless", fetch.TOO_MANY_BYTES, 1),
         ("/cut", fetch.INCOMPLETE, 2),
         ("/empty", fetch.EMPTY, 1),
-        ("/packed", fetch.INCOMPLETE, 2),
+        ("/packed", fetch.COMPRESSED, 1),
         ("/noise", fetch.INCOMPLETE, 2),
         ("/loop", fetch.TOO_MANY_REDIRECTS, 6),
     ],
@@ -212,6 +222,9 @@ def test_url_that_is_none_is_refused(url):
         "[64:ff9b::a00:1]",
         "[2002:a00:1::1]",
         "[fe80::1]",
+        "[fec0::1]",
+        "192.88.99.1",
+        "168.63.129.16",
         "[fc00::1]",
         "2130706434",
         "0x7f.2",
@@ -267,6 +280,9 @@ def test_names_that_lead_nowhere_and_closed_ports_have_a_status():
         (["max-image-preview: large, noai"], "noai"),
         (["otherbot: max-snippet: 3, noai"], None),
         (["unavailable_after: 25 Jun 2010 15:00:00 PST"], None),
+        (["unavailable_after: Saturday, 25-Jun-10 15:00:00 PST, noai"], "noai"),
+        (["none"], "none"),
+        (["otherbot: none"], None),
     ],
 )
 def test_robots_directives(values, expected):
@@ -293,16 +309,48 @@ def test_host_is_asked_by_few_at_a_time_and_not_too_often(server):
     assert time.monotonic() - begin >= 7 * 0.05
 
 
+def test_waiting_for_others_takes_no_time_of_an_attempt(server):
+    config = dataclasses.replace(LOCAL, per_host=1, host_interval_s=0.1, deadline_s=0.5, retries=0)
+    fetcher = Fetcher(config)
+    urls = [f"{server.url}/ok/{i}.png" for i in range(12)]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(fetcher.fetch, urls))
+    assert {item.status for item in found} == {fetch.SUCCESS}
+    # What nobody waits for any more is forgotten.
+    time.sleep(0.2)
+    fetcher.fetch(urls[0])
+    assert len(fetcher._hosts) <= 1
+
+
+def test_connections_that_are_made_late_are_cut_too(server, monkeypatch):
+    connect = sockets.create_connection
+
+    def _slow(address, timeout):
+        time.sleep(0.4)
+        return connect(address, timeout)
+
+    monkeypatch.setattr(sockets, "create_connection", _slow)
+    config = dataclasses.replace(LOCAL, deadline_s=0.3, retries=0)
+    begin = time.monotonic()
+    assert Fetcher(config).fetch(f"{server.url}/drip").status == fetch.TIMED_OUT
+    assert time.monotonic() - begin < 1.5
+
+
+def test_redirection_that_is_no_url_is_final(server):
+    found = Fetcher(LOCAL).fetch(f"{server.url}/astray")
+    assert (found.status, server.asked.total()) == (fetch.INVALID_URL, 1)
+
+
 def _table(folder, rows):
     folder.mkdir()
     lines = [json.dumps(row) for row in rows]
     (folder / "pairs.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
-def _fetch(folder, output, **options):
+def _fetch(folder, output, config=LOCAL, **options):
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         _ = pipeline | fetch_transforms.Fetch(
-            str(folder), str(output), LOCAL, shard_rows=4, threads=4, **options
+            str(folder), str(output), config, shard_rows=4, threads=4, **options
         )
     return json.loads((output / fetch_transforms.COUNTS_FILE).read_text())
 
@@ -324,7 +372,7 @@ def test_every_row_ends_in_the_report_and_images_in_shards(server, tmp_path):
         "by_status": {"http_404": 1, "http_503": 1, "no_url": 2, "opted_out": 1, "success": 5},
     }
     names = sorted(path.name for path in (tmp_path / "fetched").iterdir())
-    shards = [f"00000-{i:05d}" for i in range(3)]
+    shards = [f"{PART}{i:05d}" for i in range(3)]
     endings = (".jsonl", ".tar", "_stats.json")
     assert names == sorted([*(s + e for s in shards for e in endings), "counts.json"])
     lines = [
@@ -336,12 +384,12 @@ def test_every_row_ends_in_the_report_and_images_in_shards(server, tmp_path):
         *["success"] * 5,
         *["http_404", "http_503", "opted_out", "no_url", "no_url"],
     ]
-    stats = json.loads((tmp_path / "fetched" / "00000-00001_stats.json").read_text())
+    stats = json.loads((tmp_path / "fetched" / f"{PART}00001_stats.json").read_text())
     assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (4, 1, 3)
-    with tarfile.open(tmp_path / "fetched" / "00000-00000.tar") as archive:
-        assert archive.getnames()[:2] == ["00000-00000-000000.png", "00000-00000-000000.json"]
-        about = json.load(archive.extractfile("00000-00000-000002.json"))
-        assert archive.extractfile("00000-00000-000002.png").read() == _png(2)
+    with tarfile.open(tmp_path / "fetched" / f"{PART}00000.tar") as archive:
+        assert archive.getnames()[:2] == [f"{PART}00000-000000.png", f"{PART}00000-000000.json"]
+        about = json.load(archive.extractfile(f"{PART}00000-000002.json"))
+        assert archive.extractfile(f"{PART}00000-000002.png").read() == _png(2)
     assert about == {
         "captions": {"und": ["picture 2"]},
         "license": "free",
@@ -376,7 +424,7 @@ def test_finished_shards_are_not_fetched_again(server, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "fetched").glob("*.tar")}
     asked = server.asked.total()
     # As if it had been killed while the second shard was written.
-    (tmp_path / "fetched" / "00000-00001_stats.json").unlink()
+    (tmp_path / "fetched" / f"{PART}00001_stats.json").unlink()
     assert _fetch(tmp_path / "tables", tmp_path / "fetched") == counts
     assert before == {path: path.read_bytes() for path in (tmp_path / "fetched").glob("*.tar")}
     # Of that shard four rows, one of them twice.
@@ -391,9 +439,44 @@ def test_rows_that_failed_for_now_are_tried_again_if_asked_for(server, tmp_path)
     counts = _fetch(tmp_path / "tables", tmp_path / "fetched", again=True)
     assert server.asked.total() == asked + 1
     assert counts["by_status"] == {"http_404": 1, "no_url": 2, "opted_out": 1, "success": 6}
-    with tarfile.open(tmp_path / "fetched" / "00000-00001.tar") as archive:
-        assert archive.extractfile("00000-00001-000000.png").read() == _png(4)
-        assert archive.extractfile("00000-00001-000002.png").read() == _png(9)
+    with tarfile.open(tmp_path / "fetched" / f"{PART}00001.tar") as archive:
+        assert archive.extractfile(f"{PART}00001-000000.png").read() == _png(4)
+        assert archive.extractfile(f"{PART}00001-000002.png").read() == _png(9)
+
+
+def test_settings_that_take_nothing_else_fetch_nothing_again(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server)[:4])
+    _fetch(tmp_path / "tables", tmp_path / "fetched")
+    asked = server.asked.total()
+    slower = dataclasses.replace(LOCAL, timeout_s=1.0, retries=0, host_interval_s=0.1)
+    _fetch(tmp_path / "tables", tmp_path / "fetched", config=slower)
+    assert server.asked.total() == asked
+    smaller = dataclasses.replace(LOCAL, max_bytes=10)
+    counts = _fetch(tmp_path / "tables", tmp_path / "fetched", config=smaller)
+    assert counts["by_status"] == {"too_many_bytes": 4}
+
+
+def test_other_tables_fetch_nothing_again_and_shards_without_rows_go(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server)[:4])
+    _fetch(tmp_path / "tables", tmp_path / "fetched")
+    asked = server.asked.total()
+    (tmp_path / "fetched" / "notes.txt").write_text("mine")
+    more = [{"url": f"{server.url}/ok/{i}.png", "caption": "more"} for i in range(20, 26)]
+    first = tmp_path / "tables" / "another.jsonl"
+    first.write_text("".join(json.dumps(row) + "\n" for row in more))
+    assert _fetch(tmp_path / "tables", tmp_path / "fetched")["input"] == 10
+    assert server.asked.total() == asked + 6
+    first.write_text(json.dumps(more[0]) + "\n")
+    assert _fetch(tmp_path / "tables", tmp_path / "fetched")["input"] == 5
+    found = sorted(path.name for path in (tmp_path / "fetched").glob("*.tar"))
+    assert len(found) == 2
+    assert (tmp_path / "fetched" / "notes.txt").exists()
+
+
+def test_output_below_the_tables_is_refused(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server)[:1])
+    with pytest.raises(ValueError, match="must not lie in the input"):
+        _fetch(tmp_path / "tables", tmp_path / "tables" / "fetched")
 
 
 def test_rows_that_changed_are_fetched_again(server, tmp_path):
@@ -403,8 +486,8 @@ def test_rows_that_changed_are_fetched_again(server, tmp_path):
         json.dumps({"url": f"{server.url}/ok/8.png", "caption": "another"}) + "\n"
     )
     assert _fetch(tmp_path / "tables", tmp_path / "fetched")["input"] == 1
-    with tarfile.open(tmp_path / "fetched" / "00000-00000.tar") as archive:
-        assert archive.extractfile("00000-00000-000000.png").read() == _png(8)
+    with tarfile.open(tmp_path / "fetched" / f"{PART}00000.tar") as archive:
+        assert archive.extractfile(f"{PART}00000-000000.png").read() == _png(8)
 
 
 def test_what_is_no_table_is_refused(tmp_path):
