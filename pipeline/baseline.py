@@ -53,6 +53,10 @@ class LastAcceptedData(ResolverStrategy):
     this run's statistics.
     """
 
+    def __init__(self, spans: str):
+        """Takes what the spans are spans of; empty without spans."""
+        self._spans = spans
+
     def resolve_artifacts(
         self, store, input_dict: dict[str, list[Artifact]]
     ) -> dict[str, list[Artifact]]:
@@ -68,58 +72,72 @@ class LastAcceptedData(ResolverStrategy):
                 statistics.get(_number(item, artifacts.ACCEPTED_STATISTICS)),
                 reports.get(_number(item, artifacts.ACCEPTED_REPORT)),
             )
-            for item in input_dict[ACCEPTANCE]
+            for item in _acceptances(input_dict, self._spans)
         ]
         earlier = [
             (own, report)
             for own, report in pairs
-            if own is not None and report is not None and _is_before(own, current)
+            if own is not None and report is not None and self._is_before(own, current)
         ]
         if not earlier:
             return input_dict | {STATISTICS: [], REPORT: [], ACCEPTANCE: []}
         own, report = max(earlier, key=lambda pair: (pair[0].span, pair[0].id))
         return input_dict | {STATISTICS: [own], REPORT: [report], ACCEPTANCE: []}
 
-
-def _is_before(artifact: Artifact, current: Artifact) -> bool:
-    if current.span:
-        return artifact.span < current.span
-    return artifact.id != current.id
+    def _is_before(self, artifact: Artifact, current: Artifact) -> bool:
+        return artifact.span < current.span if self._spans else artifact.id != current.id
 
 
 def _number(artifact: Artifact, name: str) -> int:
     return artifact.get_int_custom_property(name)
 
 
+def _acceptances(input_dict: dict[str, list[Artifact]], spans: str) -> list[Artifact]:
+    """Returns the acceptances of data of the same spans, or of data without spans."""
+    return [
+        item
+        for item in input_dict[ACCEPTANCE]
+        if item.get_string_custom_property(artifacts.ACCEPTED_SPANS) == spans
+    ]
+
+
 class AcceptedSpans(ResolverStrategy):
     """Resolves the examples of the newest spans that the data gate accepted.
 
     As TFX's SpanRangeStrategy with a rolling range, which would take spans that were refused too,
-    and count them.
+    and count them. A span that was ingested several times counts as it was last accepted, but this
+    run's is what this run has made or the cache answered.
 
-    Inputs: `examples` and `acceptance`, all of the pipeline's.
+    Inputs: `examples` and `acceptance`, all of the pipeline's, and perhaps `candidate`, this run's
+    examples, which the data gate has accepted.
     """
 
-    def __init__(self, last: int, num_spans: int):
-        """Takes the newest span that counts, and how many.
+    def __init__(self, spans: str, last: int, num_spans: int):
+        """Takes what counts.
 
         Args:
+            spans: What the spans are spans of.
             last: The newest span to take.
             num_spans: How many accepted spans up to it.
         """
+        self._spans = spans
         self._last = last
         self._num_spans = num_spans
 
     def resolve_artifacts(
         self, store, input_dict: dict[str, list[Artifact]]
     ) -> dict[str, list[Artifact]]:
-        """Returns the inputs with examples cut to those found, of each span the newest."""
+        """Returns the inputs with examples cut to those found, one of each span."""
         del store
-        accepted = {_number(item, artifacts.ACCEPTED_EXAMPLES) for item in input_dict[ACCEPTANCE]}
-        by_span = {
-            artifact.span: artifact
-            for artifact in sorted(input_dict[EXAMPLES], key=lambda artifact: artifact.id)
-            if artifact.id in accepted and artifact.span <= self._last
+        order = {
+            _number(item, artifacts.ACCEPTED_EXAMPLES): item.id
+            for item in sorted(_acceptances(input_dict, self._spans), key=lambda item: item.id)
         }
+        accepted = sorted(
+            (item for item in input_dict[EXAMPLES] if item.id in order),
+            key=lambda item: order[item.id],
+        )
+        by_span = {item.span: item for item in accepted if item.span <= self._last}
+        by_span |= {item.span: item for item in input_dict.get(CANDIDATE, ())}
         found = [by_span[span] for span in sorted(by_span)[-self._num_spans :]]
         return input_dict | {EXAMPLES: found, ACCEPTANCE: []}

@@ -35,7 +35,7 @@ from sigline.components.validate import gate as data_gate
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
 from sigline.pipeline import baseline, spans
-from sigline.pipeline.environment import Environment
+from sigline.pipeline.environment import SPAN, Environment
 from sigline.pipeline.tfx_infra import CheckServing
 from sigline.pipeline.tfx_tower import ExportFrozenTower
 from sigline.pipeline.tfx_trainer import TrainModel
@@ -81,7 +81,8 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     data = spans.resolve(environment.input_base, environment.span)
     schema_file = _schema_file(environment)
 
-    earlier = _accepted_spans("EarlierSpans", data.span - 1, environment.window - 1)
+    pattern = environment.input_base if SPAN in environment.input_base else ""
+    earlier = _accepted_spans("EarlierSpans", pattern, data.span - 1, environment.window - 1)
     ingested = IngestExamples(
         input_base=data.base,
         config=ingest_config,
@@ -108,6 +109,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     validate_digest = _code_digest("schemas", "components/validate")
     last_accepted = resolver.Resolver(
         strategy_class=baseline.LastAcceptedData,
+        config={"spans": pattern},
         candidate=statistics.outputs["statistics"],
         # Without their producers: TFX would take them and this run's for the same channels.
         statistics=Channel(type=ExampleStatistics),
@@ -129,9 +131,12 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         statistics=statistics.outputs["statistics"],
         ingest_report=ingested.outputs["report"],
         report=reported.outputs["report"],
+        spans=pattern,
         code_digest=validate_digest,
     )
-    window = _accepted_spans("Window", data.span, environment.window)
+    window = _accepted_spans(
+        "Window", pattern, data.span, environment.window, candidate=ingested.outputs["examples"]
+    )
     window.add_upstream_node(checked)
     trained_on = (window if environment.window > 1 else ingested).outputs["examples"]
     vocabulary = TrainVocabulary(
@@ -250,14 +255,17 @@ def _acceptances() -> Channel:
     )
 
 
-def _accepted_spans(name: str, last: int, num_spans: int) -> resolver.Resolver:
+def _accepted_spans(
+    name: str, pattern: str, last: int, num_spans: int, **candidate
+) -> resolver.Resolver:
     """Returns a node that finds the examples of accepted spans."""
     return resolver.Resolver(
         strategy_class=baseline.AcceptedSpans,
-        config={"last": last, "num_spans": num_spans},
+        config={"spans": pattern, "last": last, "num_spans": num_spans},
         # Without its producer: TFX would take it and this run's examples for the same channel.
         examples=Channel(type=Examples),
         acceptance=_acceptances(),
+        **candidate,
     ).with_id(name)
 
 
@@ -297,6 +305,12 @@ def _input_digest(base: str, config: IngestConfig) -> str:
             paths = paths + ingest_transforms.input_files(other, SourceConfig())
         except ValueError as error:
             raise ValueError(f"ingest.eval_sets, {other}: {error}") from None
+    for other in config.earlier:
+        manifest = Path(other) / record.MANIFEST_FILE
+        if not manifest.is_file():
+            raise ValueError(f"ingest.earlier must be folders of examples. Received: {other}")
+        # It holds the digests of the shards.
+        paths = [*paths, str(manifest)]
     named = (config.filters.vocabulary, config.tags.entries)
     paths = [*paths, *(path for path in named if path)]
     for name in config.filters.scorers:

@@ -22,3 +22,5 @@ BLESSED_PROPERTY = "blessed"
 ACCEPTED_EXAMPLES = "examples_id"
 ACCEPTED_STATISTICS = "statistics_id"
 ACCEPTED_REPORT = "ingest_report_id"
+# What its spans are spans of; empty without spans.
+ACCEPTED_SPANS = "spans"

@@ -222,7 +222,8 @@ class NearestToTarget(beam.PTransform):
             items
             | "NearCentres" >> beam.Map(_similarities, AsSingleton(centres))
             | "AddLists" >> beam.CombineGlobally(_AddLists(size))
-            | "ChooseNearest" >> beam.Map(_nearest_names, config.target_limit, config.target_stop)
+            | "ChooseNearest"
+            >> beam.Map(_nearest_names, config.target_limit, config.target_stop, size)
         )
         return items | "KeepNearest" >> beam.Filter(_is_named, AsSingleton(chosen))
 
@@ -256,8 +257,8 @@ def _name(candidate: Candidate) -> tuple[str, str, int]:
     return candidate.key, candidate.shard, candidate.position
 
 
-def _nearest_names(lists: list, limit: int, stop: float) -> frozenset[tuple]:
-    return frozenset(targets.choose(lists, limit, stop))
+def _nearest_names(lists: list, limit: int, stop: float, size: int) -> frozenset[tuple]:
+    return frozenset(targets.choose(lists, limit, stop, size=size))
 
 
 def _is_named(item: tuple[Candidate, Embedded], names: frozenset[tuple]) -> bool:

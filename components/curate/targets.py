@@ -6,10 +6,13 @@ become too dissimilar or enough are chosen.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+# Images that are kept for all centres together, some 200 bytes each.
+_LISTED = 2_000_000
 
 
 class Near(NamedTuple):
@@ -84,12 +87,15 @@ class _Reversed:
 def list_size(limit: int, centres: int) -> int:
     """Returns how many images to keep for each centre.
 
-    A centre may have to pass over what others took: four times its share, and some more.
+    All that may be wanted, as far as a worker holds them; else, since a centre may have to pass
+    over what others took, four times its share and some more.
     """
-    return min(limit, 4 * -(-limit // centres) + 16)
+    return min(limit, max(_LISTED // centres, 4 * -(-limit // centres) + 16))
 
 
-def choose(lists: Sequence[Iterable[Near]], limit: int, stop: float) -> list[tuple]:
+def choose(
+    lists: Sequence[Sequence[Near]], limit: int, stop: float, *, size: int | None = None
+) -> list[tuple]:
     """Returns the names of the images that are chosen, in the order in which they are.
 
     In each round every centre takes the most similar image that no round before took; two may
@@ -101,6 +107,10 @@ def choose(lists: Sequence[Iterable[Near]], limit: int, stop: float) -> list[tup
             sits out.
         limit: How many, at most; of the last round the most similar are taken.
         stop: The paper's threshold, 0.95 there; 0 for none.
+        size: How many images the lists were cut to; None if they hold all.
+
+    Raises:
+        ValueError: If a list that was cut ends before enough images are chosen.
     """
     left = [iter(items) for items in lists]
     taken: set[tuple] = set()
@@ -112,6 +122,13 @@ def choose(lists: Sequence[Iterable[Near]], limit: int, stop: float) -> list[tup
             for items in left
             if (item := next((x for x in items if x.name not in taken), None))
         ]
+        cut = size is not None and size < limit and max(map(len, lists), default=0) >= size
+        if cut and len(found) < len(lists):
+            raise ValueError(
+                "The target's centres lie so close to each other that too few images were kept for "
+                "them; lower target_limit or target_clusters. Received: "
+                f"target_limit={limit}, target_clusters={len(lists)}"
+            )
         if not found:
             break
         mean = sum(item.similarity for item in found) / len(found)

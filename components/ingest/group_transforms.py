@@ -35,6 +35,7 @@ class Best(NamedTuple):
         place: Where the picture is.
         evaluated: Whether it is one of the evaluation.
         earlier: The split of earlier examples that it is in; empty for others.
+        trained: Whether any pair of the group is trained on already.
     """
 
     order: tuple
@@ -43,6 +44,7 @@ class Best(NamedTuple):
     place: Place | None
     evaluated: bool
     earlier: str
+    trained: bool
 
 
 class Group(beam.PTransform):
@@ -249,11 +251,14 @@ def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
     splits = ("",) if evaluated else (*record.SPLITS, "")
     earlier = splits.index("" if evaluated else row.earlier)
     order = (not evaluated, earlier, row.number[0] < 0, *rules.rank(row, config))
-    return Best(order, row.key, row.image_sha256, row.place, evaluated, row.earlier)
+    trained = row.earlier == record.TRAIN_SPLIT
+    return Best(order, row.key, row.image_sha256, row.place, evaluated, row.earlier, trained)
 
 
 def _first(found: Iterable[Best]) -> Best:
-    return min(found, key=lambda best: best.order)
+    bests = list(found)
+    best = min(bests, key=lambda item: item.order)
+    return best._replace(trained=any(item.trained for item in bests))
 
 
 class _Decide(beam.DoFn):
@@ -269,6 +274,10 @@ class _Decide(beam.DoFn):
         split = best.earlier or rules.split_of(group, self._config)
         split = record.EVAL_SPLIT if best.evaluated else split
         for row in joined["rows"]:
+            if best.trained and rules.is_evaluated(row, self._config):
+                # Also of evaluation sets: they are counted as such that could not be kept apart.
+                yield _rejected(row, reasons.LEAK, "earlier examples train on the picture", best)
+                continue
             if row.number[0] < 0:
                 continue
             how = "is that" if row.image_sha256 == best.sha256 else "looks like that"

@@ -89,11 +89,13 @@ def CheckData(
     ingest_report: InputArtifact[IngestReport],
     report: InputArtifact[DataReport],
     acceptance: OutputArtifact[DataAcceptance],
+    spans: Parameter[str],
     code_digest: Parameter[str],
 ):
     """Fails the pipeline, with every reason, if the data is not fit to train on.
 
     What passes is accepted: later data is compared with it, and it may be trained on again.
+    `spans` is the pattern that the data is a span of, empty for none.
     """
     del code_digest
     problems = _read_json(os.path.join(report.uri, artifacts.PROBLEMS_FILE))
@@ -114,6 +116,7 @@ def CheckData(
         (artifacts.ACCEPTED_REPORT, ingest_report),
     ):
         acceptance.set_int_custom_property(name, artifact.id)
+    acceptance.set_string_custom_property(artifacts.ACCEPTED_SPANS, spans)
 
 
 def _described(report) -> gate.Described:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from sigline.schemas import record
@@ -43,6 +43,10 @@ class DataGate:
     warn: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("max_rejected_share", "min_records", "max_unreadable"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number. Received: {name}={value!r}")
         if not 0 <= self.max_rejected_share <= 1:
             raise ValueError(
                 "max_rejected_share must be between 0 and 1. "
@@ -54,8 +58,11 @@ class DataGate:
                 isinstance(limit, int | float) and 0 <= limit <= 1 for limit in limits.values()
             ):
                 raise ValueError(f"{name} must be numbers of 0 to 1 by name. Received: {limits!r}")
-        if "warn" in self.warn:
-            raise ValueError("warn must hold no other warn.")
+        known = {item.name for item in fields(self)} - {"warn"}
+        if not isinstance(self.warn, Mapping) or set(self.warn) - known:
+            raise ValueError(
+                f"warn must hold some of {', '.join(sorted(known))}. Received: warn={self.warn!r}"
+            )
 
     @property
     def warning(self) -> "DataGate":
@@ -107,8 +114,8 @@ def data_problems(
     unreadable = sum(counts.get("eval_sets_unreadable", {}).values())
     if unreadable > gate.max_unreadable:
         problems.append(
-            f"{unreadable} pairs of evaluation sets could not be looked at, the limit is "
-            f"{gate.max_unreadable}; their pictures may be among the training pairs"
+            f"{unreadable} pairs of evaluation sets or earlier spans could not be looked at or are "
+            f"trained on already, the limit is {gate.max_unreadable}"
         )
     for reason, limit in sorted(gate.max_shares.items()):
         number = counts["rejected_by_reason"].get(reason, 0)

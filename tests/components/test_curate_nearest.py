@@ -77,6 +77,27 @@ def test_equally_near_images_are_taken_by_name():
     assert targets.choose(lists.sorted(), 5, 0.0) == [("a",), ("b",)]
 
 
+def test_close_centres_lose_nothing_and_cut_lists_do_not_end_silently(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = _unit(rng.normal(size=(2000, 8)))
+    centres = _unit(np.eye(8)[0] + 0.05 * rng.normal(size=(20, 8))).astype(np.float64)
+
+    def lists(size):
+        found = targets.NearestLists(size)
+        for number, vector in enumerate(vectors):
+            found.add((f"{number:04d}",), centres @ vector.astype(np.float64))
+        return found.sorted()
+
+    size = targets.list_size(500, 20)
+    assert size == 500
+    assert len(targets.choose(lists(size), 500, 0.0, size=size)) == 500
+    monkeypatch.setattr(targets, "_LISTED", 100)
+    size = targets.list_size(500, 20)
+    assert size == 116
+    with pytest.raises(ValueError, match="lower target_limit or target_clusters"):
+        targets.choose(lists(size), 500, 0.0, size=size)
+
+
 def test_rounds_stop_where_images_become_dissimilar():
     lists = [[targets.Near(s, (f"{c}{s}",)) for s in (0.9, 0.8, 0.3)] for c in "ab"]
     assert len(targets.choose(lists, 100, 0.8)) == 4

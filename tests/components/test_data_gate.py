@@ -111,7 +111,11 @@ def test_gate_that_warns_has_no_limits_by_default():
     [
         ({"max_change": {"rejected": 5}}, "max_change must be numbers of 0 to 1"),
         ({"max_shift": ["words"]}, "max_shift must be numbers of 0 to 1"),
-        ({"warn": {"warn": {}}}, "no other warn"),
+        ({"warn": {"warn": {}}}, "warn must hold some of max_change"),
+        ({"warn": None}, "warn must hold"),
+        ({"warn": {"nope": 1}}, "warn must hold"),
+        ({"max_unreadable": "x"}, "max_unreadable must be a number"),
+        ({"max_rejected_share": "10%"}, "max_rejected_share must be a number"),
     ],
 )
 def test_wrong_limits_are_refused(values, message):

@@ -269,10 +269,25 @@ def test_evaluation_comes_before_earlier_examples():
     config = _CONFIG
     image = encode(picture(3))
     earlier = dataclasses.replace(_row("old", image, config, part=-1), earlier="train")
-    rows = [earlier, _row("held", image, config, source="held"), _row("own", image, config)]
-    kept, rejected = _decided(rows, config)
+    own = _row("own", image, config)
+    held = _row("held", image, config, source="held")
+    kept, rejected = _decided([earlier, held, own], config)
+    # What is trained on already cannot be evaluated on, and is no reason to train on more of it.
+    assert kept == {}
+    assert {key: reason for key, (reason, _) in rejected.items()} == {"held": "leak", "own": "leak"}
+    assert rejected["held"][1] == "earlier examples train on the picture"
+    evaluated = dataclasses.replace(earlier, earlier="eval")
+    kept, rejected = _decided([evaluated, held, own], config)
     assert kept == {"held": "eval"}
-    assert rejected["own"][0] == "leak"
+    assert list(rejected) == ["own"]
+
+
+def test_evaluation_sets_whose_pictures_are_trained_on_are_counted():
+    config = rules.IngestConfig()
+    image = encode(picture(3))
+    earlier = dataclasses.replace(_row("old", image, config, part=-1), earlier="train")
+    kept, rejected = _decided([earlier, _row("set", image, config, part=-2)], config)
+    assert (kept, list(rejected)) == ({}, ["set"])
 
 
 def test_examples_of_an_earlier_run_are_known(tmp_path):

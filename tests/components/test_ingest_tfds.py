@@ -123,10 +123,24 @@ def test_one_of_several_configurations_must_be_named(copied):
     assert len(_read(copied, dataset="tinydigits/large")) == 3
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"fileFormat": "array_record"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b'{"fileFormat": "array_record"}',
+        b"{}",
+        b'{"name": "x", "splits": []}',
+        b'{"name": "x", "splits": [{"name": "train", "numShards": "1"}]}',
+        b'{"splits": [{"name": "train", "shardLengths": ["1"]}]}',
+        b'{"name": "x", "splits": [{"name": "a", "shardLengths": [1], "filepathTemplate": "{F}"}]}',
+    ],
+)
 def test_description_that_is_none_is_refused(copied, content):
     (copied / "tinycaptions" / "1.1.0" / "dataset_info.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"dataset_info\.json must|file_format=tfrecord"):
+    with pytest.raises(
+        ValueError, match=r"dataset_info\.json must|file_format=tfrecord|must have shards"
+    ):
         _read(copied, dataset="tinycaptions")
 
 

@@ -49,19 +49,17 @@ class TfdsReader:
                 "A data set must be prepared with file_format=tfrecord. "
                 f"Received: {info['fileFormat']} in {folder}"
             )
-        for split in info.get("splits", []):
-            lengths = [int(length) for length in split.get("shardLengths", [])]
-            for number, length in enumerate(lengths):
-                shard = f"{number:05d}-of-{len(lengths):05d}"
-                name = (split.get("filepathTemplate") or _DEFAULT_NAME).format(
-                    DATASET=info["name"],
-                    SPLIT=split["name"],
-                    FILEFORMAT="tfrecord",
-                    SHARD_INDEX=f"{number:05d}",
-                    NUM_SHARDS=f"{len(lengths):05d}",
-                    SHARD_X_OF_Y=shard,
-                )
-                yield Part(posixpath.join(folder, posixpath.basename(name)), stop=length)
+        try:
+            shards = [shard for split in info["splits"] for shard in _shards(info["name"], split)]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{_INFO_FILE} must name the data set and, for each split, the lengths of its "
+                f"shards and a template of their names. Received: {folder}, where {error!r}"
+            ) from None
+        if not shards:
+            raise ValueError(f"A prepared data set must have shards. Received: {folder}")
+        for name, length in shards:
+            yield Part(posixpath.join(folder, posixpath.basename(name)), stop=length)
 
     def scan(
         self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
@@ -133,6 +131,21 @@ def find_version(base: str, name: str, files: Files) -> str:
         f"source.dataset must be a prepared data set below {base}. Received: {name!r}; "
         f"versions there: {', '.join(there) or 'none'}"
     )
+
+
+def _shards(dataset: str, split: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yields the names of the shards of a split and their numbers of records."""
+    lengths = [int(length) for length in split["shardLengths"]]
+    for number, length in enumerate(lengths):
+        name = (split.get("filepathTemplate") or _DEFAULT_NAME).format(
+            DATASET=dataset,
+            SPLIT=split["name"],
+            FILEFORMAT="tfrecord",
+            SHARD_INDEX=f"{number:05d}",
+            NUM_SHARDS=f"{len(lengths):05d}",
+            SHARD_X_OF_Y=f"{number:05d}-of-{len(lengths):05d}",
+        )
+        yield name, length
 
 
 def _read_json(path: str, files: Files) -> dict[str, Any]:
