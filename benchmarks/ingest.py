@@ -59,7 +59,7 @@ _SCALED = '{"storage": {"max_side": 256, "form": "jpeg", "quality": 95}}'
 def _measure(mode: str, base: Path, config: str = "{}") -> tuple[float, float]:
     """Returns CPU seconds and the peak of memory in MiB."""
     command = [sys.executable, "-c", _CHILD, mode, str(base), config]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment())
     cpu_seconds, peak_mib = done.stdout.split()[-2:]
     return float(cpu_seconds), float(peak_mib)
 
@@ -113,7 +113,7 @@ def _measure_peer(python: Path, folder: Path, mode: str) -> float:
     """Returns the CPU seconds of a process and its children."""
     with tempfile.TemporaryDirectory() as output:
         arguments = [str(python), str(_PEER), str(folder / "pairs.csv"), f"{output}/out", mode]
-        environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
+        environment = _environment() | {"NO_ALBUMENTATIONS_UPDATE": "1"}
         process = subprocess.Popen(
             arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
         )
@@ -125,6 +125,12 @@ def _measure_peer(python: Path, folder: Path, mode: str) -> float:
         if status or written != expected:
             raise RuntimeError(f"img2dataset wrote {written} of {expected} pictures.\n{said}")
     return usage.ru_utime + usage.ru_stime
+
+
+def _environment() -> dict[str, str]:
+    """Returns an environment whose processes compile no library anew, which takes long."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return environment | {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "bytecode")}
 
 
 def _pictures(path: Path) -> int:
@@ -211,9 +217,9 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=4000, help="scenes for the cost")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", type=Path, help="Python of an environment with img2dataset")
-    parser.add_argument("--pictures", type=int, nargs=2, default=(300, 1500), help="of the peer")
+    parser.add_argument("--pictures", type=int, nargs=2, default=(500, 2500), help="of the peer")
     parser.add_argument("--growth", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()

@@ -117,8 +117,14 @@ def perceptual_hash(image: Image.Image) -> int:
     # Interpolated, not boxes: of a size that is no multiple, boxes would be of unequal sizes.
     grey = image.convert("L").resize(side, Image.Resampling.BILINEAR)
     low = _DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T
-    bits = (low > np.median(low)).ravel()
+    bits = low.ravel() > _median(low.ravel())
     return int(np.packbits(bits).view(">i8")[0])
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Returns the median along the first axis, as `np.median` does, which takes longer."""
+    ordered = np.sort(values, axis=0)
+    return (ordered[(len(values) - 1) // 2].astype(np.float64) + ordered[len(values) // 2]) / 2
 
 
 def _dct_rows() -> np.ndarray:
@@ -145,7 +151,7 @@ def _without_frame(image: Image.Image) -> Image.Image | None:
     pixels = np.asarray(image, dtype=np.int16)
     height, width = pixels.shape[:2]
     lines = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
-    color = np.median(np.concatenate(lines), axis=0)
+    color = _median(np.concatenate(lines))
     # Most pictures have no frame, which their outermost lines tell.
     if not any(_is_frame(_distance(line, color)[None])[0] for line in lines):
         return None

@@ -220,3 +220,9 @@ def test_changed_emoji_are_found_and_variants_kept_apart(emoji):
         if not np.array_equal(np.asarray(emoji[a]), np.asarray(emoji[b]))
     ]
     assert len({place for pair in same for place in pair}) <= 0.01 * len(emoji), same
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (8, 3), (64,), (1, 3)])
+def test_median_is_that_of_numpy(shape):
+    values = np.random.default_rng(0).integers(-300, 300, shape).astype(np.int16)
+    np.testing.assert_array_equal(fingerprints._median(values), np.median(values, axis=0))
