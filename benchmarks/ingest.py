@@ -59,7 +59,7 @@ _SCALED = '{"storage": {"max_side": 256, "form": "jpeg", "quality": 95}}'
 def _measure(mode: str, base: Path, config: str = "{}") -> tuple[float, float]:
     """Returns CPU seconds and the peak of memory in MiB."""
     command = [sys.executable, "-c", _CHILD, mode, str(base), config]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment())
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     cpu_seconds, peak_mib = done.stdout.split()[-2:]
     return float(cpu_seconds), float(peak_mib)
 
@@ -113,7 +113,7 @@ def _measure_peer(python: Path, folder: Path, mode: str) -> float:
     """Returns the CPU seconds of a process and its children."""
     with tempfile.TemporaryDirectory() as output:
         arguments = [str(python), str(_PEER), str(folder / "pairs.csv"), f"{output}/out", mode]
-        environment = _environment() | {"NO_ALBUMENTATIONS_UPDATE": "1"}
+        environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
         process = subprocess.Popen(
             arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
         )
@@ -125,12 +125,6 @@ def _measure_peer(python: Path, folder: Path, mode: str) -> float:
         if status or written != expected:
             raise RuntimeError(f"img2dataset wrote {written} of {expected} pictures.\n{said}")
     return usage.ru_utime + usage.ru_stime
-
-
-def _environment() -> dict[str, str]:
-    """Returns an environment whose processes compile no library anew, which takes long."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return environment | {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "bytecode")}
 
 
 def _pictures(path: Path) -> int:
@@ -223,6 +217,15 @@ def main() -> None:
     parser.add_argument("--growth", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
+    # No process is to compile libraries anew, which takes long and not always as long.
+    with tempfile.TemporaryDirectory() as bytecode:
+        os.environ["PYTHONPYCACHEPREFIX"] = bytecode
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        results = _measured(arguments)
+    machine.write_results(arguments.output, "ingest", results, markdown(results))
+
+
+def _measured(arguments: argparse.Namespace) -> dict:
     results = {
         **machine.describe(),
         "command": " ".join(["benchmarks/ingest.py", *sys.argv[1:]]),
@@ -234,7 +237,7 @@ def main() -> None:
     }
     if arguments.peer:
         results["peer"] = peer(arguments.peer, tuple(arguments.pictures), arguments.rounds)
-    machine.write_results(arguments.output, "ingest", results, markdown(results))
+    return results
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ class _FetchBlock(beam.DoFn):
         begin = time.time()
         kept = _kept(base) if before is not None else {}
         results = self._results(block, kept)
-        lines, statuses = _write_shard(f"{base}.tar", results)
+        lines, statuses = _write_shard(base, results)
         lines.sort(key=lambda line: line["key"])
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         files.write_file(f"{base}.jsonl", text.encode())
@@ -286,11 +286,11 @@ def _kept(base: str) -> dict[str, Fetched | Place]:
 
 
 def _write_shard(
-    path: str, results: Iterable[tuple[str, RawPair, Fetched]]
+    base: str, results: Iterable[tuple[str, RawPair, Fetched]]
 ) -> tuple[list[dict[str, str]], Counter]:
     """Writes the images that were fetched, and returns what became of each row."""
     lines, statuses = [], Counter()
-    folder, name = posixpath.split(path)
+    folder, name = posixpath.split(f"{base}.tar")
     files.make_folder(folder)
     scratch = posixpath.join(folder, f".tmp-{uuid.uuid4().hex}-{name}")
     with (
@@ -307,7 +307,10 @@ def _write_shard(
                 member = tarfile.TarInfo(key + suffix)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    files.rename(scratch, path)
+    # What is said of the shard before is true no longer.
+    if FileSystems.exists(f"{base}_stats.json"):
+        FileSystems.delete([f"{base}_stats.json"])
+    files.rename(scratch, f"{base}.tar")
     return lines, statuses
 
 
