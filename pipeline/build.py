@@ -82,13 +82,15 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     schema_file = _schema_file(environment)
 
     pattern = environment.input_base if SPAN in environment.input_base else ""
-    earlier = _accepted_spans("EarlierSpans", pattern, data.span - 1, environment.window - 1)
+    before = environment.window - 1
+    # Nodes of their own only where they are asked for.
+    earlier = [_accepted_spans("EarlierSpans", pattern, data.span - 1, before)] if before else []
     ingested = IngestExamples(
         input_base=data.base,
         config=ingest_config,
         span=data.span,
         version=data.version,
-        earlier=earlier.outputs[baseline.EXAMPLES] if environment.window > 1 else None,
+        earlier=earlier[0].outputs[baseline.EXAMPLES] if earlier else None,
         input_digest=_input_digest(data.base, ingest_settings),
         code_digest=_code_digest(
             "schemas", "components/ingest", "components/files.py", "components/outputs.py"
@@ -134,11 +136,14 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         spans=pattern,
         code_digest=validate_digest,
     )
-    window = _accepted_spans(
-        "Window", pattern, data.span, environment.window, candidate=ingested.outputs["examples"]
-    )
-    window.add_upstream_node(checked)
-    trained_on = (window if environment.window > 1 else ingested).outputs["examples"]
+    window, trained_on = [], ingested.outputs["examples"]
+    if before:
+        candidate = ingested.outputs["examples"]
+        window = [
+            _accepted_spans("Window", pattern, data.span, environment.window, candidate=candidate)
+        ]
+        window[0].add_upstream_node(checked)
+        trained_on = window[0].outputs[baseline.EXAMPLES]
     vocabulary = TrainVocabulary(
         examples=trained_on,
         recipe=json.dumps(dataclasses.asdict(config.text_tower), sort_keys=True),
@@ -193,7 +198,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         pipeline_name=environment.pipeline_name,
         pipeline_root=environment.pipeline_root,
         components=[
-            *([earlier] if environment.window > 1 else []),
+            *earlier,
             ingested,
             schema,
             statistics,
@@ -201,7 +206,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
             last_accepted,
             reported,
             checked,
-            *([window] if environment.window > 1 else []),
+            *window,
             vocabulary,
             *embedding,
             trained,
