@@ -145,6 +145,7 @@ def test_unchanged_rerun_is_answered_from_the_cache(first, folder, run):
     assert {name for name, state in states.items() if state != "cached"} <= {
         "PublishModel",
         "LastBlessedModel",
+        "LastAcceptedData",
     }
     assert again.published["version"] == 1
     assert not again.published["copied"]
