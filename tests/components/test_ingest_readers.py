@@ -239,7 +239,7 @@ TABLE = b'image,caption,license\na.png,a dog,cc0\nb/c.png,"one, two\nthree",by\n
     ("path", "content"),
     [
         ("d/t.csv", TABLE),
-        ("d/t.csv.gz", gzip.compress(TABLE)),
+        ("d/t.csv.gz", gzip.compress(TABLE, mtime=0)),
         ("d/t.csv", b"\xef\xbb\xbf" + TABLE.replace(b"\n", b"\r\n").replace(b"two\r", b"two")),
         ("d/t.tsv", b'image\tcaption\tlicense\na.png\ta dog\tcc0\nb/c.png\t"one, two\nthree"\tby'),
         (
