@@ -157,7 +157,9 @@ def train(
                     checkpoints.save()
                 saved = time.monotonic()
             if stop and number < config.steps:
+                strategies.leave_together(strategy)
                 raise preemption.Preempted(number)
+    strategies.leave_together(strategy)
     for name, average in state.ema.items():
         state.parameters[name].assign(average)
     return TrainResult(

@@ -1,5 +1,6 @@
 """Strategies by name, and what several workers must agree on."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -68,10 +69,24 @@ def check_same_start(strategy: tf.distribute.Strategy, first_step: int) -> None:
     add = _sum_over_workers(strategy)
     count, total, squares = add([1.0, float(first_step), float(first_step) ** 2])
     if squares * count != total**2:
+        leave_together(strategy)
         raise RuntimeError(
             "All workers must go on from the same checkpoint; give them a folder that all see. "
             f"Received: step {first_step} here, {total / count:.1f} on average"
         )
+
+
+def leave_together(strategy: tf.distribute.Strategy) -> None:
+    """Waits until all workers have come here, before this one ends.
+
+    A sum that is complete on one worker may still be on its way to another; whoever ended then
+    would close the connection that the other reads from.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    # All have the sums before this one once any worker has this one, which is for nothing else.
+    with contextlib.suppress(tf.errors.OpError):
+        _sum_over_workers(strategy)([0.0])
 
 
 def _sum_over_workers(strategy: tf.distribute.Strategy) -> Callable[[list[float]], np.ndarray]:
