@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4000, help="scenes for the cost")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", type=Path, help="Python of an environment with img2dataset")
-    parser.add_argument("--pictures", type=int, nargs=2, default=(500, 2500), help="of the peer")
+    parser.add_argument("--pictures", type=int, nargs=2, default=(1000, 4000), help="of the peer")
     parser.add_argument("--growth", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()

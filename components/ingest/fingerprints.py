@@ -148,12 +148,14 @@ def _without_frame(image: Image.Image) -> Image.Image | None:
     Where the picture begins, its edge must be straight: the ground that a drawing stands on is no
     frame. Where it was scaled, lines between may be of both; they count by their share.
     """
-    pixels = np.asarray(image, dtype=np.int16)
+    pixels = np.asarray(image)
     height, width = pixels.shape[:2]
-    lines = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
-    color = _median(np.concatenate(lines))
+    lines = np.concatenate((pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+    color = _median(lines)
     # Most pictures have no frame, which their outermost lines tell.
-    if not any(_is_frame(_distance(line, color)[None])[0] for line in lines):
+    other = _distance(lines, color)
+    across, upright = other[: 2 * width], other[2 * width :]
+    if not (_is_frame(across.reshape(2, -1)).any() or _is_frame(upright.reshape(2, -1)).any()):
         return None
     other = _distance(pixels, color)
     margins = [_margin(side) for side in (other, other[::-1], other.T, other.T[::-1])]

@@ -22,6 +22,8 @@ ROWS, REJECTED = "rows", "rejected"
 # Groups are small and close to complete, for which two rounds do; longer chains are joined after.
 _ROUNDS = 3
 _Edge = tuple[bytes, bytes]
+# Of a view.
+_Values = tuple[int, bytes]
 
 
 class Best(NamedTuple):
@@ -30,6 +32,7 @@ class Best(NamedTuple):
     Attributes:
         order: Pairs of the evaluation first, then those of earlier examples, those that are
             trained on first of them; then those of this input, by rank.
+        number: Its number.
         key: Its key.
         sha256: Of its picture.
         place: Where the picture is.
@@ -39,6 +42,7 @@ class Best(NamedTuple):
     """
 
     order: tuple
+    number: tuple[int, int]
     key: str
     sha256: bytes
     place: Place | None
@@ -63,27 +67,20 @@ class Group(beam.PTransform):
         """Returns `(split, row)` below `ROWS`, and rejections."""
         pictures = (
             rows
-            | "ByPicture" >> beam.Map(lambda row: (row.image_sha256, row.views))
+            # Plain tuples take less room and time than ones with names.
+            | "ByPicture" >> beam.Map(lambda row: (row.image_sha256, tuple(map(tuple, row.views))))
             | "SamePicture" >> beam.CombinePerKey(_any)
         )
         edges = pictures | SamePictures()
         roots, remap = edges | Components()
-        grouped = (
+        return (
             {
                 "rows": rows | "WithoutViews" >> beam.Map(_by_picture),
                 "roots": roots,
             }
             | "JoinRoots" >> beam.CoGroupByKey()
             | "ByGroup" >> beam.FlatMap(_by_group, AsSingleton(remap))
-        )
-        best = (
-            grouped
-            | "Standing" >> beam.MapTuple(lambda group, row: (group, _standing(row, self._config)))
-            | "Best" >> beam.CombinePerKey(_first)
-        )
-        return (
-            {"rows": grouped, "best": best}
-            | "JoinBest" >> beam.CoGroupByKey()
+            | "GroupByGroup" >> beam.GroupByKey()
             | "Decide" >> ParDoByTag(_Decide(self._config), (ROWS, REJECTED))
         )
 
@@ -98,7 +95,7 @@ def _by_picture(row: rules.Row) -> tuple[bytes, rules.Row]:
 
 
 class SamePictures(beam.PTransform):
-    """From pictures, `(sha256, views)`, to pairs of those that are the same."""
+    """From pictures, `(sha256, views)` of plain tuples, to pairs of those that are the same."""
 
     def expand(self, pictures):
         """Returns `(sha256, sha256)`, once for each pair."""
@@ -109,42 +106,44 @@ class SamePictures(beam.PTransform):
             | "Candidates" >> beam.FlatMapTuple(_candidates)
             | "DistinctCandidates" >> beam.Distinct()
         )
-        half = (
-            {"views": pictures, "others": candidates}
-            | "JoinFirst" >> beam.CoGroupByKey()
-            | "WithFirst" >> beam.FlatMap(_with_first)
-        )
+        ends = candidates | "Ends" >> beam.FlatMapTuple(lambda a, b: [(a, (a, b)), (b, (a, b))])
         return (
-            {"views": pictures, "others": half}
-            | "JoinSecond" >> beam.CoGroupByKey()
-            | "Compare" >> beam.FlatMap(_compare)
+            {"views": pictures, "edges": ends}
+            | "JoinViews" >> beam.CoGroupByKey()
+            | "ByEdge" >> beam.FlatMap(_by_edge)
+            | "GroupByEdge" >> beam.GroupByKey()
+            | "Compare" >> beam.FlatMapTuple(_compare)
         )
 
 
-def _by_band(name: bytes, views: tuple[View, ...]):
-    for item in fingerprints.items(name, views):
+def _by_band(name: bytes, views: tuple[_Values, ...]):
+    for item in fingerprints.items(name, _views(views)):
+        values = tuple(item)
         for key in fingerprints.band_keys(item.phash):
-            # A plain tuple takes less room than one with names.
-            yield key, tuple(item)
+            yield key, values
+
+
+def _views(values: tuple[_Values, ...]) -> list[View]:
+    return [View(*item) for item in values]
 
 
 def _candidates(_: int, bucket: Iterable[tuple[int, bytes, bytes]]) -> Iterator[_Edge]:
-    return fingerprints.candidates(fingerprints.Item(*item) for item in bucket)
+    found = list(bucket)
+    # Most are alone.
+    if len(found) > 1:
+        yield from fingerprints.candidates(fingerprints.Item(*item) for item in found)
 
 
-def _with_first(item) -> Iterator[tuple[bytes, tuple[bytes, tuple[View, ...]]]]:
-    name, joined = item
-    views = next(iter(joined["views"]))
-    for other in joined["others"]:
-        yield other, (name, views)
+def _by_edge(item) -> Iterator[tuple[_Edge, tuple[_Values, ...]]]:
+    _, joined = item
+    for edge in joined["edges"]:
+        yield edge, next(iter(joined["views"]))
 
 
-def _compare(item) -> Iterator[_Edge]:
-    name, joined = item
-    views = next(iter(joined["views"]))
-    for other, other_views in joined["others"]:
-        if fingerprints.same_picture(other_views, views):
-            yield other, name
+def _compare(edge: _Edge, both: Iterable[tuple[_Values, ...]]) -> Iterator[_Edge]:
+    a, b = both
+    if fingerprints.same_picture(_views(a), _views(b)):
+        yield edge
 
 
 class Components(beam.PTransform):
@@ -252,13 +251,20 @@ def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
     earlier = splits.index("" if evaluated else row.earlier)
     order = (not evaluated, earlier, row.number[0] < 0, *rules.rank(row, config))
     trained = row.earlier == record.TRAIN_SPLIT
-    return Best(order, row.key, row.image_sha256, row.place, evaluated, row.earlier, trained)
+    return Best(
+        order, row.number, row.key, row.image_sha256, row.place, evaluated, row.earlier, trained
+    )
 
 
-def _first(found: Iterable[Best]) -> Best:
-    bests = list(found)
-    best = min(bests, key=lambda item: item.order)
-    return best._replace(trained=any(item.trained for item in bests))
+def _best(rows: Iterable[rules.Row], config: rules.IngestConfig) -> Best:
+    best, trained = None, False
+    for row in rows:
+        found = _standing(row, config)
+        trained |= found.trained
+        if best is None or found.order < best.order:
+            best = found
+    assert best is not None
+    return best._replace(trained=trained)
 
 
 class _Decide(beam.DoFn):
@@ -268,12 +274,13 @@ class _Decide(beam.DoFn):
         self._config = config
 
     def process(self, item):
-        group, joined = item
-        best = next(iter(joined["best"]))
+        # Groups may be large: their rows are gone through twice, never held.
+        group, rows = item
+        best = _best(rows, self._config)
         keep_all = self._config.duplicates.keep == "all"
         split = best.earlier or rules.split_of(group, self._config)
         split = record.EVAL_SPLIT if best.evaluated else split
-        for row in joined["rows"]:
+        for row in rows:
             if best.trained and rules.is_evaluated(row, self._config):
                 # Also of evaluation sets: they are counted as such that could not be kept apart.
                 yield _rejected(row, reasons.LEAK, "earlier examples train on the picture", best)
@@ -284,7 +291,7 @@ class _Decide(beam.DoFn):
             if best.evaluated and not rules.is_evaluated(row, self._config):
                 detail = f"the picture {how} of {best.key!r}, which is evaluated on"
                 yield _rejected(row, reasons.LEAK, detail, best)
-            elif keep_all or rules.rank(row, self._config) == best.order[3:]:
+            elif keep_all or row.number == best.number:
                 yield ROWS, (split, row)
             else:
                 detail = f"the picture {how} of {best.key!r}"

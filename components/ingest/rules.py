@@ -363,7 +363,8 @@ def _captions(pair: RawPair, metadata: dict[str, Any], config: IngestConfig) -> 
 def normalize_text(text: str) -> str:
     """Returns the NFC form without control characters, white space squeezed."""
     text = unicodedata.normalize("NFC", text)
-    text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
+    if not text.isprintable():
+        text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
     return " ".join(text.split())
 
 
