@@ -47,33 +47,38 @@ def decode_image(
         tf.errors.InvalidArgumentError: If the bytes are no JPEG or PNG, are damaged, or the image
             has too many pixels.
     """
-    is_jpeg = tf.equal(tf.strings.substr(encoded, 0, len(_JPEG_MAGIC)), _JPEG_MAGIC)
-    is_png = tf.equal(tf.strings.substr(encoded, 0, len(_PNG_MAGIC)), _PNG_MAGIC)
-    # The header is read at fixed places; an error of `substr` would quote the bytes, which are no
-    # UTF-8, and cannot become a Python exception.
+    # Shorter bytes are filled with zeros, not refused: that error would quote them, and what is no
+    # UTF-8 cannot become a Python exception.
+    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_PNG_HEADER_BYTES)
+    is_jpeg, is_png = (
+        tf.reduce_all(tf.equal(header[: len(magic)], tf.constant(list(magic), tf.uint8)))
+        for magic in (_JPEG_MAGIC, _PNG_MAGIC)
+    )
     is_png &= tf.strings.length(encoded) >= _PNG_HEADER_BYTES
     known = tf.debugging.Assert(is_jpeg | is_png, ["only JPEG and PNG are accepted"])
-    with tf.control_dependencies([known]):
-        encoded = tf.identity(encoded)
-    sides = tf.cond(is_jpeg, lambda: _jpeg_sides(encoded), lambda: _png_sides(encoded))
-    small = tf.debugging.assert_less_equal(
-        sides[0] * sides[1], tf.constant(max_pixels, tf.int64), message="image has too many pixels"
-    )
-    # Under the dependency only this tensor goes on, so nothing is decoded before the check.
-    with tf.control_dependencies([small] if small is not None else []):
-        encoded = tf.identity(encoded)
-    window = None if crop is None else crop(tf.cast(sides, tf.int32))
-    image = tf.cond(
-        is_jpeg,
-        lambda: _decode_jpeg(encoded, window),
-        lambda: _cropped(_decode_png(encoded), window),
-    )
+
+    def _checked(sides: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Returns the bytes, which no one gets before the check, and what to decode of them."""
+        small = tf.debugging.Assert(
+            tf.reduce_prod(sides) <= max_pixels, ["image has too many pixels"]
+        )
+        with tf.control_dependencies([small] if small is not None else []):
+            window = None if crop is None else crop(tf.cast(sides, tf.int32))
+            return tf.identity(encoded), window
+
+    def _jpeg() -> tf.Tensor:
+        return _decode_jpeg(*_checked(tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]))
+
+    def _png() -> tf.Tensor:
+        # Width and height are big-endian. int64, since a PNG may claim 2**31 - 1 a side, and lie.
+        sides = tf.cast(tf.reshape(header[16:24], (2, 4)), tf.int64) * [1 << 24, 1 << 16, 1 << 8, 1]
+        checked, window = _checked(tf.reverse(tf.reduce_sum(sides, axis=1), axis=[0]))
+        return _cropped(_decode_png(checked, header), window)
+
+    with tf.control_dependencies([known] if known is not None else []):
+        image = tf.cond(is_jpeg, _jpeg, _png)
     image.set_shape((None, None, 3))
     return image
-
-
-def _jpeg_sides(encoded: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
 
 
 def _decode_jpeg(encoded: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
@@ -89,16 +94,8 @@ def _cropped(image: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
     return tf.slice(image, tf.concat([window[:2], [0]], 0), tf.concat([window[2:], [3]], 0))
 
 
-def _png_sides(encoded: tf.Tensor) -> tf.Tensor:
-    # Width and height are big-endian at offset 16. int64, since a PNG may claim 2**31 - 1 a side.
-    sides = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
-    sides = tf.reshape(sides, (2, 4)) * [1 << 24, 1 << 16, 1 << 8, 1]
-    return tf.reverse(tf.reduce_sum(sides, axis=1), axis=[0])
-
-
-def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
-    header = tf.io.decode_raw(tf.strings.substr(encoded, 24, 2), tf.uint8)
-    depth, color_type = header[0], header[1]
+def _decode_png(encoded: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
+    depth, color_type = header[24], header[25]
     is_palette = tf.equal(color_type, _PNG_PALETTE)
     # The name of the chunk may stand in pixels too: then all is opaque on white, to the same end.
     named = tf.strings.regex_full_match(encoded, _PNG_TRANSPARENCY)
