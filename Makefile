@@ -16,7 +16,8 @@ PEER := .venv-img2dataset
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
-.PHONY: demo test check engine bench bench-loss bench-step bench-input effects parity tpu-check clean
+.PHONY: demo test check engine bench bench-loss bench-step bench-input bench-evaluate effects parity \
+  tpu-check clean
 
 demo: $(READY)
 	$(BIN)/sigline demo
@@ -46,6 +47,10 @@ bench-step: $(BENCH)/.ready
 
 bench-input: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/input.py
+
+# Takes a quarter of an hour on two cores, and 12 GiB.
+bench-evaluate: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/evaluate.py
 
 # What LiT, patience and a teacher are good for, on scenes. Takes half an hour on two cores, and goes
 # on where it was stopped.

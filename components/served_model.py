@@ -1,5 +1,7 @@
 """An exported SavedModel as Beam workers use it: by its signatures' names."""
 
+import json
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,10 +22,29 @@ def call(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> dict
     import tensorflow as tf
 
     name = signatures.TEXT if signature == signatures.EMBED_TEXT else signatures.IMAGE_BYTES
-    inputs = {name: tf.constant(values, tf.string)}
+    inputs = {name: tf.constant(values, tf.string, shape=(len(values),))}
     return {key: value.numpy() for key, value in model.signatures[signature](**inputs).items()}
 
 
 def embed(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> np.ndarray:
     """Returns the embeddings of encoded images or texts, shape `(values, dim)`."""
     return call(model, signature, values)[signatures.EMBEDDING]
+
+
+def embed_images(model, encoded: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the embeddings of encoded images, and which of them could be decoded, `(images,)`."""
+    found = call(model, signatures.EMBED_IMAGE_SAFE, encoded)
+    return found[signatures.EMBEDDING], found[signatures.VALID]
+
+
+def asset(directory: str, name: str) -> str | None:
+    """Returns the text of a file that the model carries, or None if it carries none of the name."""
+    import tensorflow as tf
+
+    path = os.path.join(directory, signatures.ASSETS_DIR, name)
+    return tf.io.gfile.GFile(path).read() if tf.io.gfile.exists(path) else None
+
+
+def metadata(directory: str) -> dict:
+    """Returns what the model says of itself; nothing for one that sigline did not export."""
+    return json.loads(asset(directory, signatures.METADATA_FILE) or "{}")

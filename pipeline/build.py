@@ -175,10 +175,13 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     evaluated = EvaluateModel(
         examples=ingested.outputs["examples"],
         model=trained.outputs["model"],
+        model_run=trained.outputs["model_run"],
         baseline=last_blessed.outputs["model"],
+        trained_on=trained_on,
         gate=gate.to_json(),
+        embedding_cache=environment.embedding_cache,
         code_digest=_code_digest(
-            "schemas", "components/evaluate", "components/served_model.py", "trainer"
+            "schemas", "components/evaluate", "components/files.py", "components/served_model.py"
         ),
     )
     served = CheckServing(

@@ -95,6 +95,11 @@ class Environment:
         """Folder of all runs' checkpoints."""
         return os.path.join(self.root, "checkpoints")
 
+    @property
+    def embedding_cache(self) -> str:
+        """Folder of what models make of eval splits."""
+        return os.path.join(self.root, "embeddings")
+
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(os.path.expandvars(path))) if path else path

@@ -37,7 +37,7 @@ class RunReport:
         nodes: Its nodes in the order they ran.
         counts: Ingest's counts.
         training: Figures of the training node.
-        metrics: The candidate's metrics.
+        metrics: The candidate's metrics, each with its interval, and the baseline beside it.
         verdict: The gate's verdict.
         infra: The infra check's report.
         published: `path`, `version` and `copied` of the published version; empty if none.
@@ -46,10 +46,16 @@ class RunReport:
     nodes: tuple[NodeRun, ...]
     counts: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     verdict: dict[str, Any] = field(default_factory=dict)
     infra: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_report(self) -> str:
+        """Path of the report of the evaluation; empty if there was none."""
+        uris = [n.outputs.get("evaluation") for n in self.nodes if n.name == "EvaluateModel"]
+        return os.path.join(uris[0], artifacts.REPORT_FILE) if uris and uris[0] else ""
 
     @property
     def released(self) -> bool:
@@ -120,28 +126,36 @@ def rows(outcome: RunReport) -> list[tuple[str, str]]:
         ("steps", f"{training['steps']} of {training['global_batch_size']} pairs"),
         ("images per second", f"{training['images_per_second']:.0f} ({wait})"),
     ]
-    by_source = sorted(name for name in metrics if name.startswith("zero_shot_accuracy/"))
-    for name in by_source:
-        source = name.split("/", 1)[1]
-        found.append((f"zero-shot accuracy, {source}", f"{metrics[name]:.1%}"))
-    if by_source:
-        found.append(("  chance", f"{metrics['zero_shot_chance']:.1%}"))
+    prefix = "zero_shot_accuracy/source="
+    shown = {
+        name: f"zero-shot accuracy, {name.removeprefix(prefix)}"
+        for name in sorted(metrics)
+        if name.startswith(prefix)
+    } or {"zero_shot_accuracy": "zero-shot accuracy"}
     for direction in ("image_to_text", "text_to_image"):
         for k in (1, 10):
-            value = metrics[f"{direction}_recall@{k}"]
-            chance = metrics[f"{direction}_chance@{k}"]
-            name = f"{direction.replace('_', ' ')} recall@{k}"
-            found.append((name, f"{value:.1%} (chance {chance:.1%})"))
+            name = f"{direction}_recall@{k}"
+            shown[name] = name.replace("_", " ")
+    found += [
+        (label, _described(metrics[name])) for name, label in shown.items() if name in metrics
+    ]
     blessed = outcome.verdict.get("blessed")
     return [
         *found,
         ("verdict", "blessed" if blessed else "not blessed"),
+        ("model report", outcome.model_report or "none"),
         ("published version", outcome.published.get("path", "none")),
         *(
             (f"seconds: {node.name} ({node.state})", f"{node.seconds:.1f}")
             for node in outcome.nodes
         ),
     ]
+
+
+def _described(result: dict[str, float]) -> str:
+    """Returns a share with its interval, and what guessing has."""
+    chance = f", chance {result['chance']:.1%}" if "chance" in result else ""
+    return f"{result['value']:.1%} ({result['low']:.1%} to {result['high']:.1%}{chance})"
 
 
 def table(lines: list[tuple[str, str]]) -> str:

@@ -36,6 +36,7 @@ def TrainModel(
     finds its own checkpoints, and no other run's.
     """
     from sigline.trainer import config as trainer_config
+    from sigline.trainer import data, parity
     from sigline.trainer.job import Job
     from sigline.trainer.weights import checkpoint
 
@@ -56,6 +57,18 @@ def TrainModel(
     run_dir = os.path.join(checkpoint_root, job.key)
     result, metadata = job.run(run_dir, path_utils.serving_model_dir(model.uri))
     shutil.copytree(os.path.join(run_dir, "logs"), model_run.uri, dirs_exist_ok=True)
+    newest = max(examples, key=lambda item: item.span)
+    if (
+        train_config.text is not None
+        and data.embeddings(_split(newest, record.TRAIN_SPLIT)) is None
+    ):
+        parity.write(
+            os.path.join(model_run.uri, artifacts.PARITY_FILE),
+            result.model,
+            train_config,
+            vocabulary_bytes,
+            _split(newest, record.EVAL_SPLIT),
+        )
     training = {
         "steps": train_config.steps,
         "first_step": result.first_step,
@@ -74,8 +87,12 @@ def _train_folders(examples: list[Examples]) -> str | list[str]:
     """Returns the training splits, of several spans weighted by their records."""
     # TFX keeps no order of artifacts.
     ordered = sorted(examples, key=lambda item: item.span)
-    folders = [artifact_utils.get_split_uri([item], record.TRAIN_SPLIT) for item in ordered]
+    folders = [_split(item, record.TRAIN_SPLIT) for item in ordered]
     return folders if len(folders) > 1 else folders[0]
+
+
+def _split(examples: Examples, name: str) -> str:
+    return artifact_utils.get_split_uri([examples], name)
 
 
 def _labels(examples_dir: str) -> LabelSet | None:

@@ -12,8 +12,10 @@ VOCABULARY_FILE = "sentencepiece.model"
 PROBLEMS_FILE = "problems.json"
 WARNINGS_FILE = "warnings.json"
 TRAINING_FILE = "training.json"
+# What the model made of eval records while it was in the trainer; safetensors of this and that.
+PARITY_FILE = "parity.safetensors"
+PARITY_IMAGE, PARITY_TEXT, PARITY_UNITS = "image", "text", "units"
 METRICS_FILE = "metrics.json"
-BASELINE_METRICS_FILE = "baseline_metrics.json"
 VERDICT_FILE = "verdict.json"
 INFRA_REPORT_FILE = "infra.json"
 

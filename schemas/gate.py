@@ -1,35 +1,99 @@
 """The thresholds that a model must reach before it is published."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Gate:
     """What a model must reach.
 
+    Names are those of metrics; of a slice, `METRIC/DIMENSION=VALUE`. Rules about the last blessed
+    model hold where there is one: the first model has nothing to fall behind.
+
     Attributes:
-        minimum: Smallest value of a metric, by name.
-        above_chance: Smallest factor by which a metric exceeds another that holds its chance level,
-            as `{metric: (chance metric, factor)}`.
-        max_drop: Largest amount by which a metric may fall below the last blessed model's, by name.
+        minimum: Smallest value.
+        maximum: Largest value, for what is better low: errors, times, sizes, leaks.
+        above_chance: Smallest factor by which a metric exceeds what guessing has.
+        max_drop: Largest amount by which a metric may fall below the last blessed model's on the
+            same examples. A larger one is refused if its interval leaves out 0, so that what
+            chance explains refuses nothing.
+        max_rise: As `max_drop`, for what is better low.
+        max_ratio: Largest factor by which a cost may exceed the last blessed model's.
+        slice_minimum: Smallest value of the metric in every slice of a dimension, as
+            `{metric: {dimension: value}}`.
+        slice_max_drop: As `max_drop`, in every slice of a dimension.
+        max_parity_difference: Largest difference between a number of an embedding in the trainer
+            and of the SavedModel, where the trainer has left what it made of some records.
+        min_slice_examples: Slices with fewer examples are not judged.
+        confidence: Of the intervals.
     """
 
     minimum: dict[str, float] = field(default_factory=dict)
-    above_chance: dict[str, tuple[str, float]] = field(default_factory=dict)
+    maximum: dict[str, float] = field(default_factory=dict)
+    above_chance: dict[str, float] = field(default_factory=dict)
     max_drop: dict[str, float] = field(default_factory=dict)
+    max_rise: dict[str, float] = field(default_factory=dict)
+    max_ratio: dict[str, float] = field(default_factory=dict)
+    slice_minimum: dict[str, dict[str, float]] = field(default_factory=dict)
+    slice_max_drop: dict[str, dict[str, float]] = field(default_factory=dict)
+    max_parity_difference: float = 1e-4
+    min_slice_examples: int = 20
+    confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        if not (self.minimum or self.above_chance or self.max_drop):
+        for name in _BY_METRIC:
+            _check_numbers(name, getattr(self, name))
+        for name in _BY_DIMENSION:
+            _check_mapping(name, getattr(self, name))
+            for metric, limits in getattr(self, name).items():
+                _check_numbers(f"{name}.{metric}", limits)
+        if not any(getattr(self, name) for name in (*_BY_METRIC, *_BY_DIMENSION)):
             raise ValueError("A gate must have at least one threshold; it would bless every model.")
+        if not 0.0 < self.confidence < 1.0 or self.min_slice_examples < 1:
+            raise ValueError(
+                "confidence must lie between 0 and 1, and min_slice_examples must be at least 1. "
+                f"Received: confidence={self.confidence}, "
+                f"min_slice_examples={self.min_slice_examples}"
+            )
 
     def to_json(self) -> str:
         """Returns the gate as JSON text."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
+    def from_dict(cls, data: Any) -> "Gate":
+        """Reads a gate from what JSON or YAML holds.
+
+        Raises:
+            ValueError: If a key is unknown, or a value is no number.
+        """
+        known = [item.name for item in fields(cls)]
+        _check_mapping("A gate", data)
+        if unknown := sorted(set(data) - set(known)):
+            raise ValueError(
+                f"A gate has the keys {', '.join(known)}. Received: {', '.join(map(str, unknown))}"
+            )
+        return cls(**data)
+
+    @classmethod
     def from_json(cls, text: str) -> "Gate":
         """Reads a gate from JSON text."""
-        data = json.loads(text)
-        chance = {name: tuple(value) for name, value in data.pop("above_chance", {}).items()}
-        return cls(above_chance=chance, **data)
+        return cls.from_dict(json.loads(text))
+
+
+_BY_METRIC = ("minimum", "maximum", "above_chance", "max_drop", "max_rise", "max_ratio")
+_BY_DIMENSION = ("slice_minimum", "slice_max_drop")
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping. Received: {value!r}")
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    _check_mapping(name, value)
+    for key, limit in value.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or limit != limit:
+            raise ValueError(f"{name} must hold numbers. Received: {key}={limit!r}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sigline
 from sigline import quiet
+from sigline.pipeline import gate_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", required=True, type=Path, help="folder of the SavedModel")
     export.add_argument("--labels", type=Path, help="classes.json for the classify signature")
     export.set_defaults(run=_export)
+
+    gate_command.add_parser(commands)
 
     serve = commands.add_parser("serve", help="serve the newest version of a folder over gRPC")
     serve.add_argument("--base-path", required=True, type=Path, help="folder of version folders")

@@ -51,7 +51,7 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
     if path.name.endswith("transforms.py"):
         shared = {"components.files", "components.outputs", "components.served_model"}
         return {"apache_beam", *TENSORFLOW}, own | shared
-    return set(), own | {"trainer.metrics"}
+    return set(), own
 
 
 FILES = sorted(

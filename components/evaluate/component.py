@@ -1,6 +1,5 @@
 """The evaluation component: metrics, verdict and blessing."""
 
-import json
 import os
 
 import apache_beam as beam
@@ -12,11 +11,17 @@ from tfx.dsl.component.experimental.annotations import (
 )
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types import artifact_utils
-from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
+from tfx.types.standard_artifacts import (
+    Examples,
+    Model,
+    ModelBlessing,
+    ModelEvaluation,
+    ModelRun,
+)
 from tfx.utils import path_utils
 
-from sigline.components.evaluate import gate as gate_rules
-from sigline.components.evaluate import transforms
+from sigline.components.evaluate import judge_transforms
+from sigline.components.evaluate.inputs import Inputs
 from sigline.schemas import artifacts, record
 from sigline.schemas.gate import Gate
 
@@ -24,10 +29,13 @@ from sigline.schemas.gate import Gate
 @component(use_beam=True)
 def EvaluateModel(
     examples: InputArtifact[Examples],
+    trained_on: InputArtifact[list[Examples]],
     model: InputArtifact[Model],
+    model_run: InputArtifact[ModelRun],
     evaluation: OutputArtifact[ModelEvaluation],
     blessing: OutputArtifact[ModelBlessing],
     gate: Parameter[str],
+    embedding_cache: Parameter[str],
     code_digest: Parameter[str],
     baseline: InputArtifact[Model] = None,
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
@@ -38,24 +46,20 @@ def EvaluateModel(
     the pipeline's only producer of ModelBlessing: with two, a resolver takes whichever said yes.
     """
     del code_digest
-    split_dir = artifact_utils.get_split_uri([examples], record.EVAL_SPLIT)
-    paths = {"Candidate": (model, artifacts.METRICS_FILE)}
-    if baseline is not None:
-        paths["Baseline"] = (baseline, artifacts.BASELINE_METRICS_FILE)
-    with beam_pipeline as pipeline:
-        for label, (artifact, name) in paths.items():
-            _ = pipeline | label >> transforms.EvaluateSplit(
-                split_dir,
-                path_utils.serving_model_path(artifact.uri),
-                os.path.join(evaluation.uri, name),
-            )
-    metrics = {}
-    for label, (_, name) in paths.items():
-        with open(os.path.join(evaluation.uri, name)) as handle:
-            metrics[label] = json.load(handle)
-    verdict = gate_rules.judge(metrics["Candidate"], metrics.get("Baseline"), Gate.from_json(gate))
-    with open(os.path.join(evaluation.uri, artifacts.VERDICT_FILE), "w") as handle:
-        json.dump(verdict.to_dict(), handle, indent=1)
+    trained = [artifact_utils.get_split_uri([item], record.TRAIN_SPLIT) for item in trained_on]
+    parity = os.path.join(model_run.uri, artifacts.PARITY_FILE)
+    inputs = Inputs(
+        split_dir=artifact_utils.get_split_uri([examples], record.EVAL_SPLIT),
+        model_dir=path_utils.serving_model_path(model.uri),
+        baseline_dir=path_utils.serving_model_path(baseline.uri) if baseline else None,
+        cache_dir=embedding_cache,
+        train_dirs=tuple(sorted(trained)),
+        logs_dir=model_run.uri,
+        parity_file=parity if os.path.exists(parity) else None,
+    )
+    verdict = judge_transforms.judge(
+        inputs, Gate.from_json(gate), evaluation.uri, beam_pipeline
+    ).verdict
     blessing.set_string_custom_property("current_model", model.uri)
     blessing.set_int_custom_property("current_model_id", model.id)
     if baseline is not None:

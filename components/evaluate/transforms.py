@@ -1,123 +1,185 @@
 """Embeds the records of a split with an exported SavedModel, in parallel over shards."""
 
-import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.io.filesystems import FileSystems
 
 from sigline.components import served_model
-from sigline.components.evaluate import evaluation
-from sigline.schemas import record, signatures
+from sigline.components.evaluate import corruptions, embeddings
+from sigline.components.files import BeamFiles, write_file
+from sigline.schemas import digests, record, signatures
 from sigline.schemas.labels import LabelSet
 
 _BATCH = 64
 
 
 class EmbedSplit(beam.PTransform):
-    """Turns the shards of a split into `EmbeddedPair`s."""
+    """Embeds the shards of a split, each into a file of a cache, and returns the files' paths.
 
-    def __init__(self, split_dir: str, model_dir: str):
+    A file is named after all that decides what is in it: the model's bytes, the shard's bytes and
+    the corruption. What is there already is not embedded again, so a run that was stopped goes on,
+    and a model that comes again as the baseline costs nothing.
+    """
+
+    def __init__(
+        self,
+        split_dir: str,
+        model_dir: str,
+        cache_dir: str,
+        corruption: corruptions.Corruption | None = None,
+    ):
+        """Takes folders on any file system that Beam reaches.
+
+        Args:
+            split_dir: Folder of TFRecord shards.
+            model_dir: SavedModel of the model's contract.
+            cache_dir: Folder of embeddings.
+            corruption: What is done to every image before; nothing by default.
+
+        Raises:
+            ValueError: If the split or the model's folder is empty.
+        """
         super().__init__()
-        self._split_dir = split_dir
-        self._model_dir = model_dir
+        self._shards = [path for path in BeamFiles().find(split_dir) if path.endswith(".gz")]
+        if not self._shards:
+            raise ValueError(f"There are no TFRecord shards (*.gz). Received: {split_dir}")
+        self._embed = _EmbedShard(model_dir, model_digest(model_dir), cache_dir, corruption)
 
     def expand(self, pbegin):
-        """Returns the embedded pairs, in no particular order."""
-        pattern = posixpath.join(self._split_dir, "*")
-        shards = sorted(item.path for item in FileSystems.match([pattern])[0].metadata_list)
+        """Returns the paths of the embeddings, in no particular order."""
         return (
             pbegin
-            | "Shards" >> beam.Create(shards)
+            | "Shards" >> beam.Create(self._shards)
             | "SpreadShards" >> beam.Reshuffle()
-            | "Embed" >> beam.ParDo(_EmbedShard(self._model_dir))
+            | "Embed" >> beam.ParDo(self._embed)
         )
 
 
-class EvaluateSplit(beam.PTransform):
-    """Embeds a split with a model, computes all metrics and writes them as JSON."""
+def model_digest(model_dir: str) -> str:
+    """Returns the digest of all files of a SavedModel.
 
-    def __init__(self, split_dir: str, model_dir: str, metrics_path: str):
-        super().__init__()
-        self._split_dir = split_dir
-        self._model_dir = model_dir
-        self._metrics_path = metrics_path
-
-    def expand(self, pbegin):
-        """Returns the metrics, a collection of one dictionary."""
-        return (
-            pbegin
-            | "EmbedSplit" >> EmbedSplit(self._split_dir, self._model_dir)
-            | "AllPairs" >> beam.combiners.ToList()
-            | "Metrics" >> beam.Map(_write_metrics, self._model_dir, self._metrics_path)
-        )
+    Raises:
+        ValueError: If there are none.
+    """
+    files = {}
+    for path in BeamFiles().find(model_dir):
+        with BeamFiles().open(path) as handle:
+            files[path.removeprefix(model_dir.rstrip("/"))] = digests.stream_digest(handle)
+    if not files:
+        raise ValueError(f"There is no SavedModel. Received: {model_dir}")
+    return digests.json_digest(files)
 
 
-def _write_metrics(
-    pairs: list[evaluation.EmbeddedPair], model_dir: str, path: str
-) -> dict[str, float]:
-    found = evaluation.evaluate(pairs, class_embeddings(model_dir))
-    with FileSystems.create(path) as handle:
-        handle.write(json.dumps(found, sort_keys=True, indent=1).encode())
-    return found
+def load_split(paths: Sequence[str]) -> embeddings.EmbeddedSplit:
+    """Reads the files that `EmbedSplit` returned."""
+    parts = []
+    for path in paths:
+        with BeamFiles().open(path) as handle:
+            parts.append(embeddings.decode(handle.read()))
+    return embeddings.merge(parts)
 
 
 class _EmbedShard(beam.DoFn):
     """Reads a shard and embeds it batch by batch; images do not leave the worker."""
 
-    def __init__(self, model_dir: str):
+    def __init__(
+        self,
+        model_dir: str,
+        digest: str,
+        cache_dir: str,
+        corruption: corruptions.Corruption | None,
+    ):
         self._model_dir = model_dir
+        self._digest = digest
+        self._cache_dir = cache_dir
+        self._corruption = corruption
+        self._model = None
 
-    def setup(self):
-        self._model = served_model.load(self._model_dir)
+    def process(self, path: str) -> Iterator[str]:
+        with BeamFiles().open(path) as handle:
+            shard = digests.stream_digest(handle)
+        corruption = asdict(self._corruption) if self._corruption else None
+        name = digests.json_digest([embeddings.FORMAT, self._digest, shard, corruption])
+        cached = posixpath.join(self._cache_dir, f"{name}.safetensors")
+        if not _is_whole(cached):
+            if self._model is None:
+                self._model = served_model.load(self._model_dir)
+            write_file(cached, embeddings.encode(self._shard(path)))
+        yield cached
 
-    def process(self, path: str) -> Iterator[evaluation.EmbeddedPair]:
+    def _shard(self, path: str) -> embeddings.EmbeddedSplit:
+        import tensorflow as tf
+
         from sigline.schemas import tf_example
 
-        batch = []
-        for serialized in tf_example.read_shard(path):
-            batch.append(tf_example.decode(serialized))
-            if len(batch) == _BATCH:
-                yield from self._embed(batch)
-                batch = []
-        if batch:
-            yield from self._embed(batch)
+        parts, batch = [], []
+        try:
+            for serialized in tf_example.read_shard(path):
+                batch.append(tf_example.decode(serialized))
+                if len(batch) == _BATCH:
+                    parts.append(self._embed(batch))
+                    batch = []
+        except tf.errors.DataLossError as error:
+            raise RuntimeError(
+                f"{path} cannot be read; write it again: {str(error.message).splitlines()[0]}"
+            ) from None
+        if batch or not parts:
+            parts.append(self._embed(batch))
+        return embeddings.EmbeddedSplit(
+            tuple(item for part in parts for item in part.records),
+            np.concatenate([part.image for part in parts]),
+            np.concatenate([part.text for part in parts]),
+            np.concatenate([part.negative for part in parts]),
+            tuple(unit for part in parts for unit in part.unreadable),
+        )
 
-    def _embed(self, batch: list[record.ImageTextRecord]) -> Iterator[evaluation.EmbeddedPair]:
-        encoded, captions = [item.image for item in batch], [t for item in batch for t in item.text]
-        images = served_model.embed(self._model, signatures.EMBED_IMAGE, encoded)
-        texts = served_model.embed(self._model, signatures.EMBED_TEXT, captions)
-        start = 0
-        for item, image in zip(batch, images, strict=True):
-            yield evaluation.EmbeddedPair(
-                key=item.key,
-                source=item.source,
-                label=item.label,
-                text=item.text,
-                image_embedding=image,
-                text_embedding=texts[start : start + len(item.text)],
-            )
-            start += len(item.text)
+    def _embed(self, batch: list[record.ImageTextRecord]) -> embeddings.EmbeddedSplit:
+        images = [item.image for item in batch]
+        if self._corruption is not None:
+            images = [
+                corruptions.corrupt(item.image, self._corruption, key=item.key) for item in batch
+            ]
+        found, valid = served_model.embed_images(self._model, images)
+        known = [embeddings.EvalRecord.of(item) for item in batch]
+        kept = [item for item, good in zip(known, valid, strict=True) if good]
+        return embeddings.EmbeddedSplit(
+            tuple(kept),
+            found[valid],
+            self._texts([caption for item in kept for caption in item.text]),
+            self._texts([caption for item in kept for caption in item.negative]),
+            tuple(item.unit for item, good in zip(known, valid, strict=True) if not good),
+        )
+
+    def _texts(self, texts: list[str]) -> np.ndarray:
+        return served_model.embed(self._model, signatures.EMBED_TEXT, texts)
 
 
-def class_embeddings(directory: str) -> np.ndarray | None:
-    """Returns one unit vector a class for the model's own label set, or None without one.
+def _is_whole(path: str) -> bool:
+    """Returns whether a file of embeddings is there and can be read."""
+    try:
+        with BeamFiles().open(path) as handle:
+            embeddings.decode(handle.read())
+    except (OSError, ValueError):
+        return False
+    return True
 
-    A class is the normalised mean of its prompts' embeddings, computed with the exported text
-    encoder.
+
+def embed_classes(model_dir: str, labels: LabelSet) -> np.ndarray:
+    """Returns one unit vector a class: the normalised mean of its prompts' unit embeddings.
+
+    Computed with the exported text encoder; shape `(classes, dim)`.
     """
-    path = posixpath.join(directory, signatures.ASSETS_DIR, signatures.LABELS_FILE)
-    if not FileSystems.exists(path):
-        return None
-    with FileSystems.open(path) as handle:
-        labels = LabelSet.from_json(handle.read().decode())
-    model = served_model.load(directory)
-    means = np.stack(
+    model = served_model.load(model_dir)
+    prompts = labels.prompts()
+    flat = [prompt for of_class in prompts for prompt in of_class]
+    found = np.concatenate(
         [
-            served_model.embed(model, signatures.EMBED_TEXT, prompts).mean(axis=0)
-            for prompts in labels.prompts()
+            served_model.embed(model, signatures.EMBED_TEXT, flat[start : start + _BATCH])
+            for start in range(0, len(flat), _BATCH)
         ]
     )
+    means = found.reshape(len(prompts), -1, found.shape[1]).mean(axis=1)
     return means / np.linalg.norm(means, axis=1, keepdims=True)

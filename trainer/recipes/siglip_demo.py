@@ -49,7 +49,8 @@ def gate() -> Gate:
     EPYC, 2026-11-22); the limit leaves room for another processor's rounding.
     """
     return Gate(
-        minimum={"zero_shot_accuracy/scenes": 0.85},
-        above_chance={"text_to_image_recall@10": ("text_to_image_chance@10", 3.0)},
-        max_drop={"zero_shot_accuracy/scenes": 0.03},
+        minimum={"zero_shot_accuracy/source=scenes": 0.85},
+        maximum={"leaked_share": 0.0},
+        above_chance={"text_to_image_recall@10": 3.0},
+        max_drop={"zero_shot_accuracy/source=scenes": 0.03},
     )

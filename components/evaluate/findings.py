@@ -1,0 +1,199 @@
+"""What to look at: the worst examples, what was found for some, confusions, calibration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sigline.components.evaluate import evaluation
+from sigline.components.evaluate.evaluation import View
+from sigline.components.evaluate.metrics import calibration, classification, retrieval
+from sigline.components.evaluate.results import Result
+
+WORST = 5
+_CONFUSIONS = 10
+_FOUND = 3
+_EXAMPLES = 4
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record and what the model made of it.
+
+    Attributes:
+        unit: The record.
+        expected: What it is: its classes, or its captions.
+        found: What the model took it for, the best first, each with its cosine.
+        right: Whether the best is one of the expected.
+        rank: How many wrong ones come before the first right one.
+    """
+
+    unit: str
+    expected: tuple[str, ...]
+    found: tuple[tuple[str, float], ...]
+    right: bool
+    rank: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report shows besides figures.
+
+    Attributes:
+        worst: The examples that the model is furthest off with, the worst first.
+        right: Some examples whose caption was found.
+        wrong: Some whose caption was not.
+        searches: For some captions, the images found: caption, units, whether each is right.
+        confusions: Classes that are taken for others: the class, the other, how often.
+        reliability: Of each bin: the share of predictions, what was said, what came true.
+        worst_slices: Slices that lie furthest below the whole: name and result.
+    """
+
+    worst: tuple[Example, ...] = ()
+    right: tuple[Example, ...] = ()
+    wrong: tuple[Example, ...] = ()
+    searches: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = ()
+    confusions: tuple[tuple[str, str, int], ...] = ()
+    reliability: tuple[tuple[float, float, float], ...] = ()
+    worst_slices: tuple[tuple[str, Result], ...] = ()
+
+    def units(self) -> set[str]:
+        """Returns the records whose pictures are shown."""
+        shown = {example.unit for example in (*self.worst, *self.right, *self.wrong)}
+        return shown | {unit for _, images in self.searches for unit, _ in images}
+
+
+def collect(
+    view: View, names: Sequence[str], results: Mapping[str, Result], *, min_slice_examples: int
+) -> Findings:
+    """Returns what to look at; the same for the same embeddings.
+
+    Args:
+        view: The split as the candidate sees it.
+        names: Names of the classes; empty without classes.
+        results: The candidate's results, for the worst slices.
+        min_slice_examples: Slices with fewer examples are left out.
+    """
+    captions = _by_caption(view)
+    classes = next(iter(view.classes.values()), None)
+    positions = evaluation.labelled(view.split)
+    confusions, reliability, worst = (), (), ()
+    if classes is not None and len(positions):
+        split = view.split.only(positions)
+        scores = classification.class_scores(split.image, classes)
+        labels = [np.unique(record.label) for record in split.records]
+        worst = _worst(split.units, scores, labels, tuple(names))
+        single = np.array([len(wanted) == 1 for wanted in labels])
+        first = np.array([wanted[0] for wanted in labels])
+        predicted = classification.predictions(scores)
+        confusions = tuple(
+            classification.confusions(first[single], predicted[single], tuple(names), _CONFUSIONS)
+        )
+        reliability = _reliability(view, scores, labels)
+    return Findings(
+        worst=worst or tuple(sorted(captions, key=lambda example: -example.rank)[:WORST]),
+        right=_spread([example for example in captions if example.right]),
+        wrong=_spread([example for example in captions if not example.right]),
+        searches=_searches(view),
+        confusions=confusions,
+        reliability=reliability,
+        worst_slices=_worst_slices(results, min_slice_examples),
+    )
+
+
+def _worst(
+    units: tuple[str, ...],
+    scores: np.ndarray,
+    labels: list[np.ndarray],
+    names: tuple[str, ...],
+) -> tuple[Example, ...]:
+    """Returns the examples whose right class lies furthest below the best one."""
+    right = np.array([row[wanted].max() for row, wanted in zip(scores, labels, strict=True)])
+    ranks = classification.ranks(scores, labels)
+    order = np.argsort(-(scores.max(axis=1) - right), kind="stable")[:WORST]
+    return tuple(
+        Example(
+            units[i],
+            tuple(names[c] for c in labels[i]),
+            tuple(
+                (names[c], float(scores[i, c]))
+                for c in np.argsort(-scores[i], kind="stable")[:_FOUND]
+            ),
+            bool(ranks[i] == 0),
+            int(ranks[i]),
+        )
+        for i in order
+    )
+
+
+def _by_caption(view: View) -> list[Example]:
+    """Returns what is found among all captions for each record."""
+    split = view.split
+    texts = evaluation.distinct_texts(split)
+    ranks, _ = retrieval.ranks(split.image, texts.embedding, texts.pairs)
+    found = []
+    count = min(_FOUND, len(texts.text))
+    for top in range(0, len(split.records), _BLOCK):
+        scores = split.image[top : top + _BLOCK] @ texts.embedding.T
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        for row, record in enumerate(split.records[top : top + _BLOCK]):
+            rank = int(ranks[top + row])
+            shown = tuple((texts.text[t], float(scores[row, t])) for t in best[row])
+            found.append(Example(record.unit, record.text, shown, rank == 0, rank))
+    return found
+
+
+def _spread(examples: list[Example]) -> tuple[Example, ...]:
+    """Returns a few, from all over the set."""
+    places = np.linspace(0, len(examples) - 1, min(_EXAMPLES, len(examples)))
+    return tuple(examples[int(place)] for place in places)
+
+
+def _searches(view: View) -> tuple[tuple[str, tuple[tuple[str, bool], ...]], ...]:
+    split = view.split
+    texts = evaluation.distinct_texts(split)
+    chosen = np.linspace(0, len(texts.text) - 1, min(_EXAMPLES, len(texts.text))).astype(np.int64)
+    scores = texts.embedding[chosen] @ split.image.T
+    pairs = {tuple(pair) for pair in texts.pairs.tolist()}
+    return tuple(
+        (
+            texts.text[t],
+            tuple(
+                (split.records[i].unit, (int(i), int(t)) in pairs)
+                for i in np.argsort(-row, kind="stable")[:WORST]
+            ),
+        )
+        for t, row in zip(chosen, scores, strict=True)
+    )
+
+
+def _reliability(
+    view: View, scores: np.ndarray, labels: list[np.ndarray]
+) -> tuple[tuple[float, float, float], ...]:
+    if view.scale is None:
+        return ()
+    said = view.scale.probabilities(scores)
+    came = np.zeros(said.shape, bool)
+    for row, wanted in enumerate(labels):
+        came[row, wanted] = True
+    count, mean, share = calibration.reliability(said.ravel(), came.ravel())
+    return tuple(
+        (float(n / count.sum()), float(p), float(q))
+        for n, p, q in zip(count, mean, share, strict=True)
+        if n
+    )
+
+
+def _worst_slices(
+    results: Mapping[str, Result], min_examples: int
+) -> tuple[tuple[str, Result], ...]:
+    """Returns the slices that lie furthest below their metric over all examples."""
+    found = []
+    for name, result in results.items():
+        metric, _, part = name.partition("/")
+        whole = results.get(metric)
+        if part and whole is not None and result.examples >= min_examples:
+            found.append((whole.value - result.value, name, result))
+    found.sort(key=lambda item: (-item[0], item[1]))
+    return tuple((name, result) for gap, name, result in found[:WORST] if gap > 0)

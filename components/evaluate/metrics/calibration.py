@@ -1,0 +1,75 @@
+"""Whether probabilities mean what they say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sigline.components.evaluate.metrics.intervals import Measure
+
+BINS = 15
+
+
+def reliability(
+    probabilities: np.ndarray,
+    happened: np.ndarray,
+    *,
+    bins: int = BINS,
+    weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Parts predictions into bins of equal width and compares what was said with what happened.
+
+    A bin holds its upper bound and not its lower one, but the first holds 0.
+
+    Args:
+        probabilities: Shape `(predictions,)`, within [0, 1].
+        happened: Whether each came true, shape `(predictions,)`.
+        bins: Number of bins.
+        weights: How often each counts, shape `(predictions,)`; once by default.
+
+    Returns:
+        Of each bin, shape `(bins,)`: the weight in it, the mean probability and the share that
+        came true; the latter two NaN in an empty bin.
+    """
+    index = bin_of(probabilities, bins)
+    if weights is None:
+        weights = np.ones(len(probabilities))
+    count = np.bincount(index, weights, bins)
+    with np.errstate(invalid="ignore"):
+        said = np.bincount(index, weights * probabilities, bins) / count
+        came = np.bincount(index, weights * happened, bins) / count
+    return count, said, came
+
+
+def bin_of(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Returns the bin of each probability, integers."""
+    return np.clip(np.ceil(np.asarray(probabilities, np.float64) * bins) - 1, 0, bins - 1).astype(
+        np.int64
+    )
+
+
+def calibration_error(
+    units: Sequence[str], probabilities: np.ndarray, happened: np.ndarray
+) -> Measure:
+    """Returns the expected calibration error: the bins' |said - came true|, by their weights.
+
+    ECE = sum_b n_b / n |said_b - came_b| (arXiv 1706.04599).
+
+    Args:
+        units: The examples.
+        probabilities: Shape `(units, predictions)`.
+        happened: Shape `(units, predictions)`.
+    """
+    gap = np.empty((len(units), BINS))
+    for row, (said, came) in enumerate(zip(probabilities, happened, strict=True)):
+        gap[row] = np.bincount(bin_of(said), said.astype(np.float64) - came, BINS)
+    return Measure(
+        tuple(units),
+        lambda weights: (
+            np.abs(weights @ gap).sum(axis=1) / (weights.sum(axis=1) * probabilities.shape[1])
+        ),
+    )
+
+
+def squared_error(probabilities: np.ndarray, happened: np.ndarray) -> np.ndarray:
+    """Returns the Brier score of each prediction, (p - happened)^2."""
+    return (np.asarray(probabilities, np.float64) - happened) ** 2

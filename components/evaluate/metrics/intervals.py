@@ -1,0 +1,224 @@
+"""How sure a metric is: bootstrap intervals, paired comparison, several seeds.
+
+A metric is held as a function of how often each example counts. What is drawn with replacement is
+examples (images, or texts for retrieval of images); the gallery and the classes stay as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+DRAWS = 1000
+# Draws of a metric that takes long, such as one with a decomposition in it.
+COSTLY_DRAWS = 200
+CONFIDENCE = 0.95
+# Weights that are held at a time.
+_WEIGHTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric over examples.
+
+    Attributes:
+        units: The examples, by keys that another model's measure of the same data has too.
+        statistic: From weights, shape `(draws, units)`, float64, to values, shape `(draws,)`.
+        values: What each unit counts, shape `(units,)`, where the metric is their mean.
+        costly: Whether a draw takes long.
+        chances: What guessing has of each unit, where that is known, shape `(units,)`.
+    """
+
+    units: tuple[str, ...]
+    statistic: Callable[[np.ndarray], np.ndarray]
+    values: np.ndarray | None = None
+    costly: bool = False
+    chances: np.ndarray | None = None
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing has, where that is known."""
+        return None if self.chances is None else float(np.mean(self.chances))
+
+    @property
+    def value(self) -> float:
+        """The metric itself: every unit counts once."""
+        return float(self.statistic(np.ones((1, len(self.units))))[0])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value between the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate's metric minus the baseline's on the same examples, with its interval.
+
+    Attributes:
+        difference: Candidate minus baseline.
+        low: Lower bound of the interval of the difference.
+        high: Upper bound.
+        examples: How many examples both have.
+    """
+
+    difference: float
+    low: float
+    high: float
+    examples: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0.0 or self.high < 0.0
+
+
+def mean(units: Sequence[str], values: Any, *, chances: np.ndarray | None = None) -> Measure:
+    """Returns the measure that is the mean of values, one a unit; `chances` as in `Measure`."""
+    values = np.asarray(values, np.float64)
+    return Measure(
+        tuple(units),
+        lambda weights: weights @ values / weights.sum(axis=1),
+        values=values,
+        chances=chances,
+    )
+
+
+def mean_of_means(
+    units: Sequence[str],
+    values: np.ndarray,
+    groups: np.ndarray,
+    *,
+    chances: np.ndarray | None = None,
+) -> Measure:
+    """Returns the measure that is the mean over groups of the mean inside each.
+
+    A group that no drawn unit belongs to is left out of that draw, as an absent class is.
+
+    Args:
+        units: The examples.
+        values: Shape `(units,)`.
+        groups: The group of each, shape `(units,)`, integers from 0.
+        chances: As in `Measure`.
+    """
+    values = np.asarray(values, np.float64)
+    _, groups = np.unique(groups, return_inverse=True)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        ordered = weights[:, order]
+        sums = np.add.reduceat(ordered * values[order], starts, axis=1)
+        counts = np.add.reduceat(ordered, starts, axis=1)
+        with np.errstate(invalid="ignore"):
+            return np.nanmean(np.where(counts > 0, sums / counts, np.nan), axis=1)
+
+    return Measure(tuple(units), statistic, chances=chances)
+
+
+def median(units: Sequence[str], values: np.ndarray) -> Measure:
+    """Returns the measure that is the (lower) weighted median of values, one a unit."""
+    values = np.asarray(values, np.float64)
+    order = np.argsort(values, kind="stable")
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        reached = np.cumsum(weights[:, order], axis=1)
+        # The first at which half of the weight is reached.
+        return values[order][np.argmax(reached >= reached[:, -1:] / 2, axis=1)]
+
+    return Measure(tuple(units), statistic)
+
+
+def estimate(
+    measure: Measure, *, seed: int = 0, draws: int | None = None, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Returns the metric with its bootstrap interval, by percentiles.
+
+    Args:
+        measure: The metric.
+        seed: Of the draws; the same for the same examples gives the same draws.
+        draws: How many; by default as many as the measure can afford.
+        confidence: How often such intervals are to hold the true value.
+    """
+    found = _bootstrap(measure.statistic, len(measure.units), seed, draws or _draws(measure))
+    low, high = _percentiles(found, confidence)
+    return Estimate(measure.value, low, high)
+
+
+def compare(
+    candidate: Measure,
+    baseline: Measure,
+    *,
+    seed: int = 0,
+    draws: int | None = None,
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """Returns the difference of two models' metric on the same examples, with its interval.
+
+    Every draw takes the same examples for both, so that what makes examples easy or hard for both
+    cancels.
+
+    Raises:
+        ValueError: If the two were not measured on the same examples.
+    """
+    if candidate.units != baseline.units:
+        common = len(set(candidate.units) & set(baseline.units))
+        raise ValueError(
+            "Both models must be measured on the same examples. "
+            f"Received: {len(candidate.units)} and {len(baseline.units)}, {common} in common"
+        )
+
+    def difference(weights: np.ndarray) -> np.ndarray:
+        return candidate.statistic(weights) - baseline.statistic(weights)
+
+    count = draws or min(_draws(candidate), _draws(baseline))
+    found = _bootstrap(difference, len(candidate.units), seed, count)
+    low, high = _percentiles(found, confidence)
+    return Comparison(candidate.value - baseline.value, low, high, examples=len(candidate.units))
+
+
+def over_seeds(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Estimate:
+    """Returns the mean over runs with other seeds, with Student's t interval of that mean.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    if len(values) < 2:
+        raise ValueError(f"An interval over seeds needs two of them. Received: {len(values)}")
+    found = np.asarray(values, np.float64)
+    error = found.std(ddof=1) / np.sqrt(len(found))
+    half = stats.t.ppf((1 + confidence) / 2, len(found) - 1) * error
+    return Estimate(float(found.mean()), float(found.mean() - half), float(found.mean() + half))
+
+
+def _draws(measure: Measure) -> int:
+    return COSTLY_DRAWS if measure.costly else DRAWS
+
+
+def _bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], units: int, seed: int, draws: int
+) -> np.ndarray:
+    """Returns the values of draws, shape `(draws,)`."""
+    rng = np.random.default_rng(seed)
+    found, rows = [], max(1, _WEIGHTS // max(units, 1))
+    for start in range(0, draws, rows):
+        count = min(rows, draws - start)
+        # As rng.multinomial with equal chances, without its quadratic time.
+        drawn = rng.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
+        found.append(statistic(weights.astype(np.float64)))
+    return np.concatenate(found)
+
+
+def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

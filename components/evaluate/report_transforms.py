@@ -1,0 +1,125 @@
+"""Gathers what the model report shows from files: pictures, training curves, the model's making."""
+
+import io
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+
+from PIL import Image
+
+from sigline.components import served_model
+from sigline.components.evaluate.embeddings import EmbeddedSplit, EvalRecord
+from sigline.components.evaluate.report import Subject
+from sigline.components.files import BeamFiles
+
+_SIDE = 224
+_MAX_PIXELS = 1 << 26
+# Points of a curve that are drawn.
+_POINTS = 400
+
+
+def subject(
+    model_dir: str,
+    split: EmbeddedSplit | None,
+    shards: Sequence[str],
+    units: set[str],
+    *,
+    logs_dir: str | None = None,
+    baseline_dir: str | None = None,
+) -> Subject:
+    """Returns what a report says besides metrics.
+
+    Args:
+        model_dir: The candidate's SavedModel.
+        split: What it is judged by; None if that could not be embedded.
+        shards: TFRecord shards of the split.
+        units: Records whose pictures are shown.
+        logs_dir: Folder of TensorBoard files of the training; None without curves.
+        baseline_dir: The last blessed model's SavedModel, if there is one.
+    """
+    metadata = served_model.metadata(model_dir)
+    lineage = [(name, _as_text(value)) for name, value in sorted(metadata.items())]
+    lineage.append(("model", model_dir))
+    if baseline_dir is not None:
+        digest = served_model.metadata(baseline_dir).get("model_digest", "no digest")
+        lineage.append(("last blessed model", f"{baseline_dir} ({digest})"))
+    return Subject(
+        title=f"Model report: {metadata.get('recipe', posixpath.basename(model_dir))}",
+        pictures=_pictures(shards, units),
+        curves=_curves(logs_dir) if logs_dir else {},
+        data=_data(split) if split is not None else (),
+        lineage=lineage,
+    )
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _data(split: EmbeddedSplit) -> list[tuple[str, str]]:
+    records = split.records
+    captions = sum(len(record.text) for record in records)
+    languages = Counter(tag for record in records for tag in record.language)
+    return [
+        ("records", f"{len(records):,}"),
+        ("captions", f"{captions:,}"),
+        ("with a label", f"{sum(bool(record.label) for record in records):,}"),
+        ("sources", _counts(Counter(record.source for record in records))),
+        ("languages of captions", _counts(languages)),
+    ]
+
+
+def _counts(counts: Counter) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(10))
+
+
+def _pictures(shards: Sequence[str], units: set[str]) -> dict[str, bytes]:
+    """Returns small pictures of some records, by unit."""
+    from sigline.schemas import tf_example
+
+    found = {}
+    for path in shards:
+        for serialized in tf_example.read_shard(path):
+            if len(found) == len(units):
+                return found
+            record = tf_example.decode(serialized)
+            unit = EvalRecord.of(record).unit
+            if unit in units:
+                found[unit] = _small(record.image)
+    return found
+
+
+def _small(encoded: bytes) -> bytes:
+    """Returns a picture of at most 224 pixels; the bytes themselves if it is small already."""
+    image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
+    if image.width * image.height > _MAX_PIXELS:
+        image = Image.new("RGB", (_SIDE, _SIDE), "grey")
+    if max(image.size) <= _SIDE:
+        return encoded
+    image.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _curves(logs_dir: str) -> dict[str, list[tuple[float, float]]]:
+    """Returns the scalars of TensorBoard files, by name, thinned out."""
+    import tensorflow as tf
+
+    found: dict[str, dict[int, float]] = {}
+    for path in BeamFiles().find(logs_dir):
+        if "tfevents" not in posixpath.basename(path):
+            continue
+        for event in tf.compat.v1.train.summary_iterator(path):
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    # Of what was logged twice, since a run was interrupted, the later one counts.
+                    number = float(tf.make_ndarray(value.tensor))
+                    found.setdefault(value.tag, {})[event.step] = number
+    return {name: _thinned(sorted(points.items())) for name, points in found.items()}
+
+
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    every = -(-len(points) // _POINTS)
+    return [(float(x), y) for x, y in points[::every]]

@@ -1,0 +1,157 @@
+"""Embeds splits with all models, and returns them as each model sees them."""
+
+import dataclasses
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+
+from sigline.components import served_model
+from sigline.components.evaluate import evaluation, transforms
+from sigline.components.evaluate.embeddings import EmbeddedSplit
+from sigline.components.evaluate.evaluation import View
+from sigline.components.evaluate.inputs import TEACHER, Inputs
+from sigline.components.files import BeamFiles, read_text, write_file
+from sigline.schemas import record, signatures
+from sigline.schemas.labels import LabelSet
+
+# Splits of a model: what it is judged by, what its probes learn from, and what is corrupted.
+SPLIT, SUPPORT = "Split", "Support"
+
+
+def embed(
+    inputs: Inputs, scratch: str, pipeline: beam.Pipeline
+) -> tuple[dict[str, dict[str, EmbeddedSplit]], set[str] | None]:
+    """Returns splits by role and name, and the digests of the trained pictures.
+
+    Of each split all models have the same records: those that all of them could read. The rest is
+    listed as unreadable.
+
+    Args:
+        inputs: The models and the data.
+        scratch: Folder for what is in between; it is removed.
+        pipeline: A Beam pipeline that has not run yet.
+    """
+    jobs = _jobs(inputs)
+    with pipeline as p:
+        for (role, name), transform in jobs.items():
+            _write(p | f"Embed{role}{name}" >> transform, role + name, scratch)
+        if inputs.train_dirs:
+            digests = (
+                p
+                | "TrainShards" >> beam.Create(shards(inputs.train_dirs))
+                | "SpreadTrainShards" >> beam.Reshuffle()
+                | "Digests" >> beam.FlatMap(_picture_digests)
+                | "Distinct" >> beam.Distinct()
+            )
+            _write(digests, "Train", scratch)
+    found: dict[str, dict[str, EmbeddedSplit]] = {role: {} for role in inputs.models()}
+    for role, name in jobs:
+        found[role][name] = transforms.load_split(_read(scratch, role + name))
+    trained = set(_read(scratch, "Train")) if inputs.train_dirs else None
+    FileSystems.delete([scratch])
+    return _common(found), trained
+
+
+def _jobs(inputs: Inputs) -> dict[tuple[str, str], transforms.EmbedSplit]:
+    found = {}
+    for role, model in inputs.models().items():
+        folders = {SPLIT: inputs.split_dir}
+        if inputs.support_dir and role != TEACHER:
+            folders[SUPPORT] = inputs.support_dir
+        for name, folder in folders.items():
+            found[role, name] = transforms.EmbedSplit(folder, model, inputs.cache_dir)
+        for corruption in inputs.corruptions if role != TEACHER else ():
+            found[role, corruption.name] = transforms.EmbedSplit(
+                inputs.split_dir, model, inputs.cache_dir, corruption
+            )
+    return found
+
+
+def _write(items, name: str, scratch: str) -> None:
+    _ = (
+        items
+        | f"List{name}" >> beam.combiners.ToList()
+        # Sorted, since Beam keeps no order.
+        | f"Write{name}" >> beam.Map(_write_sorted, posixpath.join(scratch, name))
+    )
+
+
+def _write_sorted(value: list[str], path: str) -> None:
+    write_file(path, json.dumps(sorted(value)).encode())
+
+
+def _read(scratch: str, name: str) -> list[str]:
+    return json.loads(read_text(posixpath.join(scratch, name)))
+
+
+def _common(
+    found: dict[str, dict[str, EmbeddedSplit]],
+) -> dict[str, dict[str, EmbeddedSplit]]:
+    """Returns the splits with the records only that all models could read."""
+    judged = [s for splits in found.values() for name, s in splits.items() if name != SUPPORT]
+    support = [splits[SUPPORT] for splits in found.values() if SUPPORT in splits]
+    units = {True: _units(support), False: _units(judged)}
+    return {
+        role: {
+            name: split.only([i for i, u in enumerate(split.units) if u in units[name == SUPPORT]])
+            for name, split in splits.items()
+        }
+        for role, splits in found.items()
+    }
+
+
+def _units(splits: list[EmbeddedSplit]) -> set[str]:
+    return set.intersection(*(set(split.units) for split in splits)) if splits else set()
+
+
+def shards(folders: Sequence[str]) -> list[str]:
+    """Returns the paths of the TFRecord shards of folders."""
+    return [p for folder in folders for p in BeamFiles().find(folder) if p.endswith(".gz")]
+
+
+def _picture_digests(path: str) -> Iterator[str]:
+    from sigline.schemas import tf_example
+
+    for serialized in tf_example.read_shard(path):
+        yield tf_example.features(serialized)[record.IMAGE_SHA256][0].hex()
+
+
+def own_labels(model_dir: str) -> dict[str, LabelSet]:
+    """Returns the label set that a model holds, if it holds one."""
+    text = served_model.asset(model_dir, signatures.LABELS_FILE)
+    return {} if text is None else {evaluation.DEFAULT_PROMPTS: LabelSet.from_json(text)}
+
+
+def views(
+    inputs: Inputs,
+    embedded: Mapping[str, Mapping[str, EmbeddedSplit]],
+    labels: Mapping[str, LabelSet],
+) -> dict[str, View]:
+    """Returns what each model that is measured sees, by role."""
+    found = {}
+    for role, model_dir in inputs.models().items():
+        splits = embedded[role]
+        corrupted = {c.name: splits[c.name].image for c in inputs.corruptions if c.name in splits}
+        found[role] = View(
+            splits[SPLIT],
+            {name: transforms.embed_classes(model_dir, item) for name, item in labels.items()},
+            _scale(model_dir),
+            splits.get(SUPPORT),
+            corrupted,
+        )
+    teacher = found.pop(TEACHER, None)
+    return {role: dataclasses.replace(view, teacher=teacher) for role, view in found.items()}
+
+
+def _scale(model_dir: str) -> evaluation.Scale | None:
+    metadata = served_model.metadata(model_dir)
+    if "temperature" not in metadata:
+        return None
+    config = json.loads(served_model.asset(model_dir, signatures.CONFIG_FILE) or "{}")
+    loss = config.get("loss", {})
+    return evaluation.Scale(
+        metadata["temperature"], metadata["bias"], softmax=loss.get("name") == "softmax"
+    )

@@ -1,0 +1,186 @@
+"""`sigline gate`: judges a SavedModel alone, as continuous integration does."""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sigline import quiet
+from sigline.schemas import record, signatures
+
+BLESSED, NOT_BLESSED = 0, 1
+JUNIT_FILE, SUMMARY_FILE, CLIP_BENCHMARK_FOLDER = "junit.xml", "summary.md", "clip_benchmark"
+
+
+def add_parser(commands) -> None:
+    """Adds the command to those of the command line."""
+    parser = commands.add_parser(
+        "gate",
+        help="judge a SavedModel by data, thresholds and the last blessed model",
+        description="Exits with 0 if the model passes, with 1 if it is refused.",
+    )
+    parser.add_argument("--model", required=True, type=Path, help="SavedModel to judge")
+    parser.add_argument("--baseline", type=Path, help="SavedModel of the last blessed model")
+    parser.add_argument(
+        "--data", required=True, type=Path, help="folder of TFRecords, or of splits of them"
+    )
+    parser.add_argument("--split", default=record.EVAL_SPLIT, help="split to judge by")
+    parser.add_argument(
+        "--gate", type=Path, help="YAML or JSON file of thresholds; by default the recipe's"
+    )
+    parser.add_argument(
+        "--labels",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="classes.json, several by the name of their prompts; by default the model's own",
+    )
+    parser.add_argument(
+        "--train-data",
+        action="append",
+        default=[],
+        type=Path,
+        help="what was trained on, to look for leaks",
+    )
+    parser.add_argument("--logs", type=Path, help="TensorBoard files of the training, to draw")
+    parser.add_argument("--support", type=Path, help="labelled records that probes learn from")
+    parser.add_argument("--teacher", type=Path, help="SavedModel that the model is to agree with")
+    parser.add_argument(
+        "--corrupt",
+        action="append",
+        default=[],
+        metavar="KIND@SEVERITY",
+        help="corruption of images to judge by too, such as blur@3",
+    )
+    parser.add_argument("--output", type=Path, help="folder for metrics.json, junit.xml and others")
+    parser.add_argument("--cache", type=Path, help="folder that keeps embeddings for the next time")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Judges, prints the table and returns the exit code."""
+    started = time.monotonic()
+    quiet.import_tensorflow()
+    import apache_beam as beam
+
+    from sigline.components.evaluate import judge_transforms, summary
+    from sigline.components.evaluate.inputs import Inputs
+
+    for name in ("model", "baseline", "teacher"):
+        path = getattr(arguments, name)
+        if path is not None and not (path / "saved_model.pb").is_file():
+            raise ValueError(f"--{name} must be the folder of a SavedModel. Received: {path}")
+    limits = _gate(arguments.gate, arguments.model)
+    with tempfile.TemporaryDirectory() as scratch:
+        output = arguments.output or Path(scratch) / "output"
+        output.mkdir(parents=True, exist_ok=True)
+        inputs = Inputs(
+            split_dir=_split_dir(arguments.data, arguments.split, "--data"),
+            model_dir=str(arguments.model),
+            baseline_dir=str(arguments.baseline) if arguments.baseline else None,
+            cache_dir=str(arguments.cache or Path(scratch) / "cache"),
+            train_dirs=tuple(
+                _split_dir(path, record.TRAIN_SPLIT, "--train-data")
+                for path in arguments.train_data
+            ),
+            support_dir=arguments.support
+            and _split_dir(arguments.support, record.TRAIN_SPLIT, "--support"),
+            teacher_dir=str(arguments.teacher) if arguments.teacher else None,
+            corruptions=tuple(map(_corruption, arguments.corrupt)),
+            logs_dir=str(arguments.logs) if arguments.logs else None,
+            labels=_labels(arguments.labels),
+        )
+        pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
+        judgement = judge_transforms.judge(inputs, limits, str(output), pipeline)
+        verdict = judgement.verdict
+        spent = time.monotonic() - started
+        (output / JUNIT_FILE).write_text(summary.junit(verdict, seconds=spent))
+        text = summary.markdown(verdict, judgement.results, title=arguments.model.name)
+        (output / SUMMARY_FILE).write_text(text)
+        _write_for_clip_benchmark(output / CLIP_BENCHMARK_FOLDER, arguments, judgement)
+    print(summary.table(verdict))
+    print("Blessed." if verdict.blessed else "Not blessed.")
+    return BLESSED if verdict.blessed else NOT_BLESSED
+
+
+def _write_for_clip_benchmark(folder: Path, arguments: argparse.Namespace, judgement) -> None:
+    from sigline.components import served_model
+    from sigline.components.evaluate import clip_benchmark
+
+    metadata = served_model.metadata(str(arguments.model))
+    tags = Counter(
+        tag
+        for view in judgement.views.values()
+        for item in view.split.records
+        for tag in item.language
+    )
+    files = clip_benchmark.files(
+        judgement.results,
+        dataset=arguments.data.resolve().name,
+        model=metadata.get("recipe", arguments.model.name),
+        pretrained=metadata.get("model_digest", "unknown")[:12],
+        language=tags.most_common(1)[0][0] if tags else record.UNKNOWN_LANGUAGE,
+    )
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+
+
+def _gate(path: Path | None, model: Path):
+    """Returns the gate of a file, or of the recipe that the model says it was trained by."""
+    import yaml
+
+    from sigline.schemas.gate import Gate
+    from sigline.trainer import config
+
+    if path is not None:
+        try:
+            return Gate.from_dict(yaml.safe_load(path.read_text()))
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: {error}") from None
+    metadata = model / signatures.ASSETS_DIR / signatures.METADATA_FILE
+    if not metadata.is_file():
+        raise ValueError(f"--gate is needed: the model names no recipe. Received: --model {model}")
+    try:
+        return config.load_gate(json.loads(metadata.read_text())["recipe"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"--gate is needed: {error}") from None
+
+
+def _split_dir(folder: Path, split: str, option: str) -> str:
+    """Returns the folder of a split: one below `folder`, or `folder` itself."""
+    for found in (folder / f"Split-{split}", folder):
+        if any(found.glob("*.gz")):
+            return str(found)
+    raise ValueError(
+        f"{option} must be a folder of TFRecord shards (*.gz), or have Split-{split} below it. "
+        f"Received: {folder}"
+    )
+
+
+def _corruption(text: str):
+    from sigline.components.evaluate.corruptions import Corruption
+
+    kind, _, severity = text.partition("@")
+    if not severity.isdigit():
+        raise ValueError(f"--corrupt reads KIND@SEVERITY, such as blur@3. Received: {text}")
+    return Corruption(kind, int(severity))
+
+
+def _labels(assignments: Sequence[str]):
+    from sigline.components.evaluate.evaluation import DEFAULT_PROMPTS
+    from sigline.schemas.labels import LabelSet
+
+    found = {}
+    for assignment in assignments:
+        name, separator, path = assignment.partition("=")
+        name, path = (name, path) if separator else (DEFAULT_PROMPTS, assignment)
+        if name in found:
+            raise ValueError(f"--labels must have other names. Received: {assignment} again")
+        found[name] = LabelSet.from_json(Path(path).read_text())
+    if found and DEFAULT_PROMPTS not in found:
+        raise ValueError("--labels must have one without a name, which metrics are named after.")
+    return found

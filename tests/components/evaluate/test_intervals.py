@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from sigline.components.evaluate.metrics import intervals
+
+UNITS = tuple(f"{i}" for i in range(60))
+VALUES = np.random.default_rng(0).standard_normal(60)
+
+
+def test_mean_is_the_mean():
+    assert intervals.mean(UNITS, VALUES).value == pytest.approx(VALUES.mean())
+
+
+def test_median_is_that_of_numpy_below_the_middle():
+    found = intervals.median(UNITS, VALUES).value
+    assert found == pytest.approx(np.quantile(VALUES, 0.5, method="inverted_cdf"))
+
+
+def test_mean_of_means_is_balanced_accuracy():
+    rng = np.random.default_rng(1)
+    labels, predicted = rng.integers(4, size=60), rng.integers(4, size=60)
+    found = intervals.mean_of_means(UNITS, labels == predicted, labels)
+    expected = sklearn_metrics.balanced_accuracy_score(labels, predicted)
+    assert found.value == pytest.approx(expected)
+
+
+def test_group_that_no_drawn_unit_has_is_left_out():
+    found = intervals.mean_of_means(("a", "b"), np.array([1.0, 0.0]), np.array([3, 7]))
+    assert found.statistic(np.array([[2.0, 0.0], [1.0, 1.0]])).tolist() == [1.0, 0.5]
+
+
+def test_interval_of_a_mean_equals_scipys():
+    found = intervals.estimate(intervals.mean(UNITS, VALUES), draws=20_000)
+    expected = stats.bootstrap(
+        (VALUES,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert found.low == pytest.approx(expected.low, abs=0.01)
+    assert found.high == pytest.approx(expected.high, abs=0.01)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    held = 0
+    for seed in range(200):
+        sample = np.random.default_rng(seed).random(100) < 0.3
+        units = tuple(map(str, range(100)))
+        found = intervals.estimate(intervals.mean(units, sample), seed=seed, draws=300)
+        held += found.low <= 0.3 <= found.high
+    assert 0.90 <= held / 200 <= 0.99
+
+
+def test_draws_do_not_depend_on_how_many_are_held_at_a_time(monkeypatch):
+    whole = intervals.estimate(intervals.median(UNITS, VALUES), draws=100)
+    monkeypatch.setattr(intervals, "_WEIGHTS", 7 * 60)
+    assert intervals.estimate(intervals.median(UNITS, VALUES), draws=100) == whole
+
+
+def test_comparison_is_paired():
+    # Hard and easy examples differ far more than the models do.
+    baseline = intervals.mean(UNITS, 10 * VALUES)
+    candidate = intervals.mean(UNITS, 10 * VALUES - 0.1)
+    found = intervals.compare(candidate, baseline)
+    assert found.difference == pytest.approx(-0.1)
+    assert (found.low, found.high) == (pytest.approx(-0.1), pytest.approx(-0.1))
+    assert found.significant
+
+
+def test_models_that_differ_by_chance_are_not_told_apart():
+    rng = np.random.default_rng(3)
+    candidate, baseline = (intervals.mean(UNITS, rng.random(60) < 0.5) for _ in range(2))
+    assert not intervals.compare(candidate, baseline).significant
+
+
+def test_other_examples_are_not_compared():
+    with pytest.raises(ValueError, match="Received: 60 and 59, 59 in common"):
+        intervals.compare(intervals.mean(UNITS, VALUES), intervals.mean(UNITS[1:], VALUES[1:]))
+
+
+def test_interval_over_seeds_is_students():
+    found = intervals.over_seeds([0.1, 0.2, 0.4])
+    expected = stats.ttest_1samp([0.1, 0.2, 0.4], 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    with pytest.raises(ValueError, match=r"Received: 1$"):
+        intervals.over_seeds([0.5])

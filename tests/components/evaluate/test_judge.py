@@ -1,0 +1,190 @@
+"""A model is judged from files to files: embeddings, parity, leaks, verdict and report."""
+
+import json
+import shutil
+
+import apache_beam as beam
+import numpy as np
+import pytest
+
+from sigline.components.evaluate import embeddings, judge_transforms
+from sigline.components.evaluate.inputs import Inputs
+from sigline.components.scenes import grammar
+from sigline.schemas import tf_example
+from sigline.schemas.gate import Gate
+from sigline.trainer import config, export, parity, two_tower
+
+LOOSE = Gate(minimum={"image_to_text_recall@10": 0.0}, maximum={"leaked_share": 0.0})
+TINY = config.tiny(config.load_recipe("siglip_demo"))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return two_tower.build(TINY)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, trained, vocabulary):
+    folder = tmp_path_factory.mktemp("candidate") / "model"
+    export.export(folder, trained, config=TINY, vocabulary=vocabulary, labels=grammar.label_set())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def _judge(split_dir, model_dir, cache, output, limits=LOOSE, **more):
+    inputs = Inputs(str(split_dir), str(model_dir), str(cache), **more)
+    pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
+    return judge_transforms.judge(inputs, limits, str(output), pipeline)
+
+
+def test_model_is_judged_with_a_baseline_and_a_support(split_dir, model_dir, cache, tmp_path):
+    found = _judge(
+        split_dir,
+        model_dir,
+        cache,
+        tmp_path,
+        baseline_dir=str(model_dir),
+        support_dir=str(split_dir),
+    )
+    assert found.verdict.blessed is False  # leaked_share is missing: nothing was said of training.
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    recall = metrics["image_to_text_recall@1"]
+    assert (recall["difference"], recall["difference_low"], recall["difference_high"]) == (0, 0, 0)
+    assert metrics["knn_accuracy@20"]["examples"] > 0
+    assert metrics["model_bytes"]["value"] == metrics["model_bytes"]["baseline"] > 10_000
+    assert metrics["latency_ms/embed_image@1"]["value"] > 0
+    report = (tmp_path / "report.html").read_text()
+    assert "Not blessed" in report
+    assert "data:image/png;base64," in report
+    assert json.loads((tmp_path / "verdict.json").read_text()) == found.verdict.to_dict()
+    assert not (tmp_path / ".embedded").exists()
+
+
+def test_embeddings_are_kept_by_model_and_shard(split_dir, model_dir, tmp_path):
+    cache = tmp_path / "cache"
+    _judge(split_dir, model_dir, cache, tmp_path / "one")
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(files) == 2
+    # A file that was cut is made again; the other one is taken as it is.
+    cut, kept = sorted(files)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    _judge(split_dir, model_dir, cache, tmp_path / "two")
+    assert sorted(cache.iterdir()) == sorted(files)
+    assert kept.stat().st_mtime_ns == files[kept]
+    assert embeddings.decode(cut.read_bytes()).records
+    one, two = (json.loads((tmp_path / x / "metrics.json").read_text()) for x in ("one", "two"))
+    measured = [name for name in one if one[name]["examples"]]
+    assert {name: one[name] for name in measured} == {name: two[name] for name in measured}
+
+
+def test_records_do_not_depend_on_how_they_are_sharded(
+    split_dir, scene_records, model_dir, cache, tmp_path
+):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    encoded = [tf_example.encode(item) for item in reversed(scene_records)]
+    tf_example.write_shard(str(whole / "data_tfrecord-00000-of-00001.gz"), encoded)
+    one = _judge(split_dir, model_dir, cache, tmp_path / "one")
+    two = _judge(whole, model_dir, cache, tmp_path / "two")
+    assert one.views["Candidate"].split.units == two.views["Candidate"].split.units
+    recall = "image_to_text_recall@5"
+    assert one.results[recall] == two.results[recall]
+
+
+def test_leaked_records_are_refused(split_dir, model_dir, cache, tmp_path):
+    found = _judge(split_dir, model_dir, cache, tmp_path, train_dirs=(str(split_dir),))
+    assert found.verdict.failures() == ["leaked_share fails: 1, at most: 0"]
+
+
+def test_tower_of_nan_is_refused_with_the_keys(split_dir, trained, vocabulary, cache, tmp_path):
+    broken = two_tower.build(TINY)
+    two_tower.named_variables(broken)["image/embedding/bias"].assign(
+        np.full(TINY.image.width, np.nan)
+    )
+    export.export(tmp_path / "m", broken, config=TINY, vocabulary=vocabulary)
+    found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o")
+    (reason, *_) = found.verdict.failures()
+    assert "100 of 100 records have image embeddings that are not finite: scenes/000" in reason
+    assert found.results == {}
+    assert "not finite" in (tmp_path / "o" / "report.html").read_text()
+
+
+def test_picture_that_does_not_decode_is_named_and_costs_no_other(
+    scene_records, model_dir, cache, tmp_path
+):
+    import dataclasses
+
+    folder = tmp_path / "split"
+    folder.mkdir()
+    broken = dataclasses.replace(scene_records[0], key="broken", image=b"\xff\xd8\xffnonsense")
+    encoded = [tf_example.encode(item) for item in [broken, *scene_records[:9]]]
+    tf_example.write_shard(str(folder / "data_tfrecord-00000-of-00001.gz"), encoded)
+    found = _judge(folder, model_dir, cache, tmp_path / "o")
+    assert found.verdict.failures()[0] == (
+        "model fails: 1 images could not be decoded by the model: scenes/broken"
+    )
+
+
+@pytest.fixture
+def trainer_made(tmp_path, trained, vocabulary, split_dir):
+    path = tmp_path / "parity.safetensors"
+    assert parity.write(path, trained, TINY, vocabulary, split_dir) == 100
+    return path
+
+
+def test_exported_model_equals_the_one_in_the_trainer(
+    split_dir, model_dir, cache, tmp_path, trainer_made
+):
+    limits = Gate(minimum={"image_to_text_recall@10": 0.0}, max_parity_difference=1e-6)
+    found = _judge(
+        split_dir, model_dir, cache, tmp_path / "o", limits, parity_file=str(trainer_made)
+    )
+    assert found.verdict.blessed, found.verdict.failures()
+
+
+@pytest.mark.parametrize("mistake", ["tokenizer", "resize", "weights"])
+def test_model_that_is_not_the_trained_one_is_refused(
+    split_dir, trained, vocabulary, cache, tmp_path, trainer_made, mistake
+):
+    import dataclasses
+
+    from sigline.components.vocabulary.vocabulary import train_vocabulary
+
+    model, settings, words = trained, TINY, vocabulary
+    if mistake == "tokenizer":
+        words = train_vocabulary(["other words of a vocabulary"] * 20, vocabulary_size=30)
+    elif mistake == "resize":
+        settings = dataclasses.replace(
+            TINY, image=dataclasses.replace(TINY.image, antialias=not TINY.image.antialias)
+        )
+    else:
+        model = two_tower.build(dataclasses.replace(TINY, seed=TINY.seed + 1))
+    export.export(tmp_path / "m", model, config=settings, vocabulary=words)
+    found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o", parity_file=str(trainer_made))
+    (reason, *_) = found.verdict.failures()
+    tower = "text" if mistake == "tokenizer" else "image"
+    assert f"of 100 {tower} embeddings differ between the trainer and the exported model" in reason
+
+
+def test_damaged_parity_file_is_an_error(split_dir, model_dir, cache, tmp_path):
+    path = tmp_path / "parity"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="The trainer's embeddings cannot be read"):
+        _judge(split_dir, model_dir, cache, tmp_path / "o", parity_file=str(path))
+
+
+def test_folder_without_shards_is_refused(model_dir, cache, tmp_path):
+    with pytest.raises(ValueError, match=r"no TFRecord shards \(\*.gz\). Received"):
+        _judge(tmp_path, model_dir, cache, tmp_path / "o")
+
+
+def test_cut_shard_is_named(split_dir, model_dir, cache, tmp_path):
+    shutil.copytree(split_dir, tmp_path / "split")
+    shard = next((tmp_path / "split").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(RuntimeError, match=f"{shard.name} cannot be read; write it again"):
+        _judge(tmp_path / "split", model_dir, cache, tmp_path / "o")

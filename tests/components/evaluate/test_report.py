@@ -1,0 +1,170 @@
+import io
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sigline.components.evaluate import evaluation, findings, plots, report, results
+from sigline.components.evaluate.embeddings import EmbeddedSplit, EvalRecord
+from sigline.components.evaluate.evaluation import Scale, View
+from sigline.components.evaluate.gate import Check, Verdict
+from sigline.components.evaluate.report import Subject
+
+NAMES = ("cat", "dog", "bird")
+RNG = np.random.default_rng(0)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def _unit(x):
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def view():
+    labels = np.arange(60) % 3
+    records = tuple(
+        EvalRecord(
+            key=f"{i:02d}",
+            source="ab"[i % 2],
+            label=(int(label),),
+            text=(f"a {NAMES[label]} <{i}>",),
+            language=("en",),
+            width=64,
+            height=64,
+            image_sha256="00",
+        )
+        for i, label in enumerate(labels)
+    )
+    classes = _unit(np.eye(3, 8))
+    image = _unit(classes[labels] + 0.3 * RNG.standard_normal((60, 8)))
+    # Source b is broken.
+    image[1::2] = _unit(RNG.standard_normal((30, 8)))
+    text = _unit(image + 0.2 * RNG.standard_normal((60, 8)))
+    return View(EmbeddedSplit(records, image, text, text[:0]), {"": classes}, Scale(10.0, -5.0))
+
+
+@pytest.fixture(scope="module")
+def found(view):
+    return results.summarize(evaluation.measures(view), None)
+
+
+@pytest.fixture(scope="module")
+def seen(view, found):
+    return findings.collect(view, NAMES, found, min_slice_examples=10)
+
+
+def test_worst_examples_are_furthest_from_their_class(view, seen):
+    cosines = view.split.image @ view.classes[""].T
+    gaps = cosines.max(axis=1) - cosines[np.arange(60), np.arange(60) % 3]
+    worst = np.argsort(-gaps)[:5]
+    assert [example.unit for example in seen.worst] == [view.split.units[i] for i in worst]
+    first = seen.worst[0]
+    assert first.expected == (NAMES[worst[0] % 3],)
+    assert [name for name, _ in first.found] == [NAMES[c] for c in np.argsort(-cosines[worst[0]])]
+    assert not first.right
+
+
+def test_examples_of_retrieval_are_right_or_wrong(seen):
+    assert all(example.right and example.rank == 0 for example in seen.right)
+    assert all(not example.right and example.rank > 0 for example in seen.wrong)
+    assert len(seen.searches) == 4
+    assert all(len(images) == 5 for _, images in seen.searches)
+
+
+def test_worst_slice_is_the_broken_source(seen):
+    name, result = seen.worst_slices[0]
+    assert name == "zero_shot_accuracy/source=b"
+    assert result.examples == 30
+
+
+def test_reliability_holds_all_pairs(seen):
+    assert sum(share for share, _, _ in seen.reliability) == pytest.approx(1.0)
+
+
+def test_without_labels_the_worst_are_those_found_last(view):
+    bare = View(view.split)
+    seen = findings.collect(bare, (), {}, min_slice_examples=1)
+    ranks = [example.rank for example in seen.worst]
+    assert ranks == sorted(ranks, reverse=True)
+    assert ranks[0] > 0
+    assert seen.confusions == ()
+    assert seen.reliability == ()
+
+
+def _png(color):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def page(found, seen):
+    failed = Check("zero_shot_accuracy/source=b", "at least", 0.3, 0.5, passed=False)
+    verdict = Verdict((Check("zero_shot_accuracy", "at least", 0.6, 0.5, passed=True), failed))
+    subject = Subject(
+        title="Model report: <tiny>",
+        pictures=dict.fromkeys(seen.units(), _png("teal")),
+        curves={"loss": [(0, 3.0), (10, 2.0), (20, float("nan"))]},
+        data=[("records", "60")],
+        lineage=[("data_digest", "abc")],
+    )
+    return report.page(verdict, found, seen, subject)
+
+
+def test_verdict_and_reason_come_first(page):
+    text = re.sub("<[^>]+>", " ", page.split("</style>")[1])
+    verdict = text.index("Not blessed")
+    assert verdict < text.index("The five worst examples") < text.index("Metrics")
+    assert "zero_shot_accuracy/source=b fails: 0.3, at least: 0.5" in text
+
+
+def test_page_needs_nothing_else(page):
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "<script" not in page
+    assert "@import" not in page
+
+
+def test_text_is_escaped(page):
+    assert "Model report: &lt;tiny&gt;" in page
+    assert "a cat &lt;0&gt;" in page
+    assert "<0>" not in page
+
+
+def test_baseline_and_significance_are_shown():
+    result = results.Result(0.9, 0.8, 0.95, 50, 0.1, 0.8, 0.1, 0.02, 0.2)
+    page = report.page(Verdict(()), {"acc": result}, findings.Findings(), Subject("m"))
+    assert "<b>+0.1 (+0.02 to +0.2)</b>" in page
+    assert "last blessed" in page
+
+
+def test_curve_without_finite_points_is_left_out():
+    assert plots.curve("loss", [(0, float("nan"))]) == ""
+    assert "step 3" in plots.curve("loss", [(3, 1.0)])
+
+
+def _browser():
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(_browser() is None, reason="no Chromium is installed")
+def test_browser_shows_the_page(page, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    browser = [_browser(), "--headless", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    if os.geteuid() == 0:
+        browser.append("--no-sandbox")
+    shot = tmp_path / "page.png"
+    command = [*browser, "--window-size=1300,1600", f"--screenshot={shot}", path.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
+    # The verdict's red, and the pictures of the worst examples, are within the first screen.
+    assert (pixels == (253, 236, 234)).all(axis=1).sum() > 10_000
+    assert (pixels == (0, 128, 128)).all(axis=1).sum() > 5 * 5_000
+    dom = subprocess.run(
+        [*browser, "--dump-dom", path.as_uri()], check=True, capture_output=True, timeout=120
+    )
+    assert b"Not blessed" in dom.stdout
