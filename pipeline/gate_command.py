@@ -56,6 +56,9 @@ def add_parser(commands) -> None:
         help="corruption of images to judge by too, such as blur@3",
     )
     parser.add_argument("--output", type=Path, help="folder for metrics.json, junit.xml and others")
+    parser.add_argument(
+        "--tfma", action="store_true", help="write what tfma.load_eval_result reads, too"
+    )
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings for the next time")
     parser.set_defaults(run=run)
 
@@ -94,7 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
             labels=_labels(arguments.labels),
         )
         pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-        judgement = judge_transforms.judge(inputs, limits, str(output), pipeline)
+        judgement = judge_transforms.judge(
+            inputs, limits, str(output), pipeline, with_tfma=arguments.tfma
+        )
         verdict = judgement.verdict
         spent = time.monotonic() - started
         (output / JUNIT_FILE).write_text(summary.junit(verdict, seconds=spent))

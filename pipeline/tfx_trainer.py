@@ -35,6 +35,8 @@ def TrainModel(
     `checkpoint_root` in a folder that configuration, data, vocabulary and code name: the same run
     finds its own checkpoints, and no other run's.
     """
+    import tensorflow as tf
+
     from sigline.trainer import config as trainer_config
     from sigline.trainer import data, parity
     from sigline.trainer.job import Job
@@ -62,6 +64,8 @@ def TrainModel(
         train_config.text is not None
         and data.embeddings(_split(newest, record.TRAIN_SPLIT)) is None
     ):
+        # Of a GPU, which a serving machine does not have.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
         parity.write(
             os.path.join(model_run.uri, artifacts.PARITY_FILE),
             result.model,

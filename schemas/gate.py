@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+# What metrics are sliced by.
+DIMENSIONS = ("source", "language", "caption_words", "image_size", "prompts", "corruption")
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -28,6 +31,9 @@ class Gate:
             and of the SavedModel, where the trainer has left what it made of some records.
         min_slice_examples: Slices with fewer examples are not judged.
         confidence: Of the intervals.
+        seed_std: Standard deviation of a metric between runs that differ in their seed alone, where
+            it was measured. Intervals of differences are widened by it: another seed is no
+            regression.
     """
 
     minimum: dict[str, float] = field(default_factory=dict)
@@ -41,6 +47,7 @@ class Gate:
     max_parity_difference: float = 1e-4
     min_slice_examples: int = 20
     confidence: float = 0.95
+    seed_std: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in _BY_METRIC:
@@ -49,8 +56,16 @@ class Gate:
             _check_mapping(name, getattr(self, name))
             for metric, limits in getattr(self, name).items():
                 _check_numbers(f"{name}.{metric}", limits)
+                if unknown := sorted(set(limits) - set(DIMENSIONS)):
+                    raise ValueError(
+                        f"{name}.{metric} must name dimensions: {', '.join(DIMENSIONS)}. "
+                        f"Received: {', '.join(unknown)}"
+                    )
+        _check_numbers("seed_std", self.seed_std)
         if not any(getattr(self, name) for name in (*_BY_METRIC, *_BY_DIMENSION)):
             raise ValueError("A gate must have at least one threshold; it would bless every model.")
+        scalars = ("confidence", "min_slice_examples", "max_parity_difference")
+        _check_numbers("A gate", {name: getattr(self, name) for name in scalars})
         if not 0.0 < self.confidence < 1.0 or self.min_slice_examples < 1:
             raise ValueError(
                 "confidence must lie between 0 and 1, and min_slice_examples must be at least 1. "

@@ -58,7 +58,7 @@ def EvaluateModel(
         parity_file=parity if os.path.exists(parity) else None,
     )
     verdict = judge_transforms.judge(
-        inputs, Gate.from_json(gate), evaluation.uri, beam_pipeline
+        inputs, Gate.from_json(gate), evaluation.uri, beam_pipeline, with_tfma=True
     ).verdict
     blessing.set_string_custom_property("current_model", model.uri)
     blessing.set_int_custom_property("current_model_id", model.id)

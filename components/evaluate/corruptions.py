@@ -9,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import PIL
 from PIL import Image, ImageEnhance, ImageFilter
 
 from sigline.schemas import digests
 
 SEVERITIES = (1, 2, 3, 4, 5)
+# Changes with what corruptions do, so that what was kept of older ones is not taken for theirs.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Corruption:
     def name(self) -> str:
         """As metrics name it."""
         return f"{self.kind}@{self.severity}"
+
+
+def identity(corruption: Corruption) -> list:
+    """Returns all that decides what a corruption makes of a picture."""
+    return [_VERSION, PIL.__version__, corruption.kind, corruption.severity, corruption.seed]
 
 
 def corrupt(encoded: bytes, corruption: Corruption, *, key: str) -> bytes:

@@ -161,11 +161,11 @@ def merge(parts: Iterable[EmbeddedSplit]) -> EmbeddedSplit:
     """Returns the parts as one, sorted by unit, whatever the order of the parts.
 
     Raises:
-        ValueError: If there is no record, or two have the same name.
+        ValueError: If there is no record, readable or not, or two have the same name.
     """
     parts = list(parts)
     records = [record for part in parts for record in part.records]
-    if not records:
+    if not records and not any(part.unreadable for part in parts):
         raise ValueError("The eval split holds no records: there is nothing to judge the model by.")
     whole = EmbeddedSplit(
         tuple(records),

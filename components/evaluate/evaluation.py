@@ -64,7 +64,7 @@ class View:
     Attributes:
         split: Records with their embeddings.
         classes: Unit embeddings of the classes, shape `(classes, dim)`, by the name of their
-            prompts, such as a language; `DEFAULT_PROMPTS` first.
+            prompts, such as a language; `DEFAULT_PROMPTS` among them, if there are any.
         scale: How the model makes probabilities; None if that is not known.
         support: Labelled records that probes learn from, as the model sees them; none by default.
         corrupted: Embeddings of the same images after a corruption, shape `(records, dim)`, by the
@@ -108,10 +108,10 @@ def _zero_shot(view: View, classes: np.ndarray, *, sliced: bool) -> dict[str, Me
         return {}
     labels = [np.unique(record.label) for record in split.records]
     for record in split.records:
-        if max(record.label) >= len(classes):
+        if min(record.label) < 0 or max(record.label) >= len(classes):
             raise ValueError(
                 f"Labels must be classes, of which there are {len(classes)}. "
-                f"Received: label={max(record.label)}, key={record.unit}"
+                f"Received: label={list(record.label)}, key={record.unit}"
             )
     scores = classification.class_scores(split.image, classes)
     counts = np.array([len(wanted) for wanted in labels])
@@ -192,29 +192,36 @@ class Texts:
         text: The captions.
         embedding: Their embeddings, shape `(texts, dim)`.
         pairs: Positions of images and texts that belong together, shape `(pairs, 2)`.
+        first: The first image of each, shape `(texts,)`.
         slices: The slice of each, by dimension: that of the first record that has it.
     """
 
     text: tuple[str, ...]
     embedding: np.ndarray
     pairs: np.ndarray
+    first: np.ndarray
     slices: dict[str, list[str]]
 
 
 def distinct_texts(split: EmbeddedSplit) -> Texts:
     """Returns the captions; those that read the same are one, which all their images match."""
     position: dict[str, int] = {}
-    rows, pairs, by = [], set(), []
+    rows, pairs, first, by = [], set(), [], []
     starts = split.text_starts
     for image, record in enumerate(split.records):
         for number, text in enumerate(record.text):
             if text not in position:
                 position[text] = len(rows)
                 rows.append(starts[image] + number)
+                first.append(image)
                 by.append(slices.of_caption(record, number))
             pairs.add((image, position[text]))
     return Texts(
-        tuple(position), split.text[rows], np.array(sorted(pairs), np.int64), _transposed(by)
+        tuple(position),
+        split.text[rows],
+        np.array(sorted(pairs), np.int64),
+        np.array(first),
+        _transposed(by),
     )
 
 
@@ -223,19 +230,21 @@ def _retrieval(split: EmbeddedSplit) -> dict[str, Measure]:
     to_text, to_image = retrieval.ranks(split.image, texts.embedding, texts.pairs)
     by_record = _transposed(slices.of_record(record) for record in split.records)
     found: dict[str, Measure] = {}
-    for name, units, ranks, gallery, side, by in (
-        (IMAGE_TO_TEXT, split.units, to_text, len(texts.text), 0, by_record),
-        (TEXT_TO_IMAGE, texts.text, to_image, len(split.records), 1, texts.slices),
+    # Captions of one image are hard or easy together, and are drawn together.
+    _, clusters = np.unique(texts.first, return_inverse=True)
+    for name, units, ranks, gallery, side, by, together in (
+        (IMAGE_TO_TEXT, split.units, to_text, len(texts.text), 0, by_record, None),
+        (TEXT_TO_IMAGE, texts.text, to_image, len(split.records), 1, texts.slices, clusters),
     ):
         positives = np.bincount(texts.pairs[:, side], minlength=len(units))
         for k in RECALL_AT:
             recall = f"{name}_recall@{k}"
             chances = retrieval.chance_at_k(gallery, positives, k)
-            found[recall] = intervals.mean(units, ranks < k, chances=chances)
+            found[recall] = intervals.mean(units, ranks < k, clusters=together, chances=chances)
             if k == RECALL_AT[0]:
                 found |= slices.sliced(recall, found[recall], by)
-        found[f"{name}_mean_rank"] = intervals.mean(units, ranks + 1)
-        found[f"{name}_median_rank"] = intervals.median(units, ranks + 1)
+        found[f"{name}_mean_rank"] = intervals.mean(units, ranks + 1, clusters=together)
+        found[f"{name}_median_rank"] = intervals.median(units, ranks + 1, clusters=together)
     return found
 
 
@@ -333,7 +342,7 @@ def _corrupted(view: View) -> dict[str, Measure]:
         part = dataclasses.replace(view, split=split, scale=None)
         measured = _retrieval(split)
         if view.classes:
-            measured |= _zero_shot(part, next(iter(view.classes.values())), sliced=False)
+            measured |= _zero_shot(part, view.classes[DEFAULT_PROMPTS], sliced=False)
         for metric in (ACCURACY, f"{IMAGE_TO_TEXT}_recall@1", f"{TEXT_TO_IMAGE}_recall@1"):
             if metric in measured:
                 found[f"{metric}/corruption={name}"] = measured[metric]
@@ -346,8 +355,7 @@ def _teacher(view: View) -> dict[str, Measure]:
         return {}
     scores = []
     for seen in (view, view.teacher):
-        classes = next(iter(seen.classes.values()))
-        cosines = classification.class_scores(seen.split.image, classes)
+        cosines = classification.class_scores(seen.split.image, seen.classes[DEFAULT_PROMPTS])
         scores.append(cosines * (seen.scale.temperature if seen.scale else 1.0))
     return {
         "teacher_agreement": intervals.mean(view.split.units, agreement.agreement(*scores)),

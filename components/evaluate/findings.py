@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sigline.components.evaluate import evaluation
+from sigline.components.evaluate import evaluation, slices
 from sigline.components.evaluate.evaluation import View
 from sigline.components.evaluate.metrics import calibration, classification, retrieval
 from sigline.components.evaluate.results import Result
@@ -14,7 +14,6 @@ WORST = 5
 _CONFUSIONS = 10
 _FOUND = 3
 _EXAMPLES = 4
-_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ def collect(
         results: The candidate's results, for the worst slices.
         min_slice_examples: Slices with fewer examples are left out.
     """
-    captions = _by_caption(view)
-    classes = next(iter(view.classes.values()), None)
+    classes = view.classes.get(evaluation.DEFAULT_PROMPTS)
     positions = evaluation.labelled(view.split)
     confusions, reliability, worst = (), (), ()
     if classes is not None and len(positions):
@@ -91,11 +89,14 @@ def collect(
             classification.confusions(first[single], predicted[single], tuple(names), _CONFUSIONS)
         )
         reliability = _reliability(view, scores, labels)
+    texts = evaluation.distinct_texts(view.split)
+    ranks, _ = retrieval.ranks(view.split.image, texts.embedding, texts.pairs)
+    last = np.argsort(-ranks, kind="stable")[:WORST]
     return Findings(
-        worst=worst or tuple(sorted(captions, key=lambda example: -example.rank)[:WORST]),
-        right=_spread([example for example in captions if example.right]),
-        wrong=_spread([example for example in captions if not example.right]),
-        searches=_searches(view),
+        worst=worst or _by_caption(view, texts, ranks, last),
+        right=_by_caption(view, texts, ranks, _spread(np.flatnonzero(ranks == 0))),
+        wrong=_by_caption(view, texts, ranks, _spread(np.flatnonzero(ranks > 0))),
+        searches=_searches(view, texts),
         confusions=confusions,
         reliability=reliability,
         worst_slices=_worst_slices(results, min_slice_examples),
@@ -127,33 +128,31 @@ def _worst(
     )
 
 
-def _by_caption(view: View) -> list[Example]:
-    """Returns what is found among all captions for each record."""
+def _by_caption(
+    view: View, texts: evaluation.Texts, ranks: np.ndarray, positions: np.ndarray
+) -> tuple[Example, ...]:
+    """Returns what is found among all captions for some records."""
+    split, found = view.split, []
+    for i in positions:
+        scores = texts.embedding @ split.image[i]
+        best = np.argsort(-scores, kind="stable")[:_FOUND]
+        shown = tuple((texts.text[t], float(scores[t])) for t in best)
+        record = split.records[i]
+        found.append(Example(record.unit, record.text, shown, bool(ranks[i] == 0), int(ranks[i])))
+    return tuple(found)
+
+
+def _spread(positions: np.ndarray) -> np.ndarray:
+    """Returns a few of some positions, from all over them."""
+    places = np.linspace(0, len(positions) - 1, min(_EXAMPLES, len(positions)))
+    return positions[places.astype(np.int64)]
+
+
+def _searches(
+    view: View, texts: evaluation.Texts
+) -> tuple[tuple[str, tuple[tuple[str, bool], ...]], ...]:
     split = view.split
-    texts = evaluation.distinct_texts(split)
-    ranks, _ = retrieval.ranks(split.image, texts.embedding, texts.pairs)
-    found = []
-    count = min(_FOUND, len(texts.text))
-    for top in range(0, len(split.records), _BLOCK):
-        scores = split.image[top : top + _BLOCK] @ texts.embedding.T
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-        for row, record in enumerate(split.records[top : top + _BLOCK]):
-            rank = int(ranks[top + row])
-            shown = tuple((texts.text[t], float(scores[row, t])) for t in best[row])
-            found.append(Example(record.unit, record.text, shown, rank == 0, rank))
-    return found
-
-
-def _spread(examples: list[Example]) -> tuple[Example, ...]:
-    """Returns a few, from all over the set."""
-    places = np.linspace(0, len(examples) - 1, min(_EXAMPLES, len(examples)))
-    return tuple(examples[int(place)] for place in places)
-
-
-def _searches(view: View) -> tuple[tuple[str, tuple[tuple[str, bool], ...]], ...]:
-    split = view.split
-    texts = evaluation.distinct_texts(split)
-    chosen = np.linspace(0, len(texts.text) - 1, min(_EXAMPLES, len(texts.text))).astype(np.int64)
+    chosen = _spread(np.arange(len(texts.text)))
     scores = texts.embedding[chosen] @ split.image.T
     pairs = {tuple(pair) for pair in texts.pairs.tolist()}
     return tuple(
@@ -191,9 +190,8 @@ def _worst_slices(
     """Returns the slices that lie furthest below their metric over all examples."""
     found = []
     for name, result in results.items():
-        metric, _, part = name.partition("/")
-        whole = results.get(metric)
-        if part and whole is not None and result.examples >= min_examples:
+        whole = results.get(name.partition("/")[0])
+        if slices.is_part(name) and whole is not None and result.examples >= min_examples:
             found.append((whole.value - result.value, name, result))
     found.sort(key=lambda item: (-item[0], item[1]))
     return tuple((name, result) for gap, name, result in found[:WORST] if gap > 0)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sigline.components.evaluate.results import Result
@@ -42,17 +42,21 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome: blessed if every check passed."""
+    """The outcome: blessed if there was a check, and every check passed."""
 
     checks: tuple[Check, ...]
 
     @property
     def blessed(self) -> bool:
         """Whether the model may be published."""
-        return all(check.passed for check in self.checks)
+        return bool(self.checks) and all(check.passed for check in self.checks)
 
     def failures(self) -> list[str]:
         """Returns a sentence for each failed check."""
+        if not self.checks:
+            return [
+                "nothing was checked: all rules are about the last blessed model, of which none is"
+            ]
         return [check.describe() for check in self.checks if not check.passed]
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,6 +74,7 @@ def judge(
     *,
     has_baseline: bool,
     problems: Sequence[str] = (),
+    more: Sequence[Check] = (),
 ) -> Verdict:
     """Compares results with the thresholds and with the last blessed model.
 
@@ -81,8 +86,10 @@ def judge(
         gate: The thresholds.
         has_baseline: Whether there is a baseline.
         problems: What makes the model unfit whatever it reached, a sentence each.
+        more: Checks that were made already.
     """
     checks = [Check("model", problem, None, None, passed=False) for problem in problems]
+    checks += more
     checks += _absolute(results, gate)
     checks += _slices(results, gate.slice_minimum, gate, _at_least)
     if has_baseline:
@@ -120,7 +127,9 @@ def _slices(results, limits: Mapping[str, Mapping[str, float]], gate: Gate, chec
             found += [check(name, results[name], limit) for name in large]
             if not large:
                 # One value alone is no slice: then the whole is judged.
-                found.append(check(metric, results.get(metric), limit))
+                whole = check(metric, results.get(metric), limit)
+                note = f"all examples: no slices by {dimension} of enough examples"
+                found.append(replace(whole, note=f"{whole.note}; {note}" if whole.note else note))
     return found
 
 

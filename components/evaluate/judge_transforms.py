@@ -1,5 +1,6 @@
 """Judges a model: embeds a split with it and with the baseline, measures, compares, decides."""
 
+import itertools
 import json
 import posixpath
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from sigline.components.evaluate import (
     results,
     view_transforms,
 )
+from sigline.components.evaluate.embeddings import EvalRecord
 from sigline.components.evaluate.evaluation import View
 from sigline.components.evaluate.inputs import BASELINE, CANDIDATE, Inputs
 from sigline.components.files import BeamFiles, write_file
@@ -46,7 +48,14 @@ class Judgement:
     views: dict[str, View]
 
 
-def judge(inputs: Inputs, limits: Gate, output_dir: str, pipeline: beam.Pipeline) -> Judgement:
+def judge(
+    inputs: Inputs,
+    limits: Gate,
+    output_dir: str,
+    pipeline: beam.Pipeline,
+    *,
+    with_tfma: bool = False,
+) -> Judgement:
     """Judges a model and writes `metrics.json`, `verdict.json` and `report.html` below a folder.
 
     A model whose embeddings are not finite, or that cannot read a picture of the split, is refused
@@ -57,6 +66,7 @@ def judge(inputs: Inputs, limits: Gate, output_dir: str, pipeline: beam.Pipeline
         limits: The gate.
         output_dir: Folder to write to.
         pipeline: A Beam pipeline that has not run yet.
+        with_tfma: Whether to write the means over examples for TFMA too, with its slices.
 
     Raises:
         ValueError: If there is nothing to judge by, or a label has no class.
@@ -65,39 +75,51 @@ def judge(inputs: Inputs, limits: Gate, output_dir: str, pipeline: beam.Pipeline
     embedded, trained = view_transforms.embed(inputs, scratch, pipeline)
     labels = inputs.labels or view_transforms.own_labels(inputs.model_dir)
     # Each once, though corrupted pictures may have it again.
-    own = embedded[CANDIDATE].values()
-    problems = list(dict.fromkeys(problem for split in own for problem in split.problems()))
+    own = embedded[CANDIDATE]
+    problems = list(dict.fromkeys(p for split in own.values() for p in split.problems()))
+    same = []
     if inputs.parity_file and not problems:
         with BeamFiles().open(inputs.parity_file) as handle:
-            problems = parity.problems(
-                embedded[CANDIDATE][view_transforms.SPLIT],
-                handle.read(),
-                tolerance=limits.max_parity_difference,
-            )
+            content = handle.read()
+        same = parity.checks(
+            own[view_transforms.SPLIT], content, tolerance=limits.max_parity_difference
+        )
     views, found = {}, {}
     if not problems:
         views = view_transforms.views(inputs, embedded, labels)
         measured = {role: evaluation.measures(view) for role, view in views.items()}
         found = results.summarize(
-            measured[CANDIDATE], measured.get(BASELINE), confidence=limits.confidence
+            measured[CANDIDATE],
+            measured.get(BASELINE),
+            confidence=limits.confidence,
+            seed_std=limits.seed_std,
         )
-        spent = _costs(inputs)
+        spent = _costs(inputs, set(views[CANDIDATE].split.units))
         found |= results.costs(spent[CANDIDATE], spent.get(BASELINE))
         if trained is not None:
             leaked = leaks.measures(views[CANDIDATE].split.records, trained)
             found |= results.summarize(leaked, None, confidence=limits.confidence)
+        if with_tfma:
+            # Importing TFMA takes long.
+            from sigline.components.evaluate import tfma_transforms
+
+            names = _class_names(labels)
+            tfma_transforms.write(views[CANDIDATE], measured[CANDIDATE], names, output_dir)
     verdict = gate.judge(
-        found, limits, has_baseline=inputs.baseline_dir is not None, problems=problems
+        found,
+        limits,
+        has_baseline=inputs.baseline_dir is not None,
+        problems=problems,
+        more=same,
     )
-    written = {
-        artifacts.METRICS_FILE: json.dumps(results.to_dict(found), indent=1, sort_keys=True),
-        artifacts.VERDICT_FILE: json.dumps(verdict.to_dict(), indent=1, sort_keys=True),
-        artifacts.REPORT_FILE: _report(
-            inputs, limits, verdict, found, views.get(CANDIDATE), labels
-        ),
-    }
-    for name, text in written.items():
-        write_file(posixpath.join(output_dir, name), text.encode())
+    for name, value in (
+        (artifacts.METRICS_FILE, results.to_dict(found)),
+        (artifacts.VERDICT_FILE, verdict.to_dict()),
+    ):
+        content = json.dumps(value, indent=1, sort_keys=True).encode()
+        write_file(posixpath.join(output_dir, name), content)
+    page = _report(inputs, limits, verdict, found, views.get(CANDIDATE), labels)
+    write_file(posixpath.join(output_dir, artifacts.REPORT_FILE), page.encode())
     return Judgement(found, verdict, views)
 
 
@@ -111,7 +133,7 @@ def _report(
 ) -> str:
     seen = findings.Findings()
     if view is not None:
-        names = next((item.names for item in labels.values()), ())
+        names = _class_names(labels)
         seen = findings.collect(view, names, found, min_slice_examples=limits.min_slice_examples)
     subject = report_transforms.subject(
         inputs.model_dir,
@@ -124,15 +146,23 @@ def _report(
     return report.page(verdict, found, seen, subject)
 
 
-def _costs(inputs: Inputs) -> dict[str, dict[str, float]]:
-    """Returns times and sizes of the models by role."""
+def _class_names(labels: Mapping[str, LabelSet]) -> tuple[str, ...]:
+    return labels[evaluation.DEFAULT_PROMPTS].names if labels else ()
+
+
+def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, float]]:
+    """Returns times and sizes of the models by role; times are of records that all can read."""
     from sigline.schemas import tf_example
 
-    sample = []
-    for serialized in tf_example.read_shard(view_transforms.shards([inputs.split_dir])[0]):
-        sample.append(tf_example.decode(serialized))
-        if len(sample) == _LATENCY_BATCH:
-            break
+    shards = view_transforms.shards([inputs.split_dir])
+    records = map(
+        tf_example.decode, itertools.chain.from_iterable(map(tf_example.read_shard, shards))
+    )
+    known = (item for item in records if EvalRecord.of(item).unit in units)
+    # Of fewer records some come again, so that the batch is the same whatever the data.
+    sample = list(
+        itertools.islice(itertools.cycle(itertools.islice(known, _LATENCY_BATCH)), _LATENCY_BATCH)
+    )
     images, texts = [item.image for item in sample], [item.text[0] for item in sample]
     calls, found = {}, {}
     for role, folder in inputs.judged().items():
@@ -145,8 +175,8 @@ def _costs(inputs: Inputs) -> dict[str, dict[str, float]]:
                 (signatures.EMBED_TEXT, texts[:1]),
             )
         }
-        listed = FileSystems.match([posixpath.join(folder, "**")])[0].metadata_list
-        found[role] = {"model_bytes": float(sum(item.size_in_bytes for item in listed))}
+        sizes = [FileSystems.get_filesystem(x).size(x) for x in BeamFiles().find(folder)]
+        found[role] = {"model_bytes": float(sum(sizes))}
         metadata = served_model.metadata(folder)
         if "num_parameters" in metadata:
             found[role]["num_parameters"] = float(metadata["num_parameters"])

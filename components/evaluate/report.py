@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sigline.components.evaluate import plots
+from sigline.components.evaluate import plots, slices
 from sigline.components.evaluate.findings import Example, Findings
 from sigline.components.evaluate.gate import Check, Verdict
 from sigline.components.evaluate.results import Result
@@ -142,7 +142,7 @@ def _checks(verdict: Verdict) -> str:
 
 
 def _metrics(results: Mapping[str, Result]) -> str:
-    whole = [name for name in results if "/" not in name or not results[name].examples]
+    whole = [name for name in results if not slices.is_part(name)]
     order = sorted(whole, key=lambda n: (_MAIN.index(n) if n in _MAIN else len(_MAIN), n))
     has_baseline = any(result.baseline is not None for result in results.values())
     return _results_table([(name, results[name]) for name in order], has_baseline)

@@ -91,13 +91,17 @@ def _pictures(shards: Sequence[str], units: set[str]) -> dict[str, bytes]:
 
 
 def _small(encoded: bytes) -> bytes:
-    """Returns a picture of at most 224 pixels; the bytes themselves if it is small already."""
-    image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
-    if image.width * image.height > _MAX_PIXELS:
-        image = Image.new("RGB", (_SIDE, _SIDE), "grey")
-    if max(image.size) <= _SIDE:
-        return encoded
-    image.thumbnail((_SIDE, _SIDE))
+    """Returns a picture of at most 224 pixels; a grey one for what Pillow does not read."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
+        if image.width * image.height > _MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        if max(image.size) <= _SIDE:
+            return encoded
+        image.thumbnail((_SIDE, _SIDE))
+        image = image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        image = Image.new("RGB", (_SIDE // 2, _SIDE // 2), "grey")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -111,12 +115,16 @@ def _curves(logs_dir: str) -> dict[str, list[tuple[float, float]]]:
     for path in BeamFiles().find(logs_dir):
         if "tfevents" not in posixpath.basename(path):
             continue
-        for event in tf.compat.v1.train.summary_iterator(path):
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
-                    # Of what was logged twice, since a run was interrupted, the later one counts.
-                    number = float(tf.make_ndarray(value.tensor))
-                    found.setdefault(value.tag, {})[event.step] = number
+        try:
+            for event in tf.compat.v1.train.summary_iterator(path):
+                for value in event.summary.value:
+                    if value.metadata.plugin_data.plugin_name == "scalars":
+                        # Of what was logged twice, since a run was interrupted, the later counts.
+                        number = float(tf.make_ndarray(value.tensor))
+                        found.setdefault(value.tag, {})[event.step] = number
+        except tf.errors.DataLossError:
+            # The last event of a run that was killed.
+            continue
     return {name: _thinned(sorted(points.items())) for name, points in found.items()}
 
 

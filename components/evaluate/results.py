@@ -47,6 +47,7 @@ def summarize(
     baseline: Mapping[str, Measure] | None,
     *,
     confidence: float = intervals.CONFIDENCE,
+    seed_std: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, Result]:
     """Returns the results of all measures, by name.
@@ -56,6 +57,8 @@ def summarize(
         baseline: The baseline's on the same examples, if there is one. A metric that it lacks is
             one without baseline.
         confidence: Of the intervals.
+        seed_std: Standard deviations of metrics between seeds of training, where they are known;
+            those of slices are taken for as large.
         seed: Of the draws.
     """
     found = {}
@@ -65,6 +68,9 @@ def summarize(
         other = (baseline or {}).get(name)
         if other is not None:
             compared = intervals.compare(measure, other, confidence=confidence, seed=seed)
+            spread = (seed_std or {}).get(name.partition("/")[0])
+            if spread is not None:
+                compared = intervals.widened(compared, spread, confidence=confidence)
             result = Result(
                 own.value,
                 own.low,

@@ -7,13 +7,15 @@ import numpy as np
 from sigline.components.evaluate.embeddings import EvalRecord
 from sigline.components.evaluate.metrics import intervals
 
+# Dimensions whose slices are parts of the examples.
+PARTS = ("source", "image_size", "language", "caption_words")
 # Words of a caption, and pixels of an image's shorter side: the first bound that is not exceeded.
 _WORDS = (5, 10, 20, 40)
 _PIXELS = (64, 128, 224, 384, 768)
 
 
 def of_record(record: EvalRecord) -> dict[str, str]:
-    """Returns the slice of a record in each dimension."""
+    """Returns the slice of a record in each dimension; of captions the first one counts."""
     return {
         "source": record.source,
         "image_size": _bucket(min(record.width, record.height), _PIXELS, "px"),
@@ -37,6 +39,18 @@ def _bucket(value: int, bounds: tuple[int, ...], unit: str) -> str:
             return f"{lower + 1}-{bound}{unit}"
         lower = bound
     return f"over{lower}{unit}"
+
+
+def is_part(name: str) -> bool:
+    """Returns whether a metric's name is that of some of the examples, as slices' names are.
+
+    Other prompts and corruptions are over all examples, and costs have none.
+    """
+    return any(f"/{dimension}=" in name for dimension in PARTS)
+
+
+def _renumbered(clusters: np.ndarray | None, inside: np.ndarray) -> np.ndarray | None:
+    return None if clusters is None else np.unique(clusters[inside], return_inverse=True)[1]
 
 
 def sliced(
@@ -64,6 +78,7 @@ def sliced(
             found[f"{name}/{dimension}={value}"] = intervals.mean(
                 [measure.units[i] for i in inside],
                 measure.values[inside],
+                clusters=_renumbered(measure.clusters, inside),
                 chances=None if measure.chances is None else measure.chances[inside],
             )
     return found

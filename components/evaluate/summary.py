@@ -1,11 +1,14 @@
 """The verdict for people and for CI: a table, Markdown, and JUnit's XML."""
 
+import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from sigline.components.evaluate.gate import Check, Verdict
 from sigline.components.evaluate.results import Result
 
+# What XML 1.0 cannot hold, though a name of a source may.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _HEADLINES = (
     "zero_shot_accuracy",
     "zero_shot_mean_class_recall",
@@ -90,7 +93,8 @@ def junit(verdict: Verdict, *, seconds: float) -> str:
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    text = ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
+    return _FORBIDDEN.sub("?", text) + "\n"
 
 
 def _ordered(verdict: Verdict) -> list[Check]:

@@ -2,7 +2,6 @@
 
 import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 import apache_beam as beam
 import numpy as np
@@ -101,12 +100,13 @@ class _EmbedShard(beam.DoFn):
     def process(self, path: str) -> Iterator[str]:
         with BeamFiles().open(path) as handle:
             shard = digests.stream_digest(handle)
-        corruption = asdict(self._corruption) if self._corruption else None
+        corruption = corruptions.identity(self._corruption) if self._corruption else None
         name = digests.json_digest([embeddings.FORMAT, self._digest, shard, corruption])
         cached = posixpath.join(self._cache_dir, f"{name}.safetensors")
         if not _is_whole(cached):
             if self._model is None:
                 self._model = served_model.load(self._model_dir)
+                _check_signatures(self._model, self._model_dir)
             write_file(cached, embeddings.encode(self._shard(path)))
         yield cached
 
@@ -155,6 +155,15 @@ class _EmbedShard(beam.DoFn):
 
     def _texts(self, texts: list[str]) -> np.ndarray:
         return served_model.embed(self._model, signatures.EMBED_TEXT, texts)
+
+
+def _check_signatures(model, model_dir: str) -> None:
+    needed = {signatures.EMBED_IMAGE, signatures.EMBED_IMAGE_SAFE, signatures.EMBED_TEXT}
+    if missing := sorted(needed - set(model.signatures)):
+        raise ValueError(
+            f"A model that is judged must embed images and texts; it lacks {', '.join(missing)}. "
+            f"Received: {model_dir}"
+        )
 
 
 def _is_whole(path: str) -> bool:

@@ -26,9 +26,6 @@ def embed(
 ) -> tuple[dict[str, dict[str, EmbeddedSplit]], set[str] | None]:
     """Returns splits by role and name, and the digests of the trained pictures.
 
-    Of each split all models have the same records: those that all of them could read. The rest is
-    listed as unreadable.
-
     Args:
         inputs: The models and the data.
         scratch: Folder for what is in between; it is removed.
@@ -52,7 +49,7 @@ def embed(
         found[role][name] = transforms.load_split(_read(scratch, role + name))
     trained = set(_read(scratch, "Train")) if inputs.train_dirs else None
     FileSystems.delete([scratch])
-    return _common(found), trained
+    return found, trained
 
 
 def _jobs(inputs: Inputs) -> dict[tuple[str, str], transforms.EmbedSplit]:
@@ -88,15 +85,18 @@ def _read(scratch: str, name: str) -> list[str]:
 
 
 def _common(
-    found: dict[str, dict[str, EmbeddedSplit]],
+    found: Mapping[str, Mapping[str, EmbeddedSplit]],
 ) -> dict[str, dict[str, EmbeddedSplit]]:
-    """Returns the splits with the records only that all models could read."""
+    """Returns the splits with the records only that all models could read, as if no other were."""
     judged = [s for splits in found.values() for name, s in splits.items() if name != SUPPORT]
     support = [splits[SUPPORT] for splits in found.values() if SUPPORT in splits]
     units = {True: _units(support), False: _units(judged)}
     return {
         role: {
-            name: split.only([i for i, u in enumerate(split.units) if u in units[name == SUPPORT]])
+            name: dataclasses.replace(
+                split.only([i for i, u in enumerate(split.units) if u in units[name == SUPPORT]]),
+                unreadable=(),
+            )
             for name, split in splits.items()
         }
         for role, splits in found.items()
@@ -130,10 +130,16 @@ def views(
     embedded: Mapping[str, Mapping[str, EmbeddedSplit]],
     labels: Mapping[str, LabelSet],
 ) -> dict[str, View]:
-    """Returns what each model that is measured sees, by role."""
-    found = {}
+    """Returns what each model that is measured sees, by role: what all of them could read.
+
+    Raises:
+        ValueError: If embeddings are not finite, with the model and the keys.
+    """
+    common, found = _common(embedded), {}
     for role, model_dir in inputs.models().items():
-        splits = embedded[role]
+        splits = common[role]
+        if problems := [problem for split in splits.values() for problem in split.problems()]:
+            raise ValueError(f"{role} {model_dir}: {'; '.join(problems)}")
         corrupted = {c.name: splits[c.name].image for c in inputs.corruptions if c.name in splits}
         found[role] = View(
             splits[SPLIT],

@@ -8,7 +8,7 @@ import apache_beam as beam
 import numpy as np
 import pytest
 
-from sigline.components.evaluate import evaluation, gate, judge_transforms, results
+from sigline.components.evaluate import evaluation, judge_transforms, results
 from sigline.components.evaluate.inputs import Inputs
 from sigline.components.scenes import draw, grammar
 from sigline.components.vocabulary.vocabulary import train_vocabulary
@@ -20,7 +20,7 @@ from sigline.trainer.job import Job
 
 pytestmark = pytest.mark.slow
 
-STEPS, TRAINED, JUDGED = 400, 2_000, 600
+STEPS, TRAINED, JUDGED = 200, 2_000, 600
 ACCURACY, RECALL = "zero_shot_accuracy", "text_to_image_recall@10"
 SLOWEST = "latency_ms/embed_image@16"
 LIMITS = Gate(
@@ -30,8 +30,19 @@ LIMITS = Gate(
     max_drop={ACCURACY: 0.03, RECALL: 0.03},
     max_ratio={SLOWEST: 1.5},
     slice_max_drop={ACCURACY: {"source": 0.03}},
+    # Of six seeds of the recipe below: accuracies of 0.37 to 0.47, recalls of 0.53 to 0.66.
+    seed_std={ACCURACY: 0.033, RECALL: 0.052},
 )
-RECIPE = config.load_recipe("siglip_demo")
+_SMALL = {"width": 48, "depth": 2, "mlp_dim": 192, "num_heads": 2}
+_DEMO = config.load_recipe("siglip_demo")
+RECIPE = dataclasses.replace(
+    _DEMO,
+    steps=STEPS,
+    image=dataclasses.replace(_DEMO.image, **_SMALL),
+    text=dataclasses.replace(_DEMO.text_tower, **_SMALL),
+    # Compiling takes longer than these steps.
+    jit_compile=False,
+)
 
 
 def _records(first, count, kind):
@@ -93,7 +104,7 @@ def words(trained_on):
 
 def _train(folder, split, words, **changes):
     job = Job(
-        config=dataclasses.replace(RECIPE, steps=STEPS, **changes),
+        config=dataclasses.replace(RECIPE, **changes),
         folders=split,
         vocabulary=words,
         code_digest="",
@@ -143,16 +154,17 @@ def test_other_seed_is_not_told_apart(judge, folder, trained_on, words):
     _train(folder / "other", trained_on, words, seed=1)
     found = judge(folder / "other" / "model")
     measured = {role: evaluation.measures(view) for role, view in found.views.items()}
-    limits = Gate(max_drop=LIMITS.max_drop)
-    blessed = 0
+    told_apart = 0
     for seed in range(20):
         drawn = results.summarize(
-            {name: measured["Candidate"][name] for name in limits.max_drop},
+            {name: measured["Candidate"][name] for name in LIMITS.max_drop},
             measured["Baseline"],
+            seed_std=LIMITS.seed_std,
             seed=seed,
         )
-        blessed += gate.judge(drawn, limits, has_baseline=True).blessed
-    assert blessed >= 19
+        told_apart += any(result.significant for result in drawn.values())
+    assert told_apart <= 1
+    assert found.verdict.blessed, found.verdict.failures()
 
 
 def test_shuffled_captions_are_refused(judge, folder, words):

@@ -62,11 +62,12 @@ def calibration_error(
     gap = np.empty((len(units), BINS))
     for row, (said, came) in enumerate(zip(probabilities, happened, strict=True)):
         gap[row] = np.bincount(bin_of(said), said.astype(np.float64) - came, BINS)
+    # Not the array itself, which would be kept.
+    predictions = probabilities.shape[1]
     return Measure(
         tuple(units),
-        lambda weights: (
-            np.abs(weights @ gap).sum(axis=1) / (weights.sum(axis=1) * probabilities.shape[1])
-        ),
+        lambda weights: np.abs(weights @ gap).sum(axis=1) / (weights.sum(axis=1) * predictions),
+        biased=True,
     )
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from sigline.components.evaluate.metrics.retrieval import TIE
+
 
 def winoground(scores: np.ndarray) -> dict[str, np.ndarray]:
     """Scores groups of two images and two texts (Winoground, arXiv 2204.03162, section 3).
@@ -16,8 +18,9 @@ def winoground(scores: np.ndarray) -> dict[str, np.ndarray]:
         Whether each group is right, shape `(groups,)`: `text_acc`, every image picks its text;
         `image_acc`, every text picks its image; `acc`, both.
     """
-    text = (scores[:, 0, 0] > scores[:, 0, 1]) & (scores[:, 1, 1] > scores[:, 1, 0])
-    image = (scores[:, 0, 0] > scores[:, 1, 0]) & (scores[:, 1, 1] > scores[:, 0, 1])
+    first, second = scores[:, 0, 0] - TIE, scores[:, 1, 1] - TIE
+    text = (first > scores[:, 0, 1]) & (second > scores[:, 1, 0])
+    image = (first > scores[:, 1, 0]) & (second > scores[:, 0, 1])
     return {"text_acc": text, "image_acc": image, "acc": text & image}
 
 
@@ -28,4 +31,4 @@ def sugar_crepe(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
         right: Similarity to the caption, shape `(images,)`.
         wrong: Similarity to the altered one, shape `(images,)`.
     """
-    return right > wrong
+    return right - TIE > wrong

@@ -22,7 +22,7 @@ def effective_rank(units: Sequence[str], embeddings: np.ndarray) -> Measure:
     def statistic(weights: np.ndarray) -> np.ndarray:
         return np.array([_effective_rank((x * row[:, None]).T @ x) for row in weights])
 
-    return Measure(tuple(units), statistic, costly=True)
+    return Measure(tuple(units), statistic, costly=True, biased=True)
 
 
 def _effective_rank(gram: np.ndarray) -> float:
@@ -48,13 +48,11 @@ def modality_gap(units: Sequence[str], image: np.ndarray, text: np.ndarray) -> M
     def statistic(weights: np.ndarray) -> np.ndarray:
         return np.linalg.norm(weights @ gap, axis=1) / weights.sum(axis=1)
 
-    return Measure(tuple(units), statistic)
+    return Measure(tuple(units), statistic, biased=True)
 
 
 def mean_similarity(units: Sequence[str], embeddings: np.ndarray) -> Measure:
     """Returns the mean cosine of two different examples; 1 where all have collapsed into one.
-
-    Examples that a draw holds several times are different ones.
 
     Args:
         units: The examples, at least two.
@@ -64,9 +62,10 @@ def mean_similarity(units: Sequence[str], embeddings: np.ndarray) -> Measure:
     own = (x**2).sum(axis=1)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        total = weights.sum(axis=1)
+        # An example that a draw holds several times is no pair with itself.
+        squares = weights**2
         with np.errstate(invalid="ignore", divide="ignore"):
             whole = ((weights @ x) ** 2).sum(axis=1)
-            return (whole - weights @ own) / (total * (total - 1))
+            return (whole - squares @ own) / (weights.sum(axis=1) ** 2 - squares.sum(axis=1))
 
     return Measure(tuple(units), statistic)

@@ -28,6 +28,10 @@ class Measure:
         statistic: From weights, shape `(draws, units)`, float64, to values, shape `(draws,)`.
         values: What each unit counts, shape `(units,)`, where the metric is their mean.
         costly: Whether a draw takes long.
+        biased: Whether drawing with replacement shifts the metric, as copies of an example do to
+            distances: the interval is then moved by what the draws lie off in the middle.
+        clusters: Which units are drawn together, shape `(units,)`, integers from 0; each alone by
+            default.
         chances: What guessing has of each unit, where that is known, shape `(units,)`.
     """
 
@@ -35,6 +39,8 @@ class Measure:
     statistic: Callable[[np.ndarray], np.ndarray]
     values: np.ndarray | None = None
     costly: bool = False
+    biased: bool = False
+    clusters: np.ndarray | None = None
     chances: np.ndarray | None = None
 
     @property
@@ -79,13 +85,20 @@ class Comparison:
         return self.low > 0.0 or self.high < 0.0
 
 
-def mean(units: Sequence[str], values: Any, *, chances: np.ndarray | None = None) -> Measure:
-    """Returns the measure that is the mean of values, one a unit; `chances` as in `Measure`."""
+def mean(
+    units: Sequence[str],
+    values: Any,
+    *,
+    clusters: np.ndarray | None = None,
+    chances: np.ndarray | None = None,
+) -> Measure:
+    """Returns the measure that is the mean of values, one a unit; the rest is as in `Measure`."""
     values = np.asarray(values, np.float64)
     return Measure(
         tuple(units),
         lambda weights: weights @ values / weights.sum(axis=1),
         values=values,
+        clusters=clusters,
         chances=chances,
     )
 
@@ -122,7 +135,9 @@ def mean_of_means(
     return Measure(tuple(units), statistic, chances=chances)
 
 
-def median(units: Sequence[str], values: np.ndarray) -> Measure:
+def median(
+    units: Sequence[str], values: np.ndarray, *, clusters: np.ndarray | None = None
+) -> Measure:
     """Returns the measure that is the (lower) weighted median of values, one a unit."""
     values = np.asarray(values, np.float64)
     order = np.argsort(values, kind="stable")
@@ -132,7 +147,7 @@ def median(units: Sequence[str], values: np.ndarray) -> Measure:
         # The first at which half of the weight is reached.
         return values[order][np.argmax(reached >= reached[:, -1:] / 2, axis=1)]
 
-    return Measure(tuple(units), statistic)
+    return Measure(tuple(units), statistic, clusters=clusters)
 
 
 def estimate(
@@ -146,9 +161,10 @@ def estimate(
         draws: How many; by default as many as the measure can afford.
         confidence: How often such intervals are to hold the true value.
     """
-    found = _bootstrap(measure.statistic, len(measure.units), seed, draws or _draws(measure))
-    low, high = _percentiles(found, confidence)
-    return Estimate(measure.value, low, high)
+    found = _bootstrap(measure.statistic, measure, seed, draws or _draws(measure))
+    value = measure.value
+    low, high = _percentiles(found, confidence, around=value if measure.biased else None)
+    return Estimate(value, low, high)
 
 
 def compare(
@@ -162,7 +178,9 @@ def compare(
     """Returns the difference of two models' metric on the same examples, with its interval.
 
     Every draw takes the same examples for both, so that what makes examples easy or hard for both
-    cancels.
+    cancels. Where what a unit counts is 0 or 1, and so few units differ between the models that an
+    even split of them explains it (the exact sign test, McNemar's), the interval is widened to hold
+    0: draws of a handful of units claim too much.
 
     Raises:
         ValueError: If the two were not measured on the same examples.
@@ -178,9 +196,45 @@ def compare(
         return candidate.statistic(weights) - baseline.statistic(weights)
 
     count = draws or min(_draws(candidate), _draws(baseline))
-    found = _bootstrap(difference, len(candidate.units), seed, count)
-    low, high = _percentiles(found, confidence)
-    return Comparison(candidate.value - baseline.value, low, high, examples=len(candidate.units))
+    found = _bootstrap(difference, candidate, seed, count)
+    value = candidate.value - baseline.value
+    biased = candidate.biased or baseline.biased
+    low, high = _percentiles(found, confidence, around=value if biased else None)
+    if _sign_test(candidate.values, baseline.values) >= 1 - confidence:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Comparison(value, low, high, examples=len(candidate.units))
+
+
+def _sign_test(candidate: np.ndarray | None, baseline: np.ndarray | None) -> float:
+    """Returns how likely an even split of the units that differ is at least as uneven."""
+    if candidate is None or baseline is None:
+        return 0.0
+    if not np.isin(candidate, (0.0, 1.0)).all() or not np.isin(baseline, (0.0, 1.0)).all():
+        return 0.0
+    gained = np.count_nonzero(candidate > baseline)
+    differ = np.count_nonzero(candidate != baseline)
+    return float(stats.binomtest(gained, differ).pvalue) if differ else 1.0
+
+
+def widened(found: Comparison, seed_std: float, *, confidence: float = CONFIDENCE) -> Comparison:
+    """Returns a comparison whose interval also holds what another seed of training changes.
+
+    Variances add: a half of the interval becomes sqrt(half^2 + (z s sqrt(2))^2), since both models
+    were trained from some seed.
+
+    Args:
+        found: A comparison on examples.
+        seed_std: Standard deviation s of the metric between seeds.
+        confidence: That of the comparison.
+    """
+    spread = stats.norm.ppf((1 + confidence) / 2) * seed_std * np.sqrt(2.0)
+    below, above = found.difference - found.low, found.high - found.difference
+    return Comparison(
+        found.difference,
+        float(found.difference - np.hypot(below, spread)),
+        float(found.difference + np.hypot(above, spread)),
+        found.examples,
+    )
 
 
 def over_seeds(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Estimate:
@@ -202,23 +256,31 @@ def _draws(measure: Measure) -> int:
 
 
 def _bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], units: int, seed: int, draws: int
+    statistic: Callable[[np.ndarray], np.ndarray], measure: Measure, seed: int, draws: int
 ) -> np.ndarray:
     """Returns the values of draws, shape `(draws,)`."""
     rng = np.random.default_rng(seed)
-    found, rows = [], max(1, _WEIGHTS // max(units, 1))
+    clusters = measure.clusters
+    drawn_from = len(measure.units) if clusters is None else int(clusters.max()) + 1
+    found, rows = [], max(1, _WEIGHTS // max(drawn_from, len(measure.units), 1))
     for start in range(0, draws, rows):
         count = min(rows, draws - start)
         # As rng.multinomial with equal chances, without its quadratic time.
-        drawn = rng.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
-        found.append(statistic(weights.astype(np.float64)))
+        drawn = rng.integers(drawn_from, size=(count, drawn_from))
+        drawn += drawn_from * np.arange(count)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=count * drawn_from)
+        weights = weights.reshape(count, drawn_from).astype(np.float64)
+        found.append(statistic(weights if clusters is None else weights[:, clusters]))
     return np.concatenate(found)
 
 
-def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
+def _percentiles(
+    values: np.ndarray, confidence: float, *, around: float | None
+) -> tuple[float, float]:
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan")
+    if around is not None:
+        values = values + (around - np.median(values))
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

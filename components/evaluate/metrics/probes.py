@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import optimize
 
-_ROWS = 1024
+# Similarities that are held at a time.
+_HELD = 1 << 26
 # big_vision, evaluators/fewshot_lsr.py.
 SHOTS = (1, 5, 10, 25)
 SEEDS = 3
@@ -87,8 +88,9 @@ def _check_support(support: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _similarities(queries: np.ndarray, support: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    for top in range(0, len(queries), _ROWS):
-        rows = slice(top, top + _ROWS)
+    count = max(1, _HELD // len(support))
+    for top in range(0, len(queries), count):
+        rows = slice(top, top + count)
         yield rows, queries[rows] @ support.T
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_parts_are_merged_in_the_same_order_whatever_theirs():
 
 def test_split_without_records_is_refused():
     with pytest.raises(ValueError, match="holds no records"):
-        embeddings.merge([_split([])])
+        embeddings.merge([dataclasses.replace(_split([]), unreadable=())])
 
 
 def test_keys_that_repeat_are_refused():

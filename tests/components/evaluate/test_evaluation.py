@@ -63,7 +63,7 @@ def test_prompts_of_other_languages_are_named():
 
 
 def test_label_without_a_class_is_refused():
-    with pytest.raises(ValueError, match=r"there are 3. Received: label=3, key=b/3"):
+    with pytest.raises(ValueError, match=r"there are 3. Received: label=\[2, 3\], key=b/3"):
         evaluation.measures(View(_split(), {"": AXES[:3]}))
 
 

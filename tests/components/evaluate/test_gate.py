@@ -161,12 +161,21 @@ def test_problem_refuses_whatever_was_reached():
         ({"minimum": 3}, "minimum must be a mapping"),
         ({"slice_minimum": {"acc": 0.5}}, "slice_minimum.acc must be a mapping"),
         ({"minimum": {"acc": 0.5}, "confidence": 1.5}, "confidence must lie between"),
+        ({"minimum": {"acc": 0.5}, "confidence": "0.9"}, "must hold numbers. Received: confidence"),
+        ({"minimum": {"acc": 0.5}, "max_parity_difference": "1e-4"}, "must hold numbers"),
+        ({"slice_minimum": {"acc": {"sources": 0.5}}}, "must name dimensions: source, language"),
         ([], "A gate must be a mapping"),
     ],
 )
 def test_wrong_gate_is_refused(data, message):
     with pytest.raises(ValueError, match=message):
         Gate.from_dict(data)
+
+
+def test_gate_of_relative_rules_does_not_bless_a_first_model():
+    verdict = gate.judge({}, DROP, has_baseline=False)
+    assert not verdict.blessed
+    assert "nothing was checked" in verdict.failures()[0]
 
 
 def test_gate_survives_json():

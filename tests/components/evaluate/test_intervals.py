@@ -6,6 +6,7 @@ from sklearn import metrics as sklearn_metrics
 from sigline.components.evaluate.metrics import intervals
 
 UNITS = tuple(f"{i}" for i in range(60))
+UNITS_100 = tuple(map(str, range(100)))
 VALUES = np.random.default_rng(0).standard_normal(60)
 
 
@@ -83,3 +84,52 @@ def test_interval_over_seeds_is_students():
     assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     with pytest.raises(ValueError, match=r"Received: 1$"):
         intervals.over_seeds([0.5])
+
+
+def test_seeds_widen_an_interval_by_their_variance():
+    found = intervals.Comparison(-0.05, -0.06, -0.03, 60)
+    wide = intervals.widened(found, 0.02)
+    spread = stats.norm.ppf(0.975) * 0.02 * 2**0.5
+    assert wide.low == pytest.approx(-0.05 - (0.01**2 + spread**2) ** 0.5)
+    assert wide.high == pytest.approx(-0.05 + (0.02**2 + spread**2) ** 0.5)
+    assert found.significant
+    assert not wide.significant
+    assert intervals.widened(found, 0.0) == found
+
+
+def test_units_of_a_cluster_are_drawn_together():
+    clusters = np.repeat(np.arange(20), 5)
+    units = tuple(map(str, range(100)))
+    held = 0
+    for seed in range(150):
+        hits = np.repeat(np.random.default_rng(seed).random(20) < 0.5, 5)
+        measure = intervals.mean(units, hits, clusters=clusters)
+        found = intervals.estimate(measure, seed=seed, draws=300)
+        held += found.low <= 0.5 <= found.high
+    # Alone they would hold it in six of ten.
+    assert held / 150 > 0.87
+
+
+def test_handful_of_units_that_differ_may_be_chance():
+    baseline = np.ones(100)
+    candidate = baseline.copy()
+    candidate[:4] = 0.0
+    few = intervals.compare(
+        intervals.mean(UNITS_100, candidate), intervals.mean(UNITS_100, baseline)
+    )
+    assert stats.binomtest(0, 4).pvalue > 0.05
+    assert not few.significant
+    candidate[:8] = 0.0
+    more = intervals.compare(
+        intervals.mean(UNITS_100, candidate), intervals.mean(UNITS_100, baseline)
+    )
+    assert more.significant
+
+
+def test_equal_models_differ_as_seldom_as_the_confidence_says():
+    found = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        one, other = (intervals.mean(UNITS, rng.random(60) < 0.9) for _ in range(2))
+        found.append(intervals.compare(one, other, seed=seed, draws=300).significant)
+    assert np.mean(found) <= 0.05

@@ -1,13 +1,17 @@
 """A model is judged from files to files: embeddings, parity, leaks, verdict and report."""
 
+import dataclasses
+import io
 import json
 import shutil
 
 import apache_beam as beam
 import numpy as np
 import pytest
+from PIL import Image
 
 from sigline.components.evaluate import embeddings, judge_transforms
+from sigline.components.evaluate.corruptions import Corruption
 from sigline.components.evaluate.inputs import Inputs
 from sigline.components.scenes import grammar
 from sigline.schemas import tf_example
@@ -116,8 +120,6 @@ def test_tower_of_nan_is_refused_with_the_keys(split_dir, trained, vocabulary, c
 def test_picture_that_does_not_decode_is_named_and_costs_no_other(
     scene_records, model_dir, cache, tmp_path
 ):
-    import dataclasses
-
     folder = tmp_path / "split"
     folder.mkdir()
     broken = dataclasses.replace(scene_records[0], key="broken", image=b"\xff\xd8\xffnonsense")
@@ -150,8 +152,6 @@ def test_exported_model_equals_the_one_in_the_trainer(
 def test_model_that_is_not_the_trained_one_is_refused(
     split_dir, trained, vocabulary, cache, tmp_path, trainer_made, mistake
 ):
-    import dataclasses
-
     from sigline.components.vocabulary.vocabulary import train_vocabulary
 
     model, settings, words = trained, TINY, vocabulary
@@ -165,9 +165,24 @@ def test_model_that_is_not_the_trained_one_is_refused(
         model = two_tower.build(dataclasses.replace(TINY, seed=TINY.seed + 1))
     export.export(tmp_path / "m", model, config=settings, vocabulary=words)
     found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o", parity_file=str(trainer_made))
+    failed = {check.metric for check in found.verdict.checks if not check.passed}
+    towers = {"tokenizer": {"text"}, "resize": {"image"}, "weights": {"image", "text"}}[mistake]
+    assert {f"parity_max_difference/{tower}" for tower in towers} == failed - {"leaked_share"}
     (reason, *_) = found.verdict.failures()
-    tower = "text" if mistake == "tokenizer" else "image"
-    assert f"of 100 {tower} embeddings differ between the trainer and the exported model" in reason
+    assert "of 100 records, the first scenes/" in reason
+
+
+def test_parity_with_other_records_is_refused(
+    split_dir, scene_records, trained, vocabulary, model_dir, cache, tmp_path
+):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    item = dataclasses.replace(scene_records[0], key="other")
+    tf_example.write_shard(str(folder / "a.gz"), [tf_example.encode(item)])
+    path = tmp_path / "parity"
+    parity.write(path, trained, TINY, vocabulary, folder)
+    found = _judge(split_dir, model_dir, cache, tmp_path / "o", parity_file=str(path))
+    assert "parity fails: the trainer embedded 1 records" in found.verdict.failures()[0]
 
 
 def test_damaged_parity_file_is_an_error(split_dir, model_dir, cache, tmp_path):
@@ -188,3 +203,80 @@ def test_cut_shard_is_named(split_dir, model_dir, cache, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(RuntimeError, match=f"{shard.name} cannot be read; write it again"):
         _judge(tmp_path / "split", model_dir, cache, tmp_path / "o")
+
+
+@pytest.mark.tfx
+def test_tfma_reads_the_same_means_and_slices(split_dir, model_dir, cache, tmp_path):
+    inputs = Inputs(str(split_dir), str(model_dir), str(cache))
+    pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
+    found = judge_transforms.judge(inputs, LOOSE, str(tmp_path), pipeline, with_tfma=True)
+    import tensorflow_model_analysis as tfma
+
+    slices = dict(tfma.load_eval_result(str(tmp_path)).slicing_metrics)
+    captions = dict(tfma.load_eval_result(str(tmp_path / "captions")).slicing_metrics)
+
+    def of(table, key, name):
+        return table[key][""][""][name]["doubleValue"]
+
+    labelled = found.results["zero_shot_accuracy"]
+    assert of(slices, (), "example_count") == 100 > labelled.examples
+    for name in ("zero_shot_accuracy", "image_to_text_recall@5", "image_to_text_mean_rank"):
+        assert of(slices, (), name) == pytest.approx(found.results[name].value)
+    name = "text_to_image_recall@10"
+    assert of(captions, (), name) == pytest.approx(found.results[name].value)
+    words = "caption_words"
+    parts = [x for x in found.results if x.startswith(f"image_to_text_recall@1/{words}=")]
+    assert len(parts) > 1
+    for part in parts:
+        key = ((words, part.partition("=")[2]),)
+        assert of(slices, key, "image_to_text_recall@1") == pytest.approx(found.results[part].value)
+    assert any(key and key[0][0] == "class" for key in slices)
+
+
+def test_picture_that_only_the_baseline_cannot_read_is_left_out_for_both(
+    split_dir, scene_records, trained, model_dir, vocabulary, cache, tmp_path, trainer_made
+):
+    # A baseline that takes fewer pixels than the pictures have.
+    data = dataclasses.replace(TINY.data, max_image_pixels=64 * 64)
+    settings = dataclasses.replace(TINY, data=data)
+    export.export(tmp_path / "old", trained, config=settings, vocabulary=vocabulary)
+    buffer = io.BytesIO()
+    Image.new("RGB", (65, 65), "red").save(buffer, "PNG")
+    large = dataclasses.replace(scene_records[0], key="large", image=buffer.getvalue())
+    folder = tmp_path / "split"
+    shutil.copytree(split_dir, folder)
+    tf_example.write_shard(str(folder / "more.gz"), [tf_example.encode(large)])
+    options = {"baseline_dir": str(tmp_path / "old"), "parity_file": str(trainer_made)}
+    found = _judge(folder, model_dir, cache, tmp_path / "o", **options)
+    assert {check.metric for check in found.verdict.checks if not check.passed} == {"leaked_share"}
+    assert found.results["image_to_text_recall@1"].examples == 100
+    assert found.results["image_to_text_recall@1"].baseline is not None
+
+
+def test_model_that_reads_no_picture_is_refused(split_dir, trained, vocabulary, cache, tmp_path):
+    data = dataclasses.replace(TINY.data, max_image_pixels=16)
+    settings = dataclasses.replace(TINY, data=data)
+    export.export(tmp_path / "m", trained, config=settings, vocabulary=vocabulary)
+    found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o")
+    assert "100 images could not be decoded by the model" in found.verdict.failures()[0]
+
+
+def test_split_smaller_than_a_batch_is_timed_by_the_same_names(
+    scene_records, model_dir, cache, tmp_path
+):
+    folder = tmp_path / "split"
+    folder.mkdir()
+    tf_example.write_shard(str(folder / "a.gz"), [])
+    tf_example.write_shard(str(folder / "b.gz"), [tf_example.encode(scene_records[0])])
+    found = _judge(folder, model_dir, cache, tmp_path / "o")
+    assert found.results["latency_ms/embed_image@16"].value > 0
+
+
+def test_corrupted_pictures_and_a_teacher_are_judged_too(split_dir, model_dir, cache, tmp_path):
+    more = {"corruptions": (Corruption("blur", 3),), "teacher_dir": str(model_dir)}
+    found = _judge(split_dir, model_dir, cache, tmp_path, **more)
+    blurred = found.results["image_to_text_recall@1/corruption=blur@3"]
+    assert blurred.examples == 100
+    assert found.results["teacher_agreement"].value == 1.0
+    assert found.results["teacher_divergence"].value == pytest.approx(0.0, abs=1e-9)
+    assert "corruption=blur@3" in (tmp_path / "report.html").read_text()

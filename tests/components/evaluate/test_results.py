@@ -85,3 +85,13 @@ def test_models_take_turns_when_they_are_timed():
     assert turns == ["new", "old"] * 6
     assert set(found) == {"new", "old"}
     assert found["new"]["call"] >= 0
+
+
+def test_known_noise_of_seeds_counts_for_slices_too():
+    names = ("acc", "acc/source=a", "other")
+    candidate = {name: intervals.mean(UNITS, np.zeros(40)) for name in names}
+    baseline = {name: intervals.mean(UNITS, np.full(40, 0.1)) for name in names}
+    found = results.summarize(candidate, baseline, seed_std={"acc": 0.1})
+    assert not found["acc"].significant
+    assert not found["acc/source=a"].significant
+    assert found["other"].significant

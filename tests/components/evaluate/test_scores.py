@@ -12,6 +12,7 @@ from sigline.components.evaluate.metrics import (
     calibration,
     composition,
     health,
+    intervals,
 )
 
 RNG = np.random.default_rng(0)
@@ -115,3 +116,25 @@ def test_divergence_equals_scipys():
 def test_agreement_is_the_same_best_class():
     student, teacher = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[1.0, 2.0], [1.0, 2.0]])
     assert agreement.agreement(student, teacher).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["rank", "gap", "similarity", "error"])
+def test_intervals_hold_their_value_though_draws_have_copies(name):
+    x = RNG.standard_normal((100, 64))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = np.roll(x, 1, axis=0)
+    said = RNG.random((100, 3))
+    measure = {
+        "rank": health.effective_rank(UNITS, x),
+        "gap": health.modality_gap(UNITS, x, y + 0.01),
+        "similarity": health.mean_similarity(UNITS, x),
+        "error": calibration.calibration_error(UNITS, said, RNG.random((100, 3)) < said),
+    }[name]
+    found = intervals.estimate(measure)
+    assert found.low < found.value < found.high
+
+
+def test_rounding_does_not_tell_equal_captions_apart():
+    scores = np.full((1, 2, 2), 0.3) + 1e-8 * np.eye(2)
+    assert not composition.winoground(scores)["acc"].any()
+    assert not composition.sugar_crepe(np.array([0.3 + 1e-8]), np.array([0.3])).any()

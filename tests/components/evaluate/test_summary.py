@@ -27,6 +27,12 @@ def test_junit_has_a_case_for_each_check():
     assert bad.find("failure").get("message") == FAILED.describe()
 
 
+def test_junit_is_xml_whatever_a_source_is_called():
+    check = Check("acc/source=a\x01<b>", "at least", 0.1, 0.5, passed=False)
+    root = ElementTree.fromstring(summary.junit(Verdict((check,)), seconds=1.0))
+    assert root[0][0].get("name") == "acc/source=a?<b> at least"
+
+
 def test_markdown_says_what_failed_and_by_how_much():
     results = {
         "zero_shot_accuracy": Result(0.9, 0.8, 0.95, 50, 0.1, 0.8, 0.1, 0.02, 0.2),
