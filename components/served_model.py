@@ -1,5 +1,6 @@
 """An exported SavedModel as Beam workers use it: by its signatures' names."""
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -10,10 +11,19 @@ from sigline.schemas import signatures
 
 
 def load(directory: str):
-    """Loads a SavedModel of the model contract."""
+    """Loads a SavedModel of the model contract, or returns it if it is one of the last two."""
+    import tensorflow as tf
+
+    written = tf.io.gfile.stat(os.path.join(directory, "saved_model.pb")).mtime_nsec
+    return _load(directory, written)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(directory: str, written: int):
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  # Registers the tokenizer's operations.
 
+    del written
     return tf.saved_model.load(directory)
 
 

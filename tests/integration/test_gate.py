@@ -20,7 +20,7 @@ from sigline.trainer.job import Job
 
 pytestmark = pytest.mark.slow
 
-STEPS, TRAINED, JUDGED = 200, 2_000, 600
+STEPS, TRAINED, JUDGED = 200, 2_000, 400
 ACCURACY, RECALL = "zero_shot_accuracy", "text_to_image_recall@10"
 SLOWEST = "latency_ms/embed_image@16"
 LIMITS = Gate(
