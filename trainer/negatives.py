@@ -14,6 +14,8 @@ from sigline.trainer.collectives import Exchange
 from sigline.trainer.pair_labels import PairLabels
 
 KINDS = ("random", "hard", "easy")
+# Of a cosine, in another order of its sum.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Negatives:
     """A choice of negatives for each image, among all texts of the global batch.
 
     Costs one more walk over all pairs and memory for `per_image` numbers an image. Pairs whose
-    target is not zero, or whose weight is, are no negatives. If scores tie, all that tie count.
-    All replicas must hold equally many pairs.
+    target is not zero, or whose weight is, are no negatives. If scores tie, up to rounding, all
+    that tie count. All replicas must hold equally many pairs.
 
     Attributes:
         kind: `random`; `hard`, those with the largest logits; or `easy`, with the smallest.
@@ -91,7 +93,11 @@ class Negatives:
             kept = tf.where(targets > 0.0, 1.0, kept)
             return targets, kept if weights is None else weights * kept
 
-        return PairLabels((*images, best[:, -1]), texts, block)
+        threshold = best[:, -1]
+        if self.kind != "random":
+            # The same product may come out otherwise in the next walk, where its block is another.
+            threshold -= _ROUNDING
+        return PairLabels((*images, threshold), texts, block)
 
     def _scores(self, labels: PairLabels, images, texts) -> tf.Tensor:
         """Returns what negatives are ranked by, `(texts, images)`; minus infinity for others."""

@@ -92,6 +92,9 @@ def test_precomputed_and_live_training_agree(
     assert found["precomputed"].final_loss == pytest.approx(found["live"].final_loss, rel=1e-5)
     live = two_tower.named_variables(found["live"].model)
     for name, value in two_tower.named_variables(found["precomputed"].model).items():
+        if name.endswith("attention/key/bias"):
+            # Softmax leaves them no gradient but rounding, which AdamW scales up to whole steps.
+            continue
         np.testing.assert_allclose(value, live[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
