@@ -20,6 +20,7 @@ from sigline.components.evaluate import (
     report,
     report_transforms,
     results,
+    transforms,
     view_transforms,
 )
 from sigline.components.evaluate.embeddings import EvalRecord
@@ -138,7 +139,7 @@ def _report(
     subject = report_transforms.subject(
         inputs.model_dir,
         None if view is None else view.split,
-        view_transforms.shards([inputs.split_dir]),
+        transforms.shards(inputs.split_dir),
         seen.units(),
         logs_dir=inputs.logs_dir,
         baseline_dir=inputs.baseline_dir,
@@ -154,7 +155,7 @@ def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, float]]:
     """Returns times and sizes of the models by role; times are of records that all can read."""
     from sigline.schemas import tf_example
 
-    shards = view_transforms.shards([inputs.split_dir])
+    shards = transforms.shards(inputs.split_dir)
     records = map(
         tf_example.decode, itertools.chain.from_iterable(map(tf_example.read_shard, shards))
     )

@@ -42,7 +42,7 @@ class EmbedSplit(beam.PTransform):
             ValueError: If the split or the model's folder is empty.
         """
         super().__init__()
-        self._shards = [path for path in BeamFiles().find(split_dir) if path.endswith(".gz")]
+        self._shards = shards(split_dir)
         if not self._shards:
             raise ValueError(f"There are no TFRecord shards (*.gz). Received: {split_dir}")
         self._embed = _EmbedShard(model_dir, model_digest(model_dir), cache_dir, corruption)
@@ -55,6 +55,11 @@ class EmbedSplit(beam.PTransform):
             | "SpreadShards" >> beam.Reshuffle()
             | "Embed" >> beam.ParDo(self._embed)
         )
+
+
+def shards(folder: str) -> list[str]:
+    """Returns the paths of the TFRecord shards of a split."""
+    return [path for path in BeamFiles().find(folder) if path.endswith(".gz")]
 
 
 def model_digest(model_dir: str) -> str:

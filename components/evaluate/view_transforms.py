@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -13,7 +13,7 @@ from sigline.components.evaluate import evaluation, transforms
 from sigline.components.evaluate.embeddings import EmbeddedSplit
 from sigline.components.evaluate.evaluation import View
 from sigline.components.evaluate.inputs import TEACHER, Inputs
-from sigline.components.files import BeamFiles, read_text, write_file
+from sigline.components.files import read_text, write_file
 from sigline.schemas import record, signatures
 from sigline.schemas.labels import LabelSet
 
@@ -38,7 +38,8 @@ def embed(
         if inputs.train_dirs:
             digests = (
                 p
-                | "TrainShards" >> beam.Create(shards(inputs.train_dirs))
+                | "TrainShards"
+                >> beam.Create([path for x in inputs.train_dirs for path in transforms.shards(x)])
                 | "SpreadTrainShards" >> beam.Reshuffle()
                 | "Digests" >> beam.FlatMap(_picture_digests)
                 | "Distinct" >> beam.Distinct()
@@ -105,11 +106,6 @@ def _common(
 
 def _units(splits: list[EmbeddedSplit]) -> set[str]:
     return set.intersection(*(set(split.units) for split in splits)) if splits else set()
-
-
-def shards(folders: Sequence[str]) -> list[str]:
-    """Returns the paths of the TFRecord shards of folders."""
-    return [p for folder in folders for p in BeamFiles().find(folder) if p.endswith(".gz")]
 
 
 def _picture_digests(path: str) -> Iterator[str]:
