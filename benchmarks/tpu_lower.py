@@ -96,6 +96,7 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
             config=settings,
             exchange=exchange,
             compute=compute,
+            update=functools.partial(steps.apply_gradients, config=settings),
         )
         values = {n: state.parameters[n] for n in trained}
         changed = (values, state.slots, state.ema, state.skipped)

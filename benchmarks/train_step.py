@@ -4,6 +4,7 @@ A small SigLIP, a ViT with class token and a bidirectional text transformer, is 
 that lie in memory: by sigline's own step (as `sigline train` builds it), by open_clip's
 `train_one_epoch` with its CLIP and its `SigLipLoss`, both from its PyPI package, and by the same
 step written in JAX. All have the same sizes, exact GELU, float32, AdamW and a clipped global norm.
+Each is run as its project runs it: sigline's last block computes the one token that its pool reads.
 
 Each variant has a process of its own with two threads; the driver runs them in turn, round by
 round, and compares within a round. Writes `train_step.json` and `train_step.md` below `--output`.
@@ -41,7 +42,7 @@ def make_batch(batch: int):
     return pixels, rng.integers(1, VOCABULARY, (batch, LENGTH)).astype(np.int32)
 
 
-def _sigline(batch: int, *, jit_compile: bool):
+def _sigline(batch: int, *, jit_compile: bool | None):
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
     import tensorflow as tf
 
@@ -291,7 +292,7 @@ def work(variant: str, batch: int, steps: int) -> None:
     elif variant == "jax":
         run, parameters = _jax(batch)
     else:
-        run, parameters = _sigline(batch, jit_compile=variant == "sigline-xla")
+        run, parameters = _sigline(batch, jit_compile=True if variant == "sigline-xla" else None)
     run(3)
     workers.answer({"parameters": int(parameters)})
     for _ in sys.stdin:

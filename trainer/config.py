@@ -309,8 +309,8 @@ class TrainConfig:
         log_steps: Steps between log lines and TensorBoard scalars.
         strategy: `auto` (the workers of `$TF_CONFIG`, else all TPU cores, else all GPUs, else the
             CPU), `multi_worker`, `tpu`, `mirrored` or `one_device`.
-        jit_compile: Whether XLA compiles the forward and backward pass; None means on a TPU and on
-            a single GPU.
+        jit_compile: Whether XLA compiles the forward and backward pass and the update; None means
+            on a TPU and on a single GPU, and elsewhere the update and parts of the towers.
         precision: `float32`, or `bfloat16` for all that the towers compute but norms and softmax;
             parameters and the loss stay float32.
         rematerialize: Whether the backward pass computes each block of the towers again instead of
@@ -448,7 +448,7 @@ def tiny(config: TrainConfig) -> TrainConfig:
         image=image,
         text=text,
         steps=4,
-        jit_compile=None,
+        jit_compile=False,
         global_batch_size=8,
         checkpoint_steps=2,
         log_steps=1,

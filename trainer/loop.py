@@ -14,6 +14,7 @@ from sigline.schemas.labels import LabelSet
 from sigline.trainer import (
     collectives,
     data,
+    fusion,
     preemption,
     preprocess,
     progress,
@@ -252,12 +253,21 @@ def make_train_step(
         return tf.nest.flatten(state._replace(parameters=trained))
 
     teachers = teachers or {}
-    compute = functools.partial(
+    forward_backward = functools.partial(
         steps.forward_backward, model=model, config=config, embed=embed, teachers=teachers
     )
-    if _compiles(config, strategy):
-        # Only this part: XLA on CPU and GPU accepts neither variable writes nor collectives.
+    update = functools.partial(steps.apply_gradients, config=config)
+    compiled = _compiled(config, strategy)
+
+    def compute(*inputs):
+        with fusion.fusing(compiled == "parts"):
+            return forward_backward(*inputs)
+
+    if compiled == "whole":
         compute = tf.function(compute, jit_compile=True)
+    if compiled != "none":
+        # Apart, since XLA on CPU and GPU accepts neither variable writes nor collectives.
+        update = tf.function(update, jit_compile=True)
 
     def replica_step(inputs):
         state = tf.nest.map_structure(tf.convert_to_tensor, variables)
@@ -270,6 +280,7 @@ def make_train_step(
             config=config,
             exchange=exchange,
             compute=compute,
+            update=update,
             taught_by=taught_by,
         )
         context = tf.distribute.get_replica_context()
@@ -290,16 +301,17 @@ def make_train_step(
     return train_step
 
 
-def _compiles(config: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
-    """Whether the step asks for XLA itself; under TPUStrategy `strategy.run` does."""
+def _compiled(config: TrainConfig, strategy: tf.distribute.Strategy) -> str:
+    """What of the step asks for XLA: `whole`, `parts` or `none`; on a TPU `strategy.run` asks."""
     alone = strategy.num_replicas_in_sync == 1
     if isinstance(strategy, tf.distribute.TPUStrategy):
-        return False
+        return "none"
     if config.jit_compile and not alone:
         raise ValueError(
             "jit_compile must be none or false under several CPU or GPU replicas: XLA does not "
             f"accept their collectives. Received: replicas={strategy.num_replicas_in_sync}"
         )
     if config.jit_compile is None:
-        return alone and bool(tf.config.list_logical_devices("GPU"))
-    return config.jit_compile
+        on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        return "whole" if alone and on_gpu else "parts"
+    return "whole" if config.jit_compile else "none"

@@ -71,17 +71,16 @@ def matched(rules: Rules, names: Iterable[str]) -> dict[str, Any]:
 
 
 def clip_by_global_norm(
-    gradients: list[tf.Tensor], clip_norm: float | None
-) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Scales gradients so that their joint norm is at most `clip_norm`; returns the norm as well.
+    gradients: Mapping[str, tf.Tensor], norm: tf.Tensor, clip_norm: float | None
+) -> dict[str, tf.Tensor]:
+    """Scales gradients of a joint norm so that it is at most `clip_norm`.
 
     Gradients must be summed over replicas before: Keras clips each replica's part by itself.
     """
-    norm = tf.linalg.global_norm(gradients)
     if clip_norm is None:
-        return gradients, norm
+        return dict(gradients)
     scale = clip_norm / tf.maximum(norm, clip_norm)
-    return [gradient * scale for gradient in gradients], norm
+    return {name: gradient * scale for name, gradient in gradients.items()}
 
 
 def apply(

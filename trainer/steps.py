@@ -306,6 +306,7 @@ def train_step(
     config: TrainConfig,
     exchange: Exchange,
     compute: Callable[..., StepOutcome],
+    update: Callable[..., TrainState],
     taught_by: Mapping[str, Tensors] | None = None,
 ) -> tuple[TrainState, Tensors]:
     """Returns the state after one step, equal on all replicas, and scalars to log.
@@ -319,6 +320,7 @@ def train_step(
         config: The configuration.
         exchange: How replicas meet.
         compute: `forward_backward` with its keywords bound, compiled or not.
+        update: `apply_gradients` with its keywords bound, compiled or not.
         taught_by: Values of the teachers' variables.
     """
     outcome = compute(state.parameters, inputs, state.step, taught_by or {})
@@ -328,15 +330,51 @@ def train_step(
     # Losses are shares of the global ones, all else is averaged.
     means = {n: v for n, v in scalars.items() if not objectives.is_loss(n)}
     scalars |= {name: value / exchange.num_replicas for name, value in means.items()}
-    gradients, norm = optimizers.clip_by_global_norm(summed[1], config.optimizer.clip_norm)
-    factor = optimizers.schedule(state.step, config=config.optimizer, total_steps=config.steps)
-    rates = optimizers.matched(config.optimizer.rates, names)
-    decays = optimizers.matched(config.optimizer.decays, names)
+    norm = tf.linalg.global_norm(summed[1])
+    finite = tf.math.is_finite(scalars["loss"]) & tf.math.is_finite(norm)
+    changing = state._replace(parameters={name: state.parameters[name] for name in names})
+    changed = update(changing, dict(zip(names, summed[1], strict=True)), norm, finite)
+    if "bias" in state.parameters:
+        scalars["temperature"] = tf.exp(state.parameters["log_temperature"])
+        scalars["bias"] = state.parameters["bias"]
+    scalars |= {
+        "gradient_norm": norm,
+        "learning_rate": _factor(state.step, config) * config.optimizer.learning_rate,
+        "skipped_steps": tf.cast(changed.skipped[0], tf.float32),
+    }
+    return changed._replace(parameters={**state.parameters, **changed.parameters}), scalars
+
+
+def _factor(step: tf.Tensor, config: TrainConfig) -> tf.Tensor:
+    return optimizers.schedule(step, config=config.optimizer, total_steps=config.steps)
+
+
+def apply_gradients(
+    state: TrainState,
+    gradients: Tensors,
+    norm: tf.Tensor,
+    finite: tf.Tensor,
+    *,
+    config: TrainConfig,
+) -> TrainState:
+    """Returns the state after the gradients are applied.
+
+    Args:
+        state: The state before; of the parameters only those that are trained.
+        gradients: Of each of them, summed over replicas.
+        norm: Their joint norm.
+        finite: Whether loss and norm are finite; if not, nothing changes but the counts.
+        config: The configuration.
+    """
+    gradients = optimizers.clip_by_global_norm(gradients, norm, config.optimizer.clip_norm)
+    factor = _factor(state.step, config)
+    rates = optimizers.matched(config.optimizer.rates, gradients)
+    decays = optimizers.matched(config.optimizer.decays, gradients)
     kept = config.optimizer.ema_decay or 0.0
-    parameters, slots, ema = dict(state.parameters), {}, {}
-    for name, gradient in zip(names, gradients, strict=True):
+    parameters, slots, ema = {}, {}, {}
+    for name, gradient in gradients.items():
         parameters[name], slots[name] = optimizers.apply(
-            parameters[name],
+            state.parameters[name],
             state.slots[name],
             gradient,
             factor=factor,
@@ -347,23 +385,14 @@ def train_step(
         )
     for name, average in state.ema.items():
         ema[name] = average + (1.0 - kept) * (parameters[name] - average)
-    finite = tf.math.is_finite(scalars["loss"]) & tf.math.is_finite(norm)
-    before = ({name: state.parameters[name] for name in names}, state.slots, state.ema)
-    after = ({name: parameters[name] for name in names}, slots, ema)
     # A step that is not finite changes nothing, so that no later one is lost, too.
-    changed, slots, ema = tf.nest.map_structure(
-        lambda new, old: tf.where(finite, new, old), after, before
+    parameters, slots, ema = tf.nest.map_structure(
+        lambda new, old: tf.where(finite, new, old),
+        (parameters, slots, ema),
+        (dict(state.parameters), dict(state.slots), dict(state.ema)),
     )
     skipped = _count_skipped(state.skipped, finite, state.step + 1)
-    if "bias" in state.parameters:
-        scalars["temperature"] = tf.exp(state.parameters["log_temperature"])
-        scalars["bias"] = state.parameters["bias"]
-    scalars |= {
-        "gradient_norm": norm,
-        "learning_rate": factor * config.optimizer.learning_rate,
-        "skipped_steps": tf.cast(skipped[0], tf.float32),
-    }
-    return TrainState(parameters | changed, slots, ema, state.step + 1, skipped), scalars
+    return TrainState(parameters, slots, ema, state.step + 1, skipped)
 
 
 def _count_skipped(skipped: tf.Tensor, finite: tf.Tensor, number: tf.Tensor) -> tf.Tensor:

@@ -7,12 +7,14 @@ Layers that drop something at random take a `seed`, two integers as a tensor; wi
 nothing. So what is dropped is a function of the seed, and no layer has a state of its own.
 """
 
+import functools
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from sigline.trainer.config import BlockConfig, ImageTowerConfig, TextTowerConfig
+from sigline.trainer.fusion import fusible
 
 # Biases of the MLPs start at N(0, 1e-6), as in the reference.
 MLP_BIAS_STDDEV = 1e-6
@@ -21,12 +23,14 @@ MLP_BIAS_STDDEV = 1e-6
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 _ACTIVATIONS = {
-    "gelu_tanh": lambda x: tf.nn.gelu(x, approximate=True),
-    "gelu": lambda x: tf.nn.gelu(x, approximate=False),
-    "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
+    "gelu_tanh": fusible(lambda x: tf.nn.gelu(x, approximate=True), recompute=True),
+    "gelu": fusible(lambda x: tf.nn.gelu(x, approximate=False), recompute=True),
+    "quick_gelu": fusible(lambda x: x * tf.sigmoid(1.702 * x), recompute=True),
 }
 
 _PLAIN = BlockConfig()
+
+ALL = slice(None)
 
 
 class Container(keras.layers.Layer):
@@ -44,7 +48,9 @@ def dense(units: int, *, precision: str, **kwargs) -> keras.layers.Dense:
     return keras.layers.Dense(units, dtype=_POLICIES[precision], **kwargs)
 
 
-def rematerialized(layer: keras.layers.Layer, x: tf.Tensor, *rest: Any) -> tf.Tensor:
+def rematerialized(
+    layer: keras.layers.Layer, x: tf.Tensor, *rest: Any, **options: Any
+) -> tf.Tensor:
     """Applies a layer whose inside the backward pass computes again instead of keeping it.
 
     `tf.recompute_grad` passes gradients to arguments only, so the variables become such.
@@ -53,11 +59,12 @@ def rematerialized(layer: keras.layers.Layer, x: tf.Tensor, *rest: Any) -> tf.Te
         layer: The layer.
         x: Its first argument, which gets a gradient.
         *rest: The others, which get none.
+        **options: Arguments that are no tensors.
     """
     variables = layer.trainable_variables
 
     def apply(x, *values):
-        return layer.stateless_call(list(values), [], x, *rest)[0]
+        return layer.stateless_call(list(values), [], x, *rest, **options)[0]
 
     return tf.recompute_grad(apply)(x, *[tf.convert_to_tensor(v) for v in variables])
 
@@ -90,6 +97,33 @@ def layer_norm(name: str, options: BlockConfig = _PLAIN) -> keras.layers.LayerNo
     return keras.layers.LayerNormalization(
         epsilon=options.norm_epsilon, center=options.norm_bias, dtype="float32", name=name
     )
+
+
+def _mix_values(q, k, v, mask=None):
+    """Attends with queries, keys and values `(batch, tokens, heads, head_dim)`.
+
+    Transposed products, since `tf.einsum` takes twice their time on a CPU.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values, as many.
+        mask: Shape `(queries, tokens)`: which tokens a query sees; all without one.
+
+    Returns:
+        A mixture of values for every query.
+    """
+    q, k, v = (tf.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
+    head_dim: Any = q.shape[-1]
+    scores = tf.matmul(q * (head_dim**-0.5), k, transpose_b=True)
+    scores = tf.cast(scores, tf.float32)
+    if mask is not None:
+        scores = tf.where(mask, scores, -1e9)
+    weights = tf.cast(tf.nn.softmax(scores), q.dtype)
+    return tf.transpose(tf.matmul(weights, v), (0, 2, 1, 3))
+
+
+_attend = fusible(_mix_values)
 
 
 class Attention(Container):
@@ -136,12 +170,13 @@ class Attention(Container):
         for norm in self.norms:
             norm.build((None, None, self.num_heads, self.head_dim))
 
-    def call(self, query, source):
+    def call(self, query, source, tokens: slice = ALL):
         """Attends from `query` to `source`.
 
         Args:
             query: Shape `(batch, queries, width)`.
             source: Shape `(batch, tokens, width)`.
+            tokens: Where the queries are among the tokens, for causal attention.
 
         Returns:
             Shape `(batch, queries, width)`.
@@ -149,21 +184,17 @@ class Attention(Container):
         q, k = self._split(self.query(query)), self._split(self.key(source))
         if self.norms:
             q, k = (tf.cast(norm(x), x.dtype) for norm, x in zip(self.norms, (q, k), strict=True))
+        attend = _attend
+        if self.causal:
+            square = tf.ones((source.shape[1], source.shape[1]), tf.bool)
+            mask = tf.linalg.band_part(square, -1, 0)[tokens]
+            # Not as an argument, which would need a gradient to be computed again.
+            attend = functools.partial(_attend, mask=mask)
         # Within a block that is computed again, this keeps the weights of all heads from waiting
         # for the MLP's backward pass; on a TPU short rows of weights are padded, too.
-        mix = tf.recompute_grad(self._mix) if self.rematerialize else self._mix
-        return self.out(mix(q, k, self._split(self.value(source))))
-
-    def _mix(self, q, k, v):
-        """Attends with projected queries, keys and values, `(batch, tokens, heads, head_dim)`."""
-        scores = tf.einsum("bqhd,bkhd->bhqk", q * (self.head_dim**-0.5), k)
-        scores = tf.cast(scores, tf.float32)
-        if self.causal:
-            earlier = tf.linalg.band_part(tf.ones(scores.shape[-2:], tf.bool), -1, 0)
-            scores = tf.where(earlier, scores, -1e9)
-        weights = tf.cast(tf.nn.softmax(scores), q.dtype)
-        mixed = tf.einsum("bhqk,bkhd->bqhd", weights, v)
-        return tf.reshape(mixed, (tf.shape(q)[0], q.shape[1], self.num_heads * self.head_dim))
+        attend = tf.recompute_grad(attend) if self.rematerialize else attend
+        mixed = attend(q, k, self._split(self.value(source)))
+        return self.out(tf.reshape(mixed, (tf.shape(query)[0], query.shape[1], self.out.units)))
 
     def _split(self, x):
         return tf.reshape(x, (tf.shape(x)[0], x.shape[1], self.num_heads, self.head_dim))
@@ -245,10 +276,16 @@ class Block(Container):
             self.mlp_norm.build(shape)
         self.mlp.build(shape)
 
-    def call(self, x, seed=None):
-        """Maps `(batch, tokens, width)` to the same shape."""
+    def call(self, x, seed=None, tokens: slice = ALL):
+        """Maps `(batch, tokens, width)` to the same shape, or to some of the tokens.
+
+        Of tokens that are not returned only keys and values are computed.
+        """
         y = self.attention_norm(x)
-        attended = self._residual(self.attention(y, y), x.dtype, fold(seed, 0))
+        source = y
+        if tokens != ALL:
+            x, y = x[:, tokens], y[:, tokens]
+        attended = self._residual(self.attention(y, source, tokens=tokens), x.dtype, fold(seed, 0))
         if self.mlp_norm is None:
             return x + attended + self._residual(self.mlp(y, fold(seed, 2)), x.dtype, fold(seed, 1))
         x += attended
@@ -301,18 +338,18 @@ class Encoder(Container):
             block.build(shape)
         self.norm.build(shape)
 
-    def call(self, x, seed=None, tokens: slice | None = None):
+    def call(self, x, seed=None, tokens: slice = ALL):
         """Maps `(batch, tokens, width)` to the same shape, or to some of the tokens.
 
         Args:
             x: Shape `(batch, tokens, width)`.
             seed: Decides what is dropped; nothing is without one.
-            tokens: Those to return; all by default. The final norm is spared the others.
+            tokens: Those to return. The last block and norm are spared the others.
         """
         for i, block in enumerate(self.blocks):
-            own = fold(seed, i)
-            x = rematerialized(block, x, own) if self.rematerialize else block(x, own)
-        return self.norm(x if tokens is None else x[:, tokens])
+            apply = functools.partial(rematerialized, block) if self.rematerialize else block
+            x = apply(x, fold(seed, i), tokens=tokens if i + 1 == len(self.blocks) else ALL)
+        return self.norm(x)
 
 
 class AttentionPool(Container):

@@ -415,13 +415,13 @@ def test_jit_compile_under_several_replicas_is_refused(tiny):
 
     compiled = dataclasses.replace(tiny, jit_compile=True)
     with pytest.raises(ValueError, match="jit_compile must be none or false"):
-        loop._compiles(compiled, _TwoReplicas())
+        loop._compiled(compiled, _TwoReplicas())
 
 
-def test_xla_and_plain_steps_agree(tiny, split_dir, vocabulary, tmp_path):
-    eager = dataclasses.replace(tiny, jit_compile=False)
-    plain = _train(eager, split_dir, vocabulary, tmp_path / "plain")
-    compiled = dataclasses.replace(tiny, jit_compile=True)
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_xla_and_plain_steps_agree(tiny, split_dir, vocabulary, tmp_path, jit_compile):
+    plain = _train(tiny, split_dir, vocabulary, tmp_path / "plain")
+    compiled = dataclasses.replace(tiny, jit_compile=jit_compile)
     xla = _train(compiled, split_dir, vocabulary, tmp_path / "xla")
     assert xla.final_loss == pytest.approx(plain.final_loss, rel=1e-4)
 

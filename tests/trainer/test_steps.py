@@ -289,11 +289,12 @@ def test_averages_follow_the_parameters(tiny, inputs):
     settings = config.override(tiny, ["optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"])
     model, state = _start(settings)
     compute = functools.partial(steps.forward_backward, model=model, config=settings)
+    update = functools.partial(steps.apply_gradients, config=settings)
     exchange = collectives.single_replica()
     expected = {n: v.numpy().astype(np.float64) for n, v in state.parameters.items()}
     for _ in range(3):
         state, _ = steps.train_step(
-            state, inputs, config=settings, exchange=exchange, compute=compute
+            state, inputs, config=settings, exchange=exchange, compute=compute, update=update
         )
         expected = {n: 0.9 * v + 0.1 * state.parameters[n].numpy() for n, v in expected.items()}
     for name, value in expected.items():
@@ -312,12 +313,13 @@ def test_step_that_is_not_finite_changes_nothing_and_is_counted(tiny, inputs):
             gradients=outcome.gradients | {name: outcome.gradients[name] * np.nan}
         )
 
+    update = functools.partial(steps.apply_gradients, config=settings)
     exchange = collectives.single_replica()
     seen = []
     for compute in (sound, broken, sound, broken):
         before = state
         state, scalars = steps.train_step(
-            state, inputs, config=settings, exchange=exchange, compute=compute
+            state, inputs, config=settings, exchange=exchange, compute=compute, update=update
         )
         old, new = before.parameters["image/positions"], state.parameters["image/positions"]
         assert bool(tf.reduce_all(old == new)) == (compute is broken)

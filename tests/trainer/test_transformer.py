@@ -106,6 +106,31 @@ def test_causal_encoder_does_not_see_what_follows():
     assert (encoder(x)[:, 3:].numpy() != encoder(changed)[:, 3:].numpy()).any()
 
 
+@pytest.mark.parametrize("rematerialize", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("options", [{}, {"parallel": True, "qk_norm": True}])
+@pytest.mark.parametrize("tokens", [slice(0, 1), slice(-1, None), slice(1, 4)])
+def test_some_tokens_are_those_of_all(tokens, options, causal, rematerialize):
+    options = BlockConfig(**options)
+    encoder = Encoder(
+        WIDTH, 2, 12, HEADS, options=options, causal=causal, rematerialize=rematerialize
+    )
+    encoder.build((None, 5, WIDTH))
+    _randomized(encoder)
+    x = tf.random.stateless_normal((3, 5, WIDTH), (0, 0))
+
+    @tf.function
+    def compute(some):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = encoder(x, tokens=tokens) if some else encoder(x)[:, tokens]
+            loss = tf.reduce_sum(y**3)
+        return y, tape.gradient(loss, [x, *(v.value for v in encoder.trainable_variables)])
+
+    for some, all_ in zip(*map(tf.nest.flatten, (compute(True), compute(False))), strict=True):
+        np.testing.assert_allclose(some, all_, rtol=1e-3, atol=1e-3)
+
+
 def test_drop_keeps_the_mean_and_drops_the_asked_share():
     dropped = drop(tf.ones((200, 50)), 0.3, tf.constant([0, 1])).numpy()
     np.testing.assert_allclose(np.unique(dropped), [0.0, 1 / 0.7], rtol=1e-6)
