@@ -81,20 +81,19 @@ def run(arguments: argparse.Namespace) -> int:
         output = arguments.output or Path(scratch) / "output"
         output.mkdir(parents=True, exist_ok=True)
         inputs = Inputs(
-            split_dir=_split_dir(arguments.data, arguments.split, "--data"),
+            split_dir=split_dir(arguments.data, arguments.split, "--data"),
             model_dir=str(arguments.model),
             baseline_dir=str(arguments.baseline) if arguments.baseline else None,
             cache_dir=str(arguments.cache or Path(scratch) / "cache"),
             train_dirs=tuple(
-                _split_dir(path, record.TRAIN_SPLIT, "--train-data")
-                for path in arguments.train_data
+                split_dir(path, record.TRAIN_SPLIT, "--train-data") for path in arguments.train_data
             ),
             support_dir=arguments.support
-            and _split_dir(arguments.support, record.TRAIN_SPLIT, "--support"),
+            and split_dir(arguments.support, record.TRAIN_SPLIT, "--support"),
             teacher_dir=str(arguments.teacher) if arguments.teacher else None,
             corruptions=tuple(map(_corruption, arguments.corrupt)),
             logs_dir=str(arguments.logs) if arguments.logs else None,
-            labels=_labels(arguments.labels),
+            labels=labels(arguments.labels),
         )
         pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
         judgement = judge_transforms.judge(
@@ -155,7 +154,7 @@ def _gate(path: Path | None, model: Path):
         raise ValueError(f"--gate is needed: {error}") from None
 
 
-def _split_dir(folder: Path, split: str, option: str) -> str:
+def split_dir(folder: Path, split: str, option: str) -> str:
     """Returns the folder of a split: one below `folder`, or `folder` itself."""
     for found in (folder / f"Split-{split}", folder):
         if any(found.glob("*.gz")):
@@ -175,7 +174,8 @@ def _corruption(text: str):
     return Corruption(kind, int(severity))
 
 
-def _labels(assignments: Sequence[str]):
+def labels(assignments: Sequence[str]):
+    """Returns label sets by the name of their prompts, from `[NAME=]FILE`."""
     from sigline.components.evaluate.evaluation import DEFAULT_PROMPTS
     from sigline.schemas.labels import LabelSet
 

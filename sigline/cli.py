@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sigline
 from sigline import quiet
-from sigline.pipeline import gate_command
+from sigline.pipeline import gate_command, soup_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     gate_command.add_parser(commands)
+    soup_command.add_parser(commands)
 
     serve = commands.add_parser("serve", help="serve the newest version of a folder over gRPC")
     serve.add_argument("--base-path", required=True, type=Path, help="folder of version folders")
@@ -251,7 +252,8 @@ def _train(arguments: argparse.Namespace) -> int:
     trained = {name: variable.numpy() for name, variable in variables.items()}
     weights_dir = arguments.output / "weights"
     if not weights_dir.exists():
-        checkpoint.save(weights_dir, checkpoint.Weights(config, trained, vocabulary))
+        held = checkpoint.Weights(config, trained, vocabulary, result.initial_digest)
+        checkpoint.save(weights_dir, held)
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0
 
@@ -473,25 +475,11 @@ def _export_weights(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
-    from sigline.trainer import export, start, two_tower
+    from sigline.trainer import start
     from sigline.trainer.weights import checkpoint
 
-    weights = checkpoint.load(arguments.weights)
-    if weights.vocabulary is None and weights.config.text is not None:
-        raise ValueError(
-            "The weights have no vocabulary, without which no text can be served. "
-            f"Received: {arguments.weights}. Import them with --vocabulary."
-        )
-    everything = dataclasses.replace(weights.config, pretrained=(".*",))
-    model = two_tower.build(weights.config)
-    start.start_from(model, weights, everything)
-    metadata = export.export(
-        arguments.output,
-        model,
-        config=weights.config,
-        vocabulary=weights.vocabulary,
-        labels=_labels(arguments.labels),
-        provenance={"weights_digest": weights.digest()},
+    metadata = start.export_weights(
+        arguments.output, checkpoint.load(arguments.weights), _labels(arguments.labels)
     )
     print(f"Exported {metadata['num_parameters']:,} parameters to {arguments.output}")
     return 0

@@ -1,14 +1,22 @@
 """Checkpoints of a run: parameters, optimizer slots, moving averages and the step."""
 
+import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from sigline.trainer.steps import TrainState
+from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights.checkpoint import Weights
 
-# Below the run's own: checkpoints that are kept for good.
+# Below the run's own: checkpoints that are kept for good, and what they all belong to.
 KEPT_FOLDER = "kept"
+DESCRIPTION_FOLDER = "description"
+# How TensorFlow names the variables of a state's dictionaries, and what it makes of a name there.
+_SAVED = re.compile(r"(parameters|ema)/(.*)/\.ATTRIBUTES/VARIABLE_VALUE")
+_ESCAPED = {".S": "/", "..": "."}
 
 
 class Checkpoints:
@@ -81,6 +89,60 @@ class Checkpoints:
                 f"make room and run the same command again. Received: "
                 f"directory={self._manager.directory}: {_first_line(error)}"
             ) from error
+
+
+def describe(directory: str | Path, description: Weights) -> Weights:
+    """Writes beside checkpoints what they belong to, once, and returns what is written there.
+
+    Args:
+        directory: Of the checkpoints.
+        description: All but the parameters.
+    """
+    folder = Path(directory) / DESCRIPTION_FOLDER
+    if not folder.exists():
+        checkpoint.save_description(folder, description)
+    return checkpoint.load_description(folder)
+
+
+def find(directory: str | Path) -> dict[int, Path]:
+    """Returns the paths of a run's checkpoints by step, in order; those kept for good too."""
+    folder, found = Path(directory), {}
+    for path in [*folder.glob("*-*.index"), *(folder / KEPT_FOLDER).glob("*-*.index")]:
+        step = path.stem.rpartition("-")[2]
+        if step.isdigit():
+            found[int(step)] = path.with_suffix("")
+    return dict(sorted(found.items()))
+
+
+def read(path: str | Path) -> Weights:
+    """Reads the parameters of a checkpoint: their moving averages, if the run keeps them.
+
+    Args:
+        path: Of the checkpoint, without the endings of its files.
+
+    Raises:
+        ValueError: If the checkpoint is damaged, or nothing tells what it belongs to.
+    """
+    path = Path(path)
+    folder = path.parent.parent if path.parent.name == KEPT_FOLDER else path.parent
+    if not (folder / DESCRIPTION_FOLDER).is_dir():
+        raise ValueError(
+            f"{folder} must have a folder {DESCRIPTION_FOLDER} with the run's configuration, which "
+            "the run writes at its start; let it go on for a step."
+        )
+    found: dict[str, dict[str, np.ndarray]] = {"parameters": {}, "ema": {}}
+    try:
+        reader = tf.train.load_checkpoint(str(path))
+        for key in reader.get_variable_to_shape_map():
+            if match := _SAVED.fullmatch(key):
+                name = re.sub(r"\.[S.]", lambda escaped: _ESCAPED[escaped[0]], match[2])
+                found[match[1]][name] = np.asarray(reader.get_tensor(key))
+    except (tf.errors.OpError, IndexError) as error:
+        raise ValueError(f"The checkpoint {path} is damaged: {_first_line(error)}") from error
+    parameters = dict(sorted((found["parameters"] | found["ema"]).items()))
+    return dataclasses.replace(
+        checkpoint.load_description(folder / DESCRIPTION_FOLDER), parameters=parameters
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -109,6 +109,6 @@ class Job:
             config=self.config,
             vocabulary=self.vocabulary,
             labels=self.labels,
-            provenance=self.provenance,
+            provenance=self.provenance | {"initial_digest": result.initial_digest},
         )
         return result, metadata

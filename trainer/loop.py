@@ -23,7 +23,7 @@ from sigline.trainer import (
     strategies,
     two_tower,
 )
-from sigline.trainer.checkpoints import Checkpoints
+from sigline.trainer.checkpoints import Checkpoints, describe
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.damage import Repairs
 from sigline.trainer.feed import Feed
@@ -45,6 +45,7 @@ class TrainResult:
         data_wait_fraction: Share of the time spent waiting for data.
         final_loss: Loss of the last logged step; NaN where no step was left to do.
         is_chief: Whether this process is the one of several workers that writes.
+        initial_digest: Digest of the parameters that the run began with.
     """
 
     model: two_tower.TwoTower
@@ -54,6 +55,7 @@ class TrainResult:
     data_wait_fraction: float
     final_loss: float
     is_chief: bool
+    initial_digest: str
 
 
 def train(
@@ -96,6 +98,7 @@ def train(
     with strategy.scope():
         model = two_tower.build(config)
         start.start_from(model, weights, config)
+        initial_digest = start.digest(model)
         embed = start.choose_embed(model, data.embeddings(split_dir), config)
         state = start.make_state(model, config)
         seeing = make_teachers(teachers or {}, config, vocabulary=vocabulary, labels=labels)
@@ -109,6 +112,10 @@ def train(
     first_step = checkpoints.restore_latest()
     is_chief, anyone = strategies.is_chief(strategy), strategies.agreement(strategy)
     strategies.check_same_start(strategy, first_step)
+    if is_chief:
+        described = Weights(config, {}, vocabulary, initial_digest)
+        # Of a run that goes on, what was written when it began holds.
+        initial_digest = describe(checkpoint_dir, described).initial_digest or initial_digest
     repairs = Repairs(Path(checkpoint_dir) / "repaired", split_dir, config.data.max_damaged_records)
 
     views = {name: teacher.view for name, teacher in seeing.items()}
@@ -171,6 +178,7 @@ def train(
         data_wait_fraction=meter.data_wait_fraction,
         final_loss=final_loss,
         is_chief=is_chief,
+        initial_digest=initial_digest,
     )
 
 

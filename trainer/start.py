@@ -2,9 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
+from sigline.schemas.labels import LabelSet
 from sigline.trainer import data, export, optimizers, preprocess, steps, two_tower
 from sigline.trainer.config import DataConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.weights import checkpoint
@@ -50,6 +52,31 @@ def export_frozen_tower(directory: str | Path, config: TrainConfig, weights: str
     return export.export_image_tower(directory, model, config=model.config)["image_digest"]
 
 
+def export_weights(
+    directory: str | Path, weights: Weights, labels: LabelSet | None = None
+) -> dict[str, Any]:
+    """Writes the SavedModel of weights, as `export.export`, and returns its metadata.
+
+    Raises:
+        ValueError: If the weights have no vocabulary, or are not those of a whole model.
+    """
+    if weights.vocabulary is None and weights.config.text is not None:
+        raise ValueError(
+            "The weights have no vocabulary, without which no text can be served. Import them with "
+            "--vocabulary. Received: vocabulary=None"
+        )
+    model = two_tower.build(weights.config)
+    start_from(model, weights, dataclasses.replace(weights.config, pretrained=(".*",)))
+    return export.export(
+        directory,
+        model,
+        config=weights.config,
+        vocabulary=weights.vocabulary,
+        labels=labels,
+        provenance={"weights_digest": weights.digest(), "initial_digest": weights.origin()},
+    )
+
+
 def frozen_tower(config: TrainConfig, weights: Weights) -> two_tower.TwoTower:
     """Returns a model whose image tower has the given weights."""
     config = tower_config(config)
@@ -90,6 +117,12 @@ def _check_frozen(trained: list[str], config: TrainConfig) -> None:
             "Images that are embedded already need an image tower that is frozen by "
             f"optimizer.rates. Received: optimizer.rates={config.optimizer.rates}"
         )
+
+
+def digest(model: two_tower.TwoTower) -> str:
+    """Returns the digest of a model's parameters, as of weights that hold them."""
+    variables = two_tower.named_variables(model)
+    return checkpoint.parameters_digest({name: x.numpy() for name, x in variables.items()})
 
 
 def make_tokenizer(vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer | None:

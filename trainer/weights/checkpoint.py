@@ -1,7 +1,8 @@
 """Weights as files: our own folders, those of Hugging Face, and `.npz` of big_vision.
 
-Our own folder holds `sigline.json` (the configuration), `parameters.safetensors` and, if it is
-known, `vocabulary.model`. Nothing is ever unpickled.
+Our own folder holds `sigline.json` (the configuration), `parameters.safetensors` and, if they are
+known, `vocabulary.model` and `lineage.json` (what the parameters started from). Nothing is ever
+unpickled.
 """
 
 import dataclasses
@@ -29,6 +30,8 @@ from sigline.trainer.weights import big_vision, hugging_face, links, vocabularie
 CONFIG_FILE = "sigline.json"
 PARAMETERS_FILE = "parameters.safetensors"
 VOCABULARY_FILE = "vocabulary.model"
+LINEAGE_FILE = "lineage.json"
+_INITIAL_DIGEST = "initial_digest"
 
 # Of Hugging Face's folders.
 _THEIR_CONFIG = "config.json"
@@ -65,20 +68,43 @@ class Weights:
         parameters: Values by the names of `two_tower.named_parameters`, float32; those of a tower
             that the source did not have are left out.
         vocabulary: A serialized SentencePiece model, if the source had one.
+        initial_digest: Digest of the parameters that the training began with, if that is known.
     """
 
     config: TrainConfig
     parameters: Mapping[str, np.ndarray]
     vocabulary: bytes | None = None
+    initial_digest: str | None = None
 
     def digest(self) -> str:
-        """Returns the digest of all of it."""
-        values = {
-            name: [value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
-            for name, value in self.parameters.items()
-        }
+        """Returns the digest of all that decides answers."""
+        values = _digests(self.parameters)
         words = hashlib.sha256(self.vocabulary or b"").hexdigest()
         return digests.json_digest([self.config.to_json(), values, words])
+
+    def origin(self) -> str:
+        """Returns the digest of what the training began with.
+
+        Weights that came from elsewhere are their own origin, as they are that of a training that
+        begins with them.
+        """
+        return self.initial_digest or parameters_digest(self.parameters)
+
+    def ancestors(self) -> frozenset[str]:
+        """Returns the digests of what kin may have begun with: of these, and of their origin."""
+        return frozenset({parameters_digest(self.parameters), self.origin()})
+
+
+def parameters_digest(parameters: Mapping[str, np.ndarray]) -> str:
+    """Returns the digest of parameters by name."""
+    return digests.json_digest(_digests(parameters))
+
+
+def _digests(parameters: Mapping[str, np.ndarray]) -> dict[str, list]:
+    return {
+        name: [value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+        for name, value in parameters.items()
+    }
 
 
 def load(source: str | Path, *, drop: Iterable[str] = ()) -> Weights:
@@ -95,27 +121,68 @@ def load(source: str | Path, *, drop: Iterable[str] = ()) -> Weights:
     source = Path(source)
     if source.suffix == ".npz" and source.is_file():
         return _load_big_vision(source, list(drop))
-    if (source / CONFIG_FILE).is_file():
-        return _load_ours(source)
+    if (source / PARAMETERS_FILE).is_file():
+        parameters = _read(source / PARAMETERS_FILE)
+        return dataclasses.replace(load_description(source), parameters=parameters)
     if (source / _THEIR_CONFIG).is_file():
         return _load_hugging_face(source, [*drop, _THEIR_BUFFERS])
     raise ValueError(
-        f"Weights must be a folder with {CONFIG_FILE} (ours) or {_THEIR_CONFIG} (Hugging Face), or "
-        f"an .npz of big_vision. Received: {source}"
+        f"Weights must be a folder with {PARAMETERS_FILE} (ours), {_THEIR_CONFIG} (Hugging Face) "
+        f"or an .npz of big_vision. Received: {source}"
     )
 
 
-def save(folder: str | Path, weights: Weights) -> None:
+def save(folder: str | Path, weights: Weights, *, notes: Mapping[str, bytes] | None = None) -> None:
     """Writes our own folder; it appears only when it is whole.
+
+    Args:
+        folder: Where it goes.
+        weights: What is in it.
+        notes: Other files, by name, that are kept beside the weights.
 
     Raises:
         ValueError: If the folder is there already.
     """
     with _Appearing(folder) as scratch:
-        (scratch / CONFIG_FILE).write_text(weights.config.to_json() + "\n")
+        for name, content in (notes or {}).items():
+            (scratch / name).write_bytes(content)
+        _describe(scratch, weights)
         _write(scratch / PARAMETERS_FILE, weights.parameters)
-        if weights.vocabulary is not None:
-            (scratch / VOCABULARY_FILE).write_bytes(weights.vocabulary)
+
+
+def save_description(folder: str | Path, weights: Weights) -> None:
+    """Writes a folder with all that belongs to parameters, but not these; see `save`."""
+    with _Appearing(folder) as scratch:
+        _describe(scratch, weights)
+
+
+def _describe(folder: Path, weights: Weights) -> None:
+    (folder / CONFIG_FILE).write_text(weights.config.to_json() + "\n")
+    if weights.vocabulary is not None:
+        (folder / VOCABULARY_FILE).write_bytes(weights.vocabulary)
+    if weights.initial_digest is not None:
+        lineage = {_INITIAL_DIGEST: weights.initial_digest}
+        (folder / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1) + "\n")
+
+
+def load_description(folder: str | Path) -> Weights:
+    """Reads what `save_description` wrote; there are no parameters in it."""
+    folder = Path(folder)
+    vocabulary, lineage = folder / VOCABULARY_FILE, folder / LINEAGE_FILE
+    return Weights(
+        config=trainer_config.from_json((folder / CONFIG_FILE).read_text()),
+        parameters={},
+        vocabulary=vocabulary.read_bytes() if vocabulary.is_file() else None,
+        initial_digest=_initial_digest(lineage) if lineage.is_file() else None,
+    )
+
+
+def _initial_digest(path: Path) -> str:
+    found = json.loads(path.read_text())
+    digest = found.get(_INITIAL_DIGEST) if isinstance(found, dict) else None
+    if not isinstance(digest, str):
+        raise ValueError(f"{path} must hold a text {_INITIAL_DIGEST}. Received: {found}")
+    return digest
 
 
 def save_hugging_face(folder: str | Path, weights: Weights) -> None:
@@ -195,15 +262,6 @@ def _resampled(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     grid = round(shape[1] ** 0.5)
     square = grid * grid == shape[1] and round(value.shape[1] ** 0.5) ** 2 == value.shape[1]
     return positions.resample(value, grid) if square else value
-
-
-def _load_ours(folder: Path) -> Weights:
-    vocabulary = folder / VOCABULARY_FILE
-    return Weights(
-        config=trainer_config.from_json((folder / CONFIG_FILE).read_text()),
-        parameters=_read(folder / PARAMETERS_FILE),
-        vocabulary=vocabulary.read_bytes() if vocabulary.is_file() else None,
-    )
 
 
 def _load_hugging_face(folder: Path, drop: list[str]) -> Weights:

@@ -216,7 +216,8 @@ def test_pickled_weights_are_refused(siglip):
 
 
 def test_folder_of_no_known_format_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"sigline\.json \(ours\) or config\.json"):
+    message = r"parameters\.safetensors \(ours\), config\.json"
+    with pytest.raises(ValueError, match=message):
         checkpoint.load(tmp_path)
 
 

@@ -1,0 +1,134 @@
+"""`sigline soup`: one model of several that began alike, or the best of them."""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from sigline import quiet
+from sigline.pipeline import gate_command
+from sigline.schemas import record
+
+SOUP_FILE = "soup.json"
+UNIFORM, GREEDY, BEST = "uniform", "greedy", "best"
+
+
+def add_parser(commands) -> None:
+    """Adds the command to those of the command line."""
+    parser = commands.add_parser(
+        "soup",
+        help="average models that began alike, or choose the best of them",
+        description="Writes a folder of weights, which `sigline export` makes a SavedModel of.",
+    )
+    parser.add_argument(
+        "--weights",
+        required=True,
+        action="append",
+        type=Path,
+        help="weights, a checkpoint, or a run's folder for all of its checkpoints; several",
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder of weights to write")
+    parser.add_argument("--method", choices=(GREEDY, UNIFORM, BEST), default=GREEDY)
+    parser.add_argument(
+        "--data", type=Path, help="folder of TFRecords, or of splits of them, to score by"
+    )
+    parser.add_argument("--split", default=record.EVAL_SPLIT, help="split to score by")
+    parser.add_argument(
+        "--metric", default="zero_shot_accuracy", help="score, named as in metrics.json"
+    )
+    parser.add_argument("--minimize", action="store_true", help="the metric is better low")
+    parser.add_argument(
+        "--labels",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="classes.json, for metrics of classes",
+    )
+    parser.add_argument("--support", type=Path, help="labelled records that probes learn from")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Cooks, prints what went in and returns the exit code."""
+    quiet.import_tensorflow()
+    from sigline.trainer import soups
+    from sigline.trainer.weights import checkpoint
+
+    if arguments.output.exists():
+        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
+    if arguments.data is None and arguments.method != UNIFORM:
+        raise ValueError(f"--method {arguments.method} needs --data to score by.")
+    ingredients = soups.find(arguments.weights)
+    score = None if arguments.data is None else _Score(arguments)
+    if arguments.method == UNIFORM:
+        soup = soups.uniform(ingredients, score)
+    else:
+        assert score is not None
+        make = soups.greedy if arguments.method == GREEDY else soups.best
+        soup = make(ingredients, score)
+    sign = -1.0 if arguments.minimize else 1.0
+    made = {
+        "method": arguments.method,
+        "metric": arguments.metric if score is not None else None,
+        "score": None if soup.score is None else sign * soup.score,
+        "ingredients": {name: ingredients[name]().digest() for name in soup.ingredients},
+        "alone": {name: sign * value for name, value in soup.alone.items()},
+        "tried": [[name, sign * value] for name, value in soup.tried],
+        "data_digest": None if score is None else score.data_digest,
+    }
+    checkpoint.save(
+        arguments.output, soup.weights, notes={SOUP_FILE: json.dumps(made, indent=1).encode()}
+    )
+    for name in ingredients:
+        mark = "+" if name in soup.ingredients else " "
+        alone = f"{made['alone'][name]:10.4f}" if name in soup.alone else ""
+        print(f"{mark} {alone}  {name}")
+    reached = "" if soup.score is None else f", {arguments.metric} {made['score']:.4f}"
+    print(
+        f"Wrote {len(soup.ingredients)} of {len(ingredients)} models as one to "
+        f"{arguments.output}{reached}"
+    )
+    return 0
+
+
+class _Score:
+    """What a model reaches: it is exported and measured as the gate measures."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        from sigline.trainer import data
+
+        self._metric, self._sign = arguments.metric, -1.0 if arguments.minimize else 1.0
+        self._split_dir = gate_command.split_dir(arguments.data, arguments.split, "--data")
+        self._labels = gate_command.labels(arguments.labels)
+        self._support_dir = arguments.support and gate_command.split_dir(
+            arguments.support, record.TRAIN_SPLIT, "--support"
+        )
+        self.data_digest = data.data_digest(self._split_dir)
+
+    def __call__(self, weights) -> float:
+        import apache_beam as beam
+
+        from sigline.components.evaluate import evaluation, view_transforms
+        from sigline.components.evaluate.inputs import CANDIDATE, Inputs
+        from sigline.trainer import start
+
+        with tempfile.TemporaryDirectory() as scratch:
+            model_dir = f"{scratch}/model"
+            start.export_weights(model_dir, weights)
+            inputs = Inputs(
+                split_dir=self._split_dir,
+                model_dir=model_dir,
+                cache_dir=f"{scratch}/cache",
+                support_dir=self._support_dir,
+                labels=self._labels,
+            )
+            pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
+            embedded, _ = view_transforms.embed(inputs, f"{scratch}/embedded", pipeline)
+            view = view_transforms.views(inputs, embedded, self._labels)[CANDIDATE]
+            found = evaluation.measures(view)
+        if self._metric not in found:
+            raise ValueError(
+                f"--metric must be one of {', '.join(sorted(found))}. Received: {self._metric}; "
+                "metrics of classes need --labels, and those of probes --support"
+            )
+        return self._sign * found[self._metric].value
