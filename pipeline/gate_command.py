@@ -5,10 +5,10 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from sigline import quiet
+from sigline.pipeline import judged_data
 from sigline.schemas import record, signatures
 
 BLESSED, NOT_BLESSED = 0, 1
@@ -25,9 +25,12 @@ def add_parser(commands) -> None:
     parser.add_argument("--model", required=True, type=Path, help="SavedModel to judge")
     parser.add_argument("--baseline", type=Path, help="SavedModel of the last blessed model")
     parser.add_argument(
-        "--data", required=True, type=Path, help="folder of TFRecords, or of splits of them"
+        "--data",
+        required=True,
+        type=Path,
+        help="folder of TFRecords, or of splits of them, or one of CLIP_benchmark's WebDatasets",
     )
-    parser.add_argument("--split", default=record.EVAL_SPLIT, help="split to judge by")
+    parser.add_argument("--split", help="split to judge by; eval, or test of CLIP_benchmark's")
     parser.add_argument(
         "--gate", type=Path, help="YAML or JSON file of thresholds; by default the recipe's"
     )
@@ -36,7 +39,7 @@ def add_parser(commands) -> None:
         action="append",
         default=[],
         metavar="[NAME=]FILE",
-        help="classes.json, several by the name of their prompts; by default the model's own",
+        help="classes.json, several by the name of their prompts; else the data's or the model's",
     )
     parser.add_argument(
         "--train-data",
@@ -80,20 +83,21 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         output = arguments.output or Path(scratch) / "output"
         output.mkdir(parents=True, exist_ok=True)
+        data = judged_data.open_split(arguments.data, arguments.split, "--data", Path(scratch))
         inputs = Inputs(
-            split_dir=split_dir(arguments.data, arguments.split, "--data"),
+            split_dir=data.split_dir,
             model_dir=str(arguments.model),
             baseline_dir=str(arguments.baseline) if arguments.baseline else None,
             cache_dir=str(arguments.cache or Path(scratch) / "cache"),
             train_dirs=tuple(
-                split_dir(path, record.TRAIN_SPLIT, "--train-data") for path in arguments.train_data
+                _train_dir(path, "--train-data", scratch) for path in arguments.train_data
             ),
-            support_dir=arguments.support
-            and split_dir(arguments.support, record.TRAIN_SPLIT, "--support"),
+            support_dir=arguments.support and _train_dir(arguments.support, "--support", scratch),
             teacher_dir=str(arguments.teacher) if arguments.teacher else None,
             corruptions=tuple(map(_corruption, arguments.corrupt)),
             logs_dir=str(arguments.logs) if arguments.logs else None,
-            labels=labels(arguments.labels),
+            labels=judged_data.label_sets(arguments.labels) or data.labels,
+            captioned=data.captioned,
         )
         pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
         judgement = judge_transforms.judge(
@@ -108,6 +112,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(summary.table(verdict))
     print("Blessed." if verdict.blessed else "Not blessed.")
     return BLESSED if verdict.blessed else NOT_BLESSED
+
+
+def _train_dir(folder: Path, option: str, scratch: str) -> str:
+    return judged_data.open_split(folder, record.TRAIN_SPLIT, option, Path(scratch)).split_dir
 
 
 def _write_for_clip_benchmark(folder: Path, arguments: argparse.Namespace, judgement) -> None:
@@ -154,17 +162,6 @@ def _gate(path: Path | None, model: Path):
         raise ValueError(f"--gate is needed: {error}") from None
 
 
-def split_dir(folder: Path, split: str, option: str) -> str:
-    """Returns the folder of a split: one below `folder`, or `folder` itself."""
-    for found in (folder / f"Split-{split}", folder):
-        if any(found.glob("*.gz")):
-            return str(found)
-    raise ValueError(
-        f"{option} must be a folder of TFRecord shards (*.gz), or have Split-{split} below it. "
-        f"Received: {folder}"
-    )
-
-
 def _corruption(text: str):
     from sigline.components.evaluate.corruptions import Corruption
 
@@ -172,20 +169,3 @@ def _corruption(text: str):
     if not severity.isdigit():
         raise ValueError(f"--corrupt reads KIND@SEVERITY, such as blur@3. Received: {text}")
     return Corruption(kind, int(severity))
-
-
-def labels(assignments: Sequence[str]):
-    """Returns label sets by the name of their prompts, from `[NAME=]FILE`."""
-    from sigline.components.evaluate.evaluation import DEFAULT_PROMPTS
-    from sigline.schemas.labels import LabelSet
-
-    found = {}
-    for assignment in assignments:
-        name, separator, path = assignment.partition("=")
-        name, path = (name, path) if separator else (DEFAULT_PROMPTS, assignment)
-        if name in found:
-            raise ValueError(f"--labels must have other names. Received: {assignment} again")
-        found[name] = LabelSet.from_json(Path(path).read_text())
-    if found and DEFAULT_PROMPTS not in found:
-        raise ValueError("--labels must have one without a name, which metrics are named after.")
-    return found

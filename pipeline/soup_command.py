@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from sigline import quiet
-from sigline.pipeline import gate_command
+from sigline.pipeline import judged_data
 from sigline.schemas import record
 
 SOUP_FILE = "soup.json"
@@ -29,10 +29,8 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder of weights to write")
     parser.add_argument("--method", choices=(GREEDY, UNIFORM, BEST), default=GREEDY)
-    parser.add_argument(
-        "--data", type=Path, help="folder of TFRecords, or of splits of them, to score by"
-    )
-    parser.add_argument("--split", default=record.EVAL_SPLIT, help="split to score by")
+    parser.add_argument("--data", type=Path, help="what to score by, as `sigline gate` reads it")
+    parser.add_argument("--split", help="split to score by; eval, or test of CLIP_benchmark's")
     parser.add_argument(
         "--metric", default="zero_shot_accuracy", help="score, named as in metrics.json"
     )
@@ -59,13 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data is None and arguments.method != UNIFORM:
         raise ValueError(f"--method {arguments.method} needs --data to score by.")
     ingredients = soups.find(arguments.weights)
-    score = None if arguments.data is None else _Score(arguments)
-    if arguments.method == UNIFORM:
-        soup = soups.uniform(ingredients, score)
-    else:
-        assert score is not None
-        make = soups.greedy if arguments.method == GREEDY else soups.best
-        soup = make(ingredients, score)
+    with tempfile.TemporaryDirectory() as scratch:
+        score = None if arguments.data is None else _Score(arguments, Path(scratch))
+        if arguments.method == UNIFORM:
+            soup = soups.uniform(ingredients, score)
+        else:
+            assert score is not None
+            make = soups.greedy if arguments.method == GREEDY else soups.best
+            soup = make(ingredients, score)
     sign = -1.0 if arguments.minimize else 1.0
     made = {
         "method": arguments.method,
@@ -94,16 +93,17 @@ def run(arguments: argparse.Namespace) -> int:
 class _Score:
     """What a model reaches: it is exported and measured as the gate measures."""
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: argparse.Namespace, scratch: Path):
         from sigline.trainer import data
 
         self._metric, self._sign = arguments.metric, -1.0 if arguments.minimize else 1.0
-        self._split_dir = gate_command.split_dir(arguments.data, arguments.split, "--data")
-        self._labels = gate_command.labels(arguments.labels)
-        self._support_dir = arguments.support and gate_command.split_dir(
-            arguments.support, record.TRAIN_SPLIT, "--support"
-        )
-        self.data_digest = data.data_digest(self._split_dir)
+        self._data = judged_data.open_split(arguments.data, arguments.split, "--data", scratch)
+        self._labels = judged_data.label_sets(arguments.labels) or self._data.labels
+        self._support_dir = None
+        if arguments.support is not None:
+            support = arguments.support, record.TRAIN_SPLIT, "--support"
+            self._support_dir = judged_data.open_split(*support, scratch).split_dir
+        self.data_digest = data.data_digest(self._data.split_dir)
 
     def __call__(self, weights) -> float:
         import apache_beam as beam
@@ -116,11 +116,12 @@ class _Score:
             model_dir = f"{scratch}/model"
             start.export_weights(model_dir, weights)
             inputs = Inputs(
-                split_dir=self._split_dir,
+                split_dir=self._data.split_dir,
                 model_dir=model_dir,
                 cache_dir=f"{scratch}/cache",
                 support_dir=self._support_dir,
                 labels=self._labels,
+                captioned=self._data.captioned,
             )
             pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
             embedded, _ = view_transforms.embed(inputs, f"{scratch}/embedded", pipeline)

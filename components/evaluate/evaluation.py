@@ -70,6 +70,7 @@ class View:
         corrupted: Embeddings of the same images after a corruption, shape `(records, dim)`, by the
             corruption's name.
         teacher: The same records as a teacher sees them; none by default.
+        captioned: Whether captions are to be retrieved.
     """
 
     split: EmbeddedSplit
@@ -78,6 +79,7 @@ class View:
     support: EmbeddedSplit | None = None
     corrupted: Mapping[str, np.ndarray] = field(default_factory=dict)
     teacher: "View | None" = None
+    captioned: bool = True
 
 
 def measures(view: View) -> dict[str, Measure]:
@@ -93,7 +95,9 @@ def measures(view: View) -> dict[str, Measure]:
         suffix = f"/prompts={prompts}" if prompts != DEFAULT_PROMPTS else ""
         for name, measure in _zero_shot(view, classes, sliced=not suffix).items():
             found[name + suffix] = measure
-    found |= _retrieval(view.split) | _health(view.split) | _probes(view)
+    if view.captioned:
+        found |= _retrieval(view.split)
+    found |= _health(view.split) | _probes(view)
     return found | _composition(view.split) | _corrupted(view) | _teacher(view)
 
 
@@ -340,7 +344,7 @@ def _corrupted(view: View) -> dict[str, Measure]:
     for name, image in view.corrupted.items():
         split = dataclasses.replace(view.split, image=image)
         part = dataclasses.replace(view, split=split, scale=None)
-        measured = _retrieval(split)
+        measured = _retrieval(split) if view.captioned else {}
         if view.classes:
             measured |= _zero_shot(part, view.classes[DEFAULT_PROMPTS], sliced=False)
         for metric in (ACCURACY, f"{IMAGE_TO_TEXT}_recall@1", f"{TEXT_TO_IMAGE}_recall@1"):

@@ -26,6 +26,7 @@ class Inputs:
         logs_dir: Folder of the training's TensorBoard files, for the report; none by default.
         parity_file: What the trainer made of records of the split; None to compare nothing.
         labels: Classes by the name of their prompts; by default those that the candidate holds.
+        captioned: Whether records have captions of their own to be retrieved; prompts are none.
     """
 
     split_dir: str
@@ -39,6 +40,7 @@ class Inputs:
     logs_dir: str | None = None
     parity_file: str | None = None
     labels: Mapping[str, LabelSet] = field(default_factory=dict)
+    captioned: bool = True
 
     def judged(self) -> dict[str, str]:
         """Returns the folders of the models that are measured, by role."""

@@ -143,6 +143,7 @@ def views(
             _scale(model_dir),
             splits.get(SUPPORT),
             corrupted,
+            captioned=inputs.captioned,
         )
     teacher = found.pop(TEACHER, None)
     return {role: dataclasses.replace(view, teacher=teacher) for role, view in found.items()}

@@ -3,7 +3,7 @@
 import gzip
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
 from sigline.components.ingest import reasons
@@ -30,6 +30,14 @@ class WebDatasetReader:
 
     A member's name is only ever a key; nothing is written under it.
     """
+
+    def __init__(self, more: Mapping[str, str] | None = None):
+        """Reads the usual members: images, `.txt`, `.json` and `.cls`.
+
+        Args:
+            more: Fields of a pair by the suffixes of other members that hold them.
+        """
+        self._parts = _PARTS | dict(more or {})
 
     def accepts(self, path: str) -> bool:
         """Whether a file is a tar file, compressed or not."""
@@ -60,7 +68,7 @@ class WebDatasetReader:
                         if not member.isreg() or not suffix:
                             continue
                         image = f".{suffix}" in IMAGE_SUFFIXES
-                        field = "image" if image else _PARTS.get(suffix, "")
+                        field = "image" if image else self._parts.get(suffix, "")
                         # A second image, say, under one name belongs to another sample.
                         if seen and (name != key or (field and field in seen)):
                             yield RawPair(key=key, **about, **fields)
