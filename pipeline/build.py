@@ -25,6 +25,7 @@ from tensorflow_data_validation import StatsOptions  # isort: skip  # After tfx.
 from sigline.components.artifact_types import DataAcceptance, IngestReport
 from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
+from sigline.components.evaluate.options import Options, corruption
 from sigline.components.ingest import reasons, rules
 from sigline.components.ingest import transforms as ingest_transforms
 from sigline.components.ingest.component import IngestExamples, config_from_json
@@ -40,6 +41,7 @@ from sigline.pipeline.tfx_infra import CheckServing
 from sigline.pipeline.tfx_tower import ExportFrozenTower
 from sigline.pipeline.tfx_trainer import TrainModel
 from sigline.schemas import digests, record
+from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer import start
 from sigline.trainer.config import TrainConfig
@@ -179,6 +181,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         baseline=last_blessed.outputs["model"],
         trained_on=trained_on,
         gate=gate.to_json(),
+        options=_evaluation(environment).to_json(),
         embedding_cache=environment.embedding_cache,
         code_digest=_code_digest(
             "schemas", "components/evaluate", "components/files.py", "components/served_model.py"
@@ -238,6 +241,27 @@ def _schema_file(environment: Environment) -> Path:
             f"schema must be a schema in TFDV's text form. Received: {path}: {error}"
         ) from None
     return path
+
+
+def _evaluation(environment: Environment) -> Options:
+    """Returns what is measured; files of prompts are read here, so that the cache knows them."""
+    given = dict(environment.evaluation)
+    files, corrupt = given.pop("labels", {}), given.pop("corrupt", [])
+    probes = given.pop("probes", False)
+    kinds = isinstance(files, dict), isinstance(corrupt, list), isinstance(probes, bool)
+    if given or not all(kinds):
+        raise ValueError(
+            "evaluation has labels (files by name), probes (true or false) and corrupt (a list). "
+            f"Received: evaluation={environment.evaluation}"
+        )
+    labels = {}
+    for name, path in files.items():
+        try:
+            labels[str(name)] = LabelSet.from_json(Path(path).read_text())
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"evaluation.labels must be label sets. {name}: {error}") from None
+    asked = tuple(corruption(str(text), "evaluation.corrupt") for text in corrupt)
+    return Options(labels, probes, asked)
 
 
 def _check_limits(limits: data_gate.DataGate, name: str) -> None:

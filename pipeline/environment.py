@@ -38,6 +38,9 @@ class Environment:
         schema: A schema of your own in place of the packaged one, as TFDV's text.
         ingest: Fields of `IngestConfig`.
         data_gate: Fields of `DataGate`.
+        evaluation: What is measured besides the eval split with the model's own classes: `labels`,
+            files of further prompts of the same classes by name, such as a language; `probes`,
+            whether probes learn from the training split; `corrupt`, a list of KIND@SEVERITY.
         beam_args: Arguments of the Beam runner; the local one where none is named.
     """
 
@@ -55,6 +58,7 @@ class Environment:
     schema: str = ""
     ingest: dict[str, Any] = field(default_factory=dict)
     data_gate: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -131,7 +135,7 @@ def load(path: str | Path) -> Environment:
         raise ValueError(f"{path}: {problem}Known keys: {', '.join(fields)}")
     for name, value in data.items():
         expected: type = list if name in ("overrides", "beam_args") else str
-        expected = dict if name in ("ingest", "data_gate", "teachers") else expected
+        expected = dict if name in ("ingest", "data_gate", "evaluation", "teachers") else expected
         expected = bool if name == "embed_images" else expected
         expected = int if name in ("span", "window") else expected
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):

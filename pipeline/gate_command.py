@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from sigline.components.evaluate import judge_transforms, summary
     from sigline.components.evaluate.inputs import Inputs
+    from sigline.components.evaluate.options import corruption
 
     for name in ("model", "baseline", "teacher"):
         path = getattr(arguments, name)
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             ),
             support_dir=arguments.support and _train_dir(arguments.support, "--support", scratch),
             teacher_dir=str(arguments.teacher) if arguments.teacher else None,
-            corruptions=tuple(map(_corruption, arguments.corrupt)),
+            corruptions=tuple(corruption(text, "--corrupt") for text in arguments.corrupt),
             logs_dir=str(arguments.logs) if arguments.logs else None,
             labels=judged_data.label_sets(arguments.labels) or data.labels,
             captioned=data.captioned,
@@ -160,12 +161,3 @@ def _gate(path: Path | None, model: Path):
         return config.load_gate(json.loads(metadata.read_text())["recipe"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"--gate is needed: {error}") from None
-
-
-def _corruption(text: str):
-    from sigline.components.evaluate.corruptions import Corruption
-
-    kind, _, severity = text.partition("@")
-    if not severity.isdigit():
-        raise ValueError(f"--corrupt reads KIND@SEVERITY, such as blur@3. Received: {text}")
-    return Corruption(kind, int(severity))

@@ -82,6 +82,4 @@ def label_sets(assignments: Sequence[str]) -> dict[str, LabelSet]:
         if name in found:
             raise ValueError(f"--labels must have other names. Received: {assignment} again")
         found[name] = LabelSet.from_json(Path(path).read_text())
-    if found and DEFAULT_PROMPTS not in found:
-        raise ValueError("--labels must have one without a name, which metrics are named after.")
     return found

@@ -125,7 +125,8 @@ class _Score:
             )
             pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
             embedded, _ = view_transforms.embed(inputs, f"{scratch}/embedded", pipeline)
-            view = view_transforms.views(inputs, embedded, self._labels)[CANDIDATE]
+            labels = view_transforms.all_labels(inputs)
+            view = view_transforms.views(inputs, embedded, labels)[CANDIDATE]
             found = evaluation.measures(view)
         if self._metric not in found:
             raise ValueError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sigline
 from sigline import quiet
-from sigline.pipeline import gate_command, soup_command
+from sigline.pipeline import gate_command, seeds_command, soup_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -165,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
 
     gate_command.add_parser(commands)
     soup_command.add_parser(commands)
+    seeds_command.add_parser(commands)
 
     serve = commands.add_parser("serve", help="serve the newest version of a folder over gRPC")
     serve.add_argument("--base-path", required=True, type=Path, help="folder of version folders")

@@ -22,6 +22,7 @@ from tfx.utils import path_utils
 
 from sigline.components.evaluate import judge_transforms
 from sigline.components.evaluate.inputs import Inputs
+from sigline.components.evaluate.options import Options
 from sigline.schemas import artifacts, record
 from sigline.schemas.gate import Gate
 
@@ -35,6 +36,7 @@ def EvaluateModel(
     evaluation: OutputArtifact[ModelEvaluation],
     blessing: OutputArtifact[ModelBlessing],
     gate: Parameter[str],
+    options: Parameter[str],
     embedding_cache: Parameter[str],
     code_digest: Parameter[str],
     baseline: InputArtifact[Model] = None,
@@ -48,12 +50,17 @@ def EvaluateModel(
     del code_digest
     trained = [artifact_utils.get_split_uri([item], record.TRAIN_SPLIT) for item in trained_on]
     parity = os.path.join(model_run.uri, artifacts.PARITY_FILE)
+    chosen = Options.from_json(options)
+    support = artifact_utils.get_split_uri([examples], record.TRAIN_SPLIT)
     inputs = Inputs(
         split_dir=artifact_utils.get_split_uri([examples], record.EVAL_SPLIT),
         model_dir=path_utils.serving_model_path(model.uri),
         baseline_dir=path_utils.serving_model_path(baseline.uri) if baseline else None,
         cache_dir=embedding_cache,
         train_dirs=tuple(sorted(trained)),
+        support_dir=support if chosen.probes else None,
+        corruptions=chosen.corruptions,
+        labels=chosen.labels,
         logs_dir=model_run.uri,
         parity_file=parity if os.path.exists(parity) else None,
     )

@@ -25,7 +25,7 @@ class Inputs:
         corruptions: What is done to images to see how robust the model is; nothing by default.
         logs_dir: Folder of the training's TensorBoard files, for the report; none by default.
         parity_file: What the trainer made of records of the split; None to compare nothing.
-        labels: Classes by the name of their prompts; by default those that the candidate holds.
+        labels: Classes by the name of their prompts, besides those that the candidate holds.
         captioned: Whether records have captions of their own to be retrieved; prompts are none.
     """
 

@@ -72,9 +72,9 @@ def judge(
     Raises:
         ValueError: If there is nothing to judge by, or a label has no class.
     """
+    labels = view_transforms.all_labels(inputs)
     scratch = posixpath.join(output_dir, ".embedded")
     embedded, trained = view_transforms.embed(inputs, scratch, pipeline)
-    labels = inputs.labels or view_transforms.own_labels(inputs.model_dir)
     # Each once, though corrupted pictures may have it again.
     own = embedded[CANDIDATE]
     problems = list(dict.fromkeys(p for split in own.values() for p in split.problems()))

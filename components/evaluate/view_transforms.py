@@ -115,10 +115,27 @@ def _picture_digests(path: str) -> Iterator[str]:
         yield tf_example.features(serialized)[record.IMAGE_SHA256][0].hex()
 
 
-def own_labels(model_dir: str) -> dict[str, LabelSet]:
-    """Returns the label set that a model holds, if it holds one."""
-    text = served_model.asset(model_dir, signatures.LABELS_FILE)
-    return {} if text is None else {evaluation.DEFAULT_PROMPTS: LabelSet.from_json(text)}
+def all_labels(inputs: Inputs) -> dict[str, LabelSet]:
+    """Returns label sets by the name of their prompts: those given, and the candidate's own.
+
+    Raises:
+        ValueError: If there are other prompts of classes that are not given, or of another number.
+    """
+    text = served_model.asset(inputs.model_dir, signatures.LABELS_FILE)
+    own = {} if text is None else {evaluation.DEFAULT_PROMPTS: LabelSet.from_json(text)}
+    found = own | dict(inputs.labels)
+    if found and evaluation.DEFAULT_PROMPTS not in found:
+        raise ValueError(
+            "labels must have one without a name, which metrics are named after, since the model "
+            f"holds no classes. Received: labels={sorted(found)}"
+        )
+    counts = {name: len(item.names) for name, item in found.items()}
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name or 'without a name'}: {n}" for name, n in counts.items())
+        raise ValueError(
+            f"labels must all be prompts of the same classes. Received: classes of {shown}"
+        )
+    return found
 
 
 def views(

@@ -251,6 +251,29 @@ def over_seeds(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Es
     return Estimate(float(found.mean()), float(found.mean() - half), float(found.mean() + half))
 
 
+def between_seeds(
+    values: Sequence[float], others: Sequence[float], *, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Returns the difference of two means over runs, with Welch's t interval.
+
+    The seeds of the one say nothing of those of the other: another recipe draws other numbers.
+
+    Raises:
+        ValueError: If there are fewer than two of either.
+    """
+    if min(len(values), len(others)) < 2:
+        raise ValueError(
+            "A comparison over seeds needs two runs of each. "
+            f"Received: {len(values)} and {len(others)}"
+        )
+    difference = float(np.mean(values) - np.mean(others))
+    if not (np.ptp(values) or np.ptp(others)):
+        return Estimate(difference, difference, difference)
+    tested = stats.ttest_ind(values, others, equal_var=False)
+    low, high = tested.confidence_interval(confidence)
+    return Estimate(difference, float(low), float(high))
+
+
 def _draws(measure: Measure) -> int:
     return COSTLY_DRAWS if measure.costly else DRAWS
 

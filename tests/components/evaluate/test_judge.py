@@ -16,6 +16,7 @@ from sigline.components.evaluate.inputs import Inputs
 from sigline.components.scenes import grammar
 from sigline.schemas import tf_example
 from sigline.schemas.gate import Gate
+from sigline.schemas.labels import LabelSet
 from sigline.trainer import config, export, parity, two_tower
 
 LOOSE = Gate(minimum={"image_to_text_recall@10": 0.0}, maximum={"leaked_share": 0.0})
@@ -280,3 +281,24 @@ def test_corrupted_pictures_and_a_teacher_are_judged_too(split_dir, model_dir, c
     assert found.results["teacher_agreement"].value == 1.0
     assert found.results["teacher_divergence"].value == pytest.approx(0.0, abs=1e-9)
     assert "corruption=blur@3" in (tmp_path / "report.html").read_text()
+
+
+def test_prompts_in_other_languages_stand_beside_the_models_own(
+    split_dir, model_dir, cache, tmp_path
+):
+    own = grammar.label_set()
+    shouted = LabelSet(tuple(name.upper() for name in own.names), ("EIN BILD VON {}",))
+    found = _judge(split_dir, model_dir, cache, tmp_path, labels={"de": shouted}).results
+    assert "zero_shot_accuracy" in found
+    assert found["zero_shot_accuracy/prompts=de"].examples == found["zero_shot_accuracy"].examples
+
+
+def test_prompts_of_other_classes_are_refused(
+    split_dir, model_dir, trained, vocabulary, cache, tmp_path
+):
+    with pytest.raises(ValueError, match=r"same classes.* de: 1"):
+        _judge(split_dir, model_dir, cache, tmp_path, labels={"de": LabelSet(("Hund",))})
+    bare = tmp_path / "bare"
+    export.export(bare, trained, config=TINY, vocabulary=vocabulary)
+    with pytest.raises(ValueError, match="must have one without a name"):
+        _judge(split_dir, bare, cache, tmp_path, labels={"de": grammar.label_set()})

@@ -1,0 +1,55 @@
+"""What a pipeline measures besides the eval split with the model's own classes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sigline.components.evaluate.corruptions import Corruption
+from sigline.schemas.labels import LabelSet
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
+
+    Attributes:
+        labels: Further prompts of the model's classes by name, such as a language.
+        probes: Whether probes learn from the training split.
+        corruptions: What is done to images to see how robust the model is.
+    """
+
+    labels: Mapping[str, LabelSet] = field(default_factory=dict)
+    probes: bool = False
+    corruptions: tuple[Corruption, ...] = ()
+
+    def to_json(self) -> str:
+        """Returns the options as JSON."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Options":
+        """The inverse of `to_json`."""
+        data: dict[str, Any] = json.loads(text)
+        labels = {
+            name: LabelSet(tuple(item["names"]), tuple(item["templates"]))
+            for name, item in data["labels"].items()
+        }
+        corruptions = tuple(Corruption(**item) for item in data["corruptions"])
+        return cls(labels, data["probes"], corruptions)
+
+
+def corruption(text: str, name: str) -> Corruption:
+    """Reads `KIND@SEVERITY`.
+
+    Args:
+        text: The text.
+        name: Of the option that it was given by, for errors.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    kind, _, severity = text.partition("@")
+    if not severity.isdigit():
+        raise ValueError(f"{name} reads KIND@SEVERITY, such as blur@3. Received: {text}")
+    return Corruption(kind, int(severity))

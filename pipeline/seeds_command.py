@@ -1,0 +1,120 @@
+"""`sigline seeds`: what trainings with other seeds reached, and whether two recipes differ."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from sigline.schemas import artifacts
+
+
+def add_parser(commands) -> None:
+    """Adds the command to those of the command line."""
+    parser = commands.add_parser(
+        "seeds",
+        help="metrics over runs with other seeds: means, intervals, differences",
+        description="Takes what `sigline gate` or the pipeline wrote of runs that differ by seed.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="metrics.json of each run, or the folders they are in"
+    )
+    parser.add_argument(
+        "--against", nargs="+", type=Path, default=[], help="the same of what to compare with"
+    )
+    parser.add_argument(
+        "--metric", action="append", default=[], help="metrics to show; by default all but slices"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a table and the gate's `seed_std`, and returns the exit code."""
+    from sigline.components.evaluate import seeds, slices
+
+    if arguments.output is not None and arguments.output.exists():
+        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
+    paths = [path.resolve() for path in (*arguments.runs, *arguments.against)]
+    if len(set(paths)) < len(paths):
+        raise ValueError("Runs must each come once; the same run again says nothing of seeds.")
+    runs, others = ([_read(path) for path in x] for x in (arguments.runs, arguments.against))
+    found = seeds.aggregate(runs, others)
+    partly = seeds.incomplete([*runs, *others])
+    unknown = sorted(set(arguments.metric) - set(found))
+    if unknown:
+        raise ValueError(
+            f"--metric must be one that all runs have: {', '.join(found)}. "
+            f"Received: {', '.join(unknown)}"
+        )
+    shown = arguments.metric or [name for name in found if not slices.is_part(name)]
+    header = ("metric", "mean", "interval", "std")
+    rows: list[tuple[str, ...]] = [header]
+    if others:
+        rows = [(*header, "against", "difference", "interval", "")]
+    for name in shown:
+        item = found[name]
+        row: tuple[str, ...] = (
+            name,
+            _number(item.mean.value),
+            _interval(item.mean),
+            _number(item.std),
+        )
+        if item.other is not None and item.difference is not None:
+            change = item.difference
+            told_apart = change.low > 0 or change.high < 0
+            difference = f"{change.value:+.4g}"
+            row += (_number(item.other.value), difference, _interval(change, sign="+"))
+            row += ("told apart" if told_apart else "",)
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+    if partly:
+        print(f"Left out, since some runs lack them: {', '.join(partly)}")
+    print(f"\nFor the gate, of {len(runs)} runs:\nseed_std:")
+    for name in shown:
+        if found[name].examples and "/" not in name:
+            print(f"  {name}: {_number(found[name].std)}")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(_to_dict(found), indent=1) + "\n")
+    return 0
+
+
+def _read(path: Path) -> dict:
+    if path.is_dir():
+        path = path / artifacts.METRICS_FILE
+    try:
+        found = json.loads(path.read_text())
+        for item in found.values():
+            item.setdefault("value", None)
+            if type(item["examples"]) is not int or not _is_number(item["value"]):
+                raise TypeError
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise ValueError(
+            f"Runs must be what `sigline gate --output` wrote as {artifacts.METRICS_FILE}, or its "
+            f"folder. Received: {path}"
+        ) from None
+    return found
+
+
+def _is_number(value) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _interval(estimate, *, sign: str = "") -> str:
+    return f"{estimate.low:{sign}.4g} to {estimate.high:{sign}.4g}"
+
+
+def _to_dict(found) -> dict:
+    made = {}
+    for name, item in found.items():
+        made[name] = {"std": item.std}
+        for key in ("mean", "other", "difference"):
+            value = getattr(item, key)
+            if value is not None:
+                made[name][key] = {"value": value.value, "low": value.low, "high": value.high}
+    return made
