@@ -146,6 +146,16 @@ def resize_image(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
 
 
 def _resized(image: tf.Tensor, size: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
+    if config.interpolation == "bilinear" and not config.antialias:
+        # TensorFlow's kernel takes a third less time to read floats than to read bytes, to the same
+        # result. That pays where few pixels become many: the others would have to be made floats.
+        enlarged = tf.reduce_prod(tf.shape(image)[:2]) <= tf.reduce_prod(size)
+        resized = tf.cond(
+            enlarged,
+            lambda: tf.image.resize(tf.cast(image, tf.float32), size),
+            lambda: tf.image.resize(image, size),
+        )
+        return tf.cast(resized, tf.uint8)
     resized = tf.image.resize(image, size, method=config.interpolation, antialias=config.antialias)
     if config.interpolation != "bilinear":
         # Others overshoot.

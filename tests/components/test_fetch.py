@@ -44,15 +44,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with server.lock:
             server.asked[self.path] += 1
             server.agents.add(self.headers["User-Agent"])
-            server.now += 1
-            server.most = max(server.most, server.now)
-        try:
-            name, _, argument = self.path[1:].partition("/")
-            with contextlib.suppress(ConnectionError):
-                getattr(self, f"_{name}")(argument)
-        finally:
-            with server.lock:
-                server.now -= 1
+        name, _, argument = self.path[1:].partition("/")
+        with contextlib.suppress(ConnectionError):
+            getattr(self, f"_{name}")(argument)
 
     def _send(self, content, status=200, **headers):
         self.send_response(status)
@@ -65,7 +59,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(_png(int(argument.split(".")[0])))
 
     def _wait(self, argument):
+        server = self.server
+        with server.lock:
+            server.now += 1
+            server.most = max(server.most, server.now)
         time.sleep(0.1)
+        # Before the answer: who has it may ask again before this thread goes on.
+        with server.lock:
+            server.now -= 1
         self._ok(argument)
 
     def _status(self, argument):

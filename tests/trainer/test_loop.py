@@ -199,7 +199,7 @@ def test_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_error(
 ):
     short = dataclasses.replace(tiny, steps=2)
     _train(short, split_dir, vocabulary, tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # No file may grow beyond this: as good as a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))

@@ -140,21 +140,31 @@ def test_bomb_is_refused_in_a_graph_too():
         function(tf.constant(_jpeg_bomb()))
 
 
-def test_resize_squashes_without_antialiasing_and_truncates():
+@pytest.mark.parametrize("size", [4, 16])
+def test_resize_squashes_without_antialiasing_and_truncates(size):
     # The reference: bilinear at half-pixel centres, no low-pass, cast to uint8.
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-    config = ImageTowerConfig(size=4, patch=2)
+    config = ImageTowerConfig(size=size, patch=2)
     found = preprocess.resize_image(tf.constant(image), config).numpy()
-    expected = np.zeros((4, 4, 3))
-    for row in range(4):
-        for column in range(4):
-            y, x = (row + 0.5) * 6 / 4 - 0.5, (column + 0.5) * 8 / 4 - 0.5
+    expected = np.zeros((size, size, 3))
+    edged = np.pad(image, ((1, 1), (1, 1), (0, 0)), "edge").astype(np.float64)
+    for row in range(size):
+        for column in range(size):
+            y, x = (row + 0.5) * 6 / size - 0.5, (column + 0.5) * 8 / size - 0.5
             top, left = int(np.floor(y)), int(np.floor(x))
             dy, dx = y - top, x - left
-            corners = image[top : top + 2, left : left + 2].astype(np.float64)
+            corners = edged[top + 1 : top + 3, left + 1 : left + 3]
             rows = corners[0] * (1 - dy) + corners[1] * dy
             expected[row, column] = rows[0] * (1 - dx) + rows[1] * dx
     np.testing.assert_array_equal(found, np.floor(expected).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [32, 33, 224])
+def test_enlarging_gives_the_bytes_that_the_kernel_for_bytes_gives(size):
+    image = np.random.default_rng(1).integers(0, 256, (31, 33, 3), np.uint8)
+    found = preprocess.resize_image(tf.constant(image), ImageTowerConfig(size=size, patch=1))
+    expected = tf.image.resize(image, (size, size)).numpy().astype(np.uint8)
+    np.testing.assert_array_equal(found.numpy(), expected)
 
 
 def test_model_range_is_minus_one_to_one():
