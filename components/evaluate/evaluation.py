@@ -163,13 +163,13 @@ def _mean_average_precision(
     relevant = np.zeros(scores.shape, bool)
     for row, wanted in enumerate(labels):
         relevant[row, wanted] = True
-    present = np.flatnonzero(relevant.any(axis=0))
+    by_class = [
+        classification.average_precision(scores[:, c], relevant[:, c])
+        for c in np.flatnonzero(relevant.any(axis=0))
+    ]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        values = [
-            classification.average_precision(scores[:, c], relevant[:, c], weights) for c in present
-        ]
-        return np.nanmean(values, axis=0)
+        return np.nanmean([of(weights) for of in by_class], axis=0)
 
     return Measure(split.units, statistic, costly=True)
 

@@ -22,6 +22,7 @@ class Result:
         difference: Candidate minus baseline.
         difference_low: Lower bound of the interval of the difference.
         difference_high: Upper bound.
+        p_value: How likely chance alone makes a difference at least as large.
     """
 
     value: float
@@ -33,6 +34,7 @@ class Result:
     difference: float | None = None
     difference_low: float | None = None
     difference_high: float | None = None
+    p_value: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -81,6 +83,7 @@ def summarize(
                 compared.difference,
                 compared.low,
                 compared.high,
+                compared.p_value,
             )
         found[name] = result
     return found

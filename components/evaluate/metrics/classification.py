@@ -1,5 +1,7 @@
 """Classification metrics of scores, with one right class or several."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sigline.components.evaluate.metrics import retrieval
@@ -64,8 +66,8 @@ def class_scores(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def average_precision(
-    scores: np.ndarray, relevant: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
+    scores: np.ndarray, relevant: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
     """Average precision of one class: the sum over thresholds of precision times gained recall.
 
     AP = sum_n (R_n - R_{n-1}) P_n; examples of the same score are one threshold.
@@ -73,23 +75,28 @@ def average_precision(
     Args:
         scores: Shape `(examples,)`.
         relevant: Whether each has the class, shape `(examples,)`.
-        weights: How often each counts, shape `(draws, examples)`; once by default.
 
     Returns:
-        Shape `(draws,)`, NaN where nothing that counts is relevant.
+        A function of how often each example counts, shape `(draws, examples)`: the values, shape
+        `(draws,)`, NaN where nothing that counts is relevant.
     """
-    if weights is None:
-        weights = np.ones((1, len(scores)))
     order = np.argsort(-scores, kind="stable")
-    # Where a run of equal scores ends.
+    relevant = relevant[order]
+    # Where a run of equal scores ends; those without a relevant example gain nothing.
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    counted = weights[:, order]
-    hits = np.cumsum(counted * relevant[order], axis=1)[:, last]
-    seen = np.cumsum(counted, axis=1)[:, last]
-    gained = np.diff(hits, axis=1, prepend=0.0)
-    with np.errstate(invalid="ignore"):
-        precision = np.where(seen > 0, hits / np.maximum(seen, 1e-300), 0.0)
-        return (gained * precision).sum(axis=1) / hits[:, -1]
+    counts = np.cumsum(relevant)[last]
+    last = last[np.diff(counts, prepend=0) > 0]
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        counted = weights[:, order]
+        seen = np.cumsum(counted, axis=1)[:, last]
+        hits = np.cumsum(counted * relevant, axis=1)[:, last]
+        gained = np.diff(hits, axis=1, prepend=0.0)
+        with np.errstate(invalid="ignore"):
+            precision = np.where(seen > 0, hits / np.maximum(seen, 1e-300), 0.0)
+            return (gained * precision).sum(axis=1) / gained.sum(axis=1)
+
+    return of
 
 
 def confusions(

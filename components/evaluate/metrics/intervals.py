@@ -72,12 +72,15 @@ class Comparison:
         low: Lower bound of the interval of the difference.
         high: Upper bound.
         examples: How many examples both have.
+        p_value: How likely chance alone makes a difference at least as large, by the draws'
+            standard deviation; at least that of the exact sign test, where there is one.
     """
 
     difference: float
     low: float
     high: float
     examples: int
+    p_value: float
 
     @property
     def significant(self) -> bool:
@@ -200,9 +203,21 @@ def compare(
     value = candidate.value - baseline.value
     biased = candidate.biased or baseline.biased
     low, high = _percentiles(found, confidence, around=value if biased else None)
-    if _sign_test(candidate.values, baseline.values) >= 1 - confidence:
+    by_sign = _sign_test(candidate.values, baseline.values)
+    if by_sign >= 1 - confidence:
         low, high = min(low, 0.0), max(high, 0.0)
-    return Comparison(value, low, high, examples=len(candidate.units))
+    found = found[~np.isnan(found)]
+    std = float(found.std()) if len(found) else float("nan")
+    p_value = max(by_sign, _p_value(value, std))
+    return Comparison(value, low, high, len(candidate.units), p_value)
+
+
+def _p_value(difference: float, std: float) -> float:
+    """Returns how likely a normal variable around 0 lies at least as far from it; NaN of NaN."""
+    if difference == 0.0:
+        return 1.0
+    with np.errstate(divide="ignore"):
+        return float(2.0 * stats.norm.sf(np.divide(abs(difference), std)))
 
 
 def _sign_test(candidate: np.ndarray | None, baseline: np.ndarray | None) -> float:
@@ -220,21 +235,41 @@ def widened(found: Comparison, seed_std: float, *, confidence: float = CONFIDENC
     """Returns a comparison whose interval also holds what another seed of training changes.
 
     Variances add: a half of the interval becomes sqrt(half^2 + (z s sqrt(2))^2), since both models
-    were trained from some seed.
+    were trained from some seed; so does the variance that the p-value is by.
 
     Args:
         found: A comparison on examples.
         seed_std: Standard deviation s of the metric between seeds.
         confidence: That of the comparison.
     """
-    spread = stats.norm.ppf((1 + confidence) / 2) * seed_std * np.sqrt(2.0)
+    seeds = seed_std * np.sqrt(2.0)
+    spread = stats.norm.ppf((1 + confidence) / 2) * seeds
     below, above = found.difference - found.low, found.high - found.difference
+    # The standard deviation that the p-value stands for.
+    std = abs(found.difference) / stats.norm.isf(found.p_value / 2) if found.p_value < 1 else 0.0
+    p_value = max(found.p_value, _p_value(found.difference, float(np.hypot(std, seeds))))
     return Comparison(
         found.difference,
         float(found.difference - np.hypot(below, spread)),
         float(found.difference + np.hypot(above, spread)),
         found.examples,
+        p_value,
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values that may be compared with one level though there are several of them.
+
+    The smallest is multiplied by their number, the next by one less, and so on; none is below one
+    before it (Holm 1979). Of those below a level p, one is there by chance with at most that
+    probability, however they depend on each other.
+    """
+    values = np.asarray(p_values, np.float64)
+    order = np.argsort(values)
+    adjusted = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    found = np.empty_like(values)
+    found[order] = np.minimum(adjusted, 1.0)
+    return found.tolist()
 
 
 def over_seeds(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Estimate:

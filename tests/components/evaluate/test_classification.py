@@ -46,14 +46,14 @@ def test_ties_and_nan_are_mistakes():
 def test_average_precision_equals_scikit_learn(ties):
     scores = np.round(SCORES[:, 0], 0 if ties else 7)
     relevant = LABELS < 2
-    (found,) = classification.average_precision(scores, relevant)
+    (found,) = classification.average_precision(scores, relevant)(np.ones((1, 200)))
     assert found == pytest.approx(sklearn_metrics.average_precision_score(relevant, scores))
 
 
 def test_average_precision_with_weights_equals_scikit_learn():
     weights = np.random.default_rng(2).integers(3, size=(2, 200)).astype(float)
     relevant = LABELS < 2
-    found = classification.average_precision(SCORES[:, 0], relevant, weights)
+    found = classification.average_precision(SCORES[:, 0], relevant)(weights)
     for value, weight in zip(found, weights, strict=True):
         expected = sklearn_metrics.average_precision_score(
             relevant, SCORES[:, 0], sample_weight=weight
@@ -62,7 +62,8 @@ def test_average_precision_with_weights_equals_scikit_learn():
 
 
 def test_class_that_nothing_has_has_no_average_precision():
-    (found,) = classification.average_precision(SCORES[:, 0], np.zeros(200, bool))
+    none = classification.average_precision(SCORES[:, 0], np.zeros(200, bool))
+    (found,) = none(np.ones((1, 200)))
     assert np.isnan(found)
 
 

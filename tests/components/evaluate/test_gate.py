@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from sigline.components.evaluate import gate
@@ -180,3 +182,23 @@ def test_gate_of_relative_rules_does_not_bless_a_first_model():
 
 def test_gate_survives_json():
     assert Gate.from_json(GATE.to_json()) == GATE
+
+
+@pytest.mark.parametrize(("p_value", "blessed"), [(0.02, True), (1e-4, False)])
+def test_one_of_many_slices_may_drop_by_chance(p_value, blessed):
+    limits = Gate(slice_max_drop={"acc": {"source": 0.02}}, min_slice_examples=1)
+    same = Result(0.9, examples=30, baseline=0.9, difference=0.0, p_value=1.0)
+    results = {f"acc/source={i}": same for i in range(9)}
+    dropped = _against(0.8, 0.9, -0.19, -0.01)
+    results["acc/source=9"] = dataclasses.replace(dropped, examples=30, p_value=p_value)
+    verdict = gate.judge(results, limits, has_baseline=True)
+    assert verdict.blessed == blessed
+    if blessed:
+        assert "in one of 10 slices" in verdict.checks[-1].note
+
+
+def test_slice_whose_difference_is_not_a_number_is_not_forgiven():
+    limits = Gate(slice_max_drop={"acc": {"source": 0.02}}, min_slice_examples=1)
+    nan = float("nan")
+    broken = dataclasses.replace(_against(0.8, nan, nan, nan), examples=30, p_value=nan)
+    assert not gate.judge({"acc/source=a": broken}, limits, has_baseline=True).blessed

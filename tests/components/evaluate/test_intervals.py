@@ -87,14 +87,19 @@ def test_interval_over_seeds_is_students():
 
 
 def test_seeds_widen_an_interval_by_their_variance():
-    found = intervals.Comparison(-0.05, -0.06, -0.03, 60)
+    std = 0.0075
+    found = intervals.Comparison(-0.05, -0.06, -0.03, 60, 2 * stats.norm.sf(0.05 / std))
     wide = intervals.widened(found, 0.02)
     spread = stats.norm.ppf(0.975) * 0.02 * 2**0.5
     assert wide.low == pytest.approx(-0.05 - (0.01**2 + spread**2) ** 0.5)
     assert wide.high == pytest.approx(-0.05 + (0.02**2 + spread**2) ** 0.5)
     assert found.significant
     assert not wide.significant
-    assert intervals.widened(found, 0.0) == found
+    expected = 2 * stats.norm.sf(0.05 / (std**2 + 2 * 0.02**2) ** 0.5)
+    assert wide.p_value == pytest.approx(expected)
+    same = intervals.widened(found, 0.0)
+    assert (same.low, same.high) == (found.low, found.high)
+    assert same.p_value == pytest.approx(found.p_value)
 
 
 def test_units_of_a_cluster_are_drawn_together():
@@ -133,3 +138,28 @@ def test_equal_models_differ_as_seldom_as_the_confidence_says():
         one, other = (intervals.mean(UNITS, rng.random(60) < 0.9) for _ in range(2))
         found.append(intervals.compare(one, other, seed=seed, draws=300).significant)
     assert np.mean(found) <= 0.05
+
+
+def test_p_value_of_a_difference_is_that_of_the_paired_test():
+    rng = np.random.default_rng(4)
+    baseline = rng.standard_normal(60)
+    candidate = baseline + 0.3 * rng.standard_normal(60) - 0.08
+    found = intervals.compare(intervals.mean(UNITS, candidate), intervals.mean(UNITS, baseline))
+    expected = stats.ttest_rel(candidate, baseline).pvalue
+    assert found.p_value == pytest.approx(expected, abs=0.02)
+    assert 0.01 < expected < 0.2
+
+
+def test_p_value_is_one_where_nothing_differs_and_that_of_the_sign_test_for_a_handful():
+    ones = intervals.mean(UNITS, np.ones(60))
+    assert intervals.compare(ones, ones).p_value == 1.0
+    fewer = np.ones(60)
+    fewer[:6] = 0.0
+    found = intervals.compare(intervals.mean(UNITS, fewer), ones)
+    assert found.p_value == pytest.approx(stats.binomtest(0, 6).pvalue)
+
+
+def test_several_p_values_by_hand():
+    assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert intervals.holm([0.9, 0.5]) == [1.0, 1.0]
+    assert intervals.holm([]) == []

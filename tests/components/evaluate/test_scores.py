@@ -74,6 +74,36 @@ def test_effective_rank_of_collapsed_and_of_spread_embeddings():
     assert health.effective_rank(UNITS, axes).value == pytest.approx(4.0)
 
 
+def test_effective_rank_of_a_draw_is_right_to_first_order():
+    x, step = _unit_rows(100), 1e-5
+    measure = health.effective_rank(UNITS, x)
+
+    def exact(weights):
+        singular = np.linalg.svd(x * np.sqrt(weights)[:, None], compute_uv=False)
+        return np.exp(stats.entropy(singular / singular.sum()))
+
+    for unit in (0, 7, 99):
+        weights = np.ones(100)
+        weights[unit] += step
+        expected = (exact(weights) - exact(np.ones(100))) / step
+        found = (measure.statistic(weights[None])[0] - measure.value) / step
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_interval_of_an_effective_rank_is_as_wide_as_other_samples_differ():
+    scales = np.array([4.0, 3.0, 2.0, 1.0, 0.5, 0.5, 0.2, 0.1])
+    units = tuple(map(str, range(400)))
+    found = [
+        intervals.estimate(
+            health.effective_rank(units, scales * np.random.default_rng(i).normal(size=(400, 8)))
+        )
+        for i in range(60)
+    ]
+    spread = np.std([item.value for item in found])
+    half = np.mean([(item.high - item.low) / 2 for item in found])
+    assert half / 1.96 == pytest.approx(spread, rel=0.25)
+
+
 def test_mean_similarity_is_that_of_all_pairs():
     x = _unit_rows(100)
     expected = np.mean(1.0 - distance.pdist(x, "cosine"))
