@@ -8,12 +8,20 @@ from sigline.schemas import digests
 MANIFEST = "sigline_manifest.json"
 
 
-def list_versions(base: str | Path) -> list[int]:
-    """Returns the version numbers in a serving folder as TF Serving finds them, ascending."""
+def directories(base: str | Path) -> dict[int, Path]:
+    """Returns the version directories of a serving folder by number, as TF Serving finds them.
+
+    Leading zeros do not count: `00000123` is version 123.
+    """
     base = Path(base)
     if not base.is_dir():
-        return []
-    return sorted(int(path.name) for path in base.iterdir() if _is_version(path))
+        return {}
+    return {int(path.name): path for path in sorted(base.iterdir()) if _is_version(path)}
+
+
+def list_versions(base: str | Path) -> list[int]:
+    """Returns the version numbers in a serving folder, ascending."""
+    return sorted(directories(base))
 
 
 def content(path: str | Path) -> dict[str, str]:

@@ -1,33 +1,42 @@
-"""A client of TF Serving's gRPC protocol for models of the model contract."""
+"""A client of TF Serving's protocols, gRPC and REST, for models of the model contract.
 
-from collections.abc import Sequence
+It needs neither TensorFlow nor a server of sigline's: it works against stock TF Serving too.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
-import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from sigline.schemas import signatures
+from sigline.serving import protos
+from sigline.serving.transport import (
+    Answer,
+    GrpcTransport,
+    Inputs,
+    Options,
+    RequestError,
+    RestTransport,
+    answer_of,
+    coders,
+    failure_of,
+    open_channel,
+)
 
-_MAX_MESSAGE_BYTES = 64 * 2**20
-# Encoded bytes of images per request, well below the message limits of servers.
+# Of a request, well below the limits of servers: encoded images, and images or texts.
 _REQUEST_BYTES = 4 * 2**20
 _REQUEST_ITEMS = 64
+_REQUEST_TEXTS = 256
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
-class RequestError(RuntimeError):
-    """The server refused a request or could not be reached.
-
-    Attributes:
-        code: Name of the gRPC status, such as `INVALID_ARGUMENT`.
-    """
-
-    def __init__(self, message: str, code: str):
-        super().__init__(message)
-        self.code = code
+# What another attempt may mend: a server that restarts, or one that is full.
+_AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+_FIRST_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,59 +50,88 @@ class Match:
 class Client:
     """Asks a server, sigline's own or TF Serving."""
 
-    def __init__(self, target: str, *, model_name: str = "sigline", timeout_seconds: float = 30.0):
-        """Opens a channel to `HOST:PORT`."""
+    def __init__(self, target: str, **options: Any):
+        """Opens a connection.
+
+        Args:
+            target: `HOST:PORT` of gRPC, or `http://HOST:PORT` of REST.
+            **options: Those of `Options`.
+        """
         self._target = target
-        self._model_name = model_name
-        self._timeout_seconds = timeout_seconds
-        options = [
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ]
-        self._channel = grpc.insecure_channel(target, options=options)
-        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._options = Options(**options)
+        kind = RestTransport if target.startswith(("http://", "https://")) else GrpcTransport
+        self._transport = kind(target, self._options)
 
     def close(self) -> None:
-        """Closes the channel."""
-        self._channel.close()
+        """Closes the connection."""
+        self._transport.close()
 
-    def predict(
-        self, signature: str, inputs: dict[str, Sequence[bytes | str]]
-    ) -> dict[str, np.ndarray]:
-        """Calls a signature with lists of strings and returns its outputs.
+    def ask(self, signature: str, inputs: Inputs) -> Answer:
+        """Calls a signature with lists of strings.
 
         Raises:
             RequestError: If the server cannot be reached or refuses; the message has its reason.
         """
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self._model_name
-        request.model_spec.signature_name = signature
-        for name, values in inputs.items():
-            proto = request.inputs[name]
-            proto.dtype = tf.string.as_datatype_enum
-            proto.tensor_shape.dim.add(size=len(values))
-            proto.string_val.extend(v.encode() if isinstance(v, str) else v for v in values)
-        try:
-            response = self._stub.Predict(request, timeout=self._timeout_seconds)
-        except grpc.RpcError as error:
-            code, details = error.code(), error.details()  # type: ignore[attr-defined]  # grpc.Call
-            message = f"{self._target} answered {code.name}: {details}"
-            raise RequestError(message, code.name) from error
-        return {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
+        end = time.monotonic() + self._options.timeout_seconds
+        for attempt in range(self._options.retries + 1):
+            left = end - time.monotonic()
+            try:
+                return self._transport.send(signature, inputs, max(left, 1e-3))
+            except RequestError as error:
+                pause = _pause(attempt)
+                last = attempt == self._options.retries
+                if last or error.code not in _AGAIN or time.monotonic() + pause >= end:
+                    raise _named(self._target, error) from error
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def predict(self, signature: str, inputs: Inputs) -> dict[str, np.ndarray]:
+        """As `ask`, without the version."""
+        return self.ask(signature, inputs).outputs
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns unit vectors, shape `(texts, dim)`."""
-        return self.predict(signatures.EMBED_TEXT, {signatures.TEXT: texts})[signatures.EMBEDDING]
+        """Returns unit vectors, shape `(texts, dim)`; many texts are asked in several requests."""
+        parts = [
+            self.predict(signatures.EMBED_TEXT, {signatures.TEXT: part})[signatures.EMBEDDING]
+            for part in _text_batches(texts)
+        ]
+        return np.concatenate(parts)
 
     def embed_images(self, images: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Returns unit vectors `(images, dim)` and which images are valid; the rest are zeros."""
-        answer = self.predict(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: images})
-        return answer[signatures.EMBEDDING], answer[signatures.VALID]
+        answers = [
+            self.predict(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: part})
+            for part in _image_batches(images)
+        ]
+        return _joined(answers)
 
     def compare(self, image: bytes, texts: Sequence[str]) -> np.ndarray:
         """Returns the probability that each text describes the image, shape `(texts,)`."""
         inputs = {signatures.IMAGE_BYTES: [image], signatures.TEXT: texts}
         return self.predict(signatures.SIMILARITY, inputs)[signatures.PROBABILITIES][0]
+
+    def embed_classes(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+        """Returns a unit vector for each class, the mean of those of its prompts.
+
+        Args:
+            names: The classes.
+            templates: Prompts with `{}` where the name goes, such as `a photo of {}`.
+
+        Returns:
+            Shape `(names, dim)`.
+        """
+        prompts = _prompts(names, templates)
+        return _class_means(self.embed_texts(prompts), len(names))
+
+    def classify(
+        self, images: Sequence[bytes], names: Sequence[str], templates: Sequence[str] = ("{}",)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the cosines of images and classes `(images, names)`, and which images are valid.
+
+        Classes are given by prompts (zero-shot), several of which are averaged.
+        """
+        vectors, valid = self.embed_images(images)
+        return vectors @ self.embed_classes(names, templates).T, valid
 
     def search(
         self, text: str, paths: Sequence[Path], *, top: int
@@ -106,7 +144,7 @@ class Client:
         """
         query = self.embed_texts([text])[0]
         matches, unreadable = [], []
-        for batch in _batches(paths):
+        for batch in _file_batches(paths):
             vectors, valid = self.embed_images([path.read_bytes() for path in batch])
             for path, score, good in zip(batch, vectors @ query, valid, strict=True):
                 if good:
@@ -115,6 +153,64 @@ class Client:
                     unreadable.append(path)
         matches.sort(key=lambda match: (-match.score, match.path))
         return matches[:top], unreadable
+
+
+class AsyncClient:
+    """Asks over gRPC from coroutines, as a web backend does; methods are those of `Client`."""
+
+    def __init__(self, target: str, **options: Any):
+        """Opens a channel to `HOST:PORT`, inside a running loop; options are those of `Options`."""
+        self._target = target
+        self._options = Options(**options)
+        self._channel = open_channel(grpc.aio, target, self._options)
+        self._call = self._channel.unary_unary(protos.PREDICT, *coders())
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+    async def ask(self, signature: str, inputs: Inputs) -> Answer:
+        """As `Client.ask`."""
+        request = self._options.request(signature, inputs)
+        metadata = tuple(self._options.headers().items())
+        end = time.monotonic() + self._options.timeout_seconds
+        for attempt in range(self._options.retries + 1):
+            left = max(end - time.monotonic(), 1e-3)
+            try:
+                return answer_of(await self._call(request, timeout=left, metadata=metadata))
+            except grpc.RpcError as failed:
+                error, pause = failure_of(failed), _pause(attempt)
+                last = attempt == self._options.retries
+                if last or error.code not in _AGAIN or time.monotonic() + pause >= end:
+                    raise _named(self._target, error) from failed
+                await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def predict(self, signature: str, inputs: Inputs) -> dict[str, np.ndarray]:
+        """As `Client.predict`."""
+        return (await self.ask(signature, inputs)).outputs
+
+    async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """As `Client.embed_texts`, with the requests beside each other."""
+        calls = (
+            self.predict(signatures.EMBED_TEXT, {signatures.TEXT: part})
+            for part in _text_batches(texts)
+        )
+        answers = await asyncio.gather(*calls)
+        return np.concatenate([answer[signatures.EMBEDDING] for answer in answers])
+
+    async def embed_images(self, images: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """As `Client.embed_images`, with the requests beside each other."""
+        calls = (
+            self.predict(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: part})
+            for part in _image_batches(images)
+        )
+        return _joined(await asyncio.gather(*calls))
+
+    async def compare(self, image: bytes, texts: Sequence[str]) -> np.ndarray:
+        """As `Client.compare`."""
+        inputs = {signatures.IMAGE_BYTES: [image], signatures.TEXT: texts}
+        return (await self.predict(signatures.SIMILARITY, inputs))[signatures.PROBABILITIES][0]
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -131,14 +227,57 @@ def image_files(folder: str | Path) -> list[Path]:
     return files
 
 
-def _batches(paths: Sequence[Path]):
-    batch, size = [], 0
-    for path in paths:
-        length = path.stat().st_size
-        if batch and (size + length > _REQUEST_BYTES or len(batch) == _REQUEST_ITEMS):
+def _named(target: str, error: RequestError) -> RequestError:
+    return RequestError(f"{target} answered {error.code}: {error}", error.code)
+
+
+def _pause(attempt: int) -> float:
+    # Apart from each other, so that clients that failed together do not come back together.
+    return _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
+
+
+def _joined(answers: Iterable[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    answers = list(answers)
+    vectors = np.concatenate([answer[signatures.EMBEDDING] for answer in answers])
+    return vectors, np.concatenate([answer[signatures.VALID] for answer in answers])
+
+
+def _prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    if not names or not templates or any("{}" not in template for template in templates):
+        raise ValueError(
+            "There must be names, and templates with {} where the name goes. "
+            f"Received: {len(names)} names, templates={list(templates)}"
+        )
+    return [template.replace("{}", name) for name in names for template in templates]
+
+
+def _class_means(vectors: np.ndarray, count: int) -> np.ndarray:
+    means = vectors.reshape(count, -1, vectors.shape[-1]).mean(axis=1)
+    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+
+
+def _text_batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, max(len(texts), 1), _REQUEST_TEXTS):
+        yield texts[start : start + _REQUEST_TEXTS]
+
+
+def _image_batches(images: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    yield from _batches(images, [len(image) for image in images])
+    if not images:
+        yield images
+
+
+def _file_batches(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    yield from _batches(paths, [path.stat().st_size for path in paths])
+
+
+def _batches(items: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
+    batch, total = [], 0
+    for item, size in zip(items, sizes, strict=True):
+        if batch and (total + size > _REQUEST_BYTES or len(batch) == _REQUEST_ITEMS):
             yield batch
-            batch, size = [], 0
-        batch.append(path)
-        size += length
+            batch, total = [], 0
+        batch.append(item)
+        total += size
     if batch:
         yield batch

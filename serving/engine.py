@@ -1,28 +1,32 @@
 """A loaded model version: checked inputs in, arrays out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  # Registers the tokenizer's operations.
 
+from sigline.serving import failures
+from sigline.serving.failures import RequestFailed
+
 _TAGS = ["serve"]
-
-
-class InvalidRequest(ValueError):
-    """A request that does not fit the model; the message is for the client."""
-
-
-class UnknownSignature(KeyError):
-    """A request for a signature that the model does not have."""
 
 
 @dataclass(frozen=True)
 class _Callable:
-    run: object
+    run: Callable[..., Any]
     inputs: dict[str, tf.Tensor]
     outputs: dict[str, tf.Tensor]
+
+    @property
+    def by_row(self) -> bool:
+        """Whether there is one input, and a row of every output for each of its rows."""
+        tensors = [*self.inputs.values(), *self.outputs.values()]
+        return len(self.inputs) == 1 and all(x.shape.rank and x.shape[0] is None for x in tensors)
 
 
 class LoadedVersion:
@@ -61,27 +65,47 @@ class LoadedVersion:
         run = self._session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
         return _Callable(run, inputs, outputs)
 
-    def predict(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs a signature.
+    def by_row(self) -> frozenset[str]:
+        """Returns the signatures that answer each row of their one input by a row."""
+        return frozenset(name for name, target in self._callables.items() if target.by_row)
 
-        Raises:
-            UnknownSignature: If the model has no such signature.
-            InvalidRequest: If names, types or shapes of the inputs do not fit.
-            tf.errors.OpError: If an operation fails, for instance on an undecodable image.
-        """
-        target = self._callables.get(signature)
-        if target is None:
-            raise UnknownSignature(signature)
+    def definition(self, signature: str) -> Any:
+        """Returns a signature's `SignatureDef`; raises RequestFailed if there is no such one."""
+        found = self.signature_defs.get(signature)
+        if found is None:
+            message = f'Serving signature key "{signature}" not found.'
+            raise RequestFailed(grpc.StatusCode.FAILED_PRECONDITION, message)
+        return found
+
+    def check(self, signature: str, inputs: dict[str, np.ndarray]) -> None:
+        """Raises RequestFailed if there is no such signature, or the inputs do not fit it."""
+        self.definition(signature)
+        target = self._callables[signature]
         if inputs.keys() != target.inputs.keys():
             extra = ",".join(sorted(inputs.keys() - target.inputs.keys()))
             missing = ",".join(sorted(target.inputs.keys() - inputs.keys()))
-            raise InvalidRequest(
+            raise failures.invalid(
                 f"input size does not match signature: {len(inputs)}!={len(target.inputs)}. "
                 f"Sent extra: {{{extra}}}. Missing but required: {{{missing}}}."
             )
         for name, tensor in target.inputs.items():
             _check_input(name, inputs[name], tensor)
-        values = target.run(*(inputs[name] for name in target.inputs))  # type: ignore[operator]
+
+    def output_names(self, signature: str) -> list[str]:
+        """Returns the names of a signature's outputs, sorted."""
+        return list(self._callables[signature].outputs)
+
+    def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs a signature with inputs that `check` has seen.
+
+        Raises:
+            RequestFailed: If an operation fails, for instance on an undecodable image.
+        """
+        target = self._callables[signature]
+        try:
+            values = target.run(*(inputs[name] for name in target.inputs))
+        except tf.errors.OpError as error:
+            raise failures.of_operation(error.error_code, error.message) from error
         return dict(zip(target.outputs, values, strict=True))
 
     def close(self) -> None:
@@ -93,8 +117,8 @@ def _check_input(name: str, value: np.ndarray, tensor: tf.Tensor) -> None:
     # A session would cast silently.
     dtype = tf.string if value.dtype == object else tf.as_dtype(value.dtype)
     if dtype != tensor.dtype:
-        raise InvalidRequest(f"input {name} must be {tensor.dtype.name}. Received: {dtype.name}")
+        raise failures.invalid(f"input {name} must be {tensor.dtype.name}. Received: {dtype.name}")
     if not tensor.shape.is_compatible_with(value.shape):
-        raise InvalidRequest(
+        raise failures.invalid(
             f"input {name} must have shape {tensor.shape}. Received: {tuple(value.shape)}"
         )

@@ -43,7 +43,7 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
     """
     command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(base_path)]
     # The pipe to its standard input ends with this process, and the server with the pipe.
-    command += ["--port", "0", "--model-name", model_name, "--until-stdin-closes"]
+    command += ["--port", "0", "--no-rest", "--model-name", model_name, "--until-stdin-closes"]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors

@@ -1,216 +1,274 @@
-"""A server for one machine that speaks TF Serving's gRPC protocol.
+"""A server for one machine that speaks TF Serving's protocols, gRPC and REST.
 
-It answers PredictionService Predict and GetModelMetadata and ModelService GetModelStatus with the
-status codes of TF Serving, so that one client and one test work against both. It serves the newest
-version that stands in the folder when it starts.
+It answers with the status codes of TF Serving, so that one client and one test work against both.
+It has what TF Serving leaves to others: limits, keys, a drain; and a folder that is damaged or half
+copied does not take away what serves.
 """
 
-import math
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from concurrent import futures
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-import numpy as np
-import tensorflow as tf
-from google.protobuf import any_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
+    model_service_pb2,
     model_service_pb2_grpc,
-    predict_pb2,
+    prediction_service_pb2,
     prediction_service_pb2_grpc,
 )
 
-from sigline.schemas import signatures, versions
-from sigline.serving.engine import InvalidRequest, LoadedVersion, UnknownSignature
+from sigline.serving import access, grpc_services, model_config
+from sigline.serving.batching import BatchingConfig
+from sigline.serving.failures import RequestFailed
+from sigline.serving.manager import Manager
+from sigline.serving.metrics import Metrics
+from sigline.serving.model_config import ModelConfig
+from sigline.serving.requests import Limits, Requests
+from sigline.serving.rest import RestServer
 
 DEFAULT_MODEL_NAME = "sigline"
 DEFAULT_PORT = 8500
-MAX_MESSAGE_BYTES = 16 * 2**20
-_MAX_STATUS_CHARS = 1024
-_GRAPH_ERROR_HEADING = "Graph execution error:"
-_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+DEFAULT_REST_PORT = 8501
+# Threads for health, status and reflection while all others are busy.
+_SPARE_THREADS = 8
+_LOG = logging.getLogger("sigline.serving")
+_WARNINGS = ("load_failed", "no_versions", "folder_not_read", "config_refused")
+_SERVICES = (
+    prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How a server serves.
+
+    Attributes:
+        models: What it serves.
+        model_config_file: File that `models` were read from, to be read again when it changes.
+        host: Address to listen at.
+        port: Of gRPC; 0 takes a free one.
+        rest_port: Of REST, probes and figures; 0 takes a free one, None leaves it out.
+        limits: What a request may be.
+        batching: How requests are computed together.
+        poll_seconds: Time between two looks at the folders of versions.
+        tls: Its certificate; None for plain text.
+        api_keys: Keys of which a request must hold one; none by default.
+        allow_reload: Whether clients may replace what is served, and so read any folder.
+        log_requests: Whether every request is logged.
+        lame_duck_seconds: How long it goes on after it has said that it stops, so that those who
+            send requests learn of it.
+        grace_seconds: How long requests in flight may take then.
+    """
+
+    models: tuple[ModelConfig, ...]
+    model_config_file: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    rest_port: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    poll_seconds: float = 1.0
+    tls: access.Tls | None = None
+    api_keys: Sequence[str] = ()
+    allow_reload: bool = False
+    log_requests: bool = False
+    lame_duck_seconds: float = 0.0
+    grace_seconds: float = 10.0
 
 
 class ModelServer:
-    """A gRPC server with one model."""
+    """Serves models until it is stopped."""
 
-    def __init__(
-        self,
-        base_path: str | Path,
-        *,
-        model_name: str = DEFAULT_MODEL_NAME,
-        host: str = "127.0.0.1",
-        port: int = DEFAULT_PORT,
-        num_threads: int = 16,
-    ):
-        """Loads the newest version and binds the port; 0 takes a free one, see `port`.
+    def __init__(self, config: ServerConfig):
+        """Binds the ports; 0 takes a free one, see `port` and `rest_port`.
 
         Raises:
-            ValueError: If the folder holds no version, or the newest does not match its manifest.
-            OSError: If the port is taken.
+            OSError: If a port is taken, or a certificate cannot be read.
         """
-        version, directory = newest_version(base_path)
-        self.model = LoadedVersion(directory, version)
+        self._config = config
+        self._draining = False
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_config, name="config", daemon=True)
+        self.metrics = Metrics(self._waiting, self._versions)
+        self.manager = Manager(
+            config.models,
+            config.batching,
+            observe=self.metrics.batch,
+            event=_log_event,
+            poll_seconds=config.poll_seconds,
+        )
+        self._requests = Requests(
+            self.manager, config.limits, self.metrics, log_all=config.log_requests
+        )
+        keys = access.ApiKeys(config.api_keys)
+        threads = config.limits.max_requests + _SPARE_THREADS
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(num_threads),
+            futures.ThreadPoolExecutor(threads),
+            interceptors=[access.KeyInterceptor(keys)],
             options=(
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+                # What is answered may be longer than what was asked: similarities.
+                ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
             ),
+            # What no thread is left for is refused, not kept waiting.
+            maximum_concurrent_rpcs=threads,
         )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            _PredictionService(model_name, self.model), self._server
+            grpc_services.PredictionService(self._requests), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            _ModelService(model_name, self.model), self._server
+            grpc_services.ModelService(self._requests, allow_reload=config.allow_reload),
+            self._server,
         )
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.port = self._bind()
+        self.address = f"{config.host}:{self.port}"
+        self._rest = None
+        self.rest_port = None
+        if config.rest_port is not None:
+            try:
+                self._rest = RestServer(
+                    self._requests,
+                    host=config.host,
+                    port=config.rest_port,
+                    tls=config.tls.context() if config.tls else None,
+                    authorized=keys.allow,
+                    ready=lambda: not self._draining and self.manager.ready(),
+                    grace_seconds=config.grace_seconds,
+                )
+            except OSError:
+                self._server.stop(0)
+                raise
+            self.rest_port = self._rest.port
+
+    def _bind(self) -> int:
+        address, tls = f"{self._config.host}:{self._config.port}", self._config.tls
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
+            if tls is not None:
+                return self._server.add_secure_port(address, tls.credentials())
+            return self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"port must be free. Received: host={host}, port={port}") from error
-        self.address = f"{host}:{self.port}"
+            raise OSError(
+                f"port must be free. Received: host={self._config.host}, port={self._config.port}"
+            ) from error
 
     def start(self) -> None:
-        """Begins to answer requests."""
-        self._server.start()
+        """Loads the models, then begins to answer requests.
 
-    def stop(self, grace_seconds: float = 10.0) -> None:
-        """Stops accepting requests, lets those in flight finish, and frees the model."""
-        self._server.stop(grace_seconds).wait()
-        self.model.close()
-
-
-def newest_version(base_path: str | Path) -> tuple[int, Path]:
-    """Returns the newest version of a serving folder and its directory.
-
-    Raises:
-        ValueError: If there is none, or its files do not match the manifest beside them.
-    """
-    found = versions.list_versions(base_path)
-    if not found:
-        raise ValueError(
-            "base_path must hold a version directory such as 1/saved_model.pb. "
-            f"Received: base_path={base_path}"
-        )
-    directory = Path(base_path) / str(found[-1])
-    if (directory / versions.MANIFEST).is_file() and versions.verify(directory) is None:
-        raise ValueError(
-            f"Version {found[-1]} does not match its manifest; publish the model again. "
-            f"Received: base_path={base_path}"
-        )
-    return found[-1], directory
-
-
-class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, model_name: str, model: LoadedVersion):
-        self._model_name = model_name
-        self._model = model
-
-    def Predict(self, request, context):
-        if not request.HasField("model_spec"):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
-        _check_model(request.model_spec, self._model_name, self._model, context)
-        signature = request.model_spec.signature_name or signatures.SERVING_DEFAULT
+        Raises:
+            ValueError: If a model has no version that can be served; the message has the reason.
+        """
         try:
-            inputs = {name: _to_array(proto) for name, proto in request.inputs.items()}
-            outputs = self._model.predict(signature, inputs)
-        except UnknownSignature:
-            message = f'Serving signature key "{signature}" not found.'
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
-        except (InvalidRequest, ValueError, TypeError) as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, _message(error))
-        except tf.errors.OpError as error:
-            context.abort(_GRPC_CODES[error.error_code], _message(error))
-        return self._response(request, signature, outputs, context)
+            self.manager.start()
+        except BaseException:
+            self._close(0.0)
+            raise
+        self._server.start()
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        if self._config.model_config_file is not None:
+            self._watcher.start()
+        _log_event("serving", address=self.address, rest_port=self.rest_port)
 
-    def _response(self, request, signature: str, outputs: dict[str, np.ndarray], context):
-        wanted = list(request.output_filter) or list(outputs)
-        if len(set(wanted)) != len(wanted) or not set(wanted) <= outputs.keys():
-            message = f"output_filter must name distinct outputs among {sorted(outputs)}"
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
-        response = predict_pb2.PredictResponse()
-        response.model_spec.name = self._model_name
-        response.model_spec.version.value = self._model.version
-        response.model_spec.signature_name = signature
-        for name in wanted:
-            # TF Serving answers in typed fields, which many clients read directly.
-            value = outputs[name]
-            dtype = tf.string if value.dtype == object else tf.as_dtype(value.dtype)
-            proto = response.outputs[name]
-            proto.dtype = dtype.as_datatype_enum
-            for size in value.shape:
-                proto.tensor_shape.dim.add(size=size)
-            _typed_field(proto, value).extend(value.ravel().tolist())
-        return response
+    def stop(self) -> None:
+        """Says that it stops, lets requests in flight finish, and frees the models; once."""
+        if self._draining:
+            return
+        self._draining = True
+        self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        self._health.enter_graceful_shutdown()
+        _log_event("draining", lame_duck_seconds=self._config.lame_duck_seconds)
+        time.sleep(self._config.lame_duck_seconds)
+        self._close(self._config.grace_seconds)
+        _log_event("stopped")
 
-    def GetModelMetadata(self, request, context):
-        _check_model(request.model_spec, self._model_name, self._model, context)
-        if list(request.metadata_field) != ["signature_def"]:
-            message = "Metadata field must be signature_def, the only one supported"
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
-        signature_map = get_model_metadata_pb2.SignatureDefMap()
-        for name, signature in self._model.signature_defs.items():
-            signature_map.signature_def[name].CopyFrom(signature)
-        packed = any_pb2.Any()
-        packed.Pack(signature_map)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = self._model_name
-        response.model_spec.version.value = self._model.version
-        response.metadata["signature_def"].CopyFrom(packed)
-        return response
+    def _close(self, grace_seconds: float) -> None:
+        stopping = self._server.stop(grace_seconds)
+        if self._rest is not None:
+            self._rest.stop()
+        stopping.wait()
+        self.manager.stop()
 
+    def _watch_config(self) -> None:
+        """Takes up what the model config file says, whenever it says something else."""
+        path = self._config.model_config_file
+        assert path is not None
+        known = self._config.models
+        while not self._stopping.wait(self._config.poll_seconds):
+            try:
+                found = model_config.load(path)
+                if found == known:
+                    continue
+                known = found
+                self.manager.reload(found, timeout_seconds=0.0)
+                _log_event("config_loaded", path=str(path))
+            # What serves goes on serving.
+            except (OSError, ValueError, RequestFailed) as error:
+                _log_event("config_refused", path=str(path), error=str(error))
 
-class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, model_name: str, model: LoadedVersion):
-        self._model_name = model_name
-        self._model = model
+    def _set_health(self, status) -> None:
+        for name in ("", *_SERVICES):
+            self._health.set(name, status)
 
-    def GetModelStatus(self, request, context):
-        _check_model(request.model_spec, self._model_name, self._model, context)
-        response = get_model_status_pb2.GetModelStatusResponse()
-        status = response.model_version_status.add()
-        status.version = self._model.version
-        status.state = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-        return response
+    def _waiting(self) -> Mapping[tuple[str, str], int]:
+        found: dict[tuple[str, str], int] = {}
+        for model, versions in self.manager.served().items():
+            for served in versions:
+                for signature, rows in served.waiting().items():
+                    found[model, signature] = found.get((model, signature), 0) + rows
+        return found
 
-
-def _check_model(spec, name: str, model: LoadedVersion, context) -> None:
-    if not spec.name:
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified")
-    if spec.version_label:
-        message = f"Unrecognized servable version label: {spec.version_label}"
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
-    asked = f"Latest({spec.name})"
-    if spec.HasField("version"):
-        asked = f"Specific({spec.name}, {spec.version.value})"
-    if spec.name != name or (spec.HasField("version") and spec.version.value != model.version):
-        context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
+    def _versions(self) -> Mapping[tuple[str, int], int]:
+        return {
+            (name, item.version): int(item.state)
+            for name in self.manager.served()
+            for item in self.manager.statuses(name)
+        }
 
 
-def _to_array(proto) -> np.ndarray:
-    if proto.dtype == tf.string.as_datatype_enum and not proto.tensor_content:
-        shape = [dim.size for dim in proto.tensor_shape.dim]
-        array = np.empty(len(proto.string_val), object)
-        array[:] = list(proto.string_val)
-        return array.reshape(shape)
-    # A single value may stand for all: the size that is claimed is bounded before it is filled.
-    size = math.prod(dim.size for dim in proto.tensor_shape.dim) * tf.as_dtype(proto.dtype).size
-    if not 0 <= size <= MAX_MESSAGE_BYTES:
-        raise ValueError(f"a tensor of {size} bytes is over the limit of {MAX_MESSAGE_BYTES}")
-    return tf.make_ndarray(proto)
+def one_model(base_path: str | Path, name: str = DEFAULT_MODEL_NAME) -> tuple[ModelConfig, ...]:
+    """Returns the config of a single model, its newest version."""
+    return (ModelConfig(name, str(base_path)),)
 
 
-def _typed_field(proto, value: np.ndarray):
-    if value.dtype == object:
-        return proto.string_val
-    if value.dtype == np.bool_:
-        return proto.bool_val
-    return proto.int_val if np.issubdtype(value.dtype, np.integer) else proto.float_val
+def log_to_stderr() -> None:
+    """Writes what happens to standard error, a JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter())
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.INFO)
+    _LOG.propagate = False
 
 
-def _message(error: Exception) -> str:
-    """Returns the line that says what is wrong: the rest would show the graph to the client."""
-    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    lines = [line for line in text.splitlines() if line and line != _GRAPH_ERROR_HEADING]
-    return (lines or [type(error).__name__])[0][:_MAX_STATUS_CHARS]
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["trace"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False, default=str)
+
+
+def _log_event(event: str, **fields: object) -> None:
+    level = logging.WARNING if event in _WARNINGS else logging.INFO
+    _LOG.log(level, event, extra={"fields": fields})

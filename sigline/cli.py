@@ -7,13 +7,18 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import uuid
 from pathlib import Path
 
 import sigline
 from sigline import quiet
-from sigline.pipeline import gate_command, seeds_command, soup_command
+from sigline.pipeline import (
+    gate_command,
+    seeds_command,
+    serve_command,
+    soup_command,
+    versions_command,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -167,15 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     soup_command.add_parser(commands)
     seeds_command.add_parser(commands)
 
-    serve = commands.add_parser("serve", help="serve the newest version of a folder over gRPC")
-    serve.add_argument("--base-path", required=True, type=Path, help="folder of version folders")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8500, help="0 takes a free one")
-    serve.add_argument("--model-name", default="sigline")
-    serve.add_argument(
-        "--until-stdin-closes", action="store_true", help="stop when standard input ends"
-    )
-    serve.set_defaults(run=_serve)
+    serve_command.add_parser(commands)
+    versions_command.add_parser(commands)
 
     ask = commands.add_parser("ask", help="compare an image with texts, or search images by text")
     ask.add_argument("--image", type=Path, help="an image to compare with TEXTs")
@@ -501,36 +499,6 @@ def _claim(output: Path, identity: list[str]) -> None:
         )
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    quiet.import_tensorflow()
-    from sigline.serving.server import ModelServer
-
-    server = ModelServer(
-        arguments.base_path,
-        model_name=arguments.model_name,
-        host=arguments.host,
-        port=arguments.port,
-    )
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    if arguments.until_stdin_closes:
-        threading.Thread(target=_set_when_stdin_closes, args=(stopped,), daemon=True).start()
-    server.start()
-    version = server.model.version
-    print(f"Serving version {version} of {arguments.model_name} on {server.address}", flush=True)
-    stopped.wait()
-    server.stop()
-    return 0
-
-
-def _set_when_stdin_closes(stopped: threading.Event) -> None:
-    # The bare descriptor: a thread that waits in `sys.stdin` would block the interpreter's end.
-    while os.read(0, 1024):
-        continue
-    stopped.set()
-
-
 def _ask(arguments: argparse.Namespace) -> int:
     images: Path | None = arguments.images
     if (arguments.image is None) == (images is None):
@@ -541,7 +509,6 @@ def _ask(arguments: argparse.Namespace) -> int:
         )
     if arguments.top < 1:
         raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
-    quiet.import_tensorflow()
     from sigline.serving import client as serving_client
 
     client = serving_client.Client(arguments.target, model_name=arguments.model_name)

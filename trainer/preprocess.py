@@ -19,6 +19,8 @@ _PNG_HEADER_BYTES = 33
 _PNG_ALPHA = 4
 _PNG_TRANSPARENCY = r"\C*tRNS\C*"
 _PNG_PALETTE = 3
+# Largest image that is made floats before it is resized, in pixels.
+_FLOAT_PIXELS = 1 << 20
 # ASCII punctuation, as string.punctuation: what SigLIP's canonicalisation removes.
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 
@@ -148,10 +150,9 @@ def resize_image(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
 def _resized(image: tf.Tensor, size: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
     if config.interpolation == "bilinear" and not config.antialias:
         # TensorFlow's kernel takes a third less time to read floats than to read bytes, to the same
-        # result. That pays where few pixels become many: the others would have to be made floats.
-        enlarged = tf.reduce_prod(tf.shape(image)[:2]) <= tf.reduce_prod(size)
+        # result. Of a large image the floats would take more than that, and memory.
         resized = tf.cond(
-            enlarged,
+            tf.reduce_prod(tf.shape(image)[:2]) <= _FLOAT_PIXELS,
             lambda: tf.image.resize(tf.cast(image, tf.float32), size),
             lambda: tf.image.resize(image, size),
         )

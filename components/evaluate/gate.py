@@ -139,9 +139,12 @@ def _forgiven(
     checks: Sequence[Check], results: Mapping[str, Result], confidence: float
 ) -> list[Check]:
     """Passes slices whose drop is what chance does to one of so many of them."""
-    values = [getattr(results.get(check.metric), "p_value", None) for check in checks]
-    known = [i for i, value in enumerate(values) if value is not None and not math.isnan(value)]
-    adjusted = dict(zip(known, intervals.holm([values[i] for i in known]), strict=True))
+    known: dict[int, float] = {}
+    for i, check in enumerate(checks):
+        result = results.get(check.metric)
+        if result is not None and result.p_value is not None and not math.isnan(result.p_value):
+            known[i] = result.p_value
+    adjusted = dict(zip(known, intervals.holm(list(known.values())), strict=True))
     found = []
     for i, check in enumerate(checks):
         if not check.passed and adjusted.get(i, 0.0) > 1.0 - confidence:

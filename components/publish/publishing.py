@@ -2,12 +2,16 @@
 
 A version is copied under a name that no server reads, flushed to disk, verified and renamed. Its
 manifest holds the SHA-256 of every file, so that damage is found and a model that is published
-already is recognised by its content.
+already is recognised by its content. A version that is withdrawn is renamed to such a name too, and
+so its number is never given again.
 """
 
 import contextlib
+import datetime
 import fcntl
+import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,6 +22,8 @@ from sigline.schemas import digests, versions
 
 _SCRATCH_PREFIX = ".tmp-"
 _LOCK = ".publish.lock"
+_WITHDRAWN = re.compile(r"\.withdrawn-(\d+)")
+_NOTE_SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,24 @@ class Published:
     copied: bool
 
 
-def publish(model: str | Path, base: str | Path) -> Published:
+@dataclass(frozen=True)
+class Withdrawn:
+    """A version that servers no longer find.
+
+    Attributes:
+        version: Its number.
+        path: Its directory.
+        reason: Why it was withdrawn.
+        time: When, in ISO 8601, UTC.
+    """
+
+    version: int
+    path: Path
+    reason: str
+    time: str
+
+
+def publish(model: str | Path, base: str | Path, *, keep: int | None = None) -> Published:
     """Publishes a model as the next version, unless the newest intact version is the same model.
 
     Safe against being killed at any moment and against other publishers: one lock per serving
@@ -46,11 +69,14 @@ def publish(model: str | Path, base: str | Path) -> Published:
     Args:
         model: The SavedModel's directory.
         base: The serving folder, on a local or mounted file system.
+        keep: How many of the newest versions stay; None for all. Withdrawn ones count too.
 
     Raises:
         ValueError: If `model` holds no SavedModel, or `base` names an object store.
-        RuntimeError: If the copy differs from the original.
+        RuntimeError: If the model was withdrawn, or the copy differs from the original.
     """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be at least 1. Received: keep={keep}")
     model, base_name, base = Path(model), str(base), Path(base)
     if "://" in base_name:
         raise ValueError(
@@ -64,10 +90,19 @@ def publish(model: str | Path, base: str | Path) -> Published:
     digest = digests.json_digest(files)
     with _locked(base):
         for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
-            shutil.rmtree(stale)
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         newest = max(versions.list_versions(base), default=0)
         if newest and versions.verify(base / str(newest)) == digest:
             return Published(newest, base / str(newest), digest, copied=False)
+        removed = withdrawn(base)
+        for item in removed:
+            if versions.verify(item.path) == digest:
+                raise RuntimeError(
+                    f"This model was withdrawn as version {item.version} ({item.reason}), and is "
+                    f"not published again; `sigline versions {base} --restore {item.version}` "
+                    "brings it back."
+                )
+        newest = max([newest, *(item.version for item in removed)])
         scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
         shutil.copytree(model, scratch)
         versions.write_manifest(scratch, files)
@@ -77,7 +112,113 @@ def publish(model: str | Path, base: str | Path) -> Published:
         target = base / str(newest + 1)
         os.rename(scratch, target)
         _flush_folder(base)
+        if keep is not None:
+            _remove_old(base, keep)
     return Published(newest + 1, target, digest, copied=True)
+
+
+def withdrawn(base: str | Path) -> list[Withdrawn]:
+    """Returns the withdrawn versions of a serving folder, ascending."""
+    found = []
+    for path in Path(base).glob(".withdrawn-*"):
+        match = _WITHDRAWN.fullmatch(path.name)
+        if match is None or not path.is_dir():
+            continue
+        note = path.with_name(path.name + _NOTE_SUFFIX)
+        told = json.loads(note.read_text()) if note.is_file() else {}
+        reason, time = told.get("reason", "no reason given"), told.get("time", "")
+        found.append(Withdrawn(int(match[1]), path, reason, time))
+    return sorted(found, key=lambda item: item.version)
+
+
+def rollback(base: str | Path, *, to: int | None = None, reason: str = "") -> list[int]:
+    """Withdraws the newest versions, so that servers of the newest one serve an earlier one.
+
+    Nothing is removed: `restore` brings a version back.
+
+    Args:
+        base: The serving folder.
+        to: The version that is to be the newest; by default the one before the newest.
+        reason: Why, for those who come later.
+
+    Returns:
+        The versions that were withdrawn, the newest first.
+
+    Raises:
+        ValueError: If there is no such version, none before the newest, or it is damaged.
+    """
+    base = Path(base)
+    with _locked(base):
+        found = versions.directories(base)
+        numbers = sorted(found)
+        if to is None:
+            if len(numbers) < 2:
+                raise ValueError(
+                    "There must be a version before the newest. "
+                    f"Received: base={base}, versions={numbers}"
+                )
+            to = numbers[-2]
+        if to not in found:
+            raise ValueError(
+                f"to must be a version that is there. Received: to={to}, versions={numbers}"
+            )
+        has_manifest = (found[to] / versions.MANIFEST).is_file()
+        if has_manifest and versions.verify(found[to]) is None:
+            raise ValueError(
+                f"Version {to} does not match its manifest; choose another. Received: base={base}"
+            )
+        # The newest first: if this is interrupted, no server goes back further than it should.
+        newer = sorted((n for n in numbers if n > to), reverse=True)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        for number in newer:
+            path = base / f".withdrawn-{number}"
+            note = {"version": number, "reason": reason or "no reason given", "time": now}
+            _write(path.with_name(path.name + _NOTE_SUFFIX), json.dumps(note))
+            os.rename(found[number], path)
+            _flush_folder(base)
+    return newer
+
+
+def restore(base: str | Path, version: int) -> Path:
+    """Brings a withdrawn version back under its number; returns its directory.
+
+    Raises:
+        ValueError: If there is no such version, or it is damaged.
+    """
+    base = Path(base)
+    with _locked(base):
+        found = {item.version: item for item in withdrawn(base)}
+        if version not in found:
+            raise ValueError(
+                f"version must be a withdrawn one. Received: version={version}, "
+                f"withdrawn={sorted(found)}"
+            )
+        path, target = found[version].path, base / str(version)
+        if (path / versions.MANIFEST).is_file() and versions.verify(path) is None:
+            raise ValueError(f"Version {version} does not match its manifest. Received: {path}")
+        os.rename(path, target)
+        path.with_name(path.name + _NOTE_SUFFIX).unlink(missing_ok=True)
+        _flush_folder(base)
+    return target
+
+
+def _remove_old(base: Path, keep: int) -> None:
+    """Removes all but the newest versions; each vanishes as a whole."""
+    found = versions.directories(base) | {item.version: item.path for item in withdrawn(base)}
+    for number in sorted(found)[:-keep]:
+        scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
+        os.rename(found[number], scratch)
+        (base / f".withdrawn-{number}{_NOTE_SUFFIX}").unlink(missing_ok=True)
+        shutil.rmtree(scratch)
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_name(f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}")
+    with open(scratch, "w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(scratch, path)
 
 
 @contextlib.contextmanager

@@ -96,3 +96,77 @@ def test_concurrent_publishers_get_versions_of_their_own(tmp_path):
         for i in range(4)
     ]
     assert sorted(int(p.communicate()[0]) for p in processes) == [1, 2, 3, 4]
+
+
+def _publish(model, base, content, **options):
+    (model / "saved_model.pb").write_bytes(content)
+    return publishing.publish(model, base, **options)
+
+
+def test_rollback_leaves_the_version_before_as_the_newest(model, tmp_path):
+    base = tmp_path / "serving"
+    for content in (b"1", b"2", b"3"):
+        _publish(model, base, content)
+    assert publishing.rollback(base, reason="worse on Mondays") == [3]
+    assert versions.list_versions(base) == [1, 2]
+    assert publishing.rollback(base, to=1) == [2]
+    found = publishing.withdrawn(base)
+    assert [(item.version, item.reason) for item in found] == [
+        (2, "no reason given"),
+        (3, "worse on Mondays"),
+    ]
+    assert all(versions.verify(item.path) for item in found)
+
+
+def test_number_of_a_withdrawn_version_is_not_given_again(model, tmp_path):
+    base = tmp_path / "serving"
+    _publish(model, base, b"1")
+    _publish(model, base, b"2")
+    publishing.rollback(base)
+    assert _publish(model, base, b"3").version == 3
+    assert versions.list_versions(base) == [1, 3]
+
+
+def test_withdrawn_model_is_not_published_again_by_the_next_run(model, tmp_path):
+    base = tmp_path / "serving"
+    _publish(model, base, b"1")
+    _publish(model, base, b"2")
+    publishing.rollback(base, reason="worse")
+    with pytest.raises(RuntimeError, match=r"withdrawn as version 2 \(worse\).*--restore 2"):
+        _publish(model, base, b"2")
+    assert publishing.restore(base, 2) == base / "2"
+    assert _publish(model, base, b"2").copied is False
+    assert versions.list_versions(base) == [1, 2]
+    assert publishing.withdrawn(base) == []
+
+
+def test_what_cannot_be_taken_back_is_refused(model, tmp_path):
+    base = tmp_path / "serving"
+    first = _publish(model, base, b"1")
+    with pytest.raises(ValueError, match="a version before the newest"):
+        publishing.rollback(base)
+    _publish(model, base, b"2")
+    with pytest.raises(ValueError, match=r"Received: to=7, versions=\[1, 2\]"):
+        publishing.rollback(base, to=7)
+    with pytest.raises(ValueError, match=r"withdrawn=\[\]"):
+        publishing.restore(base, 1)
+    (first.path / "saved_model.pb").write_bytes(b"damage")
+    with pytest.raises(ValueError, match="Version 1 does not match its manifest"):
+        publishing.rollback(base)
+    assert versions.list_versions(base) == [1, 2]
+
+
+def test_only_the_newest_versions_are_kept(model, tmp_path):
+    base = tmp_path / "serving"
+    for content in (b"1", b"2", b"3"):
+        _publish(model, base, content, keep=2)
+    assert versions.list_versions(base) == [2, 3]
+    publishing.rollback(base)
+    _publish(model, base, b"4", keep=2)
+    assert versions.list_versions(base) == [4]
+    assert [item.version for item in publishing.withdrawn(base)] == [3]
+    _publish(model, base, b"5", keep=1)
+    assert versions.list_versions(base) == [5]
+    assert sorted(path.name for path in base.iterdir()) == [".publish.lock", "5"]
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        publishing.publish(model, base, keep=0)

@@ -1,33 +1,24 @@
 import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
 import pytest
+import small_servers
 import tensorflow as tf
 from PIL import Image
 
 from sigline.components.scenes import grammar
-from sigline.schemas import signatures, versions
+from sigline.schemas import signatures
+from sigline.serving import server as serving_server
 from sigline.serving.client import Client, RequestError, image_files
-from sigline.serving.server import ModelServer, newest_version
-from sigline.trainer import config, export, two_tower
-
-
-@pytest.fixture(scope="module")
-def base_path(tmp_path_factory, vocabulary):
-    tiny = config.tiny(config.load_recipe("siglip_demo"))
-    base = tmp_path_factory.mktemp("serving")
-    model, labels = two_tower.build(tiny), grammar.label_set()
-    export.export(base / "3", model, config=tiny, vocabulary=vocabulary, labels=labels)
-    return base
-
-
-@pytest.fixture(scope="module")
-def server(base_path):
-    server = ModelServer(base_path, port=0)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +34,8 @@ def images(scene_records):
 
 
 @pytest.fixture(scope="module")
-def direct(base_path):
-    return tf.saved_model.load(str(base_path / "3"))
+def direct(contract_base):
+    return tf.saved_model.load(str(contract_base / "3"))
 
 
 def _stub(server):
@@ -212,7 +203,7 @@ def test_metadata_and_status_are_answered(server):
     status.model_spec.name = "sigline"
     stub = model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(server.address))
     (version,) = stub.GetModelStatus(status).model_version_status
-    assert (version.version, version.state) == (3, 30)
+    assert (version.version, version.state, version.status.error_code) == (3, 30, 0)
 
 
 def test_search_ranks_files_and_reports_unreadable_ones(client, images, tmp_path):
@@ -247,30 +238,15 @@ def test_server_that_is_not_there_is_a_request_error():
         client.embed_texts(["a"])
 
 
-def test_port_that_is_taken_is_a_clear_error(server, base_path):
-    with pytest.raises(OSError, match="port must be free"):
-        ModelServer(base_path, port=server.port)
-
-
-def test_folder_without_versions_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must hold a version directory"):
-        newest_version(tmp_path)
-
-
-def test_version_that_differs_from_its_manifest_is_refused(tmp_path):
-    version = tmp_path / "1"
-    version.mkdir()
-    (version / "saved_model.pb").write_bytes(b"x")
-    versions.write_manifest(version, versions.content(version))
-    assert newest_version(tmp_path) == (1, version)
-    (version / "saved_model.pb").write_bytes(b"y")
-    with pytest.raises(ValueError, match="does not match its manifest"):
-        newest_version(tmp_path)
+@pytest.mark.parametrize("name", ["port", "rest_port"])
+def test_port_that_is_taken_is_a_clear_error(server, contract_base, name):
+    ports = {"port": 0} | {name: getattr(server, name)}
+    config = serving_server.ServerConfig(models=serving_server.one_model(contract_base), **ports)
+    with pytest.raises(OSError, match=rf"^{name} must be free"):
+        serving_server.ModelServer(config)
 
 
 def test_many_clients_get_their_own_answers(server, direct):
-    from concurrent.futures import ThreadPoolExecutor
-
     texts = [f"a {color} {shape}" for color, shape in grammar.COMBINATIONS]
     expected = direct.signatures[signatures.EMBED_TEXT](text=tf.constant(texts))["embedding"]
     client = Client(server.address)
@@ -284,3 +260,163 @@ def test_image_as_png_and_lossless_copy_agree(client, images):
     Image.open(io.BytesIO(images[0])).save(buffer, "PNG", compress_level=1)
     vectors, _ = client.embed_images([images[0], buffer.getvalue()])
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "signature", "code", "message"),
+    [
+        ("Classify", "classify", "INVALID_ARGUMENT", "No classification inputs found"),
+        ("Classify", "embed_image_safe", "INVALID_ARGUMENT", "No classification inputs found"),
+        ("Classify", "similarity", "INVALID_ARGUMENT", "Expected one input Tensor"),
+        ("Classify", "x", "FAILED_PRECONDITION", 'signature key "x" not found'),
+        ("Regress", "embed_text", "INVALID_ARGUMENT", "No regression inputs found"),
+        ("Regress", "classify", "INVALID_ARGUMENT", "Expected one output Tensor, found 2"),
+    ],
+)
+def test_classify_and_regress_find_no_signature_of_theirs(server, method, signature, code, message):
+    from tensorflow_serving.apis import classification_pb2, regression_pb2
+
+    kinds = {
+        "Classify": classification_pb2.ClassificationRequest,
+        "Regress": regression_pb2.RegressionRequest,
+    }
+    request = kinds[method]()
+    request.model_spec.name, request.model_spec.signature_name = "sigline", signature
+    with pytest.raises(grpc.RpcError, match=message) as caught:
+        getattr(_stub(server), method)(request)
+    assert caught.value.code().name == code
+
+
+def test_health_is_that_of_the_server_and_of_its_services(server):
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    stub = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address))
+    for name in ("", "tensorflow.serving.PredictionService"):
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
+        stub.Check(health_pb2.HealthCheckRequest(service="other"))
+
+
+def test_services_can_be_listed(server):
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    stub = reflection_pb2_grpc.ServerReflectionStub(grpc.insecure_channel(server.address))
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = stub.ServerReflectionInfo(iter([request]))
+    names = {item.name for item in answer.list_services_response.service}
+    assert {"tensorflow.serving.PredictionService", "grpc.health.v1.Health"} <= names
+
+
+def test_clients_may_not_say_what_is_served(server):
+    from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+
+    stub = model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(server.address))
+    with pytest.raises(grpc.RpcError, match="--allow-reload") as caught:
+        stub.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest())
+    assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_config_is_replaced_where_that_is_allowed(versions_base, tmp_path):
+    from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+
+    from sigline.serving import model_config
+
+    other = tmp_path / "other"
+    small_servers.write_version(other, 4)
+    with small_servers.running(versions_base, allow_reload=True) as server:
+        stub = model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(server.address))
+        request = model_management_pb2.ReloadConfigRequest()
+        models = [model_config.ModelConfig("other", str(other))]
+        request.config.CopyFrom(model_config.to_proto(models))
+        stub.HandleReloadConfigRequest(request)
+        assert Client(server.address, model_name="other").embed_texts(["3"]).tolist() == [[4, 3]]
+        with pytest.raises(RequestError, match="NOT_FOUND"):
+            Client(server.address).embed_texts(["3"])
+        request.config.Clear()
+        with pytest.raises(grpc.RpcError, match="model_config_list") as caught:
+            stub.HandleReloadConfigRequest(request)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_config_file_is_taken_up_when_it_changes(versions_base, tmp_path):
+    from sigline.serving import model_config
+
+    small_servers.write_version(versions_base, 2)
+    path = tmp_path / "models.config"
+
+    def write(version):
+        policy = model_config.VersionPolicy(None, (version,))
+        models = [model_config.ModelConfig("m", str(versions_base), policy, {"stable": version})]
+        scratch = tmp_path / "scratch"
+        scratch.write_text(model_config.to_text(models))
+        scratch.replace(path)
+
+    write(1)
+    settings = {"models": model_config.load(path), "model_config_file": path, "poll_seconds": 0.05}
+    with small_servers.running(versions_base, **settings) as server:
+        stub, request = _stub(server), _request(name="m", label="stable", inputs={})
+        request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"3"]))
+        assert stub.Predict(request).model_spec.version.value == 1
+        path.write_text("nonsense")
+        write(2)
+        end = time.monotonic() + 30
+        while stub.Predict(request).model_spec.version.value == 1 and time.monotonic() < end:
+            pass
+        assert stub.Predict(request).model_spec.version.value == 2
+
+
+def test_request_past_its_deadline_is_told_so(server):
+    with pytest.raises(grpc.RpcError) as caught:
+        _stub(server).Predict(_request(), timeout=1e-6)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_too_many_requests_at_a_time_are_refused(versions_base):
+    from sigline.serving.requests import Limits
+
+    with small_servers.running(versions_base, limits=Limits(max_requests=1)) as server:
+        with (
+            server._requests.observed("sigline", api="GRPC", entrypoint="predict"),
+            pytest.raises(RequestError, match="More than 1 requests at a time") as caught,
+        ):
+            Client(server.address).embed_texts(["3"])
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert Client(server.address).embed_texts(["3"]).tolist() == [[1, 3]]
+
+
+def test_end_lets_what_is_in_flight_finish(versions_base):
+    with small_servers.running(versions_base, lame_duck_seconds=0.2) as server:
+        client = Client(server.address)
+        with ThreadPoolExecutor(4) as pool:
+            answers = [pool.submit(client.embed_texts, ["1"]) for _ in range(50)]
+            answers[0].result(30)
+            server.stop()
+        # Whoever was let in is answered; the others are told to ask elsewhere.
+        refused = [x.exception() for x in answers if x.exception() is not None]
+        assert all(getattr(error, "code", "") == "UNAVAILABLE" for error in refused)
+
+
+def test_server_logs_json_and_ends_in_order_on_sigterm(versions_base):
+    command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(versions_base)]
+    command += ["--port", "0", "--rest-port", "0", "--log-requests"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    assert re.fullmatch(r"REST on 127\.0\.0\.1:\d+\n", lines[0])
+    assert re.fullmatch(r"Serving version 1 of sigline on 127\.0\.0\.1:\d+\n", lines[1])
+    assert Client(lines[1].split()[-1]).embed_texts(["3"]).tolist() == [[1, 3]]
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    events = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    names = [item["event"] for item in events]
+    assert names == ["loaded", "serving", "request", "draining", "unloaded", "stopped"]
+    request = events[2]
+    assert (request["model"], request["code"], request["entrypoint"]) == (
+        "sigline",
+        "OK",
+        "predict",
+    )

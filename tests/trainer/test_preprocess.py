@@ -159,8 +159,10 @@ def test_resize_squashes_without_antialiasing_and_truncates(size):
     np.testing.assert_array_equal(found, np.floor(expected).astype(np.uint8))
 
 
-@pytest.mark.parametrize("size", [32, 33, 224])
-def test_enlarging_gives_the_bytes_that_the_kernel_for_bytes_gives(size):
+@pytest.mark.parametrize("most", [0, 1 << 20])
+@pytest.mark.parametrize("size", [16, 32, 33, 224])
+def test_resizing_gives_the_bytes_that_the_kernel_for_bytes_gives(monkeypatch, size, most):
+    monkeypatch.setattr(preprocess, "_FLOAT_PIXELS", most)
     image = np.random.default_rng(1).integers(0, 256, (31, 33, 3), np.uint8)
     found = preprocess.resize_image(tf.constant(image), ImageTowerConfig(size=size, patch=1))
     expected = tf.image.resize(image, (size, size)).numpy().astype(np.uint8)

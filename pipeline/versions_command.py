@@ -1,0 +1,125 @@
+"""`sigline versions`, `rollback` and `label`: what a serving folder holds and serves."""
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+
+from sigline.components.publish import publishing
+from sigline.schemas import signatures, versions
+
+
+def add_parser(commands) -> None:
+    """Adds the commands to those of the command line."""
+    parser = commands.add_parser("versions", help="list the versions of a serving folder")
+    parser.add_argument("base", type=Path, help="folder of version folders")
+    parser.add_argument("--restore", type=int, metavar="N", help="bring a withdrawn one back first")
+    parser.set_defaults(run=_versions)
+
+    parser = commands.add_parser(
+        "rollback",
+        help="withdraw the newest versions of a serving folder",
+        description="Servers then take up the version before. Nothing is removed.",
+    )
+    parser.add_argument("base", type=Path, help="folder of version folders")
+    parser.add_argument("--to", type=int, metavar="N", help="version to go back to; one by default")
+    parser.add_argument("--reason", default="", help="for those who come later")
+    parser.set_defaults(run=_rollback)
+
+    parser = commands.add_parser(
+        "label",
+        help="write the labels of versions into a model config of TF Serving",
+        description="The labelled versions are served, and no others; --clear serves the newest.",
+    )
+    parser.add_argument("config", type=Path, help="model config to write, or change a model in")
+    parser.add_argument("--base-path", required=True, type=Path, help="folder of version folders")
+    parser.add_argument("--model-name", default="sigline")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="labels",
+        metavar="LABEL=VERSION",
+        help="such as stable=7, several times",
+    )
+    parser.add_argument("--clear", action="store_true", help="without labels, the newest version")
+    parser.set_defaults(run=_label)
+
+
+def _versions(arguments: argparse.Namespace) -> int:
+    if arguments.restore is not None:
+        print(f"Restored {publishing.restore(arguments.base, arguments.restore)}")
+    found = versions.directories(arguments.base)
+    gone = publishing.withdrawn(arguments.base)
+    if not found and not gone:
+        raise ValueError(f"base must hold versions, such as 1. Received: base={arguments.base}")
+    print(f"{'version':>7}  {'published':<16}  {'MiB':>8}  {'files':<9}  {'model':<12}  recipe")
+    for number, path in found.items():
+        print(_line(number, path, _files_state(path)))
+    for item in gone:
+        print(_line(item.version, item.path, "withdrawn") + f"  {item.time}: {item.reason}")
+    return 0
+
+
+def _files_state(path: Path) -> str:
+    if not (path / versions.MANIFEST).is_file():
+        return "unchecked"
+    return "intact" if versions.verify(path) else "DAMAGED"
+
+
+def _line(number: int, path: Path, state: str) -> str:
+    extra = path / signatures.ASSETS_DIR / signatures.METADATA_FILE
+    told = json.loads(extra.read_text()) if extra.is_file() else {}
+    size = sum(x.stat().st_size for x in path.rglob("*") if x.is_file()) / 2**20
+    published = datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    digest = told.get("model_digest", "")[:12]
+    return (
+        f"{number:>7}  {published:<16}  {size:>8.1f}  {state:<9}  {digest:<12}  "
+        f"{told.get('recipe', '')}"
+    )
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    gone = publishing.rollback(arguments.base, to=arguments.to, reason=arguments.reason)
+    newest = max(versions.directories(arguments.base))
+    if not gone:
+        print(f"Version {newest} is the newest already")
+        return 0
+    print(f"Withdrew {', '.join(map(str, gone))}; the newest version is {newest}")
+    return 0
+
+
+def _label(arguments: argparse.Namespace) -> int:
+    from sigline import quiet
+
+    quiet.import_tensorflow()
+    from sigline.serving import model_config
+
+    labels = {}
+    for assignment in arguments.labels:
+        label, _, number = assignment.partition("=")
+        if not number.isdigit():
+            raise ValueError(f"A label reads LABEL=VERSION. Received: {assignment}")
+        labels[label] = int(number)
+    if bool(labels) == arguments.clear:
+        raise ValueError("Give either --set LABEL=VERSION or --clear.")
+    found = versions.directories(arguments.base_path)
+    if missing := sorted({*labels.values()} - set(found)):
+        raise ValueError(
+            f"Labels must name versions that are there. Received: {', '.join(map(str, missing))}, "
+            f"versions={sorted(found)}"
+        )
+    policy = model_config.VersionPolicy()
+    if labels:
+        policy = model_config.VersionPolicy(None, tuple(sorted({*labels.values()})))
+    model = model_config.ModelConfig(
+        arguments.model_name, str(arguments.base_path.resolve()), policy, labels
+    )
+    held = model_config.load(arguments.config) if arguments.config.is_file() else ()
+    others = [item for item in held if item.name != model.name]
+    scratch = arguments.config.with_name(f".tmp-{arguments.config.name}")
+    scratch.write_text(model_config.to_text([*others, model]))
+    scratch.replace(arguments.config)
+    words = ", ".join(f"{label} is {number}" for label, number in sorted(labels.items()))
+    print(f"Wrote {arguments.config}: {words or 'the newest version, without labels'}")
+    return 0

@@ -1,0 +1,223 @@
+"""Requests wait in bounded queues and are computed together where that is possible.
+
+With a timeout of 0, the default, a thread takes what is waiting and never waits itself: batches
+form while all threads are busy, and a lone request loses no time. A request whose deadline has
+passed, or whose client has gone, is not computed. What fails together is computed again one by one,
+so that no request costs another.
+"""
+
+import collections
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+
+from sigline.serving.failures import RequestFailed
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    """How requests are computed together; names are those of TF Serving's batching parameters.
+
+    Attributes:
+        max_batch_size: Most rows of a batch; a larger request is a batch of its own.
+        batch_timeout_seconds: How long a batch that is not full waits for more.
+        max_enqueued_rows: Most rows that wait for one signature; more are refused.
+        num_batch_threads: Batches that are computed at a time.
+        merge_images: Whether requests of images are merged too. A CPU decodes and embeds the
+            images of one request on all cores already, and gains nothing by it.
+    """
+
+    max_batch_size: int = 64
+    batch_timeout_seconds: float = 0.0
+    max_enqueued_rows: int = 1024
+    num_batch_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    merge_images: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_enqueued_rows", "num_batch_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
+        if self.batch_timeout_seconds < 0:
+            raise ValueError(
+                "batch_timeout_seconds must not be negative. "
+                f"Received: {self.batch_timeout_seconds}"
+            )
+
+
+@dataclass
+class _Task:
+    inputs: Arrays
+    rows: int
+    room: int
+    deadline: float | None
+    since: float
+    future: Future = field(default_factory=Future)
+
+
+class Batcher:
+    """Queues of one loaded model, one for each signature, and the threads that empty them."""
+
+    def __init__(
+        self,
+        run: Callable[[str, Arrays], Arrays],
+        config: BatchingConfig,
+        *,
+        merged: frozenset[str] = frozenset(),
+        observe: Callable[[str, int, float], None] = lambda name, rows, seconds: None,
+    ):
+        """Starts the threads.
+
+        Args:
+            run: Computes a signature: its name and its inputs give its outputs.
+            config: The limits.
+            merged: Signatures whose requests may be computed together: every input and output has
+                a row for each item.
+            observe: Is told the signature, the rows of each batch and how long the first waited.
+        """
+        self._run = run
+        self._config = config
+        self._merged = merged
+        self._observe = observe
+        self._queues: dict[str, collections.deque[_Task]] = {}
+        self._rows: dict[str, int] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batcher-{i}", daemon=True)
+            for i in range(config.num_batch_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, signature: str, inputs: Arrays, *, deadline: float | None = None) -> Future:
+        """Queues a request and returns the future of its outputs.
+
+        Args:
+            signature: Its signature.
+            inputs: Arrays by name; of a merged signature all of as many rows.
+            deadline: Time of `time.monotonic` after which it need not be computed.
+
+        Raises:
+            RequestFailed: RESOURCE_EXHAUSTED if too much is waiting, UNAVAILABLE after `close`.
+        """
+        rows = max((len(value) for value in inputs.values() if value.ndim), default=1)
+        # What has no rows takes room too.
+        task = _Task(inputs, rows, max(rows, 1), deadline, time.monotonic())
+        with self._changed:
+            if self._closed:
+                raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The model is being unloaded")
+            waiting = self._rows.get(signature, 0)
+            if waiting and waiting + task.room > self._config.max_enqueued_rows:
+                raise RequestFailed(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"The queue of {signature} is full: {waiting} rows are waiting, of at most "
+                    f"{self._config.max_enqueued_rows}",
+                )
+            self._queues.setdefault(signature, collections.deque()).append(task)
+            self._rows[signature] = waiting + task.room
+            self._changed.notify()
+        return task.future
+
+    def waiting(self) -> Mapping[str, int]:
+        """Returns how many rows wait, by signature."""
+        with self._changed:
+            return dict(self._rows)
+
+    def close(self) -> None:
+        """Lets the threads finish what is queued, then ends them."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (taken := self._take()) is not None:
+            signature, tasks = taken
+            if tasks:
+                self._compute(signature, tasks)
+
+    def _take(self) -> tuple[str, list[_Task]] | None:
+        """Returns the next batch, of the signature that has waited longest for its turn."""
+        with self._changed:
+            while not self._queues:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            signature = next(iter(self._queues))
+            end = time.monotonic() + self._config.batch_timeout_seconds
+            tasks = [task] if (task := self._pop(signature)) else []
+            if signature in self._merged and tasks:
+                self._fill(signature, tasks, end)
+            # To the end of the row, so that no signature keeps another waiting.
+            queue = self._queues.pop(signature, None)
+            if queue:
+                self._queues[signature] = queue
+            return signature, tasks
+
+    def _fill(self, signature: str, tasks: list[_Task], end: float) -> None:
+        room = self._config.max_batch_size - tasks[0].room
+        while room > 0:
+            queue = self._queues.get(signature)
+            if not queue:
+                left = end - time.monotonic()
+                if left <= 0 or self._closed:
+                    return
+                self._changed.wait(left)
+                continue
+            if queue[0].room > room:
+                return
+            if task := self._pop(signature):
+                tasks.append(task)
+                room -= task.room
+
+    def _pop(self, signature: str) -> _Task | None:
+        """Takes the first task of a queue; None if it need not be computed any more."""
+        queue = self._queues[signature]
+        task = queue.popleft()
+        self._rows[signature] -= task.room
+        if not queue:
+            del self._queues[signature]
+        if not task.future.set_running_or_notify_cancel():
+            return None
+        if task.deadline is not None and time.monotonic() >= task.deadline:
+            task.future.set_exception(
+                RequestFailed(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed before its turn came"
+                )
+            )
+            return None
+        return task
+
+    def _compute(self, signature: str, tasks: list[_Task]) -> None:
+        rows = sum(task.rows for task in tasks)
+        self._observe(signature, rows, time.monotonic() - tasks[0].since)
+        try:
+            if len(tasks) == 1:
+                tasks[0].future.set_result(self._run(signature, tasks[0].inputs))
+                return
+            merged = {
+                name: np.concatenate([task.inputs[name] for task in tasks])
+                for name in tasks[0].inputs
+            }
+            outputs = self._run(signature, merged)
+        except Exception as error:  # Whatever it is, it is the answer to who waits for it.
+            if len(tasks) == 1:
+                tasks[0].future.set_exception(error)
+                return
+            for task in tasks:
+                self._compute(signature, [task])
+            return
+        start = 0
+        for task in tasks:
+            rows = slice(start, start + task.rows)
+            task.future.set_result({name: value[rows] for name, value in outputs.items()})
+            start += task.rows

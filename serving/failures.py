@@ -1,0 +1,61 @@
+"""What a request can fail with: a gRPC status, and the HTTP status that TF Serving gives it."""
+
+import grpc
+
+_MAX_CHARS = 1024
+_TRUNCATED = "...TRUNCATED"
+_GRAPH_ERROR_HEADING = "Graph execution error:"
+_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# TF Serving, util/net_http; anything else is 500.
+_HTTP = {
+    grpc.StatusCode.OK: 200,
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+
+class RequestFailed(Exception):
+    """A request that is not answered; the message is for the client.
+
+    Attributes:
+        code: The gRPC status.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str):
+        """Cuts the message as TF Serving does."""
+        if len(message) > _MAX_CHARS:
+            message = message[:_MAX_CHARS] + _TRUNCATED
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def http_status(self) -> int:
+        """The HTTP status of the same failure."""
+        return _HTTP.get(self.code, 500)
+
+
+def invalid(message: str) -> RequestFailed:
+    """Returns the failure of a request that is wrong in itself."""
+    return RequestFailed(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def of_operation(code: int, message: str) -> RequestFailed:
+    """Returns the failure of an operation of the graph, with the line that says what is wrong.
+
+    The other lines would show the graph to the client.
+    """
+    lines = [line for line in message.splitlines() if line and line != _GRAPH_ERROR_HEADING]
+    return RequestFailed(
+        _GRPC_CODES.get(code, grpc.StatusCode.INTERNAL), (lines or ["the model failed"])[0]
+    )

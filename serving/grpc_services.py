@@ -1,0 +1,186 @@
+"""TF Serving's gRPC services, with its status codes: one client works against both."""
+
+import contextlib
+from collections.abc import Iterator
+
+import grpc
+from google.protobuf import any_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from sigline.schemas import signatures
+from sigline.serving import failures, model_config, tensors
+from sigline.serving.failures import RequestFailed
+from sigline.serving.requests import Requests, Target
+
+_API = "GRPC"
+# What `tensorflow/serving` calls the tensors of its own two kinds of signature.
+_EXAMPLES = "inputs"
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict and GetModelMetadata; Classify and Regress find no signature of their kind."""
+
+    def __init__(self, requests: Requests):
+        """Binds the service to what answers."""
+        self._requests = requests
+
+    def Predict(self, request, context):
+        """Answers with the outputs of a signature, in typed fields, which many clients read."""
+        target = _target(request.model_spec)
+        with (
+            _answered(context),
+            self._requests.observed(target.name, api=_API, entrypoint="predict"),
+        ):
+            if not request.HasField("model_spec"):
+                raise failures.invalid("Missing ModelSpec")
+            limits = self._requests.limits
+            answer = self._requests.predict(
+                target,
+                lambda _: tensors.to_arrays(
+                    request.inputs,
+                    max_bytes=limits.max_message_bytes,
+                    max_strings=limits.max_items,
+                ),
+                output_filter=list(request.output_filter),
+                timeout_seconds=context.time_remaining(),
+                on_wait=lambda future: context.add_callback(future.cancel),
+            )
+            response = predict_pb2.PredictResponse()
+            response.model_spec.name = target.name
+            response.model_spec.version.value = answer.version
+            response.model_spec.signature_name = answer.signature
+            for name, value in answer.outputs.items():
+                tensors.fill(response.outputs[name], value)
+            return response
+
+    def GetModelMetadata(self, request, context):
+        """Answers with the signatures of a version."""
+        target = _target(request.model_spec)
+        with (
+            _answered(context),
+            self._requests.observed(target.name, api=_API, entrypoint="metadata"),
+        ):
+            if list(request.metadata_field) != ["signature_def"]:
+                raise failures.invalid("Metadata field must be signature_def, the only one")
+            return metadata(self._requests, target)
+
+    def Classify(self, request, context):
+        """Refuses what no signature of the model contract takes: serialized examples."""
+        self._refuse_examples(request, context, "classify", "classification", 2)
+
+    def Regress(self, request, context):
+        """Refuses what no signature of the model contract takes: serialized examples."""
+        self._refuse_examples(request, context, "regress", "regression", 1)
+
+    def _refuse_examples(self, request, context, entrypoint: str, kind: str, most: int) -> None:
+        target = _target(request.model_spec)
+        with (
+            _answered(context),
+            self._requests.observed(target.name, api=_API, entrypoint=entrypoint),
+        ):
+            if not target.name:
+                raise failures.invalid("ModelSpec has no name specified")
+            name = target.signature or signatures.SERVING_DEFAULT
+            with self._requests.manager.lease(
+                target.name, version=target.version, label=target.label
+            ) as served:
+                definition = served.engine.definition(name)
+            if len(definition.inputs) != 1:
+                raise failures.invalid("Expected one input Tensor.")
+            if len(definition.outputs) > most:
+                words = {1: "one output Tensor", 2: "one or two output Tensors"}[most]
+                raise failures.invalid(f"Expected {words}, found {len(definition.outputs)}")
+            if _EXAMPLES not in definition.inputs:
+                raise failures.invalid(
+                    f"No {kind} inputs found in SignatureDef of {name}: it takes "
+                    f"{', '.join(definition.inputs)}; call Predict"
+                )
+            raise RequestFailed(
+                grpc.StatusCode.UNIMPLEMENTED, f"This server answers Predict, not {entrypoint}"
+            )
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus, and HandleReloadConfigRequest where it is allowed."""
+
+    def __init__(self, requests: Requests, *, allow_reload: bool):
+        """Binds the service to the models."""
+        self._requests = requests
+        self._allow_reload = allow_reload
+
+    def GetModelStatus(self, request, context):
+        """Answers with the states of versions; a label is not looked at, as in TF Serving."""
+        target = _target(request.model_spec)
+        with (
+            _answered(context),
+            self._requests.observed(target.name, api=_API, entrypoint="status"),
+        ):
+            return status(self._requests, target)
+
+    def HandleReloadConfigRequest(self, request, context):
+        """Replaces what is served by another model config."""
+        with _answered(context), self._requests.observed("", api=_API, entrypoint="reload"):
+            if not self._allow_reload:
+                raise RequestFailed(
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    "Clients may not say which folders are served; start with --allow-reload",
+                )
+            try:
+                models = model_config.from_proto(request.config)
+            except ValueError as error:
+                raise failures.invalid(str(error)) from error
+            self._requests.manager.reload(models)
+            return model_management_pb2.ReloadConfigResponse()
+
+
+def status(requests: Requests, target: Target) -> get_model_status_pb2.GetModelStatusResponse:
+    """Returns the states of a model's versions."""
+    response = get_model_status_pb2.GetModelStatusResponse()
+    for item in requests.manager.statuses(target.name, target.version):
+        found = response.model_version_status.add(version=item.version, state=int(item.state))
+        if item.error:
+            found.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
+            found.status.error_message = item.error
+        else:
+            found.status.SetInParent()
+    return response
+
+
+def metadata(requests: Requests, target: Target) -> get_model_metadata_pb2.GetModelMetadataResponse:
+    """Returns the signatures of a version."""
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    found = get_model_metadata_pb2.SignatureDefMap()
+    if not target.name:
+        raise failures.invalid("ModelSpec has no name specified")
+    with requests.manager.lease(target.name, version=target.version, label=target.label) as served:
+        for name, signature in served.engine.signature_defs.items():
+            found.signature_def[name].CopyFrom(signature)
+        response.model_spec.version.value = served.version
+    response.model_spec.name = target.name
+    packed = any_pb2.Any()
+    packed.Pack(found)
+    response.metadata["signature_def"].CopyFrom(packed)
+    return response
+
+
+def _target(spec) -> Target:
+    version = spec.version.value if spec.HasField("version") else None
+    return Target(spec.name, version, spec.version_label, spec.signature_name)
+
+
+@contextlib.contextmanager
+def _answered(context) -> Iterator[None]:
+    """Turns failures into the RPC's status; a defect of ours must not show its trace."""
+    try:
+        yield
+    except RequestFailed as failure:
+        context.abort(failure.code, str(failure))
+    except Exception as error:
+        context.abort(grpc.StatusCode.INTERNAL, f"The server failed: {type(error).__name__}")

@@ -1,0 +1,141 @@
+"""Which models are served, in which versions and under which labels: TF Serving's model config."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+_PLATFORM = "tensorflow"
+_LABEL = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True)
+class VersionPolicy:
+    """Which of the versions in a folder are served.
+
+    Attributes:
+        latest: This many of the newest; None for another policy.
+        specific: Just these; all of them if it is empty too.
+    """
+
+    latest: int | None = 1
+    specific: tuple[int, ...] = ()
+
+    def of(self, found: Iterable[int]) -> list[int]:
+        """Returns the versions to serve, ascending; specific ones also if they are not there."""
+        if self.specific:
+            return sorted(self.specific)
+        versions = sorted(found)
+        return versions if self.latest is None else versions[-self.latest :]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model that is served.
+
+    Attributes:
+        name: What requests call it.
+        base_path: Folder of its version folders.
+        policy: Which versions are served.
+        labels: Versions by label, such as `canary` and `stable`.
+    """
+
+    name: str
+    base_path: str
+    policy: VersionPolicy = VersionPolicy()
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.base_path:
+            raise ValueError(
+                "A model must have a name and a base_path. "
+                f"Received: name={self.name!r}, base_path={self.base_path!r}"
+            )
+        for label in self.labels:
+            if not _LABEL.fullmatch(label):
+                raise ValueError(
+                    f"Labels are made of letters, digits and underscores. Received: {label!r}"
+                )
+
+
+def from_proto(message: model_server_config_pb2.ModelServerConfig) -> tuple[ModelConfig, ...]:
+    """Reads a `ModelServerConfig`.
+
+    Raises:
+        ValueError: If it is no list of models, or one of another platform than TensorFlow's.
+    """
+    if message.WhichOneof("config") != "model_config_list":
+        raise ValueError("A model config must have a model_config_list, even an empty one.")
+    found = []
+    for item in message.model_config_list.config:
+        if item.model_platform not in ("", _PLATFORM):
+            raise ValueError(
+                f'model_platform must be "{_PLATFORM}". Received: {item.model_platform!r}, '
+                f"model {item.name!r}"
+            )
+        found.append(
+            ModelConfig(
+                item.name,
+                item.base_path,
+                _policy(item.model_version_policy),
+                dict(item.version_labels),
+            )
+        )
+    names = [item.name for item in found]
+    if len(set(names)) != len(names):
+        raise ValueError(f"Models must have different names. Received: {', '.join(names)}")
+    return tuple(found)
+
+
+def _policy(message: Any) -> VersionPolicy:
+    kind = message.WhichOneof("policy_choice")
+    if kind == "specific":
+        if not message.specific.versions:
+            raise ValueError("A specific version policy must name a version.")
+        return VersionPolicy(None, tuple(message.specific.versions))
+    if kind == "all":
+        return VersionPolicy(None)
+    return VersionPolicy(message.latest.num_versions or 1 if kind == "latest" else 1)
+
+
+def to_proto(models: Iterable[ModelConfig]) -> model_server_config_pb2.ModelServerConfig:
+    """Returns the `ModelServerConfig` of models; the inverse of `from_proto`."""
+    message = model_server_config_pb2.ModelServerConfig()
+    message.model_config_list.SetInParent()
+    for model in models:
+        item = message.model_config_list.config.add(
+            name=model.name, base_path=model.base_path, model_platform=_PLATFORM
+        )
+        policy = item.model_version_policy
+        if model.policy.specific:
+            policy.specific.versions.extend(model.policy.specific)
+        elif model.policy.latest is None:
+            policy.all.SetInParent()
+        else:
+            policy.latest.num_versions = model.policy.latest
+        for label, version in sorted(model.labels.items()):
+            item.version_labels[label] = version
+    return message
+
+
+def load(path: str | Path) -> tuple[ModelConfig, ...]:
+    """Reads the text file that TF Serving takes as `--model_config_file`.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    message = model_server_config_pb2.ModelServerConfig()
+    try:
+        text_format.Parse(Path(path).read_text(), message)
+    except text_format.ParseError as error:
+        raise ValueError(f"{path} is no model config of TF Serving: {error}") from None
+    return from_proto(message)
+
+
+def to_text(models: Iterable[ModelConfig]) -> str:
+    """Returns the text of a file that `load` and TF Serving read."""
+    return text_format.MessageToString(to_proto(models))

@@ -1,0 +1,94 @@
+"""The messages of TF Serving's Predict, made here so that a client needs no TensorFlow.
+
+They stand in a descriptor pool of their own, beside TensorFlow's, which has them under the same
+names. Field numbers are those of TensorFlow's `tensor.proto` and TF Serving's `predict.proto`.
+"""
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+_Field = descriptor_pb2.FieldDescriptorProto
+_ONE, _MANY = _Field.LABEL_OPTIONAL, _Field.LABEL_REPEATED
+_TENSOR = ".tensorflow.TensorProto"
+_SPEC = ".tensorflow.serving.ModelSpec"
+
+
+def _add(message, name: str, number: int, kind: int, *, many: bool = False, of: str = "") -> None:
+    label = _MANY if many else _ONE
+    field = message.field.add(name=name, number=number, type=kind, label=label)
+    if of:
+        field.type_name = of
+
+
+def _add_map(message, name: str, number: int, owner: str) -> None:
+    """Adds a map from names to tensors."""
+    entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
+    entry.options.map_entry = True
+    _add(entry, "key", 1, _Field.TYPE_STRING)
+    _add(entry, "value", 2, _Field.TYPE_MESSAGE, of=_TENSOR)
+    of = f".tensorflow.serving.{owner}.{entry.name}"
+    _add(message, name, number, _Field.TYPE_MESSAGE, many=True, of=of)
+
+
+def _tensor_file() -> descriptor_pb2.FileDescriptorProto:
+    file = descriptor_pb2.FileDescriptorProto(
+        name="sigline/tensor.proto", package="tensorflow", syntax="proto3"
+    )
+    shape = file.message_type.add(name="TensorShapeProto")
+    dim = shape.nested_type.add(name="Dim")
+    _add(dim, "size", 1, _Field.TYPE_INT64)
+    of = ".tensorflow.TensorShapeProto.Dim"
+    _add(shape, "dim", 2, _Field.TYPE_MESSAGE, many=True, of=of)
+    _add(shape, "unknown_rank", 3, _Field.TYPE_BOOL)
+    tensor = file.message_type.add(name="TensorProto")
+    # An enumeration in the original, which is the same on the wire.
+    _add(tensor, "dtype", 1, _Field.TYPE_INT32)
+    _add(tensor, "tensor_shape", 2, _Field.TYPE_MESSAGE, of=".tensorflow.TensorShapeProto")
+    _add(tensor, "tensor_content", 4, _Field.TYPE_BYTES)
+    for name, number, kind in (
+        ("float_val", 5, _Field.TYPE_FLOAT),
+        ("double_val", 6, _Field.TYPE_DOUBLE),
+        ("int_val", 7, _Field.TYPE_INT32),
+        ("string_val", 8, _Field.TYPE_BYTES),
+        ("int64_val", 10, _Field.TYPE_INT64),
+        ("bool_val", 11, _Field.TYPE_BOOL),
+        ("uint32_val", 16, _Field.TYPE_UINT32),
+        ("uint64_val", 17, _Field.TYPE_UINT64),
+    ):
+        _add(tensor, name, number, kind, many=True)
+    return file
+
+
+def _predict_file() -> descriptor_pb2.FileDescriptorProto:
+    file = descriptor_pb2.FileDescriptorProto(
+        name="sigline/predict.proto", package="tensorflow.serving", syntax="proto3"
+    )
+    file.dependency.extend(["sigline/tensor.proto", wrappers_pb2.DESCRIPTOR.name])
+    spec = file.message_type.add(name="ModelSpec")
+    _add(spec, "name", 1, _Field.TYPE_STRING)
+    _add(spec, "version", 2, _Field.TYPE_MESSAGE, of=".google.protobuf.Int64Value")
+    _add(spec, "signature_name", 3, _Field.TYPE_STRING)
+    _add(spec, "version_label", 4, _Field.TYPE_STRING)
+    request = file.message_type.add(name="PredictRequest")
+    _add(request, "model_spec", 1, _Field.TYPE_MESSAGE, of=_SPEC)
+    _add_map(request, "inputs", 2, "PredictRequest")
+    _add(request, "output_filter", 3, _Field.TYPE_STRING, many=True)
+    response = file.message_type.add(name="PredictResponse")
+    _add_map(response, "outputs", 1, "PredictResponse")
+    _add(response, "model_spec", 2, _Field.TYPE_MESSAGE, of=_SPEC)
+    return file
+
+
+def _messages() -> tuple[type, type]:
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    for file in (_tensor_file(), _predict_file()):
+        pool.AddSerializedFile(file.SerializeToString())
+    request, response = (
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))
+        for name in ("PredictRequest", "PredictResponse")
+    )
+    return request, response
+
+
+PredictRequest, PredictResponse = _messages()

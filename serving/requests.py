@@ -1,0 +1,191 @@
+"""What both front ends do with a request: limits, the version, an answer in time."""
+
+import concurrent.futures
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from sigline.schemas import signatures
+from sigline.serving import failures
+from sigline.serving.failures import RequestFailed
+from sigline.serving.manager import Manager
+from sigline.serving.metrics import Metrics
+
+# What gRPC says is left where there is no deadline is hundreds of years.
+_NO_DEADLINE = 365 * 24 * 3600.0
+_LOG = logging.getLogger("sigline.serving")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be; what is more is refused before it is looked at.
+
+    Attributes:
+        max_message_bytes: Largest message or HTTP body.
+        max_items: Most images or texts of a request.
+        max_text_bytes: Longest text; of a longer one a model would read the beginning only.
+        max_requests: Requests at a time; more are refused.
+        timeout_seconds: Deadline of requests that bring none, as over REST.
+    """
+
+    max_message_bytes: int = 16 * 2**20
+    max_items: int = 1024
+    max_text_bytes: int = 64 * 2**10
+    max_requests: int = 256
+    timeout_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_message_bytes", "max_items", "max_text_bytes", "max_requests"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
+        if self.timeout_seconds <= 0:
+            raise ValueError(
+                f"timeout_seconds must be more than 0. Received: {self.timeout_seconds}"
+            )
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which model a request is for.
+
+    Attributes:
+        name: The model.
+        version: Its version; None for the newest that is served.
+        label: The label of a version, instead of its number; empty for none.
+        signature: The signature; empty for `serving_default`.
+    """
+
+    name: str
+    version: int | None = None
+    label: str = ""
+    signature: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Outputs by name, and which version and signature gave them."""
+
+    version: int
+    signature: str
+    outputs: dict[str, np.ndarray]
+
+
+class Requests:
+    """Answers requests, whatever they came by."""
+
+    def __init__(self, manager: Manager, limits: Limits, metrics: Metrics, *, log_all: bool):
+        """Binds them to the models."""
+        self.manager = manager
+        self.limits = limits
+        self.metrics = metrics
+        self._log_all = log_all
+        self._room = threading.Semaphore(limits.max_requests)
+
+    @contextlib.contextmanager
+    def observed(self, model: str, *, api: str, entrypoint: str) -> Iterator[None]:
+        """Counts, times and logs a request; refuses it if there are too many."""
+        begin, code, error = time.perf_counter(), "OK", ""
+        entered = self._room.acquire(blocking=False)
+        try:
+            if not entered:
+                raise RequestFailed(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"More than {self.limits.max_requests} requests at a time",
+                )
+            yield
+        except RequestFailed as failure:
+            code, error = failure.code.name, str(failure)
+            raise
+        except BaseException as failure:
+            code, error = grpc.StatusCode.INTERNAL.name, repr(failure)
+            _LOG.exception("request")
+            raise
+        finally:
+            if entered:
+                self._room.release()
+            seconds = time.perf_counter() - begin
+            # Names that no model has would each be a time series for good.
+            known = model if model in self.manager.served() else "unknown"
+            self.metrics.request(known, api=api, entrypoint=entrypoint, code=code, seconds=seconds)
+            if self._log_all:
+                fields = {"model": model, "api": api, "entrypoint": entrypoint, "code": code}
+                fields |= {"error": error} if error else {}
+                _LOG.info("request", extra={"fields": fields | {"seconds": round(seconds, 6)}})
+
+    def predict(
+        self,
+        target: Target,
+        read: Callable[[Mapping], dict[str, np.ndarray]],
+        *,
+        output_filter: Sequence[str] = (),
+        timeout_seconds: float | None = None,
+        on_wait: Callable[[concurrent.futures.Future], object] = lambda future: None,
+    ) -> Answer:
+        """Answers a Predict request.
+
+        Args:
+            target: What is asked.
+            read: Returns the inputs, from the inputs that the signature has.
+            output_filter: Names of the wanted outputs; all by default.
+            timeout_seconds: Until the client's deadline; None for none.
+            on_wait: Is given the future while it is waited for, to cancel it if the client goes.
+
+        Raises:
+            RequestFailed: If it is not answered, for whatever reason.
+        """
+        if timeout_seconds is None or timeout_seconds > _NO_DEADLINE:
+            timeout_seconds = self.limits.timeout_seconds
+        deadline = time.monotonic() + timeout_seconds
+        if not target.name:
+            raise failures.invalid("ModelSpec has no name specified")
+        signature = target.signature or signatures.SERVING_DEFAULT
+        with self.manager.lease(target.name, version=target.version, label=target.label) as served:
+            definition = served.engine.definition(signature)
+            try:
+                inputs = read(definition.inputs)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise failures.invalid(str(error)) from error
+            self._check_size(inputs)
+            served.engine.check(signature, inputs)
+            wanted = _wanted(output_filter, served.engine.output_names(signature))
+            future = served.submit(signature, inputs, deadline=deadline)
+            on_wait(future)
+            try:
+                outputs = future.result(max(0.0, deadline - time.monotonic()))
+            except concurrent.futures.CancelledError:
+                raise RequestFailed(grpc.StatusCode.CANCELLED, "The client has gone") from None
+            except concurrent.futures.TimeoutError:
+                # What has not begun is not begun any more.
+                future.cancel()
+                raise RequestFailed(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed"
+                ) from None
+            return Answer(served.version, signature, {name: outputs[name] for name in wanted})
+
+    def _check_size(self, inputs: dict[str, np.ndarray]) -> None:
+        for name, value in inputs.items():
+            if value.size > self.limits.max_items and value.dtype == object:
+                raise failures.invalid(
+                    f"input {name} may have {self.limits.max_items} items. Received: {value.size}"
+                )
+            if name == signatures.TEXT and value.dtype == object:
+                longest = max((len(x) for x in value.ravel()), default=0)
+                if longest > self.limits.max_text_bytes:
+                    raise failures.invalid(
+                        f"input {name} may have {self.limits.max_text_bytes} bytes a text. "
+                        f"Received: {longest}"
+                    )
+
+
+def _wanted(output_filter: Sequence[str], outputs: Sequence[str]) -> Sequence[str]:
+    if not output_filter:
+        return outputs
+    if len(set(output_filter)) != len(output_filter) or not set(output_filter) <= set(outputs):
+        raise failures.invalid(f"output_filter must name distinct outputs among {list(outputs)}")
+    return output_filter

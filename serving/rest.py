@@ -1,0 +1,317 @@
+"""TF Serving's REST API, the probes of Kubernetes and the figures for Prometheus, over aiohttp."""
+
+import asyncio
+import base64
+import binascii
+import concurrent.futures
+import json
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+from google.protobuf import json_format
+
+from sigline.serving import failures, grpc_services, metrics, tensors
+from sigline.serving.failures import RequestFailed
+from sigline.serving.requests import Requests, Target
+
+_API = "REST"
+_MODEL = "/v1/models/{model:[^/:]+}"
+_BASE64 = "b64"
+_BYTES_SUFFIX = "_bytes"
+_START_SECONDS = 30.0
+
+
+class RestServer:
+    """An HTTP server in a thread of its own."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        *,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        authorized: Callable[[Mapping[str, str]], bool],
+        ready: Callable[[], bool],
+        grace_seconds: float,
+    ):
+        """Binds the port; 0 takes a free one, see `port`.
+
+        Args:
+            requests: What answers.
+            host: Address to listen at.
+            port: Port to listen at.
+            tls: For HTTPS; None for HTTP.
+            authorized: Whether headers, by name in lower case, hold a key that is known.
+            ready: Whether the server takes requests.
+            grace_seconds: How long requests in flight may take when it stops.
+
+        Raises:
+            OSError: If the port is taken.
+        """
+        self._requests = requests
+        self._authorized = authorized
+        self._ready = ready
+        self._grace_seconds = grace_seconds
+        # As many as are let in, so that none waits for a thread.
+        self._pool = concurrent.futures.ThreadPoolExecutor(requests.limits.max_requests)
+        self._loop = asyncio.new_event_loop()
+        self._runner = web.AppRunner(
+            self._app(), access_log=None, handle_signals=False, shutdown_timeout=grace_seconds
+        )
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
+        self._thread.start()
+        try:
+            self.port = self._call(self._listen(host, port, tls), _START_SECONDS)
+        except OSError as error:
+            self._end()
+            raise OSError(
+                f"rest_port must be free. Received: host={host}, rest_port={port}"
+            ) from error
+
+    def stop(self) -> None:
+        """Takes no more requests, and lets those in flight finish."""
+        self._call(self._runner.cleanup(), self._grace_seconds + _START_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._pool.shutdown()
+
+    def _call(self, work: Any, timeout: float) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+
+    async def _listen(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port, ssl_context=tls).start()
+        return self._runner.addresses[0][1]
+
+    def _app(self) -> web.Application:
+        app = web.Application(
+            client_max_size=self._requests.limits.max_message_bytes, middlewares=[self._failures]
+        )
+        for prefix in (
+            _MODEL,
+            _MODEL + r"/versions/{version:\d{1,19}}",
+            _MODEL + "/labels/{label:[^/:]+}",
+        ):
+            app.router.add_post(prefix + ":{verb:[a-z]+}", self._post)
+            app.router.add_get(prefix, self._status)
+            app.router.add_get(prefix + "/metadata", self._metadata)
+        app.router.add_get(metrics.PATH, self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        return app
+
+    @web.middleware
+    async def _failures(self, request: web.Request, handler) -> web.StreamResponse:
+        open_to_all = request.path in ("/healthz", "/readyz")
+        if not open_to_all and not self._authorized(
+            {name.lower(): value for name, value in request.headers.items()}
+        ):
+            return _error(401, "An API key is needed: Authorization: Bearer KEY")
+        try:
+            return await handler(request)
+        except RequestFailed as failure:
+            return _error(failure.http_status, str(failure))
+        except web.HTTPException as error:
+            if error.status == 413:
+                limit = self._requests.limits.max_message_bytes
+                return _error(413, f"The body may have {limit} bytes")
+            return _error(error.status, f"{request.method} {request.path}: {error.reason}")
+        except Exception as error:  # A defect of ours must not show its trace.
+            return _error(500, f"The server failed: {type(error).__name__}")
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        return await self._loop.run_in_executor(self._pool, work)
+
+    async def _post(self, request: web.Request) -> web.Response:
+        verb, body = request.match_info["verb"], await request.read()
+        if verb in ("classify", "regress"):
+            raise failures.invalid(
+                f"No signature of this model takes examples for {verb}; use :predict"
+            )
+        if verb != "predict":
+            raise web.HTTPNotFound
+        return await self._in_thread(lambda: self._predict(_target(request), body))
+
+    def _predict(self, target: Target, body: bytes) -> web.Response:
+        with self._requests.observed(target.name, api=_API, entrypoint="predict"):
+            content = _parsed(body)
+            target = Target(target.name, target.version, target.label, _signature(content))
+            by_row = "instances" in content
+            count = len(content["instances"]) if by_row else None
+            answer = self._requests.predict(target, lambda inputs: _inputs(content, inputs))
+            outputs = {name: _jsonable(name, value) for name, value in answer.outputs.items()}
+            if not by_row:
+                whole = outputs if len(outputs) > 1 else next(iter(outputs.values()))
+                return _json({"outputs": whole})
+            for name, value in outputs.items():
+                if not isinstance(value, list) or len(value) != count:
+                    raise failures.invalid(
+                        f"Output {name} has no row for each instance; send `inputs` instead"
+                    )
+            if len(outputs) == 1:
+                return _json({"predictions": next(iter(outputs.values()))})
+            rows = zip(*outputs.values(), strict=True)
+            return _json({"predictions": [dict(zip(outputs, row, strict=True)) for row in rows]})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        target = _target(request)
+        with self._requests.observed(target.name, api=_API, entrypoint="status"):
+            found = grpc_services.status(self._requests, target)
+            items = [
+                {
+                    "version": str(item.version),
+                    "state": type(item).State.Name(item.state),
+                    "status": {
+                        "error_code": "UNKNOWN" if item.status.error_code else "OK",
+                        "error_message": item.status.error_message,
+                    },
+                }
+                for item in found.model_version_status
+            ]
+            return _json({"model_version_status": items})
+
+    async def _metadata(self, request: web.Request) -> web.Response:
+        target = _target(request)
+        with self._requests.observed(target.name, api=_API, entrypoint="metadata"):
+            found = grpc_services.metadata(self._requests, target)
+            message = json_format.MessageToDict(found, preserving_proto_field_name=True)
+            # TF Serving names the type of what it has unpacked.
+            return _json(message)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._requests.metrics.text(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        ready = self._ready()
+        return web.Response(status=200 if ready else 503, text="ok\n" if ready else "not ready\n")
+
+
+def _target(request: web.Request) -> Target:
+    found = request.match_info
+    version = int(found["version"]) if "version" in found else None
+    return Target(found["model"], version, found.get("label", ""))
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+    except RecursionError:
+        raise failures.invalid("JSON Parse error: nested too deeply") from None
+    except ValueError as error:
+        raise failures.invalid(f"JSON Parse error: {error}") from None
+    if not isinstance(content, dict):
+        raise failures.invalid("The body must be a JSON object")
+    if ("instances" in content) == ("inputs" in content):
+        raise failures.invalid('The body must have either "instances" or "inputs"')
+    if "instances" in content and not (
+        isinstance(content["instances"], list) and content["instances"]
+    ):
+        raise failures.invalid('"instances" must be a list that is not empty')
+    return content
+
+
+def _signature(content: dict[str, Any]) -> str:
+    name = content.get("signature_name", "")
+    if not isinstance(name, str):
+        raise failures.invalid("signature_name must be a string")
+    return name
+
+
+def _inputs(content: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the inputs of a request by name, from rows or from columns."""
+    if "instances" in content:
+        columns = _columns(content["instances"], wanted)
+    else:
+        columns = content["inputs"]
+        if not isinstance(columns, dict) or (_BASE64 in columns and len(columns) == 1):
+            columns = {_only(wanted): columns}
+    found = {}
+    for name, value in columns.items():
+        dtype = wanted[name].dtype if name in wanted else tensors.STRING
+        found[name] = _array(name, value, dtype)
+    return found
+
+
+def _columns(rows: list[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    def is_named(row: Any) -> bool:
+        return isinstance(row, dict) and not (_BASE64 in row and len(row) == 1)
+
+    if not is_named(rows[0]):
+        if any(is_named(row) for row in rows):
+            raise ValueError("instances must all be objects, or none of them")
+        return {_only(wanted): rows}
+    names = rows[0].keys()
+    if any(not is_named(row) or row.keys() != names for row in rows):
+        raise ValueError(f"every instance must have the same names: {', '.join(names)}")
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _only(wanted: Mapping[str, Any]) -> str:
+    if len(wanted) != 1:
+        raise ValueError(f"inputs must be named: {', '.join(sorted(wanted))}")
+    return next(iter(wanted))
+
+
+def _array(name: str, value: Any, dtype: int) -> np.ndarray:
+    if dtype != tensors.STRING:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"input {name} must hold numbers, in a regular shape")
+        return tensors.as_type(array, dtype)
+    # Two axes are more than any signature has; deeper is not worth walking.
+    rows = value if isinstance(value, list) else [value]
+    if any(isinstance(row, list) for row in rows):
+        raise ValueError(f"input {name} must be a list of strings")
+    array = np.empty(len(rows), object)
+    array[:] = [_string(name, row) for row in rows]
+    return array if isinstance(value, list) else array.reshape(())
+
+
+def _string(name: str, value: Any) -> bytes:
+    if isinstance(value, str):
+        # Half of a surrogate pair is no text.
+        return value.encode("utf-8", errors="replace")
+    if isinstance(value, dict) and list(value) == [_BASE64] and isinstance(value[_BASE64], str):
+        try:
+            return base64.b64decode(value[_BASE64], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"input {name} holds no base64: {error}") from None
+    raise ValueError(f'input {name} must hold strings, or {{"{_BASE64}": ...}} for bytes')
+
+
+def _jsonable(name: str, value: np.ndarray) -> Any:
+    if value.dtype != object:
+        return value.tolist()
+    if name.endswith(_BYTES_SUFFIX):
+        coded = [{_BASE64: base64.b64encode(x).decode()} for x in value.ravel()]
+    else:
+        coded = [x.decode(errors="replace") for x in value.ravel()]
+    array = np.empty(value.size, object)
+    array[:] = coded
+    return array.reshape(value.shape).tolist()
+
+
+def _json(content: Any, status: int = 200) -> web.Response:
+    # NaN and Infinity as TF Serving writes them.
+    return web.Response(
+        status=status, text=json.dumps(content, indent=None), content_type="application/json"
+    )
+
+
+def _error(status: int, message: str) -> web.Response:
+    return _json({"error": message}, status)

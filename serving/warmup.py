@@ -1,0 +1,44 @@
+"""Warm-up requests that a model carries: replayed before the first client's, as TF Serving does."""
+
+from pathlib import Path
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import prediction_log_pb2
+
+from sigline.schemas import signatures
+from sigline.serving import tensors
+from sigline.serving.engine import LoadedVersion
+from sigline.serving.failures import RequestFailed
+
+# TF Serving's names and limit.
+WARMUP_FILE = "tf_serving_warmup_requests"
+_MOST_RECORDS = 1000
+
+
+def replay(engine: LoadedVersion, directory: str | Path) -> int:
+    """Runs the Predict requests that a model carries in `assets.extra`; returns their number.
+
+    Raises:
+        ValueError: If one cannot be read or fails: then the model would fail its clients too.
+    """
+    path = Path(directory) / signatures.ASSETS_DIR / WARMUP_FILE
+    if not path.is_file():
+        return 0
+    count = 0
+    try:
+        for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+            if count == _MOST_RECORDS:
+                raise ValueError(f"there are more than {_MOST_RECORDS}")
+            log = prediction_log_pb2.PredictionLog.FromString(record)
+            if log.WhichOneof("log_type") != "predict_log":
+                raise ValueError("only Predict requests are replayed")
+            request = log.predict_log.request
+            signature = request.model_spec.signature_name or signatures.SERVING_DEFAULT
+            inputs = tensors.to_arrays(request.inputs)
+            engine.check(signature, inputs)
+            engine.run(signature, inputs)
+            count += 1
+    except (ValueError, DecodeError, RequestFailed, tf.errors.OpError) as error:
+        raise ValueError(f"Warm-up request {count} of {path} fails: {error}") from error
+    return count

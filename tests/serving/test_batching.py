@@ -1,0 +1,210 @@
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from sigline.serving.batching import Batcher, BatchingConfig
+from sigline.serving.failures import RequestFailed
+
+
+class Model:
+    """Squares numbers, remembers its batches, and can be held back."""
+
+    def __init__(self):
+        self.batches = []
+        self.free = threading.Event()
+        self.free.set()
+        self.entered = threading.Event()
+
+    def run(self, signature, inputs):
+        self.entered.set()
+        assert self.free.wait(10)
+        self.batches.append((signature, inputs["x"].tolist()))
+        if "bad" in inputs["x"].tolist():
+            raise RequestFailed(grpc.StatusCode.INVALID_ARGUMENT, "bad")
+        return {"y": np.array([f"{x}{x}" for x in inputs["x"]], object)}
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+def _batcher(model, merged=("merged",), **settings):
+    config = BatchingConfig(**({"num_batch_threads": 1} | settings))
+    return Batcher(model.run, config, merged=frozenset(merged))
+
+
+def _of(*values):
+    return {"x": np.array(values, object)}
+
+
+def _held(model, batcher):
+    """Keeps the only thread busy, so that what follows waits."""
+    model.free.clear()
+    model.entered.clear()
+    first = batcher.submit("held", _of("first"))
+    assert model.entered.wait(10)
+    return first
+
+
+def test_lone_request_is_computed_alone_and_at_once(model):
+    batcher = _batcher(model)
+    assert batcher.submit("merged", _of("a", "b")).result(10)["y"].tolist() == ["aa", "bb"]
+    assert model.batches == [("merged", ["a", "b"])]
+    batcher.close()
+
+
+def test_what_waits_is_computed_together_and_each_gets_its_own(model):
+    batcher = _batcher(model)
+    _held(model, batcher)
+    futures = [batcher.submit("merged", _of(*map(str, range(i)))) for i in range(4)]
+    model.free.set()
+    for i, future in enumerate(futures):
+        assert future.result(10)["y"].tolist() == [f"{x}{x}" for x in range(i)]
+    assert model.batches[1:] == [("merged", ["0", "0", "1", "0", "1", "2"])]
+    batcher.close()
+
+
+def test_batch_is_no_larger_than_it_may_be(model):
+    batcher = _batcher(model, max_batch_size=3)
+    _held(model, batcher)
+    futures = [batcher.submit("merged", _of("a", "b")) for _ in range(3)]
+    larger = batcher.submit("merged", _of(*"abcde"))
+    model.free.set()
+    assert [len(f.result(10)["y"]) for f in (*futures, larger)] == [2, 2, 2, 5]
+    assert [len(rows) for _, rows in model.batches[1:]] == [2, 2, 2, 5]
+    batcher.close()
+
+
+def test_signatures_that_are_not_merged_are_computed_one_by_one(model):
+    batcher = _batcher(model)
+    _held(model, batcher)
+    futures = [batcher.submit("single", _of("a")) for _ in range(3)]
+    model.free.set()
+    assert [future.result(10)["y"].tolist() for future in futures] == [["aa"]] * 3
+    assert len(model.batches) == 4
+    batcher.close()
+
+
+def test_signatures_take_turns(model):
+    batcher = _batcher(model, merged=())
+    _held(model, batcher)
+    futures = [batcher.submit(name, _of(name)) for name in ("a", "a", "a", "b")]
+    model.free.set()
+    for future in futures:
+        future.result(10)
+    assert [name for name, _ in model.batches[1:]] == ["a", "b", "a", "a"]
+    batcher.close()
+
+
+def test_one_that_fails_costs_no_other_its_answer(model):
+    batcher = _batcher(model)
+    _held(model, batcher)
+    good = batcher.submit("merged", _of("a"))
+    bad = batcher.submit("merged", _of("bad"))
+    last = batcher.submit("merged", _of("c"))
+    model.free.set()
+    assert good.result(10)["y"].tolist() == ["aa"]
+    assert last.result(10)["y"].tolist() == ["cc"]
+    with pytest.raises(RequestFailed, match="bad"):
+        bad.result(10)
+    batcher.close()
+
+
+def test_full_queue_refuses_and_goes_on(model):
+    batcher = _batcher(model, max_enqueued_rows=3)
+    _held(model, batcher)
+    waiting = batcher.submit("merged", _of("a", "b"))
+    with pytest.raises(RequestFailed, match="2 rows are waiting, of at most 3") as caught:
+        batcher.submit("merged", _of("c", "d"))
+    assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    other = batcher.submit("other", _of("e"))
+    assert batcher.waiting() == {"held": 0, "merged": 2, "other": 1}
+    model.free.set()
+    assert waiting.result(10)["y"].tolist() == ["aa", "bb"]
+    assert other.result(10)["y"].tolist() == ["ee"]
+    assert batcher.submit("merged", _of("c")).result(10)["y"].tolist() == ["cc"]
+    batcher.close()
+
+
+def test_request_past_its_deadline_is_not_computed(model):
+    batcher = _batcher(model)
+    _held(model, batcher)
+    late = batcher.submit("merged", _of("late"), deadline=time.monotonic())
+    fine = batcher.submit("merged", _of("fine"), deadline=time.monotonic() + 60)
+    model.free.set()
+    assert fine.result(10)["y"].tolist() == ["finefine"]
+    with pytest.raises(RequestFailed, match="deadline") as caught:
+        late.result(10)
+    assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert model.batches[1:] == [("merged", ["fine"])]
+    batcher.close()
+
+
+def test_request_whose_client_has_gone_is_not_computed(model):
+    batcher = _batcher(model)
+    _held(model, batcher)
+    gone = batcher.submit("single", _of("gone"))
+    assert gone.cancel()
+    fine = batcher.submit("single", _of("fine"))
+    model.free.set()
+    assert fine.result(10)["y"].tolist() == ["finefine"]
+    with pytest.raises(CancelledError):
+        gone.result(10)
+    assert ("single", ["gone"]) not in model.batches
+    batcher.close()
+
+
+def test_batch_waits_for_more_if_it_is_told_to(model):
+    batcher = _batcher(model, batch_timeout_seconds=30.0, max_batch_size=2)
+    first = batcher.submit("merged", _of("a"))
+    second = batcher.submit("merged", _of("b"))
+    assert first.result(10)["y"].tolist() == ["aa"]
+    assert second.result(10)["y"].tolist() == ["bb"]
+    assert model.batches == [("merged", ["a", "b"])]
+    batcher.close()
+
+
+def test_end_lets_what_waits_finish(model):
+    batcher = _batcher(model)
+    first = _held(model, batcher)
+    waiting = batcher.submit("merged", _of("a"))
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    model.free.set()
+    closing.join(10)
+    assert first.result(0)["y"].tolist() == ["firstfirst"]
+    assert waiting.result(0)["y"].tolist() == ["aa"]
+    with pytest.raises(RequestFailed, match="unloaded") as caught:
+        batcher.submit("merged", _of("late"))
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE
+
+
+def test_many_threads_get_their_own_answers(model):
+    batcher = _batcher(model, num_batch_threads=3, max_batch_size=7)
+
+    def ask(number):
+        values = [f"{number}-{i}" for i in range(number % 5)]
+        return batcher.submit("merged", _of(*values)).result(30)["y"].tolist(), values
+
+    with ThreadPoolExecutor(16) as pool:
+        for found, values in pool.map(ask, range(500)):
+            assert found == [f"{x}{x}" for x in values]
+    batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_batch_size": 0}, "max_batch_size must be at least 1"),
+        ({"max_enqueued_rows": 0}, "max_enqueued_rows must be at least 1"),
+        ({"batch_timeout_seconds": -1.0}, "must not be negative"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        BatchingConfig(**settings)
