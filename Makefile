@@ -16,8 +16,8 @@ PEER := .venv-img2dataset
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
-.PHONY: demo test check engine bench bench-loss bench-step bench-input bench-evaluate effects parity \
-  tpu-check clean
+.PHONY: demo test check engine bench bench-loss bench-step bench-input bench-evaluate bench-serving \
+  effects parity tpu-check clean
 
 demo: $(READY)
 	$(BIN)/sigline demo
@@ -51,6 +51,10 @@ bench-input: $(BENCH)/.ready
 # Takes a quarter of an hour on two cores, and 12 GiB.
 bench-evaluate: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/evaluate.py
+
+# Takes half an hour on two cores; SigLIP B/16 takes most of it.
+bench-serving: $(READY)
+	$(BIN)/python benchmarks/serving.py
 
 # What LiT, patience and a teacher are good for, on scenes. Takes half an hour on two cores, and goes
 # on where it was stopped.

@@ -198,6 +198,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         model_blessing=evaluated.outputs["blessing"],
         infra_blessing=served.outputs["blessing"],
         serving_dir=environment.serving_dir,
+        keep_versions=environment.keep_versions or 0,
         run_nonce=uuid.uuid4().hex,
     )
     return tfx_pipeline.Pipeline(

@@ -35,6 +35,7 @@ class Environment:
             before training, instead of at every step.
         teachers: Folders of weights of the recipe's teachers, by name.
         serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
+        keep_versions: How many of them stay, the newest ones; None for all.
         schema: A schema of your own in place of the packaged one, as TFDV's text.
         ingest: Fields of `IngestConfig`.
         data_gate: Fields of `DataGate`.
@@ -55,6 +56,7 @@ class Environment:
     embed_images: bool = False
     teachers: dict[str, str] = field(default_factory=dict)
     serving_dir: str = ""
+    keep_versions: int | None = None
     schema: str = ""
     ingest: dict[str, Any] = field(default_factory=dict)
     data_gate: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +80,10 @@ class Environment:
             raise ValueError(
                 f"span must be at least 0 and needs {SPAN} in input_base. "
                 f"Received: span={self.span}, input_base={self.input_base}"
+            )
+        if self.keep_versions is not None and self.keep_versions < 1:
+            raise ValueError(
+                f"keep_versions must be at least 1. Received: keep_versions={self.keep_versions}"
             )
         if self.window > 1 and self.embed_images:
             raise ValueError("embed_images embeds one span; it needs window: 1.")
@@ -137,7 +143,7 @@ def load(path: str | Path) -> Environment:
         expected: type = list if name in ("overrides", "beam_args") else str
         expected = dict if name in ("ingest", "data_gate", "evaluation", "teachers") else expected
         expected = bool if name == "embed_images" else expected
-        expected = int if name in ("span", "window") else expected
+        expected = int if name in ("span", "window", "keep_versions") else expected
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
             raise ValueError(
                 f"{path}: {name} must be a {expected.__name__}. Received: {name}={value!r}"

@@ -10,7 +10,7 @@ from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples, InfraBlessing, Model, ModelBlessing
 from tfx.utils import path_utils
 
-from sigline.schemas import artifacts, record
+from sigline.schemas import artifacts, record, signatures
 
 _NUM_REQUESTS = 16
 
@@ -25,7 +25,8 @@ def CheckServing(
 ):
     """Serves the candidate in processes of its own and sends it records of the eval split.
 
-    A model that the evaluation refused is not checked.
+    A model that the evaluation refused is not checked. Beside the blessing lie the requests that
+    the published model is warmed up by.
     """
     del code_digest
     from sigline.schemas import tf_example
@@ -39,12 +40,14 @@ def CheckServing(
         serialized = itertools.chain.from_iterable(map(tf_example.read_shard, shards))
         records = [tf_example.decode(x) for x in itertools.islice(serialized, _NUM_REQUESTS)]
         try:
-            outcome = infra_check.check_serving(
+            checked = infra_check.check_serving(
                 path_utils.serving_model_path(model.uri),
                 [item.image for item in records],
                 [item.text[0] for item in records],
             )
-            blessed = True
+            outcome, blessed = checked.figures, True
+            with open(os.path.join(blessing.uri, signatures.WARMUP_FILE), "wb") as handle:
+                handle.write(checked.warm_up)
         except infra_check.InfraError as error:
             # Only what is wrong with the model: a refusal is cached, a busy machine passes.
             outcome, blessed = {"error": str(error)}, False

@@ -21,4 +21,6 @@ ASSETS_DIR = "assets.extra"
 METADATA_FILE = "sigline.json"
 CONFIG_FILE = "config.json"
 LABELS_FILE = "labels.json"
+# TF Serving's name of the requests that it runs before it serves a model.
+WARMUP_FILE = "tf_serving_warmup_requests"
 VOCABULARY_FILE = "sentencepiece.model"

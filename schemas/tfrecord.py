@@ -1,4 +1,4 @@
-"""TFRecord's framing, read without TensorFlow so that damage costs no more than it must."""
+"""TFRecord's framing without TensorFlow, so that damage costs no more than it must."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -62,6 +62,12 @@ def records(
         number, offset = number + 1, end
 
 
+def framed(record: bytes) -> bytes:
+    """Returns a record as it stands in a file."""
+    length = len(record).to_bytes(_LENGTH, "little")
+    return length + _checksum(length) + record + _checksum(record)
+
+
 def _skip(read: Callable[[int], bytes], count: int) -> bool:
     while count:
         piece = read(min(count, _PIECE))
@@ -73,6 +79,10 @@ def _skip(read: Callable[[int], bytes], count: int) -> bool:
 
 def _is_intact(content: bytes) -> bool:
     """Whether the last four bytes are TFRecord's masked checksum of those before."""
-    value = google_crc32c.value(content[:-_CHECKSUM])
+    return _checksum(content[:-_CHECKSUM]) == content[-_CHECKSUM:]
+
+
+def _checksum(content: bytes) -> bytes:
+    value = google_crc32c.value(content)
     masked = ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    return masked == int.from_bytes(content[-_CHECKSUM:], "little")
+    return masked.to_bytes(_CHECKSUM, "little")

@@ -90,6 +90,7 @@ class Batcher:
         self._rows: dict[str, int] = {}
         self._changed = threading.Condition()
         self._closed = False
+        self._busy = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher-{i}", daemon=True)
             for i in range(config.num_batch_threads)
@@ -98,7 +99,10 @@ class Batcher:
             thread.start()
 
     def submit(self, signature: str, inputs: Arrays, *, deadline: float | None = None) -> Future:
-        """Queues a request and returns the future of its outputs.
+        """Returns the future of a request's outputs.
+
+        If nothing waits, and fewer batches are being computed than may be, the calling thread
+        computes it itself: to hand it over and back would cost as much as embedding a short text.
 
         Args:
             signature: Its signature.
@@ -114,6 +118,8 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The model is being unloaded")
+            idle = not self._queues and self._busy < self._config.num_batch_threads
+            at_once = idle and not self._config.batch_timeout_seconds
             waiting = self._rows.get(signature, 0)
             if waiting and waiting + task.room > self._config.max_enqueued_rows:
                 raise RequestFailed(
@@ -121,9 +127,14 @@ class Batcher:
                     f"The queue of {signature} is full: {waiting} rows are waiting, of at most "
                     f"{self._config.max_enqueued_rows}",
                 )
-            self._queues.setdefault(signature, collections.deque()).append(task)
-            self._rows[signature] = waiting + task.room
-            self._changed.notify()
+            if at_once:
+                self._busy += 1
+            else:
+                self._queues.setdefault(signature, collections.deque()).append(task)
+                self._rows[signature] = waiting + task.room
+                self._changed.notify_all()
+        if at_once:
+            self._finish(signature, [task] if _begin(task) else [])
         return task.future
 
     def waiting(self) -> Mapping[str, int]:
@@ -138,20 +149,29 @@ class Batcher:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
-            signature, tasks = taken
-            if tasks:
-                self._compute(signature, tasks)
+            self._finish(*taken)
+
+    def _finish(self, signature: str, tasks: list[_Task]) -> None:
+        """Computes a batch, and lets another one begin."""
+        if tasks:
+            self._compute(signature, tasks)
+        with self._changed:
+            self._busy -= 1
+            self._changed.notify_all()
 
     def _take(self) -> tuple[str, list[_Task]] | None:
         """Returns the next batch, of the signature that has waited longest for its turn."""
         with self._changed:
-            while not self._queues:
-                if self._closed:
+            while not self._queues or self._busy >= self._config.num_batch_threads:
+                if self._closed and not self._queues:
                     return None
                 self._changed.wait()
+            self._busy += 1
             signature = next(iter(self._queues))
             end = time.monotonic() + self._config.batch_timeout_seconds
             tasks = [task] if (task := self._pop(signature)) else []
@@ -186,16 +206,7 @@ class Batcher:
         self._rows[signature] -= task.room
         if not queue:
             del self._queues[signature]
-        if not task.future.set_running_or_notify_cancel():
-            return None
-        if task.deadline is not None and time.monotonic() >= task.deadline:
-            task.future.set_exception(
-                RequestFailed(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed before its turn came"
-                )
-            )
-            return None
-        return task
+        return task if _begin(task) else None
 
     def _compute(self, signature: str, tasks: list[_Task]) -> None:
         rows = sum(task.rows for task in tasks)
@@ -221,3 +232,17 @@ class Batcher:
             rows = slice(start, start + task.rows)
             task.future.set_result({name: value[rows] for name, value in outputs.items()})
             start += task.rows
+
+
+def _begin(task: _Task) -> bool:
+    """Returns whether a task is to be computed: its client waits, and its deadline is to come."""
+    if not task.future.set_running_or_notify_cancel():
+        return False
+    if task.deadline is not None and time.monotonic() >= task.deadline:
+        task.future.set_exception(
+            RequestFailed(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed before its turn came"
+            )
+        )
+        return False
+    return True

@@ -6,6 +6,7 @@ knows its Python classes does not pass.
 """
 
 import contextlib
+import io
 import json
 import os
 import select
@@ -14,18 +15,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
+from PIL import Image
 
-from sigline.schemas import signatures
-from sigline.serving.client import Client, RequestError
+from sigline.schemas import signatures, tfrecord
+from sigline.serving import protos
+from sigline.serving.client import Client
+from sigline.serving.transport import Options, RequestError
 
 _NORM_TOLERANCE = 1e-3
 _READY_PREFIX = "Serving "
 _START_SECONDS = 300.0
 _REQUEST_SECONDS = 120.0
+# Images or texts of the requests that a model is warmed up by.
+_WARM_UP_SIZES = (1, 8)
 # What a busy machine answers says nothing about the model.
 _TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
 
@@ -88,9 +95,21 @@ def _ready_line(process: subprocess.Popen) -> str | None:
     return None
 
 
-def check_serving(
-    model_dir: str | Path, images: Sequence[bytes], texts: Sequence[str]
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Checked:
+    """A candidate that was served and asked.
+
+    Attributes:
+        figures: For the report: requests sent and their median latency in milliseconds.
+        warm_up: Requests that it has just answered, one for each signature and size of batch, as
+            the TFRecord that servers run before they serve a model.
+    """
+
+    figures: dict[str, float]
+    warm_up: bytes
+
+
+def check_serving(model_dir: str | Path, images: Sequence[bytes], texts: Sequence[str]) -> Checked:
     """Loads a candidate and sends it real requests.
 
     Args:
@@ -99,7 +118,7 @@ def check_serving(
         texts: Texts, at least one.
 
     Returns:
-        Figures for the report: requests sent and their median latency in milliseconds.
+        What the requests took, and the requests to warm the model up by.
 
     Raises:
         InfraError: If the model does not load, a request is refused or an answer is wrong.
@@ -116,19 +135,47 @@ def check_serving(
             os.symlink(Path(model_dir).resolve(), Path(base) / "1")
             with running_server(base) as address:
                 latencies = _exercise(address, images, texts)
-        output, errors = loader.communicate(timeout=_START_SECONDS)
+                inputs = _loaded(loader)
+                warm_up = _warm_up(address, inputs)
     finally:
         loader.kill()
+    figures = {
+        "signatures_run": float(len(inputs)),
+        "requests": float(len(latencies)),
+        "median_latency_ms": float(np.median(latencies) * 1e3),
+    }
+    return Checked(figures, warm_up)
+
+
+def _loaded(loader: subprocess.Popen) -> dict[str, list[str]]:
+    """Returns the inputs of each signature, all of which the loader has run."""
+    output, errors = loader.communicate(timeout=_START_SECONDS)
     if loader.returncode < 0:
         raise RuntimeError(f"the loader was killed by signal {-loader.returncode}")
     if loader.returncode:
         lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
         raise InfraError(f"TF Serving's loader refuses the model: {lines[-1]}")
-    return {
-        "signatures_run": float(len(json.loads(output.splitlines()[-1]))),
-        "requests": float(len(latencies)),
-        "median_latency_ms": float(np.median(latencies) * 1e3),
-    }
+    return json.loads(output.splitlines()[-1])
+
+
+def _warm_up(address: str, inputs: dict[str, list[str]]) -> bytes:
+    """Asks every signature as first requests do, and returns what was asked.
+
+    With plain pictures and texts: what is published must not hold anybody's data.
+    """
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24), (200, 30, 30)).save(buffer, "PNG")
+    content = {signatures.IMAGE_BYTES: buffer.getvalue(), signatures.TEXT: b"a red picture"}
+    client, records = Client(address, timeout_seconds=_REQUEST_SECONDS), []
+    for signature, names in sorted(inputs.items()):
+        for count in _WARM_UP_SIZES:
+            asked = {name: [content[name]] * count for name in names}
+            client.predict(signature, asked)
+            log: Any = protos.PredictionLog()
+            log.predict_log.request.CopyFrom(Options().request(signature, asked))
+            records.append(tfrecord.framed(log.SerializeToString(deterministic=True)))
+    client.close()
+    return b"".join(records)
 
 
 def _exercise(address: str, images: Sequence[bytes], texts: Sequence[str]) -> list[float]:

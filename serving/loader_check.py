@@ -210,7 +210,7 @@ def example_inputs(signature: Any, images: int = 2) -> dict[str, np.ndarray]:
 
 
 def check(directory: str | Path) -> dict[str, list[str]]:
-    """Loads a model and runs every signature; returns the names of the outputs by signature.
+    """Loads a model and runs every signature; returns the names of the inputs by signature.
 
     Raises:
         LoaderError: If the model does not load, a signature fails, an output is not finite, or the
@@ -226,7 +226,7 @@ def check(directory: str | Path) -> dict[str, list[str]]:
         for output, value in outputs.items():
             if value.dtype == np.float32 and not np.isfinite(value).all():
                 raise LoaderError(f"run {name}: output {output} is not finite")
-        found[name] = sorted(outputs)
+        found[name] = sorted(signature.inputs)
     model.close()
     return found
 

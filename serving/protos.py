@@ -1,8 +1,11 @@
-"""The messages of TF Serving's Predict, made here so that a client needs no TensorFlow.
+"""The messages of TF Serving's Predict and of its log, so that a client needs no TensorFlow.
 
 They stand in a descriptor pool of their own, beside TensorFlow's, which has them under the same
-names. Field numbers are those of TensorFlow's `tensor.proto` and TF Serving's `predict.proto`.
+names. Field numbers are those of TensorFlow's `tensor.proto`, and of TF Serving's `predict.proto`
+and `prediction_log.proto`.
 """
+
+from collections.abc import Iterator
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
 
@@ -76,19 +79,21 @@ def _predict_file() -> descriptor_pb2.FileDescriptorProto:
     response = file.message_type.add(name="PredictResponse")
     _add_map(response, "outputs", 1, "PredictResponse")
     _add(response, "model_spec", 2, _Field.TYPE_MESSAGE, of=_SPEC)
+    log = file.message_type.add(name="PredictLog")
+    _add(log, "request", 1, _Field.TYPE_MESSAGE, of=".tensorflow.serving.PredictRequest")
+    log = file.message_type.add(name="PredictionLog")
+    _add(log, "predict_log", 6, _Field.TYPE_MESSAGE, of=".tensorflow.serving.PredictLog")
     return file
 
 
-def _messages() -> tuple[type, type]:
+def _messages() -> Iterator[type]:
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     for file in (_tensor_file(), _predict_file()):
         pool.AddSerializedFile(file.SerializeToString())
-    request, response = (
-        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))
-        for name in ("PredictRequest", "PredictResponse")
-    )
-    return request, response
+    for name in ("PredictRequest", "PredictResponse", "PredictionLog"):
+        found = pool.FindMessageTypeByName(f"tensorflow.serving.{name}")
+        yield message_factory.GetMessageClass(found)
 
 
-PredictRequest, PredictResponse = _messages()
+PredictRequest, PredictResponse, PredictionLog = _messages()

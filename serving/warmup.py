@@ -11,8 +11,7 @@ from sigline.serving import tensors
 from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
 
-# TF Serving's names and limit.
-WARMUP_FILE = "tf_serving_warmup_requests"
+# TF Serving's limit.
 _MOST_RECORDS = 1000
 
 
@@ -22,7 +21,7 @@ def replay(engine: LoadedVersion, directory: str | Path) -> int:
     Raises:
         ValueError: If one cannot be read or fails: then the model would fail its clients too.
     """
-    path = Path(directory) / signatures.ASSETS_DIR / WARMUP_FILE
+    path = Path(directory) / signatures.ASSETS_DIR / signatures.WARMUP_FILE
     if not path.is_file():
         return 0
     count = 0

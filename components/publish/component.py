@@ -9,7 +9,7 @@ from tfx.types.standard_artifacts import InfraBlessing, Model, ModelBlessing, Pu
 from tfx.utils import path_utils
 
 from sigline.components.publish import publishing
-from sigline.schemas import artifacts
+from sigline.schemas import artifacts, signatures
 
 
 @component
@@ -20,11 +20,13 @@ def PublishModel(
     pushed_model: OutputArtifact[PushedModel],
     serving_dir: Parameter[str],
     run_nonce: Parameter[str],
+    keep_versions: Parameter[int] = 0,
 ):
     """Publishes a model that both gates blessed; else records that nothing was pushed.
 
     The nonce differs in every run: whether the serving folder still holds the model is looked up,
-    never answered from the cache. A model that stands there already is not copied again.
+    never answered from the cache. A model that stands there already is not copied again. Of more
+    than `keep_versions` the oldest are removed; 0 keeps all.
     """
     del run_nonce
     blessings = (model_blessing, infra_blessing)
@@ -32,7 +34,14 @@ def PublishModel(
         pushed_model.set_int_custom_property("pushed", 0)
         return
     directory = path_utils.serving_model_path(model.uri)
-    published = publishing.publish(directory, serving_dir)
+    warm_up = os.path.join(infra_blessing.uri, signatures.WARMUP_FILE)
+    extras = {}
+    if os.path.isfile(warm_up):
+        with open(warm_up, "rb") as handle:
+            extras[signatures.WARMUP_FILE] = handle.read()
+    published = publishing.publish(
+        directory, serving_dir, keep=keep_versions or None, extras=extras
+    )
     # Readers of PushedModel find the SavedModel at its URI, as after TFX's Pusher.
     # Links, where the file system has them, so that a rerun costs no space.
     shutil.copytree(

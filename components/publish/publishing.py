@@ -9,16 +9,17 @@ so its number is never given again.
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sigline.schemas import digests, versions
+from sigline.schemas import digests, signatures, versions
 
 _SCRATCH_PREFIX = ".tmp-"
 _LOCK = ".publish.lock"
@@ -60,7 +61,13 @@ class Withdrawn:
     time: str
 
 
-def publish(model: str | Path, base: str | Path, *, keep: int | None = None) -> Published:
+def publish(
+    model: str | Path,
+    base: str | Path,
+    *,
+    keep: int | None = None,
+    extras: Mapping[str, bytes] | None = None,
+) -> Published:
     """Publishes a model as the next version, unless the newest intact version is the same model.
 
     Safe against being killed at any moment and against other publishers: one lock per serving
@@ -70,6 +77,7 @@ def publish(model: str | Path, base: str | Path, *, keep: int | None = None) -> 
         model: The SavedModel's directory.
         base: The serving folder, on a local or mounted file system.
         keep: How many of the newest versions stay; None for all. Withdrawn ones count too.
+        extras: Files to add to the model's `assets.extra`, by name.
 
     Raises:
         ValueError: If `model` holds no SavedModel, or `base` names an object store.
@@ -86,7 +94,9 @@ def publish(model: str | Path, base: str | Path, *, keep: int | None = None) -> 
     if not (model / "saved_model.pb").is_file():
         raise ValueError(f"model must hold a saved_model.pb. Received: model={model}")
     base.mkdir(parents=True, exist_ok=True)
-    files = versions.content(model)
+    added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
+    hashes = {name: hashlib.sha256(x).hexdigest() for name, x in added.items()}
+    files = versions.content(model) | hashes
     digest = digests.json_digest(files)
     with _locked(base):
         for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
@@ -105,6 +115,9 @@ def publish(model: str | Path, base: str | Path, *, keep: int | None = None) -> 
         newest = max([newest, *(item.version for item in removed)])
         scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
         shutil.copytree(model, scratch)
+        for name, content in added.items():
+            (scratch / name).parent.mkdir(exist_ok=True)
+            (scratch / name).write_bytes(content)
         versions.write_manifest(scratch, files)
         if versions.verify(scratch) != digest:
             raise RuntimeError(f"The copy of {model} to {scratch} differs from the original.")

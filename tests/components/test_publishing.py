@@ -170,3 +170,12 @@ def test_only_the_newest_versions_are_kept(model, tmp_path):
     assert sorted(path.name for path in base.iterdir()) == [".publish.lock", "5"]
     with pytest.raises(ValueError, match="keep must be at least 1"):
         publishing.publish(model, base, keep=0)
+
+
+def test_what_is_added_belongs_to_the_version(model, tmp_path):
+    base = tmp_path / "serving"
+    first = publishing.publish(model, base, extras={"warm_up": b"requests"})
+    assert (first.path / "assets.extra" / "warm_up").read_bytes() == b"requests"
+    assert versions.verify(first.path) == first.digest
+    assert publishing.publish(model, base, extras={"warm_up": b"requests"}).copied is False
+    assert publishing.publish(model, base, extras={"warm_up": b"others"}).version == 2

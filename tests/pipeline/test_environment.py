@@ -70,3 +70,10 @@ def test_missing_environment_names_the_packaged_ones():
 def test_active_environment_is_the_packaged_local(monkeypatch):
     monkeypatch.delenv(environment.VARIABLE, raising=False)
     assert environment.active().recipe == "siglip_demo"
+
+
+def test_number_of_versions_to_keep(tmp_path):
+    assert _load(tmp_path, GOOD).keep_versions is None
+    assert _load(tmp_path, GOOD + "keep_versions: 3\n").keep_versions == 3
+    with pytest.raises(ValueError, match="keep_versions must be at least 1"):
+        _load(tmp_path, GOOD + "keep_versions: 0\n")

@@ -43,12 +43,13 @@ def _of(*values):
 
 
 def _held(model, batcher):
-    """Keeps the only thread busy, so that what follows waits."""
+    """Keeps the model busy, so that what follows waits."""
     model.free.clear()
     model.entered.clear()
-    first = batcher.submit("held", _of("first"))
+    thread = threading.Thread(target=batcher.submit, args=("held", _of("first")))
+    thread.start()
     assert model.entered.wait(10)
-    return first
+    return thread
 
 
 def test_lone_request_is_computed_alone_and_at_once(model):
@@ -123,7 +124,7 @@ def test_full_queue_refuses_and_goes_on(model):
         batcher.submit("merged", _of("c", "d"))
     assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     other = batcher.submit("other", _of("e"))
-    assert batcher.waiting() == {"held": 0, "merged": 2, "other": 1}
+    assert batcher.waiting() == {"merged": 2, "other": 1}
     model.free.set()
     assert waiting.result(10)["y"].tolist() == ["aa", "bb"]
     assert other.result(10)["y"].tolist() == ["ee"]
@@ -177,7 +178,9 @@ def test_end_lets_what_waits_finish(model):
     closing.start()
     model.free.set()
     closing.join(10)
-    assert first.result(0)["y"].tolist() == ["firstfirst"]
+    first.join(0)
+    assert not first.is_alive()
+    assert ("held", ["first"]) in model.batches
     assert waiting.result(0)["y"].tolist() == ["aa"]
     with pytest.raises(RequestFailed, match="unloaded") as caught:
         batcher.submit("merged", _of("late"))

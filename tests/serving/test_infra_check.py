@@ -6,8 +6,12 @@ import time
 
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
-from sigline.serving import infra_check
+from sigline.components.publish import publishing
+from sigline.schemas import signatures, versions
+from sigline.serving import infra_check, warmup
+from sigline.serving.engine import LoadedVersion
 from sigline.trainer import config, export, two_tower
 
 pytestmark = pytest.mark.slow
@@ -17,10 +21,22 @@ def test_good_model_is_served_and_asked(tmp_path, vocabulary, scene_records):
     tiny = config.tiny(config.load_recipe("siglip_demo"))
     export.export(tmp_path / "m", two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
     images = [item.image for item in scene_records[:4]]
-    report = infra_check.check_serving(tmp_path / "m", images, ["a", "b"])
-    assert report["signatures_run"] == 5
-    assert report["requests"] == 24
-    assert report["median_latency_ms"] > 0
+    checked = infra_check.check_serving(tmp_path / "m", images, ["a", "b"])
+    assert checked.figures["signatures_run"] == 5
+    assert checked.figures["requests"] == 24
+    assert checked.figures["median_latency_ms"] > 0
+    published = publishing.publish(
+        tmp_path / "m", tmp_path / "serving", extras={signatures.WARMUP_FILE: checked.warm_up}
+    )
+    assert versions.verify(published.path) == published.digest
+    # Two sizes of each, as TensorFlow reads them.
+    engine = LoadedVersion(published.path, 1)
+    assert warmup.replay(engine, published.path) == 10
+    path = published.path / "assets.extra" / signatures.WARMUP_FILE
+    records = [x.numpy() for x in tf.data.TFRecordDataset(str(path))]
+    requests = [prediction_log_pb2.PredictionLog.FromString(x).predict_log.request for x in records]
+    assert {x.model_spec.signature_name for x in requests} == set(engine.signature_defs)
+    engine.close()
 
 
 def test_model_that_does_not_follow_the_contract_is_refused(tmp_path, scene_records):

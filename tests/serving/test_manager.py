@@ -211,11 +211,12 @@ def _warm_up(version, *texts):
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
-    from sigline.serving import tensors, warmup
+    from sigline.schemas import signatures
+    from sigline.serving import tensors
 
     folder = version / "assets.extra"
     folder.mkdir()
-    with tf.io.TFRecordWriter(str(folder / warmup.WARMUP_FILE)) as writer:
+    with tf.io.TFRecordWriter(str(folder / signatures.WARMUP_FILE)) as writer:
         for text in texts:
             log = prediction_log_pb2.PredictionLog()
             log.predict_log.request.model_spec.signature_name = "embed_text"
