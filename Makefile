@@ -7,17 +7,18 @@ EXTRAS := --extra cpu --extra pipeline --extra dask --extra serving --extra test
 # A mark that is newer than what the environment was made from, so that nothing is set up twice.
 READY := $(VENV)/.ready
 # Environments that cannot be one: the peers that benchmarks and imported weights are compared with,
-# the trainer as it is on a TPU, the TPU compiler, and img2dataset.
+# the trainer as it is on a TPU, the TPU compiler, img2dataset, and TF Serving's released runtime.
 BENCH := .venv-bench
 PARITY := .venv-parity
 TPU := .venv-tpu
 TPU_COMPILER := .venv-tpu-compiler
 PEER := .venv-img2dataset
+RUNTIME := .venv-released-runtime
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
 .PHONY: demo test check engine bench bench-loss bench-step bench-input bench-evaluate bench-serving \
-  effects parity tpu-check clean
+  effects parity serving-check tpu-check clean
 
 demo: $(READY)
 	$(BIN)/sigline demo
@@ -65,6 +66,10 @@ effects: $(READY)
 parity: $(PARITY)/.ready
 	$(PARITY)/bin/python -m pytest tests/trainer/weights
 
+# Runs an export by the TensorFlow of the newest released TF Serving.
+serving-check: $(READY) $(RUNTIME)/.ready
+	$(BIN)/python -m pytest tests/serving/test_released_runtime.py tests/serving/test_tf_serving.py
+
 # Compiles the training step for TPUs that are not there. Takes most of an hour on two cores, and
 # goes on where it was stopped.
 tpu-check: $(READY) $(TPU)/.ready $(TPU_COMPILER)/.ready
@@ -106,10 +111,16 @@ $(PEER)/.ready: $(READY) benchmarks/img2dataset/uv.lock
 	  --project benchmarks/img2dataset
 	touch $@
 
+$(RUNTIME)/.ready: $(READY) tests/serving/released_runtime/uv.lock
+	test -x $(RUNTIME)/bin/python || $(PYTHON) -m venv $(RUNTIME)
+	VIRTUAL_ENV=$(abspath $(RUNTIME)) $(BIN)/uv sync --quiet --active --locked \
+	  --project tests/serving/released_runtime
+	touch $@
+
 $(TYPING):
 	mkdir -p $@
 	ln -sfn $(addprefix $(CURDIR)/,schemas trainer components serving pipeline) $@
 	ln -sf $(wildcard $(CURDIR)/sigline/*.py) $@
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(PARITY) $(TPU) $(TPU_COMPILER) $(PEER)
+	rm -rf $(VENV) $(BENCH) $(PARITY) $(TPU) $(TPU_COMPILER) $(PEER) $(RUNTIME)

@@ -257,3 +257,26 @@ def test_tf_servings_loader_finds_a_keras_object_in_the_trackable_graph(tmp_path
     done = _loader_check(tmp_path / "m")
     assert done.returncode != 0
     assert "Could not find variable" in done.stderr
+
+
+# What TF Serving links beside TensorFlow's own operations (its `model_servers/BUILD`: the whole of
+# TensorFlow Text), of which the export uses these.
+LINKED = {"SentencepieceOp", "SentencepieceTokenizeOp"}
+
+
+def test_graph_has_only_operations_that_tf_serving_links(exported):
+    code = (
+        "import sys, tensorflow as tf\n"
+        "from tensorflow.core.protobuf import saved_model_pb2\n"
+        "model = saved_model_pb2.SavedModel.FromString(open(sys.argv[1], 'rb').read())\n"
+        "graph = model.meta_graphs[0].graph_def\n"
+        "nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]\n"
+        "functions = {f.signature.name for f in graph.library.function}\n"
+        # Without TensorFlow Text: what is left is not TensorFlow's own.
+        "from tensorflow.python.framework import op_def_registry\n"
+        "print(*sorted({n.op for n in nodes if n.op not in functions "
+        "and op_def_registry.get(n.op) is None}))\n"
+    )
+    command = [sys.executable, "-c", code, str(exported / "saved_model.pb")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == LINKED
