@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if running.rest_port is not None:
         print(f"REST on {config.host}:{running.rest_port}")
     for model in models:
-        found = running.manager.served()[model.name]
+        found = running.models.served()[model.name]
         numbers = ", ".join(str(served.version) for served in found)
         print(f"Serving version {numbers} of {model.name} on {running.address}", flush=True)
     stopped.wait()

@@ -34,6 +34,7 @@ def add_parser(commands) -> None:
     parser.add_argument("config", type=Path, help="model config to write, or change a model in")
     parser.add_argument("--base-path", required=True, type=Path, help="folder of version folders")
     parser.add_argument("--model-name", default="sigline")
+    parser.add_argument("--served-path", help="that folder as the server sees it, if otherwise")
     parser.add_argument(
         "--set",
         action="append",
@@ -113,13 +114,12 @@ def _label(arguments: argparse.Namespace) -> int:
     if labels:
         policy = model_config.VersionPolicy(None, tuple(sorted({*labels.values()})))
     model = model_config.ModelConfig(
-        arguments.model_name, str(arguments.base_path.resolve()), policy, labels
+        arguments.model_name,
+        arguments.served_path or str(arguments.base_path.resolve()),
+        policy,
+        labels,
     )
-    held = model_config.load(arguments.config) if arguments.config.is_file() else ()
-    others = [item for item in held if item.name != model.name]
-    scratch = arguments.config.with_name(f".tmp-{arguments.config.name}")
-    scratch.write_text(model_config.to_text([*others, model]))
-    scratch.replace(arguments.config)
+    model_config.replace(arguments.config, model)
     words = ", ".join(f"{label} is {number}" for label, number in sorted(labels.items()))
     print(f"Wrote {arguments.config}: {words or 'the newest version, without labels'}")
     return 0

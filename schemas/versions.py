@@ -39,6 +39,11 @@ def write_manifest(path: str | Path, files: dict[str, str]) -> str:
     return digest
 
 
+def recorded(path: str | Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file by relative path, as a version's manifest has them."""
+    return json.loads((Path(path) / MANIFEST).read_text())["files"]
+
+
 def verify(path: str | Path) -> str | None:
     """Returns the content digest of a version that agrees with its manifest, else None."""
     path = Path(path)
@@ -53,4 +58,5 @@ def verify(path: str | Path) -> str | None:
 
 
 def _is_version(path: Path) -> bool:
-    return path.name.isascii() and path.name.isdigit() and path.is_dir()
+    name = path.name
+    return name.isascii() and name.isdigit() and int(name) < 2**63 and path.is_dir()

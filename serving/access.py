@@ -97,12 +97,13 @@ class KeyInterceptor(grpc.ServerInterceptor):
         """Takes the keys."""
         self._keys = keys
 
-        def refuse(request, context):
+        def refuse(requests, context):
             context.abort(
                 grpc.StatusCode.UNAUTHENTICATED, "An API key is needed: authorization: Bearer KEY"
             )
 
-        self._refusal = grpc.unary_unary_rpc_method_handler(refuse)
+        # Of a stream: it does not wait for a message, of which a stranger might send none.
+        self._refusal = grpc.stream_unary_rpc_method_handler(refuse)
 
     def intercept_service(self, continuation, handler_call_details):
         """Lets a call through, or not."""

@@ -220,6 +220,8 @@ class Batcher:
                 for name in tasks[0].inputs
             }
             outputs = self._run(signature, merged)
+            if any(len(value) != rows for value in outputs.values()):
+                raise ValueError(f"{signature} does not answer each row by a row")
         except Exception as error:  # Whatever it is, it is the answer to who waits for it.
             if len(tasks) == 1:
                 tasks[0].future.set_exception(error)

@@ -33,6 +33,8 @@ from sigline.serving.transport import (
 _REQUEST_BYTES = 4 * 2**20
 _REQUEST_ITEMS = 64
 _REQUEST_TEXTS = 256
+# Requests of one call that a coroutine has beside each other.
+_REQUESTS_BESIDE = 3
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # What another attempt may mend: a server that restarts, or one that is full.
 _AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
@@ -192,20 +194,35 @@ class AsyncClient:
 
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """As `Client.embed_texts`, with the requests beside each other."""
-        calls = (
-            self.predict(signatures.EMBED_TEXT, {signatures.TEXT: part})
-            for part in _text_batches(texts)
+        answers = await self._predict_all(
+            signatures.EMBED_TEXT, signatures.TEXT, _text_batches(texts)
         )
-        answers = await asyncio.gather(*calls)
         return np.concatenate([answer[signatures.EMBEDDING] for answer in answers])
 
     async def embed_images(self, images: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """As `Client.embed_images`, with the requests beside each other."""
-        calls = (
-            self.predict(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: part})
-            for part in _image_batches(images)
+        answers = await self._predict_all(
+            signatures.EMBED_IMAGE_SAFE, signatures.IMAGE_BYTES, _image_batches(images)
         )
-        return _joined(await asyncio.gather(*calls))
+        return _joined(answers)
+
+    async def _predict_all(
+        self, signature: str, name: str, parts: Iterable[Sequence[Any]]
+    ) -> list[dict[str, np.ndarray]]:
+        # Few at a time: a server holds just so many.
+        room = asyncio.Semaphore(_REQUESTS_BESIDE)
+
+        async def ask(part: Sequence[Any]) -> dict[str, np.ndarray]:
+            async with room:
+                return await self.predict(signature, {name: part})
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(ask(part)) for part in parts]
+        except BaseExceptionGroup as failures:
+            # One is enough to know; the group has ended the others.
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     async def compare(self, image: bytes, texts: Sequence[str]) -> np.ndarray:
         """As `Client.compare`."""

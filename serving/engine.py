@@ -1,6 +1,6 @@
 """A loaded model version: checked inputs in, arrays out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,17 +77,34 @@ class LoadedVersion:
             raise RequestFailed(grpc.StatusCode.FAILED_PRECONDITION, message)
         return found
 
-    def check(self, signature: str, inputs: dict[str, np.ndarray]) -> None:
-        """Raises RequestFailed if there is no such signature, or the inputs do not fit it."""
-        self.definition(signature)
-        target = self._callables[signature]
-        if inputs.keys() != target.inputs.keys():
-            extra = ",".join(sorted(inputs.keys() - target.inputs.keys()))
-            missing = ",".join(sorted(target.inputs.keys() - inputs.keys()))
+    def check_types(self, signature: str, types: Mapping[str, int]) -> None:
+        """Raises RequestFailed if there is no such signature, or inputs of these names and types.
+
+        Args:
+            signature: The signature.
+            types: DataTypes of the inputs by name.
+        """
+        wanted = self.definition(signature).inputs
+        if set(types) != set(wanted):
+            extra, missing = (
+                ",".join(sorted(x)) for x in (set(types) - set(wanted), set(wanted) - set(types))
+            )
             raise failures.invalid(
-                f"input size does not match signature: {len(inputs)}!={len(target.inputs)}. "
+                f"input size does not match signature: {len(types)}!={len(wanted)}. "
                 f"Sent extra: {{{extra}}}. Missing but required: {{{missing}}}."
             )
+        for name, number in types.items():
+            if number != wanted[name].dtype:
+                raise failures.invalid(
+                    f"input {name} must be {tf.as_dtype(wanted[name].dtype).name}. "
+                    f"Received: {_type_name(number)}"
+                )
+
+    def check(self, signature: str, inputs: dict[str, np.ndarray]) -> None:
+        """Raises RequestFailed if there is no such signature, or the inputs do not fit it."""
+        # A session would cast silently.
+        self.check_types(signature, {name: _type_of(value) for name, value in inputs.items()})
+        target = self._callables[signature]
         for name, tensor in target.inputs.items():
             _check_input(name, inputs[name], tensor)
 
@@ -113,11 +130,18 @@ class LoadedVersion:
         self._session.close()
 
 
+def _type_of(value: np.ndarray) -> int:
+    return (tf.string if value.dtype == object else tf.as_dtype(value.dtype)).as_datatype_enum
+
+
+def _type_name(number: int) -> str:
+    try:
+        return tf.as_dtype(number).name
+    except TypeError:
+        return f"DataType {number}"
+
+
 def _check_input(name: str, value: np.ndarray, tensor: tf.Tensor) -> None:
-    # A session would cast silently.
-    dtype = tf.string if value.dtype == object else tf.as_dtype(value.dtype)
-    if dtype != tensor.dtype:
-        raise failures.invalid(f"input {name} must be {tensor.dtype.name}. Received: {dtype.name}")
     if not tensor.shape.is_compatible_with(value.shape):
         raise failures.invalid(
             f"input {name} must have shape {tensor.shape}. Received: {tuple(value.shape)}"

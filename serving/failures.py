@@ -30,19 +30,16 @@ class RequestFailed(Exception):
 
     Attributes:
         code: The gRPC status.
+        http_status: The HTTP status.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str):
-        """Cuts the message as TF Serving does."""
+    def __init__(self, code: grpc.StatusCode, message: str, *, http_status: int | None = None):
+        """Cuts the message as TF Serving does; the HTTP status is by default that of the code."""
         if len(message) > _MAX_CHARS:
             message = message[:_MAX_CHARS] + _TRUNCATED
         super().__init__(message)
         self.code = code
-
-    @property
-    def http_status(self) -> int:
-        """The HTTP status of the same failure."""
-        return _HTTP.get(self.code, 500)
+        self.http_status = http_status or _HTTP.get(code, 500)
 
 
 def invalid(message: str) -> RequestFailed:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 from google.protobuf import any_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -16,6 +17,7 @@ from tensorflow_serving.apis import (
 
 from sigline.schemas import signatures
 from sigline.serving import failures, model_config, tensors
+from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
 from sigline.serving.requests import Requests, Target
 
@@ -37,17 +39,13 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         with (
             _answered(context),
             self._requests.observed(target.name, api=_API, entrypoint="predict"),
+            self._requests.admitted(),
         ):
             if not request.HasField("model_spec"):
                 raise failures.invalid("Missing ModelSpec")
-            limits = self._requests.limits
             answer = self._requests.predict(
                 target,
-                lambda _: tensors.to_arrays(
-                    request.inputs,
-                    max_bytes=limits.max_message_bytes,
-                    max_strings=limits.max_items,
-                ),
+                lambda engine, signature: self._arrays(request, engine, signature),
                 output_filter=list(request.output_filter),
                 timeout_seconds=context.time_remaining(),
                 on_wait=lambda future: context.add_callback(future.cancel),
@@ -59,6 +57,15 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             for name, value in answer.outputs.items():
                 tensors.fill(response.outputs[name], value)
             return response
+
+    def _arrays(self, request, engine: LoadedVersion, signature: str) -> dict[str, np.ndarray]:
+        """Reads the inputs, after what is cheap to check: a small message may claim a lot."""
+        types = {name: proto.dtype for name, proto in request.inputs.items()}
+        engine.check_types(signature, types)
+        limits = self._requests.limits
+        return tensors.to_arrays(
+            request.inputs, max_bytes=limits.max_message_bytes, max_strings=limits.max_items
+        )
 
     def GetModelMetadata(self, request, context):
         """Answers with the signatures of a version."""
@@ -88,7 +95,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             if not target.name:
                 raise failures.invalid("ModelSpec has no name specified")
             name = target.signature or signatures.SERVING_DEFAULT
-            with self._requests.manager.lease(
+            with self._requests.models.lease(
                 target.name, version=target.version, label=target.label
             ) as served:
                 definition = served.engine.definition(name)
@@ -136,14 +143,14 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 models = model_config.from_proto(request.config)
             except ValueError as error:
                 raise failures.invalid(str(error)) from error
-            self._requests.manager.reload(models)
+            self._requests.models.reload(models)
             return model_management_pb2.ReloadConfigResponse()
 
 
 def status(requests: Requests, target: Target) -> get_model_status_pb2.GetModelStatusResponse:
     """Returns the states of a model's versions."""
     response = get_model_status_pb2.GetModelStatusResponse()
-    for item in requests.manager.statuses(target.name, target.version):
+    for item in requests.models.statuses(target.name, target.version):
         found = response.model_version_status.add(version=item.version, state=int(item.state))
         if item.error:
             found.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
@@ -159,7 +166,7 @@ def metadata(requests: Requests, target: Target) -> get_model_metadata_pb2.GetMo
     found = get_model_metadata_pb2.SignatureDefMap()
     if not target.name:
         raise failures.invalid("ModelSpec has no name specified")
-    with requests.manager.lease(target.name, version=target.version, label=target.label) as served:
+    with requests.models.lease(target.name, version=target.version, label=target.label) as served:
         for name, signature in served.engine.signature_defs.items():
             found.signature_def[name].CopyFrom(signature)
         response.model_spec.version.value = served.version

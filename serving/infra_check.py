@@ -170,7 +170,7 @@ def _warm_up(address: str, inputs: dict[str, list[str]]) -> bytes:
     for signature, names in sorted(inputs.items()):
         for count in _WARM_UP_SIZES:
             asked = {name: [content[name]] * count for name in names}
-            client.predict(signature, asked)
+            _asked(client, signature, asked)
             log: Any = protos.PredictionLog()
             log.predict_log.request.CopyFrom(Options().request(signature, asked))
             records.append(tfrecord.framed(log.SerializeToString(deterministic=True)))
@@ -178,17 +178,21 @@ def _warm_up(address: str, inputs: dict[str, list[str]]) -> bytes:
     return b"".join(records)
 
 
+def _asked(client: Client, signature: str, inputs: dict) -> dict[str, np.ndarray]:
+    try:
+        return client.predict(signature, inputs)
+    except RequestError as error:
+        if error.code in _TRANSIENT:
+            raise
+        raise InfraError(f"{signature} does not answer: {error}") from error
+
+
 def _exercise(address: str, images: Sequence[bytes], texts: Sequence[str]) -> list[float]:
     client, latencies = Client(address, timeout_seconds=_REQUEST_SECONDS), []
 
     def _timed(signature: str, inputs: dict) -> dict[str, np.ndarray]:
         start = time.perf_counter()
-        try:
-            answer = client.predict(signature, inputs)
-        except RequestError as error:
-            if error.code in _TRANSIENT:
-                raise
-            raise InfraError(f"{signature} does not answer: {error}") from error
+        answer = _asked(client, signature, inputs)
         latencies.append(time.perf_counter() - start)
         return answer
 

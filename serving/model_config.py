@@ -128,12 +128,40 @@ def load(path: str | Path) -> tuple[ModelConfig, ...]:
     Raises:
         ValueError: If it is something else.
     """
+    return from_proto(_parsed(path))
+
+
+def _parsed(path: str | Path) -> model_server_config_pb2.ModelServerConfig:
     message = model_server_config_pb2.ModelServerConfig()
     try:
-        text_format.Parse(Path(path).read_text(), message)
+        return text_format.Parse(Path(path).read_text(), message)
     except text_format.ParseError as error:
         raise ValueError(f"{path} is no model config of TF Serving: {error}") from None
-    return from_proto(message)
+
+
+def replace(path: str | Path, model: ModelConfig) -> None:
+    """Writes a model into a file of models, in place of the one of its name; others stay.
+
+    Raises:
+        ValueError: If there is such a file, and it is no model config.
+    """
+    path = Path(path)
+    message = _parsed(path) if path.is_file() else to_proto(())
+    from_proto(message)
+    (entry,) = to_proto([model]).model_config_list.config
+    items = message.model_config_list.config
+    for item in items:
+        if item.name == model.name:
+            # What is said of its logs stays too.
+            item.ClearField("model_version_policy")
+            item.ClearField("version_labels")
+            item.MergeFrom(entry)
+            break
+    else:
+        items.append(entry)
+    scratch = path.with_name(f".tmp-{path.name}")
+    scratch.write_text(text_format.MessageToString(message))
+    scratch.replace(path)
 
 
 def to_text(models: Iterable[ModelConfig]) -> str:

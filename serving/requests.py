@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -13,9 +13,10 @@ import numpy as np
 
 from sigline.schemas import signatures
 from sigline.serving import failures
+from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
-from sigline.serving.manager import Manager
 from sigline.serving.metrics import Metrics
+from sigline.serving.served_models import ServedModels
 
 # What gRPC says is left where there is no deadline is hundreds of years.
 _NO_DEADLINE = 365 * 24 * 3600.0
@@ -79,39 +80,47 @@ class Answer:
 class Requests:
     """Answers requests, whatever they came by."""
 
-    def __init__(self, manager: Manager, limits: Limits, metrics: Metrics, *, log_all: bool):
+    def __init__(self, models: ServedModels, limits: Limits, metrics: Metrics, *, log_all: bool):
         """Binds them to the models."""
-        self.manager = manager
+        self.models = models
         self.limits = limits
         self.metrics = metrics
         self._log_all = log_all
         self._room = threading.Semaphore(limits.max_requests)
 
     @contextlib.contextmanager
-    def observed(self, model: str, *, api: str, entrypoint: str) -> Iterator[None]:
-        """Counts, times and logs a request; refuses it if there are too many."""
-        begin, code, error = time.perf_counter(), "OK", ""
-        entered = self._room.acquire(blocking=False)
+    def admitted(self) -> Iterator[None]:
+        """Takes one of the places for requests; raises RequestFailed if there is none."""
+        if not self._room.acquire(blocking=False):
+            raise RequestFailed(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"More than {self.limits.max_requests} requests at a time",
+            )
         try:
-            if not entered:
-                raise RequestFailed(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"More than {self.limits.max_requests} requests at a time",
-                )
+            yield
+        finally:
+            self._room.release()
+
+    @contextlib.contextmanager
+    def observed(self, model: str, *, api: str, entrypoint: str) -> Iterator[None]:
+        """Counts, times and logs a request."""
+        begin, code, error = time.perf_counter(), "OK", ""
+        try:
             yield
         except RequestFailed as failure:
             code, error = failure.code.name, str(failure)
             raise
-        except BaseException as failure:
+        except Exception as failure:
             code, error = grpc.StatusCode.INTERNAL.name, repr(failure)
             _LOG.exception("request")
             raise
+        except BaseException as failure:
+            code, error = grpc.StatusCode.CANCELLED.name, repr(failure)
+            raise
         finally:
-            if entered:
-                self._room.release()
             seconds = time.perf_counter() - begin
             # Names that no model has would each be a time series for good.
-            known = model if model in self.manager.served() else "unknown"
+            known = model if model in self.models.served() else "unknown"
             self.metrics.request(known, api=api, entrypoint=entrypoint, code=code, seconds=seconds)
             if self._log_all:
                 fields = {"model": model, "api": api, "entrypoint": entrypoint, "code": code}
@@ -121,7 +130,7 @@ class Requests:
     def predict(
         self,
         target: Target,
-        read: Callable[[Mapping], dict[str, np.ndarray]],
+        read: Callable[[LoadedVersion, str], dict[str, np.ndarray]],
         *,
         output_filter: Sequence[str] = (),
         timeout_seconds: float | None = None,
@@ -131,7 +140,7 @@ class Requests:
 
         Args:
             target: What is asked.
-            read: Returns the inputs, from the inputs that the signature has.
+            read: Returns the inputs for a model and the name of its signature.
             output_filter: Names of the wanted outputs; all by default.
             timeout_seconds: Until the client's deadline; None for none.
             on_wait: Is given the future while it is waited for, to cancel it if the client goes.
@@ -145,10 +154,10 @@ class Requests:
         if not target.name:
             raise failures.invalid("ModelSpec has no name specified")
         signature = target.signature or signatures.SERVING_DEFAULT
-        with self.manager.lease(target.name, version=target.version, label=target.label) as served:
-            definition = served.engine.definition(signature)
+        with self.models.lease(target.name, version=target.version, label=target.label) as served:
+            served.engine.definition(signature)
             try:
-                inputs = read(definition.inputs)
+                inputs = read(served.engine, signature)
             except (ValueError, TypeError, OverflowError) as error:
                 raise failures.invalid(str(error)) from error
             self._check_size(inputs)

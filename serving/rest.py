@@ -7,9 +7,11 @@ import concurrent.futures
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import grpc
 import numpy as np
 from aiohttp import web
 from google.protobuf import json_format
@@ -82,7 +84,7 @@ class RestServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
 
     def _call(self, work: Any, timeout: float) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
@@ -121,46 +123,62 @@ class RestServer:
         except RequestFailed as failure:
             return _error(failure.http_status, str(failure))
         except web.HTTPException as error:
-            if error.status == 413:
-                limit = self._requests.limits.max_message_bytes
-                return _error(413, f"The body may have {limit} bytes")
             return _error(error.status, f"{request.method} {request.path}: {error.reason}")
         except Exception as error:  # A defect of ours must not show its trace.
             return _error(500, f"The server failed: {type(error).__name__}")
 
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        return await self._loop.run_in_executor(self._pool, work)
-
     async def _post(self, request: web.Request) -> web.Response:
-        verb, body = request.match_info["verb"], await request.read()
+        verb, target = request.match_info["verb"], _target(request)
         if verb in ("classify", "regress"):
             raise failures.invalid(
                 f"No signature of this model takes examples for {verb}; use :predict"
             )
         if verb != "predict":
             raise web.HTTPNotFound
-        return await self._in_thread(lambda: self._predict(_target(request), body))
+        deadline = time.monotonic() + self._requests.limits.timeout_seconds
+        with (
+            self._requests.observed(target.name, api=_API, entrypoint="predict"),
+            # Before the body is read: what waits must not take memory either.
+            self._requests.admitted(),
+        ):
+            body = await self._body(request)
+            return await self._loop.run_in_executor(
+                self._pool, self._predict, target, body, deadline
+            )
 
-    def _predict(self, target: Target, body: bytes) -> web.Response:
-        with self._requests.observed(target.name, api=_API, entrypoint="predict"):
-            content = _parsed(body)
-            target = Target(target.name, target.version, target.label, _signature(content))
-            by_row = "instances" in content
-            count = len(content["instances"]) if by_row else None
-            answer = self._requests.predict(target, lambda inputs: _inputs(content, inputs))
-            outputs = {name: _jsonable(name, value) for name, value in answer.outputs.items()}
-            if not by_row:
-                whole = outputs if len(outputs) > 1 else next(iter(outputs.values()))
-                return _json({"outputs": whole})
-            for name, value in outputs.items():
-                if not isinstance(value, list) or len(value) != count:
-                    raise failures.invalid(
-                        f"Output {name} has no row for each instance; send `inputs` instead"
-                    )
-            if len(outputs) == 1:
-                return _json({"predictions": next(iter(outputs.values()))})
-            rows = zip(*outputs.values(), strict=True)
-            return _json({"predictions": [dict(zip(outputs, row, strict=True)) for row in rows]})
+    async def _body(self, request: web.Request) -> bytes:
+        limits = self._requests.limits
+        try:
+            return await asyncio.wait_for(request.read(), limits.timeout_seconds)
+        except web.HTTPRequestEntityTooLarge:
+            message = f"The body may have {limits.max_message_bytes} bytes"
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise RequestFailed(code, message, http_status=413) from None
+        except TimeoutError:
+            message = "The body did not arrive in time"
+            raise RequestFailed(grpc.StatusCode.DEADLINE_EXCEEDED, message) from None
+
+    def _predict(self, target: Target, body: bytes, deadline: float) -> web.Response:
+        content = _parsed(body)
+        target = Target(target.name, target.version, target.label, _signature(content))
+        answer = self._requests.predict(
+            target,
+            lambda engine, signature: _inputs(content, engine.definition(signature).inputs),
+            timeout_seconds=max(0.0, deadline - time.monotonic()),
+        )
+        outputs = {name: _jsonable(name, value) for name, value in answer.outputs.items()}
+        if "instances" not in content:
+            whole = outputs if len(outputs) > 1 else next(iter(outputs.values()))
+            return _json({"outputs": whole})
+        for name, value in outputs.items():
+            if not isinstance(value, list) or len(value) != len(content["instances"]):
+                raise failures.invalid(
+                    f"Output {name} has no row for each instance; send `inputs` instead"
+                )
+        if len(outputs) == 1:
+            return _json({"predictions": next(iter(outputs.values()))})
+        rows = zip(*outputs.values(), strict=True)
+        return _json({"predictions": [dict(zip(outputs, row, strict=True)) for row in rows]})
 
     async def _status(self, request: web.Request) -> web.Response:
         target = _target(request)
@@ -269,8 +287,9 @@ def _only(wanted: Mapping[str, Any]) -> str:
 
 def _array(name: str, value: Any, dtype: int) -> np.ndarray:
     if dtype != tensors.STRING:
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
+        # As objects first: an array of texts would take the longest one's place for each.
+        array = np.array(value, dtype=object)
+        if not all(isinstance(x, bool | int | float) for x in array.ravel()):
             raise ValueError(f"input {name} must hold numbers, in a regular shape")
         return tensors.as_type(array, dtype)
     # Two axes are more than any signature has; deeper is not worth walking.

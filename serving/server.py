@@ -28,11 +28,11 @@ from tensorflow_serving.apis import (
 from sigline.serving import access, grpc_services, model_config
 from sigline.serving.batching import BatchingConfig
 from sigline.serving.failures import RequestFailed
-from sigline.serving.manager import Manager
 from sigline.serving.metrics import Metrics
 from sigline.serving.model_config import ModelConfig
 from sigline.serving.requests import Limits, Requests
 from sigline.serving.rest import RestServer
+from sigline.serving.served_models import ServedModels
 
 DEFAULT_MODEL_NAME = "sigline"
 DEFAULT_PORT = 8500
@@ -40,7 +40,7 @@ DEFAULT_REST_PORT = 8501
 # Threads for health, status and reflection while all others are busy.
 _SPARE_THREADS = 8
 _LOG = logging.getLogger("sigline.serving")
-_WARNINGS = ("load_failed", "no_versions", "folder_not_read", "config_refused")
+_WARNINGS = ("load_failed", "no_versions", "folder_not_read", "look_failed", "config_refused")
 _SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -99,7 +99,7 @@ class ModelServer:
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_config, name="config", daemon=True)
         self.metrics = Metrics(self._waiting, self._versions)
-        self.manager = Manager(
+        self.models = ServedModels(
             config.models,
             config.batching,
             observe=self.metrics.batch,
@@ -107,7 +107,7 @@ class ModelServer:
             poll_seconds=config.poll_seconds,
         )
         self._requests = Requests(
-            self.manager, config.limits, self.metrics, log_all=config.log_requests
+            self.models, config.limits, self.metrics, log_all=config.log_requests
         )
         keys = access.ApiKeys(config.api_keys)
         threads = config.limits.max_requests + _SPARE_THREADS
@@ -147,7 +147,7 @@ class ModelServer:
                     port=config.rest_port,
                     tls=config.tls.context() if config.tls else None,
                     authorized=keys.allow,
-                    ready=lambda: not self._draining and self.manager.ready(),
+                    ready=lambda: not self._draining and self.models.ready(),
                     grace_seconds=config.grace_seconds,
                 )
             except OSError:
@@ -157,6 +157,9 @@ class ModelServer:
 
     def _bind(self) -> int:
         address, tls = f"{self._config.host}:{self._config.port}", self._config.tls
+        if tls is not None:
+            # gRPC has one word for whatever goes wrong; this one says what.
+            tls.context()
         try:
             if tls is not None:
                 return self._server.add_secure_port(address, tls.credentials())
@@ -173,7 +176,7 @@ class ModelServer:
             ValueError: If a model has no version that can be served; the message has the reason.
         """
         try:
-            self.manager.start()
+            self.models.start()
         except BaseException:
             self._close(0.0)
             raise
@@ -188,10 +191,10 @@ class ModelServer:
         if self._draining:
             return
         self._draining = True
+        self._health.enter_graceful_shutdown()
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        self._health.enter_graceful_shutdown()
         _log_event("draining", lame_duck_seconds=self._config.lame_duck_seconds)
         time.sleep(self._config.lame_duck_seconds)
         self._close(self._config.grace_seconds)
@@ -202,7 +205,7 @@ class ModelServer:
         if self._rest is not None:
             self._rest.stop()
         stopping.wait()
-        self.manager.stop()
+        self.models.stop()
 
     def _watch_config(self) -> None:
         """Takes up what the model config file says, whenever it says something else."""
@@ -215,7 +218,7 @@ class ModelServer:
                 if found == known:
                     continue
                 known = found
-                self.manager.reload(found, timeout_seconds=0.0)
+                self.models.reload(found, timeout_seconds=0.0)
                 _log_event("config_loaded", path=str(path))
             # What serves goes on serving.
             except (OSError, ValueError, RequestFailed) as error:
@@ -227,18 +230,14 @@ class ModelServer:
 
     def _waiting(self) -> Mapping[tuple[str, str], int]:
         found: dict[tuple[str, str], int] = {}
-        for model, versions in self.manager.served().items():
+        for model, versions in self.models.served().items():
             for served in versions:
                 for signature, rows in served.waiting().items():
                     found[model, signature] = found.get((model, signature), 0) + rows
         return found
 
     def _versions(self) -> Mapping[tuple[str, int], int]:
-        return {
-            (name, item.version): int(item.state)
-            for name in self.manager.served()
-            for item in self.manager.statuses(name)
-        }
+        return {key: int(state) for key, state in self.models.states().items()}
 
 
 def one_model(base_path: str | Path, name: str = DEFAULT_MODEL_NAME) -> tuple[ModelConfig, ...]:

@@ -24,6 +24,8 @@ _KINDS = {
 _NUMBERS = {dtype: number for number, (dtype, _) in _KINDS.items()}
 MAX_TENSOR_BYTES = 64 * 2**20
 MAX_STRINGS = 1 << 20
+# NumPy's is twice that. The product of very many sizes alone would take long.
+_MAX_RANK = 32
 # Field 5, of wire type 2.
 _FLOAT_VAL = b"\x2a"
 
@@ -42,6 +44,8 @@ def to_array(
     Raises:
         ValueError: If the type is none that is known, or values and shape do not fit.
     """
+    if len(proto.tensor_shape.dim) > _MAX_RANK:
+        raise ValueError(f"a tensor may have {_MAX_RANK} axes")
     shape = [dim.size for dim in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise ValueError(f"a tensor must have a known shape. Received: {shape}")
@@ -104,16 +108,27 @@ def as_type(array: np.ndarray, dtype: int) -> np.ndarray:
     if dtype not in _KINDS:
         raise ValueError(f"tensors of DataType {dtype} are not taken")
     kind = _KINDS[dtype][0]
-    with np.errstate(all="ignore"):
-        found = array.astype(kind)
+    try:
+        with np.errstate(all="ignore"):
+            found = array.astype(kind)
+    except (OverflowError, ValueError) as error:
+        raise ValueError(f"values must fit into {kind.name}: {error}") from None
     if kind.kind in "iub" and not (found == array).all():
         raise ValueError(f"values must fit into {kind.name}")
     return found
 
 
-def to_arrays(inputs: Mapping[str, Any], **limits: int) -> dict[str, np.ndarray]:
-    """Returns the arrays of the tensors of a request by name; see `to_array`."""
-    return {name: to_array(proto, **limits) for name, proto in inputs.items()}
+def to_arrays(
+    inputs: Mapping[str, Any],
+    *,
+    max_bytes: int = MAX_TENSOR_BYTES,
+    max_strings: int = MAX_STRINGS,
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of the tensors of a request by name; the limits hold for each."""
+    return {
+        name: to_array(proto, max_bytes=max_bytes, max_strings=max_strings)
+        for name, proto in inputs.items()
+    }
 
 
 def fill(proto: Any, array: np.ndarray) -> None:

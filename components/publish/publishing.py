@@ -25,6 +25,7 @@ _SCRATCH_PREFIX = ".tmp-"
 _LOCK = ".publish.lock"
 _WITHDRAWN = re.compile(r"\.withdrawn-(\d+)")
 _NOTE_SUFFIX = ".json"
+_WARM_UP = f"{signatures.ASSETS_DIR}/{signatures.WARMUP_FILE}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def publish(
     Args:
         model: The SavedModel's directory.
         base: The serving folder, on a local or mounted file system.
-        keep: How many of the newest versions stay; None for all. Withdrawn ones count too.
+        keep: How many of the newest versions stay, besides withdrawn ones that are newer than the
+            oldest of them; None for all. Labels are not known here: keep as many as they name.
         extras: Files to add to the model's `assets.extra`, by name.
 
     Raises:
@@ -95,18 +97,27 @@ def publish(
         raise ValueError(f"model must hold a saved_model.pb. Received: model={model}")
     base.mkdir(parents=True, exist_ok=True)
     added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
-    hashes = {name: hashlib.sha256(x).hexdigest() for name, x in added.items()}
-    files = versions.content(model) | hashes
+    own = versions.content(model)
+    files = own | {name: hashlib.sha256(x).hexdigest() for name, x in added.items()}
     digest = digests.json_digest(files)
+
+    def is_same(path: Path) -> bool:
+        # What was added to it makes no other model.
+        held = versions.recorded(path) if versions.verify(path) else {}
+        names = own.keys() | (held.keys() - added.keys() - {_WARM_UP})
+        return bool(held) and all(held.get(name) == own.get(name) for name in names)
+
     with _locked(base):
         for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        newest = max(versions.list_versions(base), default=0)
-        if newest and versions.verify(base / str(newest)) == digest:
-            return Published(newest, base / str(newest), digest, copied=False)
+        found = versions.directories(base)
+        newest = max(found, default=0)
+        if newest and is_same(found[newest]):
+            digest = versions.verify(found[newest]) or digest
+            return Published(newest, found[newest], digest, copied=False)
         removed = withdrawn(base)
         for item in removed:
-            if versions.verify(item.path) == digest:
+            if is_same(item.path):
                 raise RuntimeError(
                     f"This model was withdrawn as version {item.version} ({item.reason}), and is "
                     f"not published again; `sigline versions {base} --restore {item.version}` "
@@ -217,8 +228,10 @@ def restore(base: str | Path, version: int) -> Path:
 
 def _remove_old(base: Path, keep: int) -> None:
     """Removes all but the newest versions; each vanishes as a whole."""
-    found = versions.directories(base) | {item.version: item.path for item in withdrawn(base)}
-    for number in sorted(found)[:-keep]:
+    live = versions.directories(base)
+    oldest = sorted(live)[-keep:][0]
+    found = live | {item.version: item.path for item in withdrawn(base)}
+    for number in sorted(x for x in found if x < oldest):
         scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
         os.rename(found[number], scratch)
         (base / f".withdrawn-{number}{_NOTE_SUFFIX}").unlink(missing_ok=True)

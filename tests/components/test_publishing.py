@@ -162,8 +162,9 @@ def test_only_the_newest_versions_are_kept(model, tmp_path):
         _publish(model, base, content, keep=2)
     assert versions.list_versions(base) == [2, 3]
     publishing.rollback(base)
+    # What was taken back is not kept in place of what serves.
     _publish(model, base, b"4", keep=2)
-    assert versions.list_versions(base) == [4]
+    assert versions.list_versions(base) == [2, 4]
     assert [item.version for item in publishing.withdrawn(base)] == [3]
     _publish(model, base, b"5", keep=1)
     assert versions.list_versions(base) == [5]
@@ -178,4 +179,11 @@ def test_what_is_added_belongs_to_the_version(model, tmp_path):
     assert (first.path / "assets.extra" / "warm_up").read_bytes() == b"requests"
     assert versions.verify(first.path) == first.digest
     assert publishing.publish(model, base, extras={"warm_up": b"requests"}).copied is False
-    assert publishing.publish(model, base, extras={"warm_up": b"others"}).version == 2
+    # Other requests make no other model.
+    again = publishing.publish(model, base, extras={"warm_up": b"others"})
+    assert (again.version, again.digest, again.copied) == (1, first.digest, False)
+    (model / "saved_model.pb").write_bytes(b"other")
+    assert publishing.publish(model, base, extras={"warm_up": b"requests"}).version == 2
+    publishing.rollback(base)
+    with pytest.raises(RuntimeError, match="withdrawn as version 2"):
+        publishing.publish(model, base, extras={"warm_up": b"others"})

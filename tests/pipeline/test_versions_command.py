@@ -67,7 +67,10 @@ def test_labels_are_written_as_tf_serving_reads_them(base, tmp_path, capsys):
     from sigline.serving import model_config
 
     config = tmp_path / "models.config"
-    config.write_text("model_config_list { config { name: 'other' base_path: '/o' } }")
+    logged = "logging_config { sampling_config { sampling_rate: 0.5 } }"
+    config.write_text(
+        f"model_config_list {{ config {{ name: 'other' base_path: '/o' {logged} }} }}"
+    )
     arguments = ["label", str(config), "--base-path", str(base)]
     assert cli.main([*arguments, "--set", "stable=1", "--set", "canary=2"]) == 0
     assert capsys.readouterr().out == f"Wrote {config}: canary is 2, stable is 1\n"
@@ -76,5 +79,6 @@ def test_labels_are_written_as_tf_serving_reads_them(base, tmp_path, capsys):
     assert (model.name, model.base_path) == ("sigline", str(base))
     assert model.policy.specific == (1, 2)
     assert model.labels == {"stable": 1, "canary": 2}
-    assert cli.main([*arguments, "--clear"]) == 0
-    assert model_config.load(config)[1] == model_config.ModelConfig("sigline", str(base))
+    assert cli.main([*arguments, "--clear", "--served-path", "/models/sigline"]) == 0
+    assert model_config.load(config)[1] == model_config.ModelConfig("sigline", "/models/sigline")
+    assert "sampling_rate: 0.5" in config.read_text()

@@ -1,4 +1,5 @@
 import ssl
+import threading
 import urllib.error
 import urllib.request
 
@@ -135,3 +136,31 @@ def test_certificate_without_its_key_is_refused(capsys):
 
     assert cli.main(["serve", "--base-path", "x", "--tls-certificate", "y"]) == 2
     assert "--tls-certificate and --tls-key must be given together" in capsys.readouterr().err
+
+
+def test_strangers_that_send_nothing_keep_nobody_out(base):
+    from sigline.serving.requests import Limits
+
+    limits = Limits(max_requests=1)
+    with small_servers.running(base, api_keys=(KEY,), limits=limits) as server:
+        stranger = grpc.insecure_channel(server.address)
+        never = threading.Event()
+
+        def silence():
+            never.wait(30)
+            yield from ()
+
+        call = stranger.stream_unary("/tensorflow.serving.ModelService/GetModelStatus")
+        calls = [call.future(silence()) for _ in range(50)]
+        for found in calls:
+            assert found.exception(timeout=10).code() == grpc.StatusCode.UNAUTHENTICATED
+        channel = grpc.insecure_channel(server.address)
+        assert len(_status(channel, (("x-api-key", KEY),))) == 1
+        never.set()
+
+
+def test_certificate_that_is_none_is_not_taken_for_a_port(base, tmp_path):
+    (tmp_path / "x.pem").write_text("nothing")
+    tls = access.Tls(tmp_path / "x.pem", tmp_path / "x.pem")
+    with pytest.raises(OSError, match="PEM"), small_servers.running(base, tls=tls):
+        pass

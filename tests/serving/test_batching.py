@@ -116,6 +116,22 @@ def test_one_that_fails_costs_no_other_its_answer(model):
     batcher.close()
 
 
+def test_signature_that_does_not_answer_by_row_is_not_answered_by_anothers(model):
+    def distinct(signature, inputs):
+        model.run(signature, inputs)
+        return {"y": np.array(sorted(set(inputs["x"])), object)}
+
+    batcher = Batcher(
+        distinct, BatchingConfig(num_batch_threads=1), merged=frozenset(["merged", "held"])
+    )
+    _held(model, batcher)
+    first, second = (batcher.submit("merged", _of(*x)) for x in ("bb", "ac"))
+    model.free.set()
+    assert first.result(10)["y"].tolist() == ["b"]
+    assert second.result(10)["y"].tolist() == ["a", "c"]
+    batcher.close()
+
+
 def test_full_queue_refuses_and_goes_on(model):
     batcher = _batcher(model, max_enqueued_rows=3)
     _held(model, batcher)

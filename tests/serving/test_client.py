@@ -127,6 +127,23 @@ def test_coroutines_ask_beside_each_other(server, direct, images):
     assert compared.shape == (2,)
 
 
+def test_coroutines_split_what_is_too_much(server, monkeypatch):
+    monkeypatch.setattr(module, "_REQUEST_TEXTS", 7)
+    texts = [f"number {i}" for i in range(100)]
+
+    async def ask(**options):
+        client = AsyncClient(server.address, **options)
+        try:
+            return await client.embed_texts(texts)
+        finally:
+            await client.close()
+
+    expected = Client(server.address).embed_texts(texts)
+    np.testing.assert_allclose(asyncio.run(ask()), expected, atol=1e-5)
+    with pytest.raises(RequestError, match="NOT_FOUND"):
+        asyncio.run(ask(model_name="other"))
+
+
 def test_coroutine_is_told_why_it_is_refused(server):
     async def ask():
         client = AsyncClient(server.address, model_name="other")

@@ -117,6 +117,11 @@ def _cases(image):
             _numbers("embed_text", "text", b"", 1, (2**40, 2**40, 2**40)),
             bad,
         ),
+        "axes without end": (_numbers("embed_text", "text", b"", 7, (2**62,) * 20_000), bad),
+        "inputs without end": (
+            _request("embed_text", **{f"x{i}": [b"a"] for i in range(1000)}),
+            bad,
+        ),
         "content that does not fit": (_numbers("embed_text", "text", b"abc"), bad),
         "strings as content": (_numbers("embed_text", "text", b"abc", 7), bad),
         "unknown type": (_numbers("embed_text", "text", b"", 21), bad),
@@ -151,6 +156,21 @@ def test_hostile_requests_get_their_status_within_a_second(stub, image):
     slow = {name: seconds for name, (_, seconds) in found.items() if seconds > SECONDS}
     # Reading a hundred megabytes is the client's own work too.
     assert not slow.keys() - {"hundred megabytes"}
+
+
+def test_inputs_that_nobody_asked_for_take_no_memory(stub):
+    request = _request("embed_text")
+    for number in range(200):
+        proto = request.inputs[f"x{number}"]
+        proto.dtype = 1
+        proto.float_val.append(1.0)
+        proto.tensor_shape.dim.add(size=4 * 2**20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code, seconds = _timed(lambda: stub.Predict(request))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert seconds < SECONDS
+    # They claim 3 GiB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
 
 @pytest.mark.parametrize(
@@ -375,3 +395,12 @@ def test_text_that_fails_the_model_costs_its_batch_mates_nothing(tmp_path):
             thread.join()
     assert results.pop(13) == "INVALID_ARGUMENT"
     assert results == {i: [[1.0, float(i)]] for i in range(20) if i != 13}
+
+
+def test_number_that_stands_for_gigabytes_is_refused():
+    from tensorflow.core.framework import tensor_pb2
+
+    proto = tensor_pb2.TensorProto(dtype=1, float_val=[1.0])
+    proto.tensor_shape.dim.add(size=10**10)
+    with pytest.raises(ValueError, match="a tensor of 40000000000 bytes is over the limit of 1024"):
+        tensors.to_array(proto, max_bytes=1024)

@@ -179,15 +179,16 @@ def test_wrong_request_is_one_clear_error(server, body, message):
     ("rows", "message"),
     [
         ([["a", "b"]], "must hold numbers"),
-        ([[1, 2], [3]], "inhomogeneous|regular shape"),
+        ([[1, 2], [3]], "regular shape"),
         ([[1, 2, 3]], "must have shape"),
-        ([[10**400, 1]], "must hold numbers"),
+        ([[10**400, 1]], "values must fit into float32"),
+        ([["x" * 10_000, *["y"] * 1000]], "must hold numbers"),
     ],
 )
 def test_wrong_numbers_are_one_clear_error(numbers, rows, message):
     status, answer = _predict(numbers, signature_name="double", instances=rows)
     assert status == 400
-    assert any(part in answer["error"] for part in message.split("|")), answer
+    assert message in answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,31 @@ def test_other_paths_have_a_status_and_json(server, path, body, status):
 def test_body_over_the_limit_is_refused(server):
     status, answer = _call(server, "/v1/models/sigline:predict", b" " * (17 * 2**20))
     assert (status, answer) == (413, {"error": "The body may have 16777216 bytes"})
+
+
+def test_too_many_requests_at_a_time_are_refused(versions_base):
+    from sigline.serving.requests import Limits
+
+    with small_servers.running(versions_base, limits=Limits(max_requests=1)) as server:
+        with server._requests.admitted():
+            status, answer = _predict(server, instances=["1"])
+        assert (status, answer["error"]) == (429, "More than 1 requests at a time")
+        assert _predict(server, instances=["1"])[0] == 200
+
+
+def test_body_that_never_comes_costs_its_place_for_no_longer_than_allowed(versions_base):
+    import socket
+
+    from sigline.serving.requests import Limits
+
+    limits = Limits(max_requests=1, timeout_seconds=0.5)
+    with small_servers.running(versions_base, limits=limits) as server:
+        address = ("127.0.0.1", server.rest_port)
+        with socket.create_connection(address, timeout=10) as slow:
+            head = b"POST /v1/models/sigline:predict HTTP/1.1\r\nHost: x\r\n"
+            slow.sendall(head + b"Content-Length: 9\r\n\r\n")
+            assert b" 504 " in slow.recv(100)
+        assert _predict(server, instances=["1"])[0] == 200
 
 
 def test_probes_answer(server):

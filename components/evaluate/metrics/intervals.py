@@ -208,7 +208,8 @@ def compare(
         low, high = min(low, 0.0), max(high, 0.0)
     found = found[~np.isnan(found)]
     std = float(found.std()) if len(found) else float("nan")
-    p_value = max(by_sign, _p_value(value, std))
+    # NaN stays NaN.
+    p_value = float(np.maximum(by_sign, _p_value(value, std)))
     return Comparison(value, low, high, len(candidate.units), p_value)
 
 

@@ -163,3 +163,9 @@ def test_several_p_values_by_hand():
     assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert intervals.holm([0.9, 0.5]) == [1.0, 1.0]
     assert intervals.holm([]) == []
+
+
+def test_p_value_of_what_is_not_a_number_is_none():
+    broken = intervals.mean(UNITS, np.full(60, np.nan))
+    fine = intervals.mean(UNITS, VALUES)
+    assert np.isnan(intervals.compare(broken, fine).p_value)

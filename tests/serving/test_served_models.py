@@ -11,8 +11,9 @@ import small_servers as made
 from sigline.components.publish import publishing
 from sigline.serving.batching import BatchingConfig
 from sigline.serving.failures import RequestFailed
-from sigline.serving.manager import Manager, State
 from sigline.serving.model_config import ModelConfig, VersionPolicy
+from sigline.serving.served_models import ServedModels
+from sigline.serving.served_version import State
 
 NAME = "m"
 
@@ -28,7 +29,7 @@ def start(events):
     started = []
 
     def begin(base, policy=None, labels=None):
-        manager = Manager(
+        manager = ServedModels(
             [ModelConfig(NAME, str(base), policy or VersionPolicy(), labels or {})],
             BatchingConfig(num_batch_threads=1),
             event=lambda name, **fields: events.append((name, fields)),
@@ -242,3 +243,59 @@ def test_warm_up_requests_are_run_before_a_version_serves(versions_base, start):
     manager.look()
     manager.look()
     assert _answer(manager) == [3.0, 5.0]
+
+
+def test_other_folder_of_the_same_name_is_another_model(versions_base, start, tmp_path):
+    manager = start(versions_base)
+    other = tmp_path / "other"
+    made.write_version(other, 1, fails_on="5")
+    manager.reload([ModelConfig(NAME, str(other))])
+    with pytest.raises(RequestFailed, match="this text fails"):
+        _answer(manager)
+
+
+@pytest.mark.parametrize("content", ["no json", "[]"])
+def test_metadata_that_cannot_be_read_is_why_a_version_does_not_serve(
+    versions_base, start, content
+):
+    manager = start(versions_base)
+    threads = threading.active_count()
+    version = made.write_version(versions_base, 2)
+    (version / "sigline_manifest.json").unlink()
+    (version / "assets.extra").mkdir()
+    (version / "assets.extra" / "sigline.json").write_text(content)
+    for _ in range(3):
+        manager.look()
+    assert _answer(manager) == [1.0, 5.0]
+    assert manager.statuses(NAME)[0].error
+    assert threading.active_count() == threads
+
+
+def test_folder_that_cannot_be_read_keeps_no_other_waiting(
+    versions_base, tmp_path, events, monkeypatch
+):
+    from sigline.schemas import versions
+
+    other = tmp_path / "other"
+    made.write_version(other, 1)
+    models = [ModelConfig("a", str(versions_base)), ModelConfig("b", str(other))]
+    manager = ServedModels(
+        models, BatchingConfig(), event=lambda name, **_: events.append(name), poll_seconds=3600
+    )
+    manager.start()
+    find = versions.directories
+
+    def refuse(base):
+        if base == versions_base:
+            raise PermissionError(f"not allowed: {base}")
+        return find(base)
+
+    monkeypatch.setattr(versions, "directories", refuse)
+    made.write_version(other, 2)
+    manager.look()
+    with manager.lease("b") as served:
+        assert served.version == 2
+    with manager.lease("a") as served:
+        assert served.version == 1
+    assert "folder_not_read" in events
+    manager.stop()

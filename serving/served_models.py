@@ -7,18 +7,14 @@ once when its files change.
 """
 
 import contextlib
-import enum
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc
-import numpy as np
 
 from sigline.schemas import signatures, versions
 from sigline.serving import warmup
@@ -26,80 +22,10 @@ from sigline.serving.batching import Batcher, BatchingConfig
 from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
 from sigline.serving.model_config import ModelConfig
+from sigline.serving.served_version import Served, State, VersionStatus
 
 _LONGEST_PAUSE_SECONDS = 60.0
 _METADATA = f"{signatures.ASSETS_DIR}/{signatures.METADATA_FILE}"
-
-
-class State(enum.IntEnum):
-    """TF Serving's states of a version."""
-
-    START = 10
-    LOADING = 20
-    AVAILABLE = 30
-    UNLOADING = 40
-    END = 50
-
-
-@dataclass(frozen=True)
-class VersionStatus:
-    """What a client may know of a version.
-
-    Attributes:
-        version: Its number.
-        state: Where it is between START and END.
-        error: Why it ended; empty if it was unloaded or did not end.
-    """
-
-    version: int
-    state: State
-    error: str = ""
-
-
-class Served:
-    """A loaded version, the queues before it, and the requests that it has."""
-
-    def __init__(self, engine: LoadedVersion, batcher: Batcher, metadata: Mapping[str, Any]):
-        """Begins with no requests."""
-        self.engine = engine
-        self.metadata = metadata
-        self._batcher = batcher
-        self._requests = 0
-        self._changed = threading.Condition()
-
-    @property
-    def version(self) -> int:
-        """The version's number."""
-        return self.engine.version
-
-    def submit(
-        self, signature: str, inputs: dict[str, np.ndarray], *, deadline: float | None = None
-    ) -> Future:
-        """Queues a request that the engine has checked; see `Batcher.submit`."""
-        return self._batcher.submit(signature, inputs, deadline=deadline)
-
-    def waiting(self) -> Mapping[str, int]:
-        """Returns how many rows wait, by signature."""
-        return self._batcher.waiting()
-
-    def enter(self) -> None:
-        """Counts a request."""
-        with self._changed:
-            self._requests += 1
-
-    def leave(self) -> None:
-        """Counts it off."""
-        with self._changed:
-            self._requests -= 1
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Waits until every request is answered, and frees the model."""
-        with self._changed:
-            while self._requests:
-                self._changed.wait()
-        self._batcher.close()
-        self.engine.close()
 
 
 @dataclass
@@ -127,7 +53,7 @@ class _Model:
         return sorted(n for n, v in self.versions.items() if v.state == State.AVAILABLE)
 
 
-class Manager:
+class ServedModels:
     """The models of a server and their versions."""
 
     def __init__(
@@ -239,6 +165,15 @@ class Manager:
             )
         return states
 
+    def states(self) -> dict[tuple[str, int], State]:
+        """Returns the states of all versions, by model and number."""
+        with self._lock:
+            return {
+                (name, number): version.state
+                for name, model in self._models.items()
+                for number, version in model.versions.items()
+            }
+
     def ready(self) -> bool:
         """Returns whether every model has a version that serves."""
         with self._lock:
@@ -259,16 +194,20 @@ class Manager:
             RequestFailed: If a label names a version that is not served, or a model has none.
         """
         deadline = time.monotonic() + timeout_seconds
-        with self._lock:
-            kept = {config.name: config for config in models}
-            self._retired += [m for n, m in self._models.items() if n not in kept]
-            old = self._models
-            self._models = {}
-            for name, config in kept.items():
-                model = old.get(name) or _Model(config)
-                model.config = config
-                self._models[name] = model
-        self.look()
+        with self._changing:
+            with self._lock:
+                old, self._models = self._models, {}
+                for config in models:
+                    model = old.get(config.name)
+                    # In another folder the same number is another version.
+                    if model is None or model.config.base_path != config.base_path:
+                        model = _Model(config)
+                    else:
+                        del old[config.name]
+                    model.config = config
+                    self._models[config.name] = model
+                self._retired += old.values()
+            self._look()
         while not (ready := self.ready()) and time.monotonic() < deadline:
             if self._stopped.wait(self._poll_seconds):
                 break
@@ -286,19 +225,27 @@ class Manager:
     def look(self) -> None:
         """Brings what is loaded in line with what stands in the folders."""
         with self._changing:
-            for model in list(self._models.values()):
+            self._look()
+
+    def _look(self) -> None:
+        for model in list(self._models.values()):
+            try:
                 self._update(model)
-            for model in self._retired:
-                for number in model.available():
-                    self._unload(model, number)
-            self._retired.clear()
+            # What cannot be read of one model keeps no other waiting.
+            except OSError as error:
+                name = model.config.name
+                self._event("folder_not_read", model=name, error=str(error))
+        for model in self._retired:
+            for number in model.available():
+                self._unload(model, number)
+        self._retired.clear()
 
     def _poll(self) -> None:
         while not self._stopped.wait(self._poll_seconds):
             try:
                 self.look()
-            except OSError as error:
-                self._event("folder_not_read", error=str(error))
+            except Exception as error:  # The polls must not end with one of them.
+                self._event("look_failed", error=repr(error))
 
     def _update(self, model: _Model) -> None:
         base = Path(model.config.base_path)
@@ -384,6 +331,7 @@ class Manager:
                 f"Version {number} does not match its manifest; publish the model again. "
                 f"Received: {directory}"
             )
+        metadata = _metadata(directory)
         engine = LoadedVersion(directory, number)
         try:
             warmup.replay(engine, directory)
@@ -399,8 +347,6 @@ class Manager:
             merged=merged,
             observe=lambda signature, rows, waited: self._observe(name, signature, rows, waited),
         )
-        path = directory / _METADATA
-        metadata = json.loads(path.read_text()) if path.is_file() else {}
         return Served(engine, batcher, metadata)
 
     def _unload(self, model: _Model, number: int) -> None:
@@ -418,6 +364,14 @@ class Manager:
     ) -> None:
         with self._lock:
             version.state, version.served, version.error = state, served, error
+
+
+def _metadata(directory: Path) -> dict:
+    path = directory / _METADATA
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return found
 
 
 def _takes_images(engine: LoadedVersion, signature: str) -> bool:

@@ -1,0 +1,84 @@
+"""A version of a model that is loaded: its state, its queues, and the requests that it has."""
+
+import enum
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sigline.serving.batching import Batcher
+from sigline.serving.engine import LoadedVersion
+
+
+class State(enum.IntEnum):
+    """TF Serving's states of a version."""
+
+    START = 10
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40
+    END = 50
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """What a client may know of a version.
+
+    Attributes:
+        version: Its number.
+        state: Where it is between START and END.
+        error: Why it ended; empty if it was unloaded or did not end.
+    """
+
+    version: int
+    state: State
+    error: str = ""
+
+
+class Served:
+    """A loaded version, the queues before it, and the requests that it has."""
+
+    def __init__(self, engine: LoadedVersion, batcher: Batcher, metadata: Mapping[str, Any]):
+        """Begins with no requests."""
+        self.engine = engine
+        self.metadata = metadata
+        self._batcher = batcher
+        self._requests = 0
+        self._changed = threading.Condition()
+
+    @property
+    def version(self) -> int:
+        """The version's number."""
+        return self.engine.version
+
+    def submit(
+        self, signature: str, inputs: dict[str, np.ndarray], *, deadline: float | None = None
+    ) -> Future:
+        """Queues a request that the engine has checked; see `Batcher.submit`."""
+        return self._batcher.submit(signature, inputs, deadline=deadline)
+
+    def waiting(self) -> Mapping[str, int]:
+        """Returns how many rows wait, by signature."""
+        return self._batcher.waiting()
+
+    def enter(self) -> None:
+        """Counts a request."""
+        with self._changed:
+            self._requests += 1
+
+    def leave(self) -> None:
+        """Counts it off."""
+        with self._changed:
+            self._requests -= 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Waits until every request is answered, and frees the model."""
+        with self._changed:
+            while self._requests:
+                self._changed.wait()
+        self._batcher.close()
+        self.engine.close()
