@@ -191,6 +191,9 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         model=trained.outputs["model"],
         examples=ingested.outputs["examples"],
         model_blessing=evaluated.outputs["blessing"],
+        model_run=trained.outputs["model_run"],
+        tolerance=gate.max_parity_difference,
+        max_memory_mib=float(environment.serving_memory_mib or 0),
         code_digest=_code_digest("schemas", "serving", "pipeline/tfx_infra.py", _cli_file()),
     )
     published = PublishModel(

@@ -12,6 +12,8 @@ VARIABLE = "SIGLINE_ENVIRONMENT"
 # Stands for the number of a span in `input_base`.
 SPAN = "{SPAN}"
 # Not DirectRunner, Beam's default, which first tries to download another runner.
+# Keys of whole numbers.
+_NUMBERS = ("span", "window", "keep_versions", "serving_memory_mib")
 _RUNNER = "--runner=FnApiRunner"
 PACKAGED = Path(__file__).parent / "environments"
 
@@ -35,6 +37,8 @@ class Environment:
             before training, instead of at every step.
         teachers: Folders of weights of the recipe's teachers, by name.
         serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
+        serving_memory_mib: Most memory that a server with the model may hold, else it is not
+            published; None for no limit.
         keep_versions: How many of them stay, the newest ones; None for all.
         schema: A schema of your own in place of the packaged one, as TFDV's text.
         ingest: Fields of `IngestConfig`.
@@ -56,6 +60,7 @@ class Environment:
     embed_images: bool = False
     teachers: dict[str, str] = field(default_factory=dict)
     serving_dir: str = ""
+    serving_memory_mib: int | None = None
     keep_versions: int | None = None
     schema: str = ""
     ingest: dict[str, Any] = field(default_factory=dict)
@@ -81,10 +86,10 @@ class Environment:
                 f"span must be at least 0 and needs {SPAN} in input_base. "
                 f"Received: span={self.span}, input_base={self.input_base}"
             )
-        if self.keep_versions is not None and self.keep_versions < 1:
-            raise ValueError(
-                f"keep_versions must be at least 1. Received: keep_versions={self.keep_versions}"
-            )
+        for name in ("keep_versions", "serving_memory_mib"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
         if self.window > 1 and self.embed_images:
             raise ValueError("embed_images embeds one span; it needs window: 1.")
         teachers = {name: _absolute(path) for name, path in self.teachers.items()}
@@ -143,7 +148,7 @@ def load(path: str | Path) -> Environment:
         expected: type = list if name in ("overrides", "beam_args") else str
         expected = dict if name in ("ingest", "data_gate", "evaluation", "teachers") else expected
         expected = bool if name == "embed_images" else expected
-        expected = int if name in ("span", "window", "keep_versions") else expected
+        expected = int if name in _NUMBERS else expected
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
             raise ValueError(
                 f"{path}: {name} must be a {expected.__name__}. Received: {name}={value!r}"

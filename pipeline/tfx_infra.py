@@ -7,7 +7,13 @@ import os
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types import artifact_utils
-from tfx.types.standard_artifacts import Examples, InfraBlessing, Model, ModelBlessing
+from tfx.types.standard_artifacts import (
+    Examples,
+    InfraBlessing,
+    Model,
+    ModelBlessing,
+    ModelRun,
+)
 from tfx.utils import path_utils
 
 from sigline.schemas import artifacts, record, signatures
@@ -20,13 +26,17 @@ def CheckServing(
     model: InputArtifact[Model],
     examples: InputArtifact[Examples],
     model_blessing: InputArtifact[ModelBlessing],
+    model_run: InputArtifact[ModelRun],
     blessing: OutputArtifact[InfraBlessing],
+    tolerance: Parameter[float],
+    max_memory_mib: Parameter[float],
     code_digest: Parameter[str],
 ):
     """Serves the candidate in processes of its own and sends it records of the eval split.
 
-    A model that the evaluation refused is not checked. Beside the blessing lie the requests that
-    the published model is warmed up by.
+    The answers must be those of the model in the trainer, and no process may hold more than
+    `max_memory_mib` (0 for no limit). A model that the evaluation refused is not checked. Beside
+    the blessing lie the requests that the published model is warmed up by.
     """
     del code_digest
     from sigline.schemas import tf_example
@@ -44,6 +54,8 @@ def CheckServing(
                 path_utils.serving_model_path(model.uri),
                 [item.image for item in records],
                 [item.text[0] for item in records],
+                golden=_golden(records, model_run.uri, tolerance),
+                max_memory_mib=max_memory_mib or None,
             )
             outcome, blessed = checked.figures, True
             with open(os.path.join(blessing.uri, signatures.WARMUP_FILE), "wb") as handle:
@@ -56,3 +68,26 @@ def CheckServing(
     blessing.set_int_custom_property(artifacts.BLESSED_PROPERTY, int(blessed))
     mark = "INFRA_BLESSED" if blessed else "INFRA_NOT_BLESSED"
     open(os.path.join(blessing.uri, mark), "w").close()
+
+
+def _golden(records, folder: str, tolerance: float):
+    """Returns what the trainer left of the records, if it left anything."""
+    import numpy as np
+    from safetensors import numpy as safetensors
+
+    from sigline.serving import infra_check
+
+    path = os.path.join(folder, artifacts.PARITY_FILE)
+    if not os.path.exists(path):
+        return None
+    arrays = safetensors.load_file(path)
+    units = json.loads(arrays[artifacts.PARITY_UNITS].tobytes())
+    rows = {unit: row for row, unit in enumerate(units)}
+    found = {}
+    for name in (artifacts.PARITY_IMAGE, artifacts.PARITY_TEXT):
+        unknown = np.full(arrays[name].shape[1], np.nan, np.float32)
+        asked = (f"{item.source}/{item.key}" for item in records)
+        found[name] = np.stack(
+            [arrays[name][rows[unit]] if unit in rows else unknown for unit in asked]
+        )
+    return infra_check.Golden(found["image"], found["text"], tolerance)

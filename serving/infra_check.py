@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _NORM_TOLERANCE = 1e-3
 _READY_PREFIX = "Serving "
 _START_SECONDS = 300.0
 _REQUEST_SECONDS = 120.0
+_WATCH_SECONDS = 0.1
 # Images or texts of the requests that a model is warmed up by.
 _WARM_UP_SIZES = (1, 8)
 # What a busy machine answers says nothing about the model.
@@ -48,6 +50,13 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
     Raises:
         InfraError: If the server does not come up; the message has what it printed.
     """
+    with _running(base_path, model_name, []) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _running(base_path: str | Path, model_name: str, started: list) -> Iterator[str]:
+    """As `running_server`; the process is added to a list."""
     command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(base_path)]
     # The pipe to its standard input ends with this process, and the server with the pipe.
     command += ["--port", "0", "--no-rest", "--model-name", model_name, "--until-stdin-closes"]
@@ -55,6 +64,7 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
         )
+        started.append(process)
         try:
             line = _ready_line(process)
             if line is None:
@@ -109,13 +119,37 @@ class Checked:
     warm_up: bytes
 
 
-def check_serving(model_dir: str | Path, images: Sequence[bytes], texts: Sequence[str]) -> Checked:
+@dataclass(frozen=True)
+class Golden:
+    """What the model in the trainer makes of the images and texts that a server is asked.
+
+    Attributes:
+        image: Shape `(images, dim)`; NaN where it is not known.
+        text: Shape `(texts, dim)`; NaN where it is not known.
+        tolerance: Largest difference of a number.
+    """
+
+    image: np.ndarray
+    text: np.ndarray
+    tolerance: float
+
+
+def check_serving(
+    model_dir: str | Path,
+    images: Sequence[bytes],
+    texts: Sequence[str],
+    *,
+    golden: Golden | None = None,
+    max_memory_mib: float | None = None,
+) -> Checked:
     """Loads a candidate and sends it real requests.
 
     Args:
         model_dir: The SavedModel.
         images: Encoded images that are known to be good, at least one.
         texts: Texts, at least one.
+        golden: What the answers must be; None to ask no more than that they are embeddings.
+        max_memory_mib: Most memory that a process with the model may hold; None for no limit.
 
     Returns:
         What the requests took, and the requests to warm the model up by.
@@ -130,21 +164,67 @@ def check_serving(model_dir: str | Path, images: Sequence[bytes], texts: Sequenc
         stderr=subprocess.PIPE,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )
+    processes = [loader]
+    watch = _MemoryWatch(processes, max_memory_mib)
     try:
         with tempfile.TemporaryDirectory() as base:
             os.symlink(Path(model_dir).resolve(), Path(base) / "1")
-            with running_server(base) as address:
-                latencies = _exercise(address, images, texts)
+            with _running(base, "sigline", processes) as address:
+                latencies = _exercise(address, images, texts, golden)
                 inputs = _loaded(loader)
                 warm_up = _warm_up(address, inputs)
+    # What was killed for its memory fails in many ways.
+    except (RuntimeError, OSError) as error:
+        if watch.exceeded:
+            raise InfraError(watch.exceeded) from error
+        raise
     finally:
+        watch.stop()
         loader.kill()
     figures = {
+        "peak_memory_mib": watch.peak_mib,
         "signatures_run": float(len(inputs)),
         "requests": float(len(latencies)),
         "median_latency_ms": float(np.median(latencies) * 1e3),
     }
     return Checked(figures, warm_up)
+
+
+class _MemoryWatch:
+    """Looks at the memory of processes, and kills those that hold too much."""
+
+    def __init__(self, processes: list[subprocess.Popen], limit_mib: float | None):
+        self.peak_mib = 0.0
+        self.exceeded = ""
+        self._processes = processes
+        self._limit_mib = limit_mib
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_WATCH_SECONDS):
+            for process in list(self._processes):
+                held = _memory_mib(process.pid)
+                self.peak_mib = max(self.peak_mib, held)
+                if self._limit_mib is not None and held > self._limit_mib:
+                    self.exceeded = (
+                        f"the model takes {held:.0f} MiB when it is served, of at most "
+                        f"{self._limit_mib:.0f}"
+                    )
+                    process.kill()
+
+
+def _memory_mib(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _loaded(loader: subprocess.Popen) -> dict[str, list[str]]:
@@ -178,6 +258,20 @@ def _warm_up(address: str, inputs: dict[str, list[str]]) -> bytes:
     return b"".join(records)
 
 
+def _compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    if found.shape != expected.shape:
+        raise InfraError(
+            f"{name} embeddings have the shape {found.shape}, in the trainer {expected.shape}"
+        )
+    known = ~np.isnan(expected).any(axis=1)
+    off = float(np.abs(found[known].astype(np.float64) - expected[known]).max(initial=0.0))
+    if off > tolerance:
+        raise InfraError(
+            f"{name} embeddings differ from those of the model in the trainer by {off:.2g}, of at "
+            f"most {tolerance:.2g}"
+        )
+
+
 def _asked(client: Client, signature: str, inputs: dict) -> dict[str, np.ndarray]:
     try:
         return client.predict(signature, inputs)
@@ -187,7 +281,9 @@ def _asked(client: Client, signature: str, inputs: dict) -> dict[str, np.ndarray
         raise InfraError(f"{signature} does not answer: {error}") from error
 
 
-def _exercise(address: str, images: Sequence[bytes], texts: Sequence[str]) -> list[float]:
+def _exercise(
+    address: str, images: Sequence[bytes], texts: Sequence[str], golden: Golden | None
+) -> list[float]:
     client, latencies = Client(address, timeout_seconds=_REQUEST_SECONDS), []
 
     def _timed(signature: str, inputs: dict) -> dict[str, np.ndarray]:
@@ -206,6 +302,8 @@ def _exercise(address: str, images: Sequence[bytes], texts: Sequence[str]) -> li
         off = float(np.abs(np.linalg.norm(vectors, axis=1) - 1.0).max())
         if off > _NORM_TOLERANCE:
             raise InfraError(f"{name} embeddings are not of unit length: off by {off:.2g}")
+        if golden is not None:
+            _compare(name, vectors, getattr(golden, name), golden.tolerance)
     answer = _timed(signatures.SIMILARITY, image_input | text_input)
     probabilities = answer[signatures.PROBABILITIES]
     if probabilities.shape != (len(images), len(texts)) or not np.all(

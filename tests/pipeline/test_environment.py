@@ -75,5 +75,6 @@ def test_active_environment_is_the_packaged_local(monkeypatch):
 def test_number_of_versions_to_keep(tmp_path):
     assert _load(tmp_path, GOOD).keep_versions is None
     assert _load(tmp_path, GOOD + "keep_versions: 3\n").keep_versions == 3
-    with pytest.raises(ValueError, match="keep_versions must be at least 1"):
-        _load(tmp_path, GOOD + "keep_versions: 0\n")
+    for name in ("keep_versions", "serving_memory_mib"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+            _load(tmp_path, GOOD + f"{name}: 0\n")

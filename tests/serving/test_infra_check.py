@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
@@ -37,6 +38,31 @@ def test_good_model_is_served_and_asked(tmp_path, vocabulary, scene_records):
     requests = [prediction_log_pb2.PredictionLog.FromString(x).predict_log.request for x in records]
     assert {x.model_spec.signature_name for x in requests} == set(engine.signature_defs)
     engine.close()
+
+
+def test_answers_must_be_those_of_the_trainer(tmp_path, vocabulary, scene_records):
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    model = two_tower.build(tiny)
+    export.export(tmp_path / "m", model, config=tiny, vocabulary=vocabulary)
+    records = scene_records[:3]
+    images, texts = [item.image for item in records], [item.text[0] for item in records]
+    served = tf.saved_model.load(str(tmp_path / "m")).signatures
+    image = served["embed_image"](image_bytes=tf.constant(images))["embedding"].numpy()
+    text = served["embed_text"](text=tf.constant(texts))["embedding"].numpy()
+    image[1] = np.nan
+    golden = infra_check.Golden(image, text, 1e-4)
+    infra_check.check_serving(tmp_path / "m", images, texts, golden=golden)
+    golden = infra_check.Golden(image, np.roll(text, 1, axis=0), 1e-4)
+    with pytest.raises(infra_check.InfraError, match="text embeddings differ from those of the mo"):
+        infra_check.check_serving(tmp_path / "m", images, texts, golden=golden)
+
+
+def test_model_that_takes_too_much_memory_is_refused(tmp_path, vocabulary, scene_records):
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    export.export(tmp_path / "m", two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
+    images = [scene_records[0].image]
+    with pytest.raises(infra_check.InfraError, match=r"the model takes \d+ MiB .* of at most 200"):
+        infra_check.check_serving(tmp_path / "m", images, ["a"], max_memory_mib=200)
 
 
 def test_model_that_does_not_follow_the_contract_is_refused(tmp_path, scene_records):
