@@ -7,7 +7,8 @@ until the scenes train in minutes.
 
 Expected result: 93.4 % zero-shot on seen combinations and 46.0 % on held-out ones, chance 2.8 %,
 after 183 s (2 cores of an AMD EPYC, 2026-11-22); 92.5 % and 45.5 % after 343 s on an older one
-(2026-11-23). Earlier versions of the code reached 92.1 to 93.0 % and 39.0 to 40.0 %.
+(2026-11-23), 95.2 % and 43.5 % on a newer one (2026-11-27). Earlier versions of the code reached
+92.1 to 93.0 % and 39.0 to 40.0 %.
 """
 
 import dataclasses
