@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sigline.schemas import digests, signatures, versions
+from sigline.schemas import signatures, versions
 
 _SCRATCH_PREFIX = ".tmp-"
 _LOCK = ".publish.lock"
@@ -98,26 +98,16 @@ def publish(
     base.mkdir(parents=True, exist_ok=True)
     added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
     own = versions.content(model)
-    files = own | {name: hashlib.sha256(x).hexdigest() for name, x in added.items()}
-    digest = digests.json_digest(files)
-
-    def is_same(path: Path) -> bool:
-        # What was added to it makes no other model.
-        held = versions.recorded(path) if versions.verify(path) else {}
-        names = own.keys() | (held.keys() - added.keys() - {_WARM_UP})
-        return bool(held) and all(held.get(name) == own.get(name) for name in names)
-
     with _locked(base):
         for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         found = versions.directories(base)
         newest = max(found, default=0)
-        if newest and is_same(found[newest]):
-            digest = versions.verify(found[newest]) or digest
+        if newest and (digest := _digest_if_same(found[newest], own, added)):
             return Published(newest, found[newest], digest, copied=False)
         removed = withdrawn(base)
         for item in removed:
-            if is_same(item.path):
+            if _digest_if_same(item.path, own, added):
                 raise RuntimeError(
                     f"This model was withdrawn as version {item.version} ({item.reason}), and is "
                     f"not published again; `sigline versions {base} --restore {item.version}` "
@@ -125,20 +115,38 @@ def publish(
                 )
         newest = max([newest, *(item.version for item in removed)])
         scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
-        shutil.copytree(model, scratch)
-        for name, content in added.items():
-            (scratch / name).parent.mkdir(exist_ok=True)
-            (scratch / name).write_bytes(content)
-        versions.write_manifest(scratch, files)
-        if versions.verify(scratch) != digest:
-            raise RuntimeError(f"The copy of {model} to {scratch} differs from the original.")
-        _flush(scratch)
+        digest = _copy(model, scratch, own, added)
         target = base / str(newest + 1)
         os.rename(scratch, target)
         _flush_folder(base)
         if keep is not None:
             _remove_old(base, keep)
     return Published(newest + 1, target, digest, copied=True)
+
+
+def _digest_if_same(path: Path, own: Mapping[str, str], added: Mapping[str, bytes]) -> str | None:
+    """Returns the digest of an intact version that is of the same model, else None."""
+    digest = versions.verify(path)
+    if digest is None:
+        return None
+    held = versions.recorded(path)
+    # What was added to it makes no other model.
+    names = own.keys() | (held.keys() - added.keys() - {_WARM_UP})
+    return digest if all(held.get(name) == own.get(name) for name in names) else None
+
+
+def _copy(model: Path, scratch: Path, own: Mapping[str, str], added: Mapping[str, bytes]) -> str:
+    """Copies a model and what is added to it, down to the disk; returns the digest of all."""
+    files = {**own, **{name: hashlib.sha256(x).hexdigest() for name, x in added.items()}}
+    shutil.copytree(model, scratch)
+    for name, content in added.items():
+        (scratch / name).parent.mkdir(exist_ok=True)
+        (scratch / name).write_bytes(content)
+    digest = versions.write_manifest(scratch, files)
+    if versions.verify(scratch) != digest:
+        raise RuntimeError(f"The copy of {model} to {scratch} differs from the original.")
+    _flush(scratch)
+    return digest
 
 
 def withdrawn(base: str | Path) -> list[Withdrawn]:
