@@ -251,7 +251,8 @@ class ServedModels:
         base = Path(model.config.base_path)
         found = versions.directories(base)
         if not found:
-            if not model.missing:
+            # Before anything was there it is the caller's to say.
+            if model.versions and not model.missing:
                 self._event("no_versions", model=model.config.name, base_path=str(base))
             model.missing = True
             return
