@@ -1,4 +1,4 @@
-"""Claim: the embedded server answers no fewer requests than a direct call of the model would.
+"""Measures what the embedded server answers beside a direct call of the loaded model.
 
 One request is one text, or one picture. Measured are requests per second, how long they take, and
 the server's CPU time for each, for a tiny model and one of the size of SigLIP B/16, at several

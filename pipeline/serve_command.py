@@ -44,7 +44,7 @@ def add_parser(commands) -> None:
     batching.add_argument("--max-enqueued-rows", type=int, help="that wait, by signature; 1,024")
     batching.add_argument("--num-batch-threads", type=int, help="batches at a time; one a core")
     batching.add_argument(
-        "--merge-images", action="store_true", help="merge requests of images too, as for a GPU"
+        "--merge-images", action="store_true", help="merge requests of images too"
     )
 
     access = parser.add_argument_group("access")

@@ -31,8 +31,8 @@ class BatchingConfig:
         batch_timeout_seconds: How long a batch that is not full waits for more.
         max_enqueued_rows: Most rows that wait for one signature; more are refused.
         num_batch_threads: Batches that are computed at a time.
-        merge_images: Whether requests of images are merged too. A CPU decodes and embeds the
-            images of one request on all cores already, and gains nothing by it.
+        merge_images: Whether requests of images are merged too. One that does not decode then has
+            those it was merged with computed a second time.
     """
 
     max_batch_size: int = 64
