@@ -2,9 +2,11 @@
 
 One request is one text, or one picture. Measured are requests per second, how long they take, and
 the server's CPU time for each, for a tiny model and one of the size of SigLIP B/16, at several
-numbers of requests at a time: as the direct call of the loaded model by as many threads, as the
-server with its batches, and as the server without. Then the same while versions are swapped, and,
-with `--soak-seconds`, what memory the server holds under a load of good and bad requests.
+numbers of requests at a time: as the direct call of the loaded SavedModel's signature by as many
+threads, as calls of the server's own session in the same way, as the server with its batches, and
+as the server without. Then the same while versions are swapped, and,
+with `--soak-seconds`, what memory the server with the first model holds under a load of good and bad
+requests.
 
 The server is a process of its own, on the same cores as those who ask it. Writes `serving.json` and
 `serving.md` below `--output`.
@@ -13,6 +15,7 @@ The server is a process of its own, on the same cores as those who ask it. Write
 import argparse
 import asyncio
 import io
+import json
 import os
 import shutil
 import signal
@@ -30,7 +33,8 @@ import workers
 CONCURRENCY = (1, 8, 32, 128)
 SECONDS = 6.0
 ROUNDS = 3
-DIRECT, BATCHED, SINGLE = "direct call", "server", "server, no batches"
+DIRECT, SESSION = "direct call", "its session"
+BATCHED, SINGLE = "server", "server, no batches"
 TEXT, IMAGE = "text", "image"
 KINDS = (TEXT, IMAGE)
 # Swaps while requests go on, and the time between them.
@@ -68,13 +72,21 @@ def _inputs(kind: str) -> list[tuple[str, dict]]:
 
 
 def direct(base: Path) -> None:
-    """Serves the direct call: answers `KIND CONCURRENCY` on standard input by its figures."""
+    """Serves direct calls: answers `WAY KIND CONCURRENCY` on standard input by its figures."""
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
     import numpy as np
+    import tensorflow as tf
 
     from sigline.serving.engine import LoadedVersion
 
     engine = LoadedVersion(base / "1", 1)
+    loaded = tf.saved_model.load(str(base / "1"))
+
+    def call(signature: str, inputs: dict) -> dict:
+        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+        return {k: v.numpy() for k, v in loaded.signatures[signature](**tensors).items()}
+
+    ways = {DIRECT: call, SESSION: engine.run}
     asked = {}
     for kind in KINDS:
         asked[kind] = []
@@ -82,16 +94,17 @@ def direct(base: Path) -> None:
             ((name, values),) = inputs.items()
             values = [x.encode() if isinstance(x, str) else x for x in values]
             asked[kind].append((signature, {name: np.array(values, object)}))
-        engine.run(*asked[kind][0])
+        for run in ways.values():
+            run(*asked[kind][0])
     workers.answer({})
     for line in sys.stdin:
-        kind, concurrency = line.split()
-        times, end = [], time.perf_counter() + SECONDS
+        way, kind, concurrency = json.loads(line)
+        run, times, end = ways[way], [], time.perf_counter() + SECONDS
 
-        def ask(first: int, asked=asked[kind], times=times, end=end) -> None:
+        def ask(first: int, run=run, asked=asked[kind], times=times, end=end) -> None:
             number = first
             while (begin := time.perf_counter()) < end:
-                engine.run(*asked[number % len(asked)])
+                run(*asked[number % len(asked)])
                 times.append(time.perf_counter() - begin)
                 number += 1
 
@@ -153,7 +166,7 @@ async def _load(address: str, kind: str, concurrency: int, seconds: float) -> li
     """Asks in a closed loop; returns how long each request took."""
     from sigline.serving.client import AsyncClient
 
-    client, asked, times = AsyncClient(address, retries=0), _inputs(kind), []
+    client, asked, times = AsyncClient(address, retries=0, timeout_seconds=300.0), _inputs(kind), []
     end = time.perf_counter() + seconds
 
     async def ask(number: int) -> None:
@@ -179,19 +192,20 @@ def measure(size: str, base: Path, rounds: int) -> tuple[list[dict], dict[str, f
     worker = workers.start(__file__, 2, "--direct", base)
     workers.read(worker, DIRECT)
     servers = {
-        BATCHED: Server(base, "--merge-images"),
+        BATCHED: Server(base),
         SINGLE: Server(base, "--max-batch-size", "1"),
     }
     starts = {name: server.start_seconds for name, server in servers.items()}
     rows = []
+    assert worker.stdin is not None
     for kind in KINDS:
         for concurrency in CONCURRENCY:
-            found: dict[str, list[dict]] = {DIRECT: [], **{name: [] for name in servers}}
+            found: dict[str, list[dict]] = {x: [] for x in (DIRECT, SESSION, *servers)}
             for _ in range(rounds):
-                assert worker.stdin is not None
-                worker.stdin.write(f"{kind} {concurrency}\n")
-                worker.stdin.flush()
-                found[DIRECT].append(workers.read(worker, DIRECT))
+                for way in (DIRECT, SESSION):
+                    worker.stdin.write(json.dumps([way, kind, concurrency]) + "\n")
+                    worker.stdin.flush()
+                    found[way].append(workers.read(worker, way))
                 for name, server in servers.items():
                     found[name].append(ask(server, kind, concurrency))
             for name, figures in found.items():
@@ -346,7 +360,7 @@ def main() -> None:
             results["rows"] += rows
             results["starts"][size] = starts
             results["swaps"][size] = swaps(base)
-            if arguments.soak_seconds:
+            if arguments.soak_seconds and not number:
                 results["soak"][size] = soak(base, arguments.soak_seconds)
     machine.write_results(arguments.output, "serving", results, markdown(results))
 

@@ -1,9 +1,9 @@
 """Requests wait in bounded queues and are computed together where that is possible.
 
-With a timeout of 0, the default, a thread takes what is waiting and never waits itself: batches
-form while all threads are busy, and a lone request loses no time. A request whose deadline has
-passed, or whose client has gone, is not computed. What fails together is computed again one by one,
-so that no request costs another.
+Batches form while all threads are busy, and a lone request loses no time. Who has just been
+answered often asks again: after a batch of several requests the next one waits for as many, no
+longer than the last one took. A request whose deadline has passed, or whose client has gone, is not
+computed. What fails together is computed again one by one, so that no request costs another.
 """
 
 import collections
@@ -20,6 +20,11 @@ import numpy as np
 from sigline.serving.failures import RequestFailed
 
 Arrays = dict[str, np.ndarray]
+# Longest wait, in seconds, for as many requests as the last batch had.
+_LONGEST_PATIENCE = 0.005
+# After a merged batch has failed, how long, in seconds, its signature's requests are not merged:
+# who sends what fails has others computed twice once a while, not always.
+_APART = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class BatchingConfig:
         max_batch_size: Most rows of a batch; a larger request is a batch of its own.
         batch_timeout_seconds: How long a batch that is not full waits for more.
         max_enqueued_rows: Most rows that wait for one signature; more are refused.
-        num_batch_threads: Batches that are computed at a time.
+        num_batch_threads: Batches that are computed at a time; half as many as there are cores by
+            default, since one takes several.
         merge_images: Whether requests of images are merged too. One that does not decode then has
             those it was merged with computed a second time.
     """
@@ -38,8 +44,8 @@ class BatchingConfig:
     max_batch_size: int = 64
     batch_timeout_seconds: float = 0.0
     max_enqueued_rows: int = 1024
-    num_batch_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    merge_images: bool = False
+    num_batch_threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2))
+    merge_images: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_enqueued_rows", "num_batch_threads"):
@@ -91,6 +97,10 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._busy = 0
+        # By signature: requests of the last batch, and seconds that it took.
+        self._last: dict[str, tuple[int, float]] = {}
+        # Until when a signature's requests are computed one by one.
+        self._apart: dict[str, float] = {}
         self._threads = [
             threading.Thread(target=self._work, name=f"batcher-{i}", daemon=True)
             for i in range(config.num_batch_threads)
@@ -119,7 +129,8 @@ class Batcher:
             if self._closed:
                 raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The model is being unloaded")
             idle = not self._queues and self._busy < self._config.num_batch_threads
-            at_once = idle and not self._config.batch_timeout_seconds
+            alone = self._last.get(signature, (1, 0.0))[0] == 1
+            at_once = idle and alone and not self._config.batch_timeout_seconds
             waiting = self._rows.get(signature, 0)
             if waiting and waiting + task.room > self._config.max_enqueued_rows:
                 raise RequestFailed(
@@ -158,9 +169,12 @@ class Batcher:
 
     def _finish(self, signature: str, tasks: list[_Task]) -> None:
         """Computes a batch, and lets another one begin."""
+        begin = time.monotonic()
         if tasks:
             self._compute(signature, tasks)
         with self._changed:
+            if tasks:
+                self._last[signature] = len(tasks), time.monotonic() - begin
             self._busy -= 1
             self._changed.notify_all()
 
@@ -173,22 +187,23 @@ class Batcher:
                 self._changed.wait()
             self._busy += 1
             signature = next(iter(self._queues))
-            end = time.monotonic() + self._config.batch_timeout_seconds
             tasks = [task] if (task := self._pop(signature)) else []
-            if signature in self._merged and tasks:
-                self._fill(signature, tasks, end)
+            apart = time.monotonic() < self._apart.get(signature, 0.0)
+            if signature in self._merged and tasks and not apart:
+                self._fill(signature, tasks)
             # To the end of the row, so that no signature keeps another waiting.
             queue = self._queues.pop(signature, None)
             if queue:
                 self._queues[signature] = queue
             return signature, tasks
 
-    def _fill(self, signature: str, tasks: list[_Task], end: float) -> None:
+    def _fill(self, signature: str, tasks: list[_Task]) -> None:
         room = self._config.max_batch_size - tasks[0].room
+        begin = time.monotonic()
         while room > 0:
             queue = self._queues.get(signature)
             if not queue:
-                left = end - time.monotonic()
+                left = begin + self._patience(signature, len(tasks)) - time.monotonic()
                 if left <= 0 or self._closed:
                     return
                 self._changed.wait(left)
@@ -198,6 +213,13 @@ class Batcher:
             if task := self._pop(signature):
                 tasks.append(task)
                 room -= task.room
+
+    def _patience(self, signature: str, requests: int) -> float:
+        """Returns for how many seconds a batch of so many requests waits for more."""
+        expected, seconds = self._last.get(signature, (1, 0.0))
+        if requests >= expected or self._queues:  # Those of other signatures.
+            return self._config.batch_timeout_seconds
+        return max(self._config.batch_timeout_seconds, min(seconds, _LONGEST_PATIENCE))
 
     def _pop(self, signature: str) -> _Task | None:
         """Takes the first task of a queue; None if it need not be computed any more."""
@@ -226,6 +248,8 @@ class Batcher:
             if len(tasks) == 1:
                 tasks[0].future.set_exception(error)
                 return
+            with self._changed:
+                self._apart[signature] = time.monotonic() + _APART
             for task in tasks:
                 self._compute(signature, [task])
             return

@@ -6,6 +6,7 @@ import grpc
 import numpy as np
 import pytest
 
+from sigline.serving import batching
 from sigline.serving.batching import Batcher, BatchingConfig
 from sigline.serving.failures import RequestFailed
 
@@ -18,10 +19,12 @@ class Model:
         self.free = threading.Event()
         self.free.set()
         self.entered = threading.Event()
+        self.seconds = 0.0
 
     def run(self, signature, inputs):
         self.entered.set()
         assert self.free.wait(10)
+        time.sleep(self.seconds)
         self.batches.append((signature, inputs["x"].tolist()))
         if "bad" in inputs["x"].tolist():
             raise RequestFailed(grpc.StatusCode.INVALID_ARGUMENT, "bad")
@@ -183,6 +186,61 @@ def test_batch_waits_for_more_if_it_is_told_to(model):
     assert first.result(10)["y"].tolist() == ["aa"]
     assert second.result(10)["y"].tolist() == ["bb"]
     assert model.batches == [("merged", ["a", "b"])]
+    batcher.close()
+
+
+def test_batch_waits_for_as_many_requests_as_the_last_one_had(model, monkeypatch):
+    monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
+    batcher = _batcher(model)
+    _held(model, batcher)
+    both = [batcher.submit("merged", _of(x)) for x in "ab"]
+    model.seconds = 1.0
+    model.free.set()
+    for future in both:
+        future.result(10)
+    again = [batcher.submit("merged", _of("c"))]
+    time.sleep(0.1)
+    again.append(batcher.submit("merged", _of("d")))
+    for future in again:
+        future.result(10)
+    # One of them does not come back: it is waited for once.
+    model.seconds = 0.0
+    batcher.submit("merged", _of("e")).result(10)
+    batcher.submit("merged", _of("f")).result(0)
+    assert [rows for _, rows in model.batches[1:]] == [["a", "b"], ["c", "d"], ["e"], ["f"]]
+    batcher.close()
+
+
+def test_other_signatures_do_not_wait_for_a_batch_to_fill(model, monkeypatch):
+    monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
+    batcher = _batcher(model)
+    _held(model, batcher)
+    both = [batcher.submit("merged", _of(x)) for x in "ab"]
+    model.seconds = 2.0
+    model.free.set()
+    for future in both:
+        future.result(10)
+    model.seconds = 0.0
+    begin = time.monotonic()
+    waiting = batcher.submit("merged", _of("c"))
+    assert batcher.submit("single", _of("d")).result(10)["y"].tolist() == ["dd"]
+    assert waiting.result(0)["y"].tolist() == ["cc"]
+    assert time.monotonic() - begin < 1.5
+    batcher.close()
+
+
+def test_after_a_failure_requests_are_not_merged_for_a_while(model, monkeypatch):
+    monkeypatch.setattr(batching, "_APART", 60.0)
+    batcher = _batcher(model)
+    for good, bad in (("a", "bad"), ("c", "bad")):
+        thread = _held(model, batcher)
+        futures = [batcher.submit("merged", _of(x)) for x in (good, bad, "z")]
+        model.free.set()
+        thread.join(10)
+        assert futures[0].result(10)["y"].tolist() == [2 * good]
+        assert futures[2].result(10)["y"].tolist() == ["zz"]
+    rows = [rows for name, rows in model.batches if name == "merged"]
+    assert rows == [["a", "bad", "z"], ["a"], ["bad"], ["z"], ["c"], ["bad"], ["z"]]
     batcher.close()
 
 
