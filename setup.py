@@ -21,5 +21,9 @@ packages = _package_dir()
 setup(
     packages=sorted(packages),
     package_dir=packages,
-    package_data={"sigline.schemas": ["*.pbtxt"], "sigline.pipeline": ["environments/*.yaml"]},
+    package_data={
+        "sigline.schemas": ["*.pbtxt"],
+        "sigline.pipeline": ["environments/*.yaml"],
+        "sigline.serving": ["page/*"],
+    },
 )

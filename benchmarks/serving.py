@@ -4,9 +4,8 @@ One request is one text, or one picture. Measured are requests per second, how l
 the server's CPU time for each, for a tiny model and one of the size of SigLIP B/16, at several
 numbers of requests at a time: as the direct call of the loaded SavedModel's signature by as many
 threads, as calls of the server's own session in the same way, as the server with its batches, and
-as the server without. Then the same while versions are swapped, and,
-with `--soak-seconds`, what memory the server with the first model holds under a load of good and bad
-requests.
+as the server without. Then the same while versions are swapped, and, with `--soak-seconds`, what
+memory the server with the first model holds under a load of good and bad requests.
 
 The server is a process of its own, on the same cores as those who ask it. Writes `serving.json` and
 `serving.md` below `--output`.

@@ -25,3 +25,9 @@ class Vocabulary(artifact.Artifact):
     """A SentencePiece vocabulary."""
 
     TYPE_NAME = "SiglineVocabulary"
+
+
+class EmbeddingIndex(artifact.Artifact):
+    """An index of images, if the model was blessed."""
+
+    TYPE_NAME = "SiglineEmbeddingIndex"

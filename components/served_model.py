@@ -28,12 +28,13 @@ def _load(directory: str, written: int):
 
 
 def call(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns the outputs of a signature for encoded images or texts."""
+    """Returns the outputs of a signature of one input for encoded images or texts."""
     import tensorflow as tf
 
-    name = signatures.TEXT if signature == signatures.EMBED_TEXT else signatures.IMAGE_BYTES
+    function = model.signatures[signature]
+    (name,) = function.structured_input_signature[1]
     inputs = {name: tf.constant(values, tf.string, shape=(len(values),))}
-    return {key: value.numpy() for key, value in model.signatures[signature](**inputs).items()}
+    return {key: value.numpy() for key, value in function(**inputs).items()}
 
 
 def embed(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> np.ndarray:

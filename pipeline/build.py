@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import os
 import uuid
 from pathlib import Path
 
@@ -14,6 +15,7 @@ sigline.quiet.import_tfx()
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.components import ExampleValidator, StatisticsGen
+from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common import resolver
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
@@ -26,12 +28,14 @@ from sigline.components.artifact_types import DataAcceptance, IngestReport
 from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
 from sigline.components.evaluate.options import Options, corruption
+from sigline.components.index.component import IndexCorpus
+from sigline.components.index.options import IndexConfig
 from sigline.components.ingest import reasons, rules
 from sigline.components.ingest import transforms as ingest_transforms
 from sigline.components.ingest.component import IngestExamples, config_from_json
 from sigline.components.ingest.rules import IngestConfig
 from sigline.components.ingest.sources import SourceConfig
-from sigline.components.publish.component import PublishModel
+from sigline.components.publish.component import PublishIndex, PublishModel
 from sigline.components.validate import gate as data_gate
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
@@ -54,6 +58,7 @@ _LIBRARIES = (
     "numpy",
     "pillow",
     "py3langid",
+    "pyarrow",
     "sentencepiece",
     "simplemma",
     "tensorflow",
@@ -224,6 +229,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
             evaluated,
             served,
             published,
+            *_indexed(environment, ingested, trained, evaluated, served, published),
         ],
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(
@@ -231,6 +237,44 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ),
         beam_pipeline_args=list(environment.beam_args),
     )
+
+
+def _indexed(
+    environment: Environment, ingested, trained, evaluated, served, published
+) -> list[BaseNode]:
+    """Returns the nodes that make the examples searchable, if the environment asks for them."""
+    if environment.index is None:
+        return []
+    try:
+        config = IndexConfig(**environment.index)
+    except TypeError as error:
+        known = ", ".join(field.name for field in dataclasses.fields(IndexConfig))
+        raise ValueError(f"index has the keys {known}. Received: {error}") from None
+    if unknown := sorted(set(config.splits) - set(record.SPLITS)):
+        raise ValueError(
+            f"index.splits must name some of {', '.join(record.SPLITS)}. Received: {unknown}"
+        )
+    index = IndexCorpus(
+        examples=ingested.outputs["examples"],
+        model=trained.outputs["model"],
+        model_blessing=evaluated.outputs["blessing"],
+        infra_blessing=served.outputs["blessing"],
+        config=config.to_json(),
+        corpus_root=os.path.join(environment.embedding_cache, "corpus"),
+        code_digest=_code_digest(
+            "schemas", "components/index", "components/files.py", "components/served_model.py"
+        ),
+    )
+    # What it finds wrong with an index must not keep the model from being published.
+    index.add_upstream_node(published)
+    pushed = PublishIndex(
+        index=index.outputs["index"],
+        pushed_model=published.outputs["pushed_model"],
+        index_dir=environment.index_dir,
+        keep_versions=environment.keep_versions or 0,
+        run_nonce=uuid.uuid4().hex,
+    )
+    return [index, pushed]
 
 
 def _schema_file(environment: Environment) -> Path:

@@ -11,9 +11,10 @@ import yaml
 VARIABLE = "SIGLINE_ENVIRONMENT"
 # Stands for the number of a span in `input_base`.
 SPAN = "{SPAN}"
-# Not DirectRunner, Beam's default, which first tries to download another runner.
-# Keys of whole numbers.
+# Keys of whole numbers, and of mappings.
 _NUMBERS = ("span", "window", "keep_versions", "serving_memory_mib")
+_MAPPINGS = ("ingest", "data_gate", "evaluation", "teachers", "index")
+# Not DirectRunner, Beam's default, which first tries to download another runner.
 _RUNNER = "--runner=FnApiRunner"
 PACKAGED = Path(__file__).parent / "environments"
 
@@ -46,6 +47,9 @@ class Environment:
         evaluation: What is measured besides the eval split with the model's own classes: `labels`,
             files of further prompts of the same classes by name, such as a language; `probes`,
             whether probes learn from the training split; `corrupt`, a list of KIND@SEVERITY.
+        index: Fields of the index's `IndexConfig`, if the examples are to be made searchable;
+            None for no index.
+        index_dir: Folder that versions of the index go to; `ROOT/index` if empty.
         beam_args: Arguments of the Beam runner; the local one where none is named.
     """
 
@@ -66,14 +70,18 @@ class Environment:
     ingest: dict[str, Any] = field(default_factory=dict)
     data_gate: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    index: dict[str, Any] | None = None
+    index_dir: str = ""
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.serving_dir:
             object.__setattr__(self, "serving_dir", os.path.join(self.root, "serving"))
+        if not self.index_dir:
+            object.__setattr__(self, "index_dir", os.path.join(self.root, "index"))
         if not any(argument.startswith("--runner") for argument in self.beam_args):
             object.__setattr__(self, "beam_args", (_RUNNER, *self.beam_args))
-        for name in ("root", "input_base", "serving_dir", "schema", "weights"):
+        for name in ("root", "input_base", "serving_dir", "index_dir", "schema", "weights"):
             object.__setattr__(self, name, _absolute(getattr(self, name)))
         spans = SPAN in self.input_base
         if self.window < 1 or (self.window > 1 and not spans):
@@ -146,7 +154,7 @@ def load(path: str | Path) -> Environment:
         raise ValueError(f"{path}: {problem}Known keys: {', '.join(fields)}")
     for name, value in data.items():
         expected: type = list if name in ("overrides", "beam_args") else str
-        expected = dict if name in ("ingest", "data_gate", "evaluation", "teachers") else expected
+        expected = dict if name in _MAPPINGS else expected
         expected = bool if name == "embed_images" else expected
         expected = int if name in _NUMBERS else expected
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):

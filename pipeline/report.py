@@ -41,6 +41,7 @@ class RunReport:
         verdict: The gate's verdict.
         infra: The infra check's report.
         published: `path`, `version` and `copied` of the published version; empty if none.
+        index: The same of the published index.
     """
 
     nodes: tuple[NodeRun, ...]
@@ -50,6 +51,7 @@ class RunReport:
     verdict: dict[str, Any] = field(default_factory=dict)
     infra: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
+    index: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model_report(self) -> str:
@@ -93,15 +95,6 @@ def read_report(metadata_path: str) -> RunReport:
     executions = store.get_executions_by_context(newest.id)
     nodes = [_node(store, item) for item in sorted(executions, key=lambda item: item.id)]
     by_name = {node.name: node for node in nodes}
-    published = {}
-    publisher = by_name.get("PublishModel")
-    pushed = publisher.properties.get("pushed_model", {}) if publisher is not None else {}
-    if pushed.get("pushed") == 1:
-        published = {
-            "path": pushed["pushed_destination"],
-            "version": int(pushed["pushed_version"]),
-            "copied": bool(pushed["copied"]),
-        }
     return RunReport(
         nodes=tuple(nodes),
         counts=_json(by_name, "IngestExamples", "report", artifacts.COUNTS_FILE),
@@ -109,8 +102,22 @@ def read_report(metadata_path: str) -> RunReport:
         metrics=_json(by_name, "EvaluateModel", "evaluation", artifacts.METRICS_FILE),
         verdict=_json(by_name, "EvaluateModel", "evaluation", artifacts.VERDICT_FILE),
         infra=_json(by_name, "CheckServing", "blessing", artifacts.INFRA_REPORT_FILE),
-        published=published,
+        published=_published(by_name, "PublishModel", "pushed_model"),
+        index=_published(by_name, "PublishIndex", "pushed_index"),
     )
+
+
+def _published(by_name: dict[str, NodeRun], publisher: str, output: str) -> dict[str, Any]:
+    """Returns where a publisher put a version; nothing if it put none anywhere."""
+    node = by_name.get(publisher)
+    pushed = node.properties.get(output, {}) if node is not None else {}
+    if pushed.get("pushed") != 1:
+        return {}
+    return {
+        "path": pushed["pushed_destination"],
+        "version": int(pushed["pushed_version"]),
+        "copied": bool(pushed["copied"]),
+    }
 
 
 def rows(outcome: RunReport) -> list[tuple[str, str]]:
@@ -145,6 +152,7 @@ def rows(outcome: RunReport) -> list[tuple[str, str]]:
         ("verdict", "blessed" if blessed else "not blessed"),
         ("model report", outcome.model_report or "none"),
         ("published version", outcome.published.get("path", "none")),
+        *([("published index", outcome.index["path"])] if outcome.index else []),
         *(
             (f"seconds: {node.name} ({node.state})", f"{node.seconds:.1f}")
             for node in outcome.nodes

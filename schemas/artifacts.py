@@ -19,6 +19,10 @@ METRICS_FILE = "metrics.json"
 VERDICT_FILE = "verdict.json"
 INFRA_REPORT_FILE = "infra.json"
 
+# Below the artifact of an index, where it appears whole or not at all.
+INDEX_FOLDER = "index"
+BUILT_PROPERTY = "built"
+
 BLESSED_PROPERTY = "blessed"
 # Of the acceptance of data: ids of artifacts.
 ACCEPTED_EXAMPLES = "examples_id"

@@ -13,7 +13,9 @@ from pathlib import Path
 import sigline
 from sigline import quiet
 from sigline.pipeline import (
+    ask_commands,
     gate_command,
+    search_commands,
     seeds_command,
     serve_command,
     soup_command,
@@ -99,6 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--seed", type=int, default=0)
     select.set_defaults(run=_select)
 
+    embed = data.add_parser("embed", help="embed images once, for training with a frozen tower")
+    embed.add_argument("--weights", required=True, type=Path, help="folder of weights")
+    embed.add_argument("--data", required=True, type=Path, help="folder with manifest.json")
+    embed.add_argument("--output", required=True, type=Path, help="folder to write to")
+    embed.add_argument("--split", action="append", help="splits to embed; train by default")
+    embed.add_argument("--recipe", help="whose image tower to use, if not as the weights say")
+    embed.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    embed.set_defaults(run=_embed)
+
     run = commands.add_parser("run", help="run the whole pipeline on this machine")
     run.add_argument("--environment", default=None, help="YAML file, or name of a packaged one")
     run.set_defaults(run=_run)
@@ -136,15 +147,6 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?", help="recipe to show")
     recipes.set_defaults(run=_recipes)
 
-    embed = commands.add_parser("embed", help="embed images once, for training with a frozen tower")
-    embed.add_argument("--weights", required=True, type=Path, help="folder of weights")
-    embed.add_argument("--data", required=True, type=Path, help="folder with manifest.json")
-    embed.add_argument("--output", required=True, type=Path, help="folder to write to")
-    embed.add_argument("--split", action="append", help="splits to embed; train by default")
-    embed.add_argument("--recipe", help="whose image tower to use, if not as the weights say")
-    embed.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    embed.set_defaults(run=_embed)
-
     weights = commands.add_parser("weights", help="bring weights in and out")
     weights = weights.add_subparsers(required=True)
     bring = weights.add_parser("import", help="read Hugging Face folders and big_vision .npz")
@@ -175,14 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     serve_command.add_parser(commands)
     versions_command.add_parser(commands)
 
-    ask = commands.add_parser("ask", help="compare an image with texts, or search images by text")
-    ask.add_argument("--image", type=Path, help="an image to compare with TEXTs")
-    ask.add_argument("--images", type=Path, help="a folder to search by one TEXT")
-    ask.add_argument("texts", nargs="+", metavar="TEXT")
-    ask.add_argument("--target", default="127.0.0.1:8500", help="HOST:PORT of the server")
-    ask.add_argument("--model-name", default="sigline")
-    ask.add_argument("--top", type=int, default=5, help="results of a search")
-    ask.set_defaults(run=_ask)
+    ask_commands.add_parsers(commands)
+    search_commands.add_parsers(commands)
 
     demo = commands.add_parser("demo", help="generate data, run the pipeline, serve and ask")
     demo.add_argument("--output", type=Path, default=Path("runs/demo"))
@@ -497,39 +493,6 @@ def _claim(output: Path, identity: list[str]) -> None:
             "output holds a run with another configuration, data or vocabulary; choose another "
             f"folder. Received: output={output}"
         )
-
-
-def _ask(arguments: argparse.Namespace) -> int:
-    images: Path | None = arguments.images
-    if (arguments.image is None) == (images is None):
-        raise ValueError("Give either --image FILE TEXT [TEXT ...] or --images FOLDER TEXT.")
-    if images is not None and len(arguments.texts) != 1:
-        raise ValueError(
-            f"A search takes one TEXT; quote it if it has spaces. Received: {arguments.texts}"
-        )
-    if arguments.top < 1:
-        raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
-    from sigline.serving import client as serving_client
-
-    client = serving_client.Client(arguments.target, model_name=arguments.model_name)
-    try:
-        if images is None:
-            probabilities = client.compare(arguments.image.read_bytes(), arguments.texts)
-            for index in (-probabilities).argsort(kind="stable"):
-                print(f"{probabilities[index]:8.4f}  {arguments.texts[index]}")
-        else:
-            files = serving_client.image_files(images)
-            matches, unreadable = client.search(arguments.texts[0], files, top=arguments.top)
-            for match in matches:
-                print(f"{match.score:8.4f}  {match.path}")
-            for path in unreadable:
-                print(f"skipped, no image that the model reads: {path}", file=sys.stderr)
-    except serving_client.RequestError as error:
-        print(f"sigline: {error}", file=sys.stderr)
-        return 1
-    finally:
-        client.close()
-    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -100,3 +100,16 @@ def examples(tmp_path_factory, split_dir) -> Path:
     splits = {"train": {"shards": shards, "sources": {"scenes": 100}}}
     (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def contract_base(tmp_path_factory, vocabulary) -> Path:
+    """A folder with version 3 of a tiny model of the contract."""
+    from sigline.components.scenes import grammar
+    from sigline.trainer import config, export, two_tower
+
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    base = tmp_path_factory.mktemp("serving")
+    model, labels = two_tower.build(tiny), grammar.label_set()
+    export.export(base / "3", model, config=tiny, vocabulary=vocabulary, labels=labels)
+    return base

@@ -158,8 +158,8 @@ def choose_embed(
     if digest != embedded["image_digest"]:
         raise ValueError(
             "The images were embedded by another image tower than the one given; embed them again "
-            f"with `sigline embed`. Received: image_digest={embedded['image_digest'][:12]} in the "
-            f"data, {digest[:12]} in the model"
+            "with `sigline data embed`. Received: "
+            f"image_digest={embedded['image_digest'][:12]} in the data, {digest[:12]} in the model"
         )
     return steps.embed_precomputed
 

@@ -1,11 +1,10 @@
 """The manifest of embedded examples: that of the examples, and what embedded them."""
 
 import json
-import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from sigline.schemas import digests, record, signatures
+from sigline.schemas import digests, examples, record, signatures
 
 
 def tower(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,31 +30,6 @@ def claim(manifest: str, of_tower: Mapping[str, Any]) -> str:
     return digests.json_digest([json.loads(manifest), of_tower["image_digest"]])
 
 
-def shards(manifest: str, splits: tuple[str, ...]) -> list[tuple[str, str, int]]:
-    """Returns split, name and number of records of every shard of some splits.
-
-    Raises:
-        ValueError: If the examples are embedded already, a split is unknown or a name is no file's.
-    """
-    content = json.loads(manifest)
-    known = content[record.MANIFEST_SPLITS]
-    if unknown := sorted(set(splits) - set(known)):
-        raise ValueError(
-            f"Unknown splits. Received: {', '.join(unknown)}. Known splits: {', '.join(known)}"
-        )
-    if record.MANIFEST_EMBEDDINGS in content:
-        raise ValueError("The examples hold embeddings already; give the ones with images.")
-    found = [
-        (split, name, shard["records"])
-        for split in splits
-        for name, shard in sorted(known[split]["shards"].items())
-    ]
-    # The manifest is input like any other: nothing is written outside of the output's folder.
-    if bad := [name for _, name, _ in found if posixpath.basename(name) != name]:
-        raise ValueError(f"The manifest must name files of its splits. Received: {bad[0]!r}")
-    return found
-
-
 def embedded(
     manifest: str,
     written: Mapping[tuple[str, str], Mapping[str, Any]],
@@ -74,7 +48,7 @@ def embedded(
         RuntimeError: If a shard is missing or holds another number of records than before.
     """
     content = json.loads(manifest)
-    for split, name, records in shards(manifest, splits):
+    for split, name, records in examples.shards(manifest, splits):
         found = written.get((split, name), {}).get("records", 0)
         if found != records:
             raise RuntimeError(

@@ -12,7 +12,7 @@ from apache_beam.pvalue import AsDict
 
 from sigline.components import files, served_model
 from sigline.components.embed import manifest
-from sigline.schemas import digests, record, signatures
+from sigline.schemas import digests, examples, record, signatures
 
 _BATCH = 64
 
@@ -61,7 +61,7 @@ class EmbedImages(beam.PTransform):
         examples_dir, model_dir, output_dir = self._dirs
         written = (
             pbegin
-            | "Shards" >> beam.Create(manifest.shards(self._manifest, self._splits))
+            | "Shards" >> beam.Create(examples.shards(self._manifest, self._splits))
             | "SpreadShards" >> beam.Reshuffle()
             | "Embed" >> beam.ParDo(_EmbedShard(examples_dir, model_dir, output_dir))
         )

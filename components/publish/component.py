@@ -1,4 +1,4 @@
-"""The publishing component."""
+"""The publishing components: of models, and of their indexes."""
 
 import os
 import shutil
@@ -8,7 +8,8 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import InfraBlessing, Model, ModelBlessing, PushedModel
 from tfx.utils import path_utils
 
-from sigline.components.publish import publishing
+from sigline.components.artifact_types import EmbeddingIndex
+from sigline.components.publish import indexes, publishing
 from sigline.schemas import artifacts, signatures
 
 
@@ -52,6 +53,36 @@ def PublishModel(
     pushed_model.set_string_custom_property("pushed_version", str(published.version))
     pushed_model.set_string_custom_property("model_digest", published.digest)
     pushed_model.set_int_custom_property("copied", int(published.copied))
+
+
+@component
+def PublishIndex(
+    index: InputArtifact[EmbeddingIndex],
+    pushed_model: InputArtifact[PushedModel],
+    pushed_index: OutputArtifact[PushedModel],
+    index_dir: Parameter[str],
+    run_nonce: Parameter[str],
+    keep_versions: Parameter[int] = 0,
+):
+    """Publishes an index whose model is the published one; the nonce differs in every run.
+
+    Nothing is published where no model was, and an index of another model fails the run.
+    """
+    del run_nonce
+    is_pushed = pushed_model.get_int_custom_property("pushed") == 1
+    if not is_pushed or index.get_int_custom_property(artifacts.BUILT_PROPERTY) != 1:
+        pushed_index.set_int_custom_property("pushed", 0)
+        return
+    published = indexes.publish(
+        os.path.join(index.uri, artifacts.INDEX_FOLDER),
+        pushed_model.uri,
+        index_dir,
+        keep=keep_versions or None,
+    )
+    pushed_index.set_int_custom_property("pushed", 1)
+    pushed_index.set_string_custom_property("pushed_destination", str(published.path))
+    pushed_index.set_string_custom_property("pushed_version", str(published.version))
+    pushed_index.set_int_custom_property("copied", int(published.copied))
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sigline.schemas import signatures, versions
 
+SAVED_MODEL = "saved_model.pb"
 _SCRATCH_PREFIX = ".tmp-"
 _LOCK = ".publish.lock"
 _WITHDRAWN = re.compile(r"\.withdrawn-(\d+)")
@@ -68,6 +69,7 @@ def publish(
     *,
     keep: int | None = None,
     extras: Mapping[str, bytes] | None = None,
+    marker: str = SAVED_MODEL,
 ) -> Published:
     """Publishes a model as the next version, unless the newest intact version is the same model.
 
@@ -80,9 +82,10 @@ def publish(
         keep: How many of the newest versions stay, besides withdrawn ones that are newer than the
             oldest of them; None for all. Labels are not known here: keep as many as they name.
         extras: Files to add to the model's `assets.extra`, by name.
+        marker: The file that it must hold.
 
     Raises:
-        ValueError: If `model` holds no SavedModel, or `base` names an object store.
+        ValueError: If `model` lacks the marker, or `base` names an object store.
         RuntimeError: If the model was withdrawn, or the copy differs from the original.
     """
     if keep is not None and keep < 1:
@@ -93,8 +96,8 @@ def publish(
             "base must be a local or mounted folder; object stores have no atomic rename. "
             f"Received: base={base_name}"
         )
-    if not (model / "saved_model.pb").is_file():
-        raise ValueError(f"model must hold a saved_model.pb. Received: model={model}")
+    if not (model / marker).is_file():
+        raise ValueError(f"model must hold a {marker}. Received: model={model}")
     base.mkdir(parents=True, exist_ok=True)
     added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
     own = versions.content(model)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from sigline import cli
 from sigline.components.embed import manifest, transforms
 from sigline.schemas import digests, record, tf_example
+from sigline.schemas import examples as examples_manifest
 from sigline.trainer import config, data, export, loop, start, steps, two_tower
 from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
@@ -33,7 +34,7 @@ def embedded(tmp_path_factory, examples, weights):
     folder = tmp_path_factory.mktemp("embedded")
     checkpoint.save(folder / "weights", weights)
     arguments = ["--weights", folder / "weights", "--data", examples, "--output", folder / "out"]
-    assert cli.main(["embed", *map(str, arguments)]) == 0
+    assert cli.main(["data", "embed", *map(str, arguments)]) == 0
     return folder / "out"
 
 
@@ -142,7 +143,7 @@ def test_interrupted_run_keeps_its_shards(embedded, examples, tmp_path):
 def test_output_does_not_depend_on_the_run(embedded, examples, weights, tmp_path):
     checkpoint.save(tmp_path / "weights", weights)
     arguments = ["--weights", tmp_path / "weights", "--data", examples, "--output", tmp_path / "b"]
-    assert cli.main(["embed", *map(str, arguments)]) == 0
+    assert cli.main(["data", "embed", *map(str, arguments)]) == 0
     for path in (embedded / "Split-train").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / "Split-train" / path.name).read_bytes()
 
@@ -187,7 +188,7 @@ def test_examples_without_a_manifest_are_refused(embedded, split_dir, tmp_path):
 def test_wrong_splits_and_names_are_refused(splits, name, message):
     examples = json.dumps({"splits": {"train": {"shards": {name: {"records": 3}}}}})
     with pytest.raises(ValueError, match=message):
-        manifest.shards(examples, splits)
+        examples_manifest.shards(examples, splits)
 
 
 def test_interrupted_run_with_another_tower_is_in_the_way(
@@ -204,7 +205,7 @@ def test_interrupted_run_with_another_tower_is_in_the_way(
         "--output",
         tmp_path / "out",
     ]
-    assert cli.main(["embed", *map(str, arguments)]) == 2
+    assert cli.main(["data", "embed", *map(str, arguments)]) == 2
     assert "another image tower is in the way; remove it" in capsys.readouterr().err
 
 
@@ -219,7 +220,7 @@ def test_recipe_decides_the_resolution(examples, weights, tiny, vocabulary, tmp_
         "--output",
         tmp_path / "out",
     ]
-    assert cli.main(["embed", *map(str, arguments), "--set", size]) == 0
+    assert cli.main(["data", "embed", *map(str, arguments), "--set", size]) == 0
     larger = config.override(tiny, [size, "steps=1"])
     loop.train(
         larger,

@@ -5,8 +5,8 @@ Command: `sigline train --recipe lit_b16 --weights VIT --data ... --vocabulary .
 The image tower comes from `--weights`: an AugReg ViT-B/16 with a class token, brought in by
 `sigline weights import B_16.npz --drop 'img/(head|pre_logits)/.*' --output VIT`. It has no
 gradient, no optimizer state, no decay and no dropout. It may embed the images once, before:
-`sigline embed --recipe lit_b16 --weights VIT --data EXAMPLES --output EMBEDDED`, and then the same
-command on `EMBEDDED/Split-train`. Batch, steps, rate and decay are those of the public LiT
+`sigline data embed --recipe lit_b16 --weights VIT --data EXAMPLES --output EMBEDDED`, and then the
+same command on `EMBEDDED/Split-train`. Batch, steps, rate and decay are those of the public LiT
 configuration; its text tower is a BERT, this one is a Base transformer from scratch.
 Expected result: not measured.
 """

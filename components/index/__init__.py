@@ -1,0 +1,1 @@
+"""Embeds a corpus and makes it searchable by texts and by images."""

@@ -1,0 +1,209 @@
+"""Builds an index of an embedded corpus, and measures what it finds before anybody relies on it."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import sigline
+from sigline.components import served_model
+from sigline.components.index import corpus as corpora
+from sigline.components.index import faiss_index, transforms
+from sigline.components.index.corpus import Corpus
+from sigline.components.index.options import RECALL_AT, IndexConfig
+from sigline.schemas import digests, retrieval, signatures
+
+# Captions that are asked before an index counts as good.
+_QUERIES = 256
+# Scores of the exact answers may differ by this from those in 64 bits.
+_SCORE_TOLERANCE = 1e-5
+_TEXT_BATCH = 64
+# Rows that are compared at a time.
+_BLOCK = 65_536
+
+
+class IndexRefused(RuntimeError):
+    """The index is not fit to be used; the message says why."""
+
+
+def build(
+    corpus_dir: str, model_dir: str, output: str | Path, config: IndexConfig
+) -> dict[str, Any]:
+    """Writes the index of an embedded corpus; its folder appears whole or not at all.
+
+    Args:
+        corpus_dir: What `EmbedCorpus` wrote.
+        model_dir: The model that embedded it.
+        output: Where the index goes; must not exist.
+        config: What it is to be.
+
+    Returns:
+        What the index says of itself.
+
+    Raises:
+        ValueError: If the corpus is damaged or empty, or another model embedded it.
+        IndexRefused: If it does not find what it should.
+    """
+    output = Path(output)
+    if output.exists():
+        raise ValueError(f"output must not exist yet. Received: output={output}")
+    corpus = transforms.load(corpus_dir)
+    digest, dim = corpora.describe(served_model.metadata(model_dir))
+    if corpus.model_digest != digest or corpus.dim != dim:
+        raise ValueError(
+            "The corpus was embedded by another model; embed it again. Received: model "
+            f"{digest[:12]}, corpus of model {corpus.model_digest[:12]}"
+        )
+    if not corpus.records:
+        raise ValueError(f"The corpus holds no image that can be read. Received: {corpus_dir}")
+    scratch = output.with_name(f".tmp-{uuid.uuid4().hex}-{output.name}")
+    try:
+        about = _write(scratch, corpus_dir, corpus, model_dir, config)
+        os.rename(scratch, output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return about
+
+
+def _write(
+    scratch: Path, corpus_dir: str, corpus: Corpus, model_dir: str, config: IndexConfig
+) -> dict[str, Any]:
+    scratch.mkdir(parents=True)
+    assets = scratch / signatures.ASSETS_DIR
+    assets.mkdir()
+    vectors, keys, sources, captions = _gallery(
+        assets / retrieval.GALLERY_FILE, transforms.tables(corpus_dir, corpus)
+    )
+    norms = np.linalg.norm(vectors, axis=1)
+    if not np.allclose(norms, 1.0, atol=1e-3):
+        row = int(np.abs(norms - 1).argmax())
+        raise ValueError(
+            "Embeddings must be unit vectors. Received: length "
+            f"{norms[row]:.4g} of {sources[row]}/{keys[row]}"
+        )
+    queries = _queries(captions)
+    asked = _embed_texts(model_dir, queries)
+    top = min(RECALL_AT, len(vectors))
+    exact = _exact_scores(vectors, asked, top)
+    if config.kind == retrieval.EXACT:
+        from sigline.components.index import saved_index_transforms
+
+        saved_index_transforms.save(
+            str(scratch),
+            model_dir,
+            vectors,
+            keys,
+            sources,
+            model_digest=corpus.model_digest,
+            top=config.top,
+        )
+        recall = _recall(_ask_saved(scratch, queries, top), vectors, asked, exact)
+    else:
+        index = faiss_index.build(vectors)
+        recall = faiss_index.tune(
+            index,
+            lambda: _recall(faiss_index.search(index, asked, top)[1], vectors, asked, exact),
+            config.min_recall,
+        )
+        faiss_index.write(index, str(scratch / retrieval.FAISS_FILE))
+    if recall < config.min_recall:
+        raise IndexRefused(
+            f"The index finds {recall:.4f} of the {top} best images for {len(queries)} captions, "
+            f"of at least {config.min_recall}."
+        )
+    about = {
+        **asdict(config),
+        retrieval.MODEL_DIGEST: corpus.model_digest,
+        "corpus_digest": corpus.digest,
+        "dim": corpus.dim,
+        "records": corpus.records,
+        "unreadable": len(corpus.unreadable),
+        "queries": len(queries),
+        "recall": recall,
+        "sigline_version": sigline.__version__,
+        "gallery_sha256": digests.file_digest(assets / retrieval.GALLERY_FILE),
+    }
+    if config.kind == retrieval.FAISS:
+        about["faiss_sha256"] = digests.file_digest(scratch / retrieval.FAISS_FILE)
+    (assets / retrieval.INDEX_FILE).write_text(json.dumps(about, indent=1, sort_keys=True))
+    return about
+
+
+def _gallery(
+    path: Path, tables: Iterator[pa.Table]
+) -> tuple[np.ndarray, list[str], list[str], list[tuple[int, str]]]:
+    """Writes keys, captions and pictures in the order of rows; returns what the index is made of.
+
+    Returns:
+        Vectors, keys and sources of the rows, and rows with their first caption.
+    """
+    parts, keys, sources, captions = [], [], [], []
+    writer = None
+    try:
+        for table in tables:
+            parts.append(corpora.vectors(table))
+            captions += enumerate(
+                (texts[0] for texts in table.column(corpora.TEXT).to_pylist()), len(keys)
+            )
+            keys += table.column(retrieval.KEY).to_pylist()
+            sources += table.column(retrieval.SOURCE).to_pylist()
+            shown = table.drop_columns([retrieval.EMBEDDING])
+            writer = writer or pq.ParquetWriter(path, shown.schema, compression="zstd")
+            writer.write_table(shown, row_group_size=corpora.ROW_GROUP)
+    finally:
+        if writer is not None:
+            writer.close()
+    return np.concatenate(parts), keys, sources, captions
+
+
+def _queries(captions: Sequence[tuple[int, str]]) -> list[str]:
+    """Returns distinct captions from all over the corpus."""
+    distinct = list(dict.fromkeys(text for _, text in captions))
+    places = np.linspace(0, len(distinct) - 1, min(_QUERIES, len(distinct))).round()
+    return [distinct[int(place)] for place in places]
+
+
+def _embed_texts(model_dir: str, texts: Sequence[str]) -> np.ndarray:
+    model = served_model.load(model_dir)
+    parts = [
+        served_model.embed(model, signatures.EMBED_TEXT, texts[start : start + _TEXT_BATCH])
+        for start in range(0, len(texts), _TEXT_BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def _exact_scores(vectors: np.ndarray, queries: np.ndarray, top: int) -> np.ndarray:
+    """Returns the score of the last of the best rows of each query, in 64 bits, `(queries,)`."""
+    best = np.full((len(queries), top), -np.inf)
+    for start in range(0, len(vectors), _BLOCK):
+        scores = queries.astype(np.float64) @ vectors[start : start + _BLOCK].astype(np.float64).T
+        best = -np.sort(-np.concatenate([best, scores], axis=1), axis=1)[:, :top]
+    return best[:, -1]
+
+
+def _recall(rows: np.ndarray, vectors: np.ndarray, queries: np.ndarray, least: np.ndarray) -> float:
+    """Returns which share of the found rows belong to the best; rows of equal scores all do."""
+    hits = 0
+    for found, query, bar in zip(rows, queries, least, strict=True):
+        distinct = np.unique(found[found >= 0])
+        scores = vectors[distinct].astype(np.float64) @ query.astype(np.float64)
+        hits += int(np.count_nonzero(scores >= bar - _SCORE_TOLERANCE))
+    return hits / rows.size
+
+
+def _ask_saved(directory: Path, texts: Sequence[str], top: int) -> np.ndarray:
+    """Returns the rows that a SavedModel finds for texts, `(texts, top)`."""
+    model = served_model.load(str(directory))
+    parts = [
+        served_model.call(model, retrieval.RETRIEVE_TEXT, texts[start : start + _TEXT_BATCH])
+        for start in range(0, len(texts), _TEXT_BATCH)
+    ]
+    return np.concatenate([part[retrieval.ROW][:, :top] for part in parts])

@@ -1,0 +1,63 @@
+"""The index component: makes the examples searchable by a blessed model."""
+
+import json
+import posixpath
+
+import apache_beam as beam
+from tfx.dsl.component.experimental.annotations import (
+    BeamComponentParameter,
+    InputArtifact,
+    OutputArtifact,
+    Parameter,
+)
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types.standard_artifacts import (
+    Examples,
+    InfraBlessing,
+    Model,
+    ModelBlessing,
+)
+from tfx.utils import path_utils
+
+from sigline.components.artifact_types import EmbeddingIndex
+from sigline.components.index import build_transforms, transforms
+from sigline.components.index.options import IndexConfig
+from sigline.schemas import artifacts
+
+
+@component(use_beam=True)
+def IndexCorpus(
+    examples: InputArtifact[Examples],
+    model: InputArtifact[Model],
+    model_blessing: InputArtifact[ModelBlessing],
+    infra_blessing: InputArtifact[InfraBlessing],
+    index: OutputArtifact[EmbeddingIndex],
+    config: Parameter[str],
+    corpus_root: Parameter[str],
+    code_digest: Parameter[str],
+    beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
+):
+    """Embeds the examples and builds their index, if both gates blessed the model.
+
+    Embeddings are kept below `corpus_root`, so that a run that was stopped goes on. An index that
+    does not find what texts ask for fails the run.
+    """
+    del code_digest
+    blessings = (model_blessing, infra_blessing)
+    blessed = all(b.get_int_custom_property(artifacts.BLESSED_PROPERTY) == 1 for b in blessings)
+    index.set_int_custom_property(artifacts.BUILT_PROPERTY, int(blessed))
+    # A node whose pipeline is not entered fails in TFX.
+    with beam_pipeline as pipeline:
+        if not blessed:
+            return
+        options = IndexConfig(**json.loads(config))
+        directory = path_utils.serving_model_path(model.uri)
+        chosen = {"splits": options.splits, "thumbnails": options.thumbnails}
+        name = transforms.identity(examples.uri, directory, **chosen)
+        corpus = posixpath.join(corpus_root, name)
+        _ = pipeline | transforms.EmbedCorpus(examples.uri, directory, corpus, **chosen)
+    target = posixpath.join(index.uri, artifacts.INDEX_FOLDER)
+    about = build_transforms.build(corpus, directory, target, options)
+    index.set_int_custom_property("records", about["records"])
+    index.set_float_custom_property("recall", about["recall"])
+    index.set_string_custom_property("model_digest", about["model_digest"])

@@ -1,0 +1,182 @@
+"""Embeds the images of a corpus with an exported SavedModel, in parallel over shards."""
+
+import io
+import json
+import posixpath
+from collections.abc import Iterator
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.pvalue import AsDict
+
+from sigline.components import files, served_model
+from sigline.components.index import corpus
+from sigline.schemas import digests, examples, record
+
+_BATCH = 64
+
+
+def identity(
+    examples_dir: str, model_dir: str, *, splits: tuple[str, ...], thumbnails: bool
+) -> str:
+    """Returns a name for all that decides an embedded corpus, in hexadecimal digits."""
+    of_examples = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
+    of_model = corpus.describe(served_model.metadata(model_dir))
+    return digests.json_digest([json.loads(of_examples), of_model, list(splits), thumbnails])[:16]
+
+
+class EmbedCorpus(beam.PTransform):
+    """Writes a Parquet file of embeddings for each shard of examples, then their manifest.
+
+    A file is named after the model's and the shard's bytes. What is there already is not embedded
+    again, so that a run that was stopped goes on, and a model that changed embeds all.
+    """
+
+    def __init__(
+        self,
+        examples_dir: str,
+        model_dir: str,
+        output_dir: str,
+        *,
+        splits: tuple[str, ...] = record.SPLITS,
+        thumbnails: bool = True,
+    ):
+        """Reads the manifest of the examples and what the model says of itself.
+
+        Args:
+            examples_dir: Folder of the splits and their manifest.
+            model_dir: A SavedModel of the model contract.
+            output_dir: Folder to write to.
+            splits: Which ones to embed.
+            thumbnails: Whether small pictures are kept, for a page that shows what is found.
+
+        Raises:
+            ValueError: If there is no such split, or the model does not say what it is.
+        """
+        super().__init__()
+        self._dirs = examples_dir, model_dir, output_dir
+        of_examples = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
+        self._shards = examples.shards(of_examples, splits)
+        self._of_model = corpus.describe(served_model.metadata(model_dir))
+        self._thumbnails = thumbnails
+
+    def expand(self, pbegin):
+        """Returns the manifest, a collection of one text."""
+        examples_dir, model_dir, output_dir = self._dirs
+        embed = _EmbedShard(examples_dir, model_dir, output_dir, self._of_model, self._thumbnails)
+        written = (
+            pbegin
+            | "Shards" >> beam.Create(self._shards)
+            | "SpreadShards" >> beam.Reshuffle()
+            | "Embed" >> beam.ParDo(embed)
+        )
+        return (
+            pbegin
+            | "Once" >> beam.Create([None])
+            | "WriteManifest"
+            >> beam.Map(_write_manifest, AsDict(written), self._shards, self._of_model, output_dir)
+        )
+
+
+class _EmbedShard(beam.DoFn):
+    """Embeds one shard; images do not leave the worker."""
+
+    def __init__(
+        self,
+        examples_dir: str,
+        model_dir: str,
+        output_dir: str,
+        of_model: tuple[str, int],
+        thumbnails: bool,
+    ):
+        self._examples_dir = examples_dir
+        self._model_dir = model_dir
+        self._output_dir = output_dir
+        self._model_digest, self._dim = of_model
+        self._thumbnails = thumbnails
+        self._model = None
+
+    def process(self, shard: tuple[str, str, int]):
+        split, name, _ = shard
+        source = posixpath.join(self._examples_dir, f"Split-{split}", name)
+        with files.BeamFiles().open(source) as handle:
+            of_shard = digests.stream_digest(handle)
+        identity = digests.json_digest([self._model_digest, of_shard, self._thumbnails])
+        stem = posixpath.join(self._output_dir, f"{split}-{name.removesuffix('.gz')}")
+        target, note = (f"{stem}-{identity[:16]}.{end}" for end in ("parquet", "json"))
+        # The note comes last: with it the file is whole.
+        if not FileSystems.exists(note):
+            if self._model is None:
+                self._model = served_model.load(self._model_dir)
+            rows, unreadable = self._rows(source)
+            content = corpus.encode(rows, self._dim)
+            files.write_file(target, content)
+            about = {
+                "records": len(rows),
+                "unreadable": unreadable,
+                "sha256": digests.stream_digest(io.BytesIO(content)),
+            }
+            files.write_file(note, json.dumps(about, sort_keys=True).encode())
+        yield (split, name), (posixpath.basename(target), json.loads(files.read_text(note)))
+
+    def _rows(self, source: str) -> tuple[list[corpus.Row], list[str]]:
+        rows, unreadable = [], []
+        for batch in _batches(source):
+            found, valid = served_model.embed_images(self._model, [item.image for item in batch])
+            for item, vector, good in zip(batch, found, valid, strict=True):
+                if not good:
+                    unreadable.append(f"{item.source}/{item.key}")
+                    continue
+                small = corpus.thumbnail(item.image) if self._thumbnails else None
+                rows.append(corpus.Row(item.key, item.source, item.text, vector, small))
+        return rows, unreadable
+
+
+def _batches(source: str) -> Iterator[list[record.ImageTextRecord]]:
+    from sigline.schemas import tf_example
+
+    batch = []
+    for serialized in tf_example.read_shard(source):
+        batch.append(tf_example.decode(serialized))
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _write_manifest(_, written, shards, of_model: tuple[str, int], output_dir: str) -> str:
+    found = {}
+    for split, name, records in shards:
+        file, about = written[split, name]
+        if about["records"] + len(about["unreadable"]) != records:
+            raise RuntimeError(
+                "Embedding lost or doubled records; its output must not be used. Received: "
+                f"{split}/{name} with {about['records']} embedded and {len(about['unreadable'])} "
+                f"unreadable of {records}"
+            )
+        found[file] = about
+    content = corpus.Corpus(*of_model, found).to_json()
+    files.write_file(posixpath.join(output_dir, corpus.MANIFEST_FILE), content.encode())
+    return content
+
+
+def load(folder: str) -> corpus.Corpus:
+    """Reads the manifest of an embedded corpus.
+
+    Raises:
+        ValueError: If there is none, or it is of another version.
+    """
+    return corpus.parse(files.read_text(posixpath.join(folder, corpus.MANIFEST_FILE)))
+
+
+def tables(folder: str, of: corpus.Corpus) -> Iterator[pa.Table]:
+    """Yields the rows of an embedded corpus, file by file, in order.
+
+    Raises:
+        ValueError: If a file is not the one that the manifest names.
+    """
+    for name, shard in of.shards.items():
+        with files.BeamFiles().open(posixpath.join(folder, name)) as handle:
+            yield corpus.table(handle.read(), name, shard)

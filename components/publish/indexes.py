@@ -1,0 +1,41 @@
+"""Publishes an index beside the model that made it, and beside no other."""
+
+import json
+from pathlib import Path
+
+from sigline.components.publish import publishing
+from sigline.components.publish.publishing import Published
+from sigline.schemas import retrieval, signatures
+
+
+def publish(
+    index: str | Path, model: str | Path, base: str | Path, *, keep: int | None = None
+) -> Published:
+    """Publishes an index as the next version of a folder of its own.
+
+    Args:
+        index: The index.
+        model: The SavedModel that is published.
+        base: Where versions of the index go.
+        keep: How many of the newest versions stay; None for all.
+
+    Raises:
+        ValueError: If the model is another one than the index was made with.
+    """
+    of_index = _read(index, retrieval.INDEX_FILE).get(retrieval.MODEL_DIGEST)
+    of_model = _read(model, signatures.METADATA_FILE).get(retrieval.MODEL_DIGEST)
+    if of_index is None or of_index != of_model:
+        raise ValueError(
+            "An index is published with the model that made it. Received: index of model "
+            f"{str(of_index)[:12]}, model {str(of_model)[:12]}"
+        )
+    has_graph = (Path(index) / publishing.SAVED_MODEL).is_file()
+    marker = publishing.SAVED_MODEL if has_graph else retrieval.FAISS_FILE
+    return publishing.publish(index, base, keep=keep, marker=marker)
+
+
+def _read(directory: str | Path, name: str) -> dict:
+    path = Path(directory) / signatures.ASSETS_DIR / name
+    if not path.is_file():
+        raise ValueError(f"There is no {name}. Received: {directory}")
+    return json.loads(path.read_text())

@@ -1,0 +1,123 @@
+"""`sigline ask` and `sigline embed`: ask a server, sigline's own or TF Serving, from a shell."""
+
+import argparse
+import os
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+_BATCH = 256
+
+
+def add_parsers(commands) -> None:
+    """Adds the commands."""
+    ask = commands.add_parser("ask", help="compare an image with texts, or search images by text")
+    ask.add_argument("texts", nargs="+", metavar="TEXT")
+    ask.add_argument("--image", type=Path, help="image to compare with each text")
+    ask.add_argument("--images", type=Path, help="folder of images to search")
+    ask.add_argument("--top", type=int, default=5, help="matches of a search to print")
+    _add_server(ask)
+    ask.set_defaults(run=_ask)
+
+    embed = commands.add_parser("embed", help="have a server embed texts or images into a file")
+    kind = embed.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file with a text a line")
+    kind.add_argument("--images", type=Path, metavar="FOLDER", help="folder of JPEG and PNG files")
+    embed.add_argument(
+        "--output", type=Path, required=True, help=".npz to write: `name` and `embedding`"
+    )
+    _add_server(embed)
+    embed.set_defaults(run=_embed)
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", default="127.0.0.1:8500", help="HOST:PORT of gRPC or http://HOST:PORT of REST"
+    )
+    parser.add_argument("--model-name", default="sigline")
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    images: Path | None = arguments.images
+    if (arguments.image is None) == (images is None):
+        raise ValueError("Give either --image FILE TEXT [TEXT ...] or --images FOLDER TEXT.")
+    if images is not None and len(arguments.texts) != 1:
+        raise ValueError(
+            f"A search takes one TEXT; quote it if it has spaces. Received: {arguments.texts}"
+        )
+    if arguments.top < 1:
+        raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
+    from sigline.serving import client as serving_client
+
+    client = serving_client.Client(arguments.target, model_name=arguments.model_name)
+    try:
+        if images is None:
+            probabilities = client.compare(arguments.image.read_bytes(), arguments.texts)
+            for index in (-probabilities).argsort(kind="stable"):
+                print(f"{probabilities[index]:8.4f}  {arguments.texts[index]}")
+        else:
+            files = serving_client.image_files(images)
+            matches, unreadable = client.search(arguments.texts[0], files, top=arguments.top)
+            for match in matches:
+                print(f"{match.score:8.4f}  {match.path}")
+            _tell_skipped(unreadable)
+    except serving_client.RequestError as error:
+        print(f"sigline: {error}", file=sys.stderr)
+        return 1
+    finally:
+        client.close()
+    return 0
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    if arguments.output.suffix != ".npz":
+        raise ValueError(f"--output must end in .npz. Received: --output {arguments.output}")
+    from sigline.serving import client as serving_client
+
+    client = serving_client.Client(arguments.target, model_name=arguments.model_name)
+    try:
+        if arguments.texts is not None:
+            names = arguments.texts.read_text().splitlines()
+            if not names:
+                raise ValueError(f"--texts must hold a text a line. Received: {arguments.texts}")
+            vectors, unreadable = client.embed_texts(names), []
+        else:
+            names, vectors, unreadable = _embed_files(client, arguments.images)
+    except serving_client.RequestError as error:
+        print(f"sigline: {error}", file=sys.stderr)
+        return 1
+    finally:
+        client.close()
+    scratch = arguments.output.with_name(f".tmp-{uuid.uuid4().hex}.npz")
+    try:
+        np.savez(scratch, name=np.array(names, str), embedding=vectors)
+        os.replace(scratch, arguments.output)
+    finally:
+        scratch.unlink(missing_ok=True)
+    _tell_skipped(unreadable)
+    print(f"Wrote {len(names)} embeddings of {vectors.shape[1]} numbers to {arguments.output}")
+    return 0
+
+
+def _embed_files(client, folder: Path) -> tuple[list[str], np.ndarray, list[Path]]:
+    from sigline.serving import client as serving_client
+
+    names, vectors, unreadable = [], [], []
+    files = serving_client.image_files(folder)
+    for start in range(0, len(files), _BATCH):
+        batch = files[start : start + _BATCH]
+        found, valid = client.embed_images([path.read_bytes() for path in batch])
+        vectors.append(found[valid])
+        for path, good in zip(batch, valid, strict=True):
+            if good:
+                names.append(path.name)
+            else:
+                unreadable.append(path)
+    return names, np.concatenate(vectors), unreadable
+
+
+def _tell_skipped(paths: list[Path]) -> None:
+    for path in paths:
+        print(f"skipped, no image that the model reads: {path}", file=sys.stderr)

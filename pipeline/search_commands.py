@@ -1,0 +1,157 @@
+"""`sigline index`, `sigline search` and `sigline ui`: make a corpus searchable, and search it."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from sigline import quiet
+from sigline.schemas import retrieval
+
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+def add_parsers(commands) -> None:
+    """Adds the commands."""
+    index = commands.add_parser("index", help="embed examples and make an index of their images")
+    index.add_argument("--model", type=Path, required=True, help="folder of the SavedModel")
+    index.add_argument("--data", type=Path, required=True, help="folder with manifest.json")
+    index.add_argument("--output", type=Path, required=True, help="folder of the index to write")
+    index.add_argument(
+        "--corpus", type=Path, help="folder that keeps the embeddings; OUTPUT.corpus by default"
+    )
+    index.add_argument("--kind", choices=retrieval.KINDS, default=retrieval.EXACT)
+    index.add_argument("--split", action="append", help="splits to take; train and eval by default")
+    index.add_argument("--top", type=int, default=100, help="most answers to a query; 100")
+    index.add_argument(
+        "--min-recall", type=float, default=0.95, help="that texts must reach, at 10; 0.95"
+    )
+    index.add_argument("--no-thumbnails", action="store_true", help="keep no small pictures")
+    index.add_argument(
+        "--beam-arg", action="append", default=[], metavar="ARG", help="of the Beam runner"
+    )
+    index.set_defaults(run=_index)
+
+    search = commands.add_parser("search", help="search an index by a text or an image")
+    search.add_argument("text", nargs="?", metavar="TEXT")
+    search.add_argument("--image", type=Path, help="JPEG or PNG to search by instead of a text")
+    where = search.add_mutually_exclusive_group(required=True)
+    where.add_argument("--index", type=Path, help="folder of an index")
+    where.add_argument("--target", help="HOST:PORT of gRPC or http://HOST:PORT of REST")
+    search.add_argument("--model-name", default=retrieval.DEFAULT_NAME, help="of a served index")
+    search.add_argument("--model", type=Path, help="the index's model; needed by the kind faiss")
+    search.add_argument("--top", type=int, default=10, help="matches to print")
+    search.add_argument("--json", action="store_true", help="print a JSON object a match")
+    search.set_defaults(run=_search)
+
+    page = commands.add_parser("ui", help="show a page to search an index with")
+    page.add_argument("--index", type=Path, required=True, help="folder of an index")
+    page.add_argument("--model", type=Path, help="the index's model; needed by the kind faiss")
+    page.add_argument("--host", default="127.0.0.1", help="this machine alone by default")
+    page.add_argument("--port", type=int, default=8600, help="0 takes a free one")
+    page.add_argument("--top", type=int, default=24, help="matches to show")
+    page.set_defaults(run=_ui)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    quiet.import_tensorflow()
+    import apache_beam as beam
+
+    from sigline.components.index import build_transforms, transforms
+    from sigline.components.index.options import IndexConfig
+
+    config = IndexConfig(
+        kind=arguments.kind,
+        top=arguments.top,
+        min_recall=arguments.min_recall,
+        thumbnails=not arguments.no_thumbnails,
+        **({"splits": tuple(arguments.split)} if arguments.split else {}),
+    )
+    if arguments.output.exists():
+        raise ValueError(f"--output must not exist yet. Received: --output {arguments.output}")
+    corpus = arguments.corpus or arguments.output.with_name(f"{arguments.output.name}.corpus")
+    embed = transforms.EmbedCorpus(
+        str(arguments.data),
+        str(arguments.model),
+        str(corpus),
+        splits=config.splits,
+        thumbnails=config.thumbnails,
+    )
+    runner = [x for x in arguments.beam_arg if x.startswith("--runner")]
+    with beam.Pipeline(
+        argv=arguments.beam_arg if runner else ["--runner=FnApiRunner", *arguments.beam_arg]
+    ) as pipeline:
+        _ = pipeline | embed
+    try:
+        about = build_transforms.build(str(corpus), str(arguments.model), arguments.output, config)
+    except build_transforms.IndexRefused as error:
+        print(f"sigline: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"Wrote an index of {about['records']} images to {arguments.output}; "
+        f"{about['unreadable']} could not be read; recall@10 of {about['queries']} captions "
+        f"{about['recall']:.4f}"
+    )
+    return 0
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    if (arguments.text is None) == (arguments.image is None):
+        raise ValueError("Give either TEXT or --image FILE.")
+    from sigline.serving.transport import RequestError
+
+    try:
+        index = _opened(arguments)
+        if arguments.image is not None:
+            found = index.by_image(arguments.image.read_bytes(), top=arguments.top)
+        else:
+            found = index.by_text(arguments.text, top=arguments.top)
+    except RequestError as error:
+        print(f"sigline: {error}", file=sys.stderr)
+        return 1
+    for match in found:
+        if arguments.json:
+            print(json.dumps(asdict(match), ensure_ascii=False))
+        else:
+            caption = f"  {match.text[0]}" if match.text else ""
+            print(f"{match.score:8.4f}  {match.source}/{match.key}{caption}")
+    return 0
+
+
+def _opened(arguments: argparse.Namespace):
+    if arguments.target is not None:
+        from sigline.serving.search import ServedIndex
+
+        return ServedIndex(arguments.target, arguments.model_name)
+    quiet.import_tensorflow()
+    from sigline.components.index.search_transforms import LocalIndex
+
+    return LocalIndex(arguments.index, arguments.model)
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    quiet.import_tensorflow()
+    from aiohttp import web
+
+    from sigline.components.index.search_transforms import LocalIndex
+    from sigline.serving import search_page
+
+    index = LocalIndex(arguments.index, arguments.model)
+    if arguments.top < 1:
+        raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
+    about = index.about
+    page = search_page.Page(
+        index=index,
+        thumbnail=index.gallery.thumbnail,
+        about=f"{about['records']} images, model {about[retrieval.MODEL_DIGEST][:12]}",
+        top=min(arguments.top, index.most),
+        hosts=frozenset({*_LOCAL_HOSTS, arguments.host}),
+    )
+    web.run_app(
+        search_page.application(page),
+        host=arguments.host,
+        port=arguments.port,
+        print=lambda text: print(text, flush=True) if "Running on" in text else None,
+    )
+    return 0

@@ -1,0 +1,31 @@
+"""The manifest of examples, as ingest writes it."""
+
+import json
+import posixpath
+
+from sigline.schemas import record
+
+
+def shards(manifest: str, splits: tuple[str, ...]) -> list[tuple[str, str, int]]:
+    """Returns split, name and number of records of every shard of some splits.
+
+    Raises:
+        ValueError: If the examples are embedded already, a split is unknown or a name is no file's.
+    """
+    content = json.loads(manifest)
+    known = content[record.MANIFEST_SPLITS]
+    if unknown := sorted(set(splits) - set(known)):
+        raise ValueError(
+            f"Unknown splits. Received: {', '.join(unknown)}. Known splits: {', '.join(known)}"
+        )
+    if record.MANIFEST_EMBEDDINGS in content:
+        raise ValueError("The examples hold embeddings already; give the ones with images.")
+    found = [
+        (split, name, shard["records"])
+        for split in splits
+        for name, shard in sorted(known[split]["shards"].items())
+    ]
+    # The manifest is input like any other: nothing is written outside of the output's folder.
+    if bad := [name for _, name, _ in found if posixpath.basename(name) != name]:
+        raise ValueError(f"The manifest must name files of its splits. Received: {bad[0]!r}")
+    return found
