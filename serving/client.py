@@ -69,7 +69,7 @@ class Client:
         self._transport.close()
 
     def ask(self, signature: str, inputs: Inputs) -> Answer:
-        """Calls a signature with lists of strings.
+        """Calls a signature with lists of strings, or arrays of numbers.
 
         Raises:
             RequestError: If the server cannot be reached or refuses; the message has its reason.

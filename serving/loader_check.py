@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sigline.schemas import signatures
+from sigline.schemas import retrieval, signatures
 
 _DISABLE_XLA = "_ZN10tensorflow21DisableXlaCompilationEv"
 _STRING_TENSOR_BYTES = 24  # sizeof(TF_TString)
@@ -139,8 +139,13 @@ class LoadedModel:
 
     def _tensor(self, value: np.ndarray) -> int:
         dims = (ctypes.c_int64 * value.ndim)(*value.shape)
+        if value.dtype == np.float32:
+            tensor = self._api.TF_AllocateTensor(1, dims, value.ndim, value.nbytes)  # TF_FLOAT.
+            data = self._api.TF_TensorData(ctypes.c_void_p(tensor))
+            ctypes.memmove(data, np.ascontiguousarray(value).ctypes.data, value.nbytes)
+            return tensor
         if value.dtype != object:
-            raise TypeError(f"Only string inputs are fed. Received: dtype={value.dtype}")
+            raise TypeError(f"Strings and 32-bit floats are fed. Received: dtype={value.dtype}")
         size = _STRING_TENSOR_BYTES * value.size
         tensor = self._api.TF_AllocateTensor(7, dims, value.ndim, size)  # 7 is TF_STRING.
         data = self._api.TF_TensorData(ctypes.c_void_p(tensor))
@@ -201,12 +206,30 @@ def _typed(api: ctypes.CDLL) -> Any:
     return api
 
 
-def example_inputs(signature: Any, images: int = 2) -> dict[str, np.ndarray]:
-    """Returns inputs for one of the contract's signatures: plain pictures and texts."""
+def example_inputs(
+    signature: Any, count: int = 2, *, model_digest: str = ""
+) -> dict[str, np.ndarray]:
+    """Returns inputs for one of the contract's signatures: plain pictures, texts and vectors.
+
+    Args:
+        signature: Its `SignatureDef`.
+        count: Rows of each input.
+        model_digest: Of the model that made an index.
+    """
     buffer = io.BytesIO()
     Image.new("RGB", (32, 24), (200, 30, 30)).save(buffer, "PNG")
-    content = {signatures.IMAGE_BYTES: buffer.getvalue(), signatures.TEXT: b"a red picture"}
-    return {name: np.array([content[name]] * images, dtype=object) for name in signature.inputs}
+    content = {
+        signatures.IMAGE_BYTES: buffer.getvalue(),
+        signatures.TEXT: b"a red picture",
+        retrieval.MODEL_DIGEST: model_digest.encode(),
+    }
+    found = {}
+    for name, info in signature.inputs.items():
+        if name == retrieval.EMBEDDING:
+            found[name] = np.ones((count, info.tensor_shape.dim[1].size), np.float32)
+        else:
+            found[name] = np.array([content[name]] * count, dtype=object)
+    return found
 
 
 def check(directory: str | Path) -> dict[str, list[str]]:
@@ -220,9 +243,11 @@ def check(directory: str | Path) -> dict[str, list[str]]:
     forbidden = sorted(model.operations & _FILE_OPS)
     if forbidden:
         raise LoaderError(f"the graph has operations that no served model may have: {forbidden}")
+    about = Path(directory) / signatures.ASSETS_DIR / retrieval.INDEX_FILE
+    digest = json.loads(about.read_text())[retrieval.MODEL_DIGEST] if about.is_file() else ""
     found = {}
     for name, signature in sorted(model.signatures.items()):
-        outputs = model.run(name, example_inputs(signature))
+        outputs = model.run(name, example_inputs(signature, model_digest=digest))
         for output, value in outputs.items():
             if value.dtype == np.float32 and not np.isfinite(value).all():
                 raise LoaderError(f"run {name}: output {output} is not finite")

@@ -35,7 +35,7 @@ _ONLY_OUTPUT = {
     signatures.EMBED_IMAGE: signatures.EMBEDDING,
     signatures.EMBED_TEXT: signatures.EMBEDDING,
 }
-Inputs = Mapping[str, Sequence[bytes | str]]
+Inputs = Mapping[str, Sequence[bytes] | Sequence[str] | np.ndarray]
 
 
 class RequestError(RuntimeError):
@@ -114,7 +114,7 @@ class Options:
         return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
 
     def request(self, signature: str, inputs: Inputs) -> Any:
-        """Returns a `PredictRequest`."""
+        """Returns a `PredictRequest`: of lists of strings, and of arrays of numbers."""
         request: Any = protos.PredictRequest()
         request.model_spec.name = self.model_name
         request.model_spec.signature_name = signature
@@ -123,6 +123,9 @@ class Options:
         elif self.label:
             request.model_spec.version_label = self.label
         for name, values in inputs.items():
+            if isinstance(values, np.ndarray):
+                tensors.fill(request.inputs[name], values)
+                continue
             array = np.empty(len(values), object)
             array[:] = values
             tensors.fill(request.inputs[name], array)
@@ -171,7 +174,12 @@ class RestTransport:
 
     def send(self, signature: str, inputs: Inputs, timeout: float) -> Answer:
         """Asks once; raises RequestError if there is no answer."""
-        columns = {name: [_json_of(x) for x in values] for name, values in inputs.items()}
+        columns = {
+            name: values.tolist()
+            if isinstance(values, np.ndarray)
+            else [_json_of(x) for x in values]
+            for name, values in inputs.items()
+        }
         body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
         headers = self._options.headers() | {"content-type": "application/json"}
         request = urllib.request.Request(self._url, body, headers)

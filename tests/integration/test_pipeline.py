@@ -44,6 +44,7 @@ def write_environment(folder: Path, name: str = "e2e", **changes) -> Path:
         "recipe": "siglip_small",
         "overrides": OVERRIDES,
         "ingest": {"eval_sources": [generate.HELD_OUT_SOURCE], "eval_share": 0.2},
+        "index": {"top": 20},
     }
     path = folder / "environment.yaml"
     path.write_text(yaml.safe_dump(values | changes))
@@ -86,6 +87,19 @@ def test_first_run_publishes_a_gated_model(first, folder):
     assert first.counts["input"] == 1000 == first.counts["written"] + first.counts["rejected"]
     assert first.infra["signatures_run"] == 6.0
     assert set(_states(first).values()) == {"done"}
+
+
+def test_first_run_publishes_an_index_of_its_records(first, folder):
+    from sigline.components.index.search_transforms import LocalIndex
+
+    path = folder / "root/index/1"
+    assert first.index == {"path": str(path), "version": 1, "copied": True}
+    assert versions.verify(path) is not None
+    index = LocalIndex(path, folder / "root/serving/1")
+    assert index.about["records"] == first.counts["written"]
+    assert index.about["recall"] == 1.0
+    found = index.by_text("a large red circle", top=5)
+    assert sum("red" in " ".join(match.text) for match in found) >= 3, found
 
 
 def test_model_says_what_produced_it(first, folder):
@@ -144,6 +158,7 @@ def test_unchanged_rerun_is_answered_from_the_cache(first, folder, run):
     # Resolvers are never cached; the publisher looks at the serving folder every time.
     assert {name for name, state in states.items() if state != "cached"} <= {
         "PublishModel",
+        "PublishIndex",
         "LastBlessedModel",
         "LastAcceptedData",
     }
@@ -270,8 +285,12 @@ def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monk
     for path, nodes in (
         ("trainer/losses.py", {"ExportFrozenTower", "Trainer", "TrainVocabulary"}),
         ("components/evaluate/gate.py", {"EvaluateModel"}),
-        ("components/served_model.py", {"EmbedExamples", "EvaluateModel"}),
-        ("components/files.py", {"IngestExamples", "EmbedExamples", "EvaluateModel"}),
+        ("components/served_model.py", {"EmbedExamples", "EvaluateModel", "IndexCorpus"}),
+        (
+            "components/files.py",
+            {"IngestExamples", "EmbedExamples", "EvaluateModel", "IndexCorpus"},
+        ),
+        ("components/index/options.py", {"IndexCorpus"}),
         ("components/outputs.py", {"IngestExamples"}),
     ):
         before = _digests()
@@ -303,6 +322,8 @@ def test_shuffled_captions_are_refused(tmp_path, run, capsys):
         ({"recipe": "siglip_bse"}, "Known recipes"),
         ({"weights": "w"}, "must be given together. Received: weights='"),
         ({"overrides": ['pretrained=[".*"]']}, "must be given together. Received: weights=''"),
+        ({"index": {"kinds": "exact"}}, "index has the keys kind, top"),
+        ({"index": {"splits": ["test"]}}, "index.splits must name some of train, eval"),
         ({"embed_images": True}, "`embed_images` needs `weights`"),
         ({"teachers": {"a": "x"}}, "must be those of the recipe. Received: a; the recipe's: none"),
     ],
