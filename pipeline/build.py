@@ -14,11 +14,12 @@ sigline.quiet.import_tfx()
 
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tfx.components import ExampleValidator, StatisticsGen
+from tfx.components import ExampleValidator, InfraValidator, StatisticsGen
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common import resolver
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
+from tfx.proto import infra_validator_pb2
 from tfx.types.channel import Channel
 from tfx.types.standard_artifacts import Examples, ExampleStatistics, Model, ModelBlessing
 
@@ -40,7 +41,7 @@ from sigline.components.validate import gate as data_gate
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
 from sigline.pipeline import baseline, spans
-from sigline.pipeline.environment import SPAN, Environment
+from sigline.pipeline.environment import SPAN, TFX, Environment
 from sigline.pipeline.tfx_infra import CheckServing
 from sigline.pipeline.tfx_tower import ExportFrozenTower
 from sigline.pipeline.tfx_trainer import TrainModel
@@ -52,6 +53,8 @@ from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import checkpoint
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+# Of the image tensorflow/serving, the newest that is released.
+_TF_SERVING = "2.20.0"
 _LIBRARIES = (
     "apache-beam",
     "keras",
@@ -192,21 +195,14 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
             "schemas", "components/evaluate", "components/files.py", "components/served_model.py"
         ),
     )
-    served = CheckServing(
-        model=trained.outputs["model"],
-        examples=ingested.outputs["examples"],
-        model_blessing=evaluated.outputs["blessing"],
-        model_run=trained.outputs["model_run"],
-        tolerance=gate.max_parity_difference,
-        max_memory_mib=float(environment.serving_memory_mib or 0),
-        code_digest=_code_digest("schemas", "serving", "pipeline/tfx_infra.py", _cli_file()),
-    )
+    served = _infra_check(environment, gate, ingested, trained, evaluated)
     published = PublishModel(
         model=trained.outputs["model"],
         model_blessing=evaluated.outputs["blessing"],
         infra_blessing=served.outputs["blessing"],
         serving_dir=environment.serving_dir,
         keep_versions=environment.keep_versions or 0,
+        signing_key=environment.signing_key,
         run_nonce=uuid.uuid4().hex,
     )
     return tfx_pipeline.Pipeline(
@@ -236,6 +232,32 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
             environment.metadata_path
         ),
         beam_pipeline_args=list(environment.beam_args),
+    )
+
+
+def _infra_check(environment: Environment, gate, ingested, trained, evaluated) -> BaseNode:
+    """Returns the node that serves the candidate: sigline's own, or TFX's on a cluster."""
+    if environment.infra == TFX:
+        return InfraValidator(
+            model=trained.outputs["model"],
+            serving_spec=infra_validator_pb2.ServingSpec(
+                tensorflow_serving=infra_validator_pb2.TensorFlowServing(tags=[_TF_SERVING]),
+                kubernetes=infra_validator_pb2.KubernetesConfig(),
+                model_name="sigline",
+            ),
+            validation_spec=infra_validator_pb2.ValidationSpec(
+                max_loading_time_seconds=300, num_tries=3
+            ),
+        ).with_id("CheckServing")
+    return CheckServing(
+        model=trained.outputs["model"],
+        examples=ingested.outputs["examples"],
+        model_blessing=evaluated.outputs["blessing"],
+        model_run=trained.outputs["model_run"],
+        tolerance=gate.max_parity_difference,
+        max_memory_mib=float(environment.serving_memory_mib or 0),
+        max_latency_ms=float(environment.serving_latency_ms or 0),
+        code_digest=_code_digest("schemas", "serving", "pipeline/tfx_infra.py", _cli_file()),
     )
 
 
@@ -272,6 +294,7 @@ def _indexed(
         pushed_model=published.outputs["pushed_model"],
         index_dir=environment.index_dir,
         keep_versions=environment.keep_versions or 0,
+        signing_key=environment.signing_key,
         run_nonce=uuid.uuid4().hex,
     )
     return [index, pushed]

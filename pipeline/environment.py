@@ -11,8 +11,11 @@ import yaml
 VARIABLE = "SIGLINE_ENVIRONMENT"
 # Stands for the number of a span in `input_base`.
 SPAN = "{SPAN}"
+# Who checks that a model serves.
+SIGLINE, TFX = "sigline", "tfx"
 # Keys of whole numbers, and of mappings.
-_NUMBERS = ("span", "window", "keep_versions", "serving_memory_mib")
+_NUMBERS = ("span", "window", "keep_versions", "serving_memory_mib", "serving_latency_ms")
+_PATHS = ("root", "input_base", "serving_dir", "index_dir", "schema", "weights", "signing_key")
 _MAPPINGS = ("ingest", "data_gate", "evaluation", "teachers", "index")
 # Not DirectRunner, Beam's default, which first tries to download another runner.
 _RUNNER = "--runner=FnApiRunner"
@@ -40,6 +43,11 @@ class Environment:
         serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
         serving_memory_mib: Most memory that a server with the model may hold, else it is not
             published; None for no limit.
+        serving_latency_ms: Most milliseconds that a server with the model may take for one image
+            or one text, at its best of several, else it is not published; None for no limit.
+        infra: Who checks that the model serves: `sigline`, or `tfx` for TFX's InfraValidator,
+            which starts TF Serving on the Kubernetes cluster that the pipeline runs on.
+        signing_key: PEM file with the Ed25519 key that signs published versions; empty for none.
         keep_versions: How many of them stay, the newest ones; None for all.
         schema: A schema of your own in place of the packaged one, as TFDV's text.
         ingest: Fields of `IngestConfig`.
@@ -65,6 +73,9 @@ class Environment:
     teachers: dict[str, str] = field(default_factory=dict)
     serving_dir: str = ""
     serving_memory_mib: int | None = None
+    serving_latency_ms: int | None = None
+    infra: str = SIGLINE
+    signing_key: str = ""
     keep_versions: int | None = None
     schema: str = ""
     ingest: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +92,7 @@ class Environment:
             object.__setattr__(self, "index_dir", os.path.join(self.root, "index"))
         if not any(argument.startswith("--runner") for argument in self.beam_args):
             object.__setattr__(self, "beam_args", (_RUNNER, *self.beam_args))
-        for name in ("root", "input_base", "serving_dir", "index_dir", "schema", "weights"):
+        for name in _PATHS:
             object.__setattr__(self, name, _absolute(getattr(self, name)))
         spans = SPAN in self.input_base
         if self.window < 1 or (self.window > 1 and not spans):
@@ -94,7 +105,14 @@ class Environment:
                 f"span must be at least 0 and needs {SPAN} in input_base. "
                 f"Received: span={self.span}, input_base={self.input_base}"
             )
-        for name in ("keep_versions", "serving_memory_mib"):
+        if self.infra not in (SIGLINE, TFX):
+            raise ValueError(f"infra must be {SIGLINE} or {TFX}. Received: infra={self.infra!r}")
+        if self.infra == TFX and (self.serving_memory_mib or self.serving_latency_ms):
+            raise ValueError(
+                "serving_memory_mib and serving_latency_ms need infra: sigline; TFX's "
+                "InfraValidator measures neither."
+            )
+        for name in ("keep_versions", "serving_memory_mib", "serving_latency_ms"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
@@ -125,7 +143,10 @@ class Environment:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(os.path.expandvars(path))) if path else path
+    """Returns a path from the root; what is in an object store is left as it is."""
+    if not path or "://" in path:
+        return path
+    return os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
 
 
 def load(path: str | Path) -> Environment:

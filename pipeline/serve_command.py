@@ -56,6 +56,9 @@ def add_parser(commands) -> None:
     access.add_argument("--tls-client-ca", type=Path, help="who signs clients' certificates (mTLS)")
     access.add_argument("--api-key-file", type=Path, help="file with an API key a line")
     access.add_argument(
+        "--verify-key", type=Path, help="PEM file of public keys; serve signed versions alone"
+    )
+    access.add_argument(
         "--allow-reload", action="store_true", help="let clients say which folders are served"
     )
 
@@ -100,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         poll_seconds=arguments.poll_seconds,
         tls=access.Tls(*tls_files, arguments.tls_client_ca) if all(tls_files) else None,
         api_keys=access.read_keys(arguments.api_key_file) if arguments.api_key_file else (),
+        verify_key=arguments.verify_key,
         allow_reload=arguments.allow_reload,
         log_requests=arguments.log_requests,
         lame_duck_seconds=arguments.lame_duck_seconds,

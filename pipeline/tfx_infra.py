@@ -30,12 +30,14 @@ def CheckServing(
     blessing: OutputArtifact[InfraBlessing],
     tolerance: Parameter[float],
     max_memory_mib: Parameter[float],
+    max_latency_ms: Parameter[float],
     code_digest: Parameter[str],
 ):
     """Serves the candidate in processes of its own and sends it records of the eval split.
 
     The answers must be those of the model in the trainer, and no process may hold more than
-    `max_memory_mib` (0 for no limit). A model that the evaluation refused is not checked. Beside
+    `max_memory_mib`, nor a lone request take more than `max_latency_ms` at its best (0 for no
+    limit). A model that the evaluation refused is not checked. Beside
     the blessing lie the requests that the published model is warmed up by.
     """
     del code_digest
@@ -56,6 +58,7 @@ def CheckServing(
                 [item.text[0] for item in records],
                 golden=_golden(records, model_run.uri, tolerance),
                 max_memory_mib=max_memory_mib or None,
+                max_latency_ms=max_latency_ms or None,
             )
             outcome, blessed = checked.figures, True
             with open(os.path.join(blessing.uri, signatures.WARMUP_FILE), "wb") as handle:

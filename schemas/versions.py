@@ -6,6 +6,8 @@ from pathlib import Path
 from sigline.schemas import digests
 
 MANIFEST = "sigline_manifest.json"
+# Who published a version vouches for its manifest, where that is asked for.
+SIGNATURE = "sigline_manifest.sig"
 
 
 def directories(base: str | Path) -> dict[int, Path]:
@@ -25,18 +27,15 @@ def list_versions(base: str | Path) -> list[int]:
 
 
 def content(path: str | Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file of a model by relative path, without the manifest."""
+    """Returns the SHA-256 of every file of a model by relative path, but what vouches for it."""
     files = digests.tree_files(path)
-    files.pop(MANIFEST, None)
-    return files
+    return {name: digest for name, digest in files.items() if name not in (MANIFEST, SIGNATURE)}
 
 
-def write_manifest(path: str | Path, files: dict[str, str]) -> str:
-    """Writes the manifest of a model's files and returns their joint digest."""
+def manifest(files: dict[str, str]) -> str:
+    """Returns the manifest of a model's files, as JSON; its `digest` is that of all of them."""
     digest = digests.json_digest(files)
-    text = json.dumps({"digest": digest, "files": files}, indent=1, sort_keys=True)
-    (Path(path) / MANIFEST).write_text(text)
-    return digest
+    return json.dumps({"digest": digest, "files": files}, indent=1, sort_keys=True)
 
 
 def recorded(path: str | Path) -> dict[str, str]:

@@ -99,6 +99,8 @@ class Batcher:
         self._busy = 0
         # By signature: requests of the last batch, and seconds that it took.
         self._last: dict[str, tuple[int, float]] = {}
+        # By signature: requests that a batch waits for, before which it is not to be woken.
+        self._awaited: dict[str, int] = {}
         # Until when a signature's requests are computed one by one.
         self._apart: dict[str, float] = {}
         self._threads = [
@@ -143,10 +145,18 @@ class Batcher:
             else:
                 self._queues.setdefault(signature, collections.deque()).append(task)
                 self._rows[signature] = waiting + task.room
-                self._changed.notify_all()
+                self._wake(signature)
         if at_once:
             self._finish(signature, [task] if _begin(task) else [])
         return task.future
+
+    def _wake(self, signature: str) -> None:
+        """Wakes the threads for a request, unless a batch waits for more of its kind."""
+        awaited = self._awaited.get(signature, 1) - 1
+        if signature in self._awaited:
+            self._awaited[signature] = awaited
+        if awaited <= 0 or self._rows[signature] >= self._config.max_batch_size:
+            self._changed.notify_all()
 
     def waiting(self) -> Mapping[str, int]:
         """Returns how many rows wait, by signature."""
@@ -195,31 +205,37 @@ class Batcher:
             queue = self._queues.pop(signature, None)
             if queue:
                 self._queues[signature] = queue
+                self._changed.notify_all()
             return signature, tasks
 
     def _fill(self, signature: str, tasks: list[_Task]) -> None:
+        """Adds to a batch of one what may be computed with it."""
         room = self._config.max_batch_size - tasks[0].room
-        begin = time.monotonic()
-        while room > 0:
-            queue = self._queues.get(signature)
-            if not queue:
-                left = begin + self._patience(signature, len(tasks)) - time.monotonic()
-                if left <= 0 or self._closed:
-                    return
-                self._changed.wait(left)
-                continue
+        self._wait_for_more(signature, room)
+        while room > 0 and (queue := self._queues.get(signature)):
             if queue[0].room > room:
                 return
             if task := self._pop(signature):
                 tasks.append(task)
                 room -= task.room
 
-    def _patience(self, signature: str, requests: int) -> float:
-        """Returns for how many seconds a batch of so many requests waits for more."""
+    def _wait_for_more(self, signature: str, room: int) -> None:
+        """Waits until so many rows are queued, as many requests as last time, or for too long."""
+        timeout = self._config.batch_timeout_seconds
         expected, seconds = self._last.get(signature, (1, 0.0))
-        if requests >= expected or self._queues:  # Those of other signatures.
-            return self._config.batch_timeout_seconds
-        return max(self._config.batch_timeout_seconds, min(seconds, _LONGEST_PATIENCE))
+        begin = time.monotonic()
+        while not self._closed and self._rows.get(signature, 0) < room:
+            missing = expected - 1 - len(self._queues.get(signature, ()))
+            # Those of other signatures do not wait for it.
+            is_patient = missing > 0 and not self._queues.keys() - {signature}
+            patience = max(timeout, min(seconds, _LONGEST_PATIENCE)) if is_patient else timeout
+            left = begin + patience - time.monotonic()
+            if left <= 0:
+                break
+            # To be woken by each request would cost as much as to compute it.
+            self._awaited[signature] = 1 if timeout else missing
+            self._changed.wait(left)
+        self._awaited.pop(signature, None)
 
     def _pop(self, signature: str) -> _Task | None:
         """Takes the first task of a queue; None if it need not be computed any more."""

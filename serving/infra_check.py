@@ -33,6 +33,7 @@ _READY_PREFIX = "Serving "
 _START_SECONDS = 300.0
 _REQUEST_SECONDS = 120.0
 _WATCH_SECONDS = 0.1
+_LONE_REQUESTS = 20
 # Images or texts of the requests that a model is warmed up by.
 _WARM_UP_SIZES = (1, 8)
 # What a busy machine answers says nothing about the model.
@@ -110,7 +111,8 @@ class Checked:
     """A candidate that was served and asked.
 
     Attributes:
-        figures: For the report: requests sent and their median latency in milliseconds.
+        figures: For the report: requests sent, their median latency in milliseconds, and the least
+            that one image and one text took.
         warm_up: Requests that it has just answered, one for each signature and size of batch, as
             the TFRecord that servers run before they serve a model.
     """
@@ -141,6 +143,7 @@ def check_serving(
     *,
     golden: Golden | None = None,
     max_memory_mib: float | None = None,
+    max_latency_ms: float | None = None,
 ) -> Checked:
     """Loads a candidate and sends it real requests.
 
@@ -150,6 +153,8 @@ def check_serving(
         texts: Texts, at least one.
         golden: What the answers must be; None to ask no more than that they are embeddings.
         max_memory_mib: Most memory that a process with the model may hold; None for no limit.
+        max_latency_ms: Most time that one image or one text may take, at its best of several, since
+            a busy machine says nothing about the model; None for no limit.
 
     Returns:
         What the requests took, and the requests to warm the model up by.
@@ -171,6 +176,7 @@ def check_serving(
             os.symlink(Path(model_dir).resolve(), Path(base) / "1")
             with _running(base, "sigline", processes) as address:
                 latencies = _exercise(address, images, texts, golden)
+                alone = _alone(address, images, texts)
                 inputs = _loaded(loader)
                 warm_up = _warm_up(address, inputs)
     # What was killed for its memory fails in many ways.
@@ -186,7 +192,13 @@ def check_serving(
         "signatures_run": float(len(inputs)),
         "requests": float(len(latencies)),
         "median_latency_ms": float(np.median(latencies) * 1e3),
+        **{f"{name}_latency_ms": least for name, least in alone.items()},
     }
+    for name, least in alone.items():
+        if max_latency_ms is not None and least > max_latency_ms:
+            raise InfraError(
+                f"one {name} takes {least:.1f} ms when it is served, of at most {max_latency_ms:g}"
+            )
     return Checked(figures, warm_up)
 
 
@@ -314,7 +326,23 @@ def _exercise(
     answer = _timed(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: broken})
     if answer[signatures.VALID].tolist() != [True, False, False]:
         raise InfraError("embed_image_safe does not tell good images from broken ones")
-    for _ in range(20):
-        _timed(signatures.EMBED_TEXT, {signatures.TEXT: [texts[0]]})
     client.close()
     return latencies
+
+
+def _alone(address: str, images: Sequence[bytes], texts: Sequence[str]) -> dict[str, float]:
+    """Returns the least milliseconds that one image and one text take."""
+    client, found = Client(address, timeout_seconds=_REQUEST_SECONDS), {}
+    asked = {
+        "image": (signatures.EMBED_IMAGE, {signatures.IMAGE_BYTES: [images[0]]}),
+        "text": (signatures.EMBED_TEXT, {signatures.TEXT: [texts[0]]}),
+    }
+    for name, (signature, inputs) in asked.items():
+        times = []
+        for _ in range(_LONE_REQUESTS):
+            start = time.perf_counter()
+            _asked(client, signature, inputs)
+            times.append(1e3 * (time.perf_counter() - start))
+        found[name] = min(times)
+    client.close()
+    return found

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import prometheus_client
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -34,6 +35,7 @@ class Metrics:
         self._registry = prometheus_client.CollectorRegistry()
         self._counts: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
+        self._children: dict[tuple[prometheus_client.Histogram, tuple[str, ...]], Any] = {}
         self._latency = prometheus_client.Histogram(
             _REQUEST_LATENCY,
             "Time of a request, microseconds.",
@@ -67,14 +69,22 @@ class Metrics:
         """Counts a request: its model, `predict` and the like, `GRPC` or `REST`, and its status."""
         with self._lock:
             self._counts[model, code] = self._counts.get((model, code), 0) + 1
-        self._latency.labels(model, api, entrypoint).observe(1e6 * seconds)
+        self._child(self._latency, model, api, entrypoint).observe(1e6 * seconds)
         if code != "OK":
             self._failures.labels(model, code).inc()
 
     def batch(self, model: str, signature: str, rows: int, seconds: float) -> None:
         """Counts a batch."""
-        self._batch_rows.labels(model, signature).observe(rows)
-        self._queue_seconds.labels(model, signature).observe(seconds)
+        self._child(self._batch_rows, model, signature).observe(rows)
+        self._child(self._queue_seconds, model, signature).observe(seconds)
+
+    def _child(self, metric: prometheus_client.Histogram, *labels: str) -> Any:
+        """Returns the series of labels; to look it up in the library takes longer than to count."""
+        key = metric, labels
+        found = self._children.get(key)
+        if found is None:
+            found = self._children[key] = metric.labels(*labels)
+        return found
 
     def text(self) -> bytes:
         """Returns the figures in Prometheus' text format."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 
 from sigline.schemas import signatures, versions
-from sigline.serving import warmup
+from sigline.serving import signing, warmup
 from sigline.serving.batching import Batcher, BatchingConfig
 from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
@@ -64,6 +64,7 @@ class ServedModels:
         observe: Callable[[str, str, int, float], None] = lambda *_: None,
         event: Callable[..., None] = lambda name, **fields: None,
         poll_seconds: float = 1.0,
+        verifier: signing.Verifier | None = None,
     ):
         """Knows what to serve; `start` loads it.
 
@@ -74,11 +75,13 @@ class ServedModels:
                 it waited.
             event: Is told what happens to versions: a name and fields.
             poll_seconds: Time between two looks at the folders.
+            verifier: Knows who may have signed a version; None to serve unsigned ones too.
         """
         self._batching = batching
         self._observe = observe
         self._event = event
         self._poll_seconds = poll_seconds
+        self._verifier = verifier
         self._lock = threading.Lock()
         # One change of what is loaded at a time.
         self._changing = threading.Lock()
@@ -327,6 +330,8 @@ class ServedModels:
         # TensorFlow loads a model without its variables, and every request then fails.
         if not (directory / "variables" / "variables.index").is_file():
             raise ValueError(f"{directory} holds no variables/variables.index")
+        if self._verifier is not None:
+            self._verifier.check(directory)
         if (directory / versions.MANIFEST).is_file() and versions.verify(directory) is None:
             raise ValueError(
                 f"Version {number} does not match its manifest; publish the model again. "

@@ -25,7 +25,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from sigline.serving import access, grpc_services, model_config
+from sigline.serving import access, grpc_services, model_config, signing
 from sigline.serving.batching import BatchingConfig
 from sigline.serving.failures import RequestFailed
 from sigline.serving.metrics import Metrics
@@ -61,6 +61,7 @@ class ServerConfig:
         batching: How requests are computed together.
         poll_seconds: Time between two looks at the folders of versions.
         tls: Its certificate; None for plain text.
+        verify_key: File of public keys by one of which versions must be signed; None for no such.
         api_keys: Keys of which a request must hold one; none by default.
         allow_reload: Whether clients may replace what is served, and so read any folder.
         log_requests: Whether every request is logged.
@@ -78,6 +79,7 @@ class ServerConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     poll_seconds: float = 1.0
     tls: access.Tls | None = None
+    verify_key: Path | None = None
     api_keys: Sequence[str] = ()
     allow_reload: bool = False
     log_requests: bool = False
@@ -93,6 +95,7 @@ class ModelServer:
 
         Raises:
             OSError: If a port is taken, or a certificate cannot be read.
+            ValueError: If the file of public keys holds none.
         """
         self._config = config
         self._draining = False
@@ -105,6 +108,7 @@ class ModelServer:
             observe=self.metrics.batch,
             event=_log_event,
             poll_seconds=config.poll_seconds,
+            verifier=signing.Verifier(config.verify_key) if config.verify_key else None,
         )
         self._requests = Requests(
             self.models, config.limits, self.metrics, log_all=config.log_requests
@@ -113,7 +117,7 @@ class ModelServer:
         threads = config.limits.max_requests + _SPARE_THREADS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads),
-            interceptors=[access.KeyInterceptor(keys)],
+            interceptors=[access.KeyInterceptor(keys)] if config.api_keys else [],
             options=(
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
                 # What is answered may be longer than what was asked: similarities.

@@ -9,7 +9,7 @@ from tfx.types.standard_artifacts import InfraBlessing, Model, ModelBlessing, Pu
 from tfx.utils import path_utils
 
 from sigline.components.artifact_types import EmbeddingIndex
-from sigline.components.publish import indexes, publishing
+from sigline.components.publish import indexes, publishing, remote_transforms, signing
 from sigline.schemas import artifacts, signatures
 
 
@@ -22,12 +22,13 @@ def PublishModel(
     serving_dir: Parameter[str],
     run_nonce: Parameter[str],
     keep_versions: Parameter[int] = 0,
+    signing_key: Parameter[str] = "",
 ):
     """Publishes a model that both gates blessed; else records that nothing was pushed.
 
     The nonce differs in every run: whether the serving folder still holds the model is looked up,
     never answered from the cache. A model that stands there already is not copied again. Of more
-    than `keep_versions` the oldest are removed; 0 keeps all.
+    than `keep_versions` the oldest are removed; 0 keeps all. With a key its manifest is signed.
     """
     del run_nonce
     blessings = (model_blessing, infra_blessing)
@@ -40,16 +41,25 @@ def PublishModel(
     if os.path.isfile(warm_up):
         with open(warm_up, "rb") as handle:
             extras[signatures.WARMUP_FILE] = handle.read()
-    published = publishing.publish(
-        directory, serving_dir, keep=keep_versions or None, extras=extras
+    is_remote = remote_transforms.is_remote(serving_dir)
+    publisher = remote_transforms if is_remote else publishing
+    published = publisher.publish(
+        directory,
+        serving_dir,
+        keep=keep_versions or None,
+        extras=extras,
+        sign=signing.signer(signing_key) if signing_key else None,
     )
     # Readers of PushedModel find the SavedModel at its URI, as after TFX's Pusher.
     # Links, where the file system has them, so that a rerun costs no space.
     shutil.copytree(
-        published.path, pushed_model.uri, dirs_exist_ok=True, copy_function=_link_or_copy
+        directory if is_remote else published.path,
+        pushed_model.uri,
+        dirs_exist_ok=True,
+        copy_function=_link_or_copy,
     )
     pushed_model.set_int_custom_property("pushed", 1)
-    pushed_model.set_string_custom_property("pushed_destination", str(published.path))
+    pushed_model.set_string_custom_property("pushed_destination", published.uri)
     pushed_model.set_string_custom_property("pushed_version", str(published.version))
     pushed_model.set_string_custom_property("model_digest", published.digest)
     pushed_model.set_int_custom_property("copied", int(published.copied))
@@ -63,6 +73,7 @@ def PublishIndex(
     index_dir: Parameter[str],
     run_nonce: Parameter[str],
     keep_versions: Parameter[int] = 0,
+    signing_key: Parameter[str] = "",
 ):
     """Publishes an index whose model is the published one; the nonce differs in every run.
 
@@ -73,14 +84,17 @@ def PublishIndex(
     if not is_pushed or index.get_int_custom_property(artifacts.BUILT_PROPERTY) != 1:
         pushed_index.set_int_custom_property("pushed", 0)
         return
-    published = indexes.publish(
-        os.path.join(index.uri, artifacts.INDEX_FOLDER),
-        pushed_model.uri,
+    is_remote = remote_transforms.is_remote(index_dir)
+    directory = os.path.join(index.uri, artifacts.INDEX_FOLDER)
+    published = (remote_transforms if is_remote else publishing).publish(
+        directory,
         index_dir,
         keep=keep_versions or None,
+        marker=indexes.marker(directory, pushed_model.uri),
+        sign=signing.signer(signing_key) if signing_key else None,
     )
     pushed_index.set_int_custom_property("pushed", 1)
-    pushed_index.set_string_custom_property("pushed_destination", str(published.path))
+    pushed_index.set_string_custom_property("pushed_destination", published.uri)
     pushed_index.set_string_custom_property("pushed_version", str(published.version))
     pushed_index.set_int_custom_property("copied", int(published.copied))
 

@@ -1,26 +1,21 @@
-"""Publishes an index beside the model that made it, and beside no other."""
+"""An index is published beside the model that made it, and beside no other."""
 
 import json
 from pathlib import Path
 
 from sigline.components.publish import publishing
-from sigline.components.publish.publishing import Published
 from sigline.schemas import retrieval, signatures
 
 
-def publish(
-    index: str | Path, model: str | Path, base: str | Path, *, keep: int | None = None
-) -> Published:
-    """Publishes an index as the next version of a folder of its own.
+def marker(index: str | Path, model: str | Path) -> str:
+    """Returns the file that an index cannot be without, if it was made with a model.
 
     Args:
         index: The index.
-        model: The SavedModel that is published.
-        base: Where versions of the index go.
-        keep: How many of the newest versions stay; None for all.
+        model: The SavedModel beside which it is to be published.
 
     Raises:
-        ValueError: If the model is another one than the index was made with.
+        ValueError: If the model is another one.
     """
     of_index = _read(index, retrieval.INDEX_FILE).get(retrieval.MODEL_DIGEST)
     of_model = _read(model, signatures.METADATA_FILE).get(retrieval.MODEL_DIGEST)
@@ -30,8 +25,7 @@ def publish(
             f"{str(of_index)[:12]}, model {str(of_model)[:12]}"
         )
     has_graph = (Path(index) / publishing.SAVED_MODEL).is_file()
-    marker = publishing.SAVED_MODEL if has_graph else retrieval.FAISS_FILE
-    return publishing.publish(index, base, keep=keep, marker=marker)
+    return publishing.SAVED_MODEL if has_graph else retrieval.FAISS_FILE
 
 
 def _read(directory: str | Path, name: str) -> dict:

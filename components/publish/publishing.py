@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sigline.components.publish.signing import Sign
 from sigline.schemas import signatures, versions
 
 SAVED_MODEL = "saved_model.pb"
@@ -35,15 +36,20 @@ class Published:
 
     Attributes:
         version: Its number.
-        path: Its directory.
+        uri: Where it is: a directory, or a place in an object store.
         digest: Digest of the model's content.
         copied: Whether this call put it there; False if it stood there already.
     """
 
     version: int
-    path: Path
+    uri: str
     digest: str
     copied: bool
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return Path(self.uri)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ def publish(
     keep: int | None = None,
     extras: Mapping[str, bytes] | None = None,
     marker: str = SAVED_MODEL,
+    sign: Sign | None = None,
 ) -> Published:
     """Publishes a model as the next version, unless the newest intact version is the same model.
 
@@ -83,21 +90,14 @@ def publish(
             oldest of them; None for all. Labels are not known here: keep as many as they name.
         extras: Files to add to the model's `assets.extra`, by name.
         marker: The file that it must hold.
+        sign: Signs the manifest; None for no signature.
 
     Raises:
         ValueError: If `model` lacks the marker, or `base` names an object store.
         RuntimeError: If the model was withdrawn, or the copy differs from the original.
     """
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1. Received: keep={keep}")
-    model, base_name, base = Path(model), str(base), Path(base)
-    if "://" in base_name:
-        raise ValueError(
-            "base must be a local or mounted folder; object stores have no atomic rename. "
-            f"Received: base={base_name}"
-        )
-    if not (model / marker).is_file():
-        raise ValueError(f"model must hold a {marker}. Received: model={model}")
+    check(model, keep, marker)
+    model, base = Path(model), _local(base)
     base.mkdir(parents=True, exist_ok=True)
     added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
     own = versions.content(model)
@@ -107,7 +107,9 @@ def publish(
         found = versions.directories(base)
         newest = max(found, default=0)
         if newest and (digest := _digest_if_same(found[newest], own, added)):
-            return Published(newest, found[newest], digest, copied=False)
+            if sign is not None:
+                _sign(found[newest], sign)
+            return Published(newest, str(found[newest]), digest, copied=False)
         removed = withdrawn(base)
         for item in removed:
             if _digest_if_same(item.path, own, added):
@@ -118,13 +120,13 @@ def publish(
                 )
         newest = max([newest, *(item.version for item in removed)])
         scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
-        digest = _copy(model, scratch, own, added)
+        digest = _copy(model, scratch, own, added, sign)
         target = base / str(newest + 1)
         os.rename(scratch, target)
         _flush_folder(base)
         if keep is not None:
             _remove_old(base, keep)
-    return Published(newest + 1, target, digest, copied=True)
+    return Published(newest + 1, str(target), digest, copied=True)
 
 
 def _digest_if_same(path: Path, own: Mapping[str, str], added: Mapping[str, bytes]) -> str | None:
@@ -132,22 +134,61 @@ def _digest_if_same(path: Path, own: Mapping[str, str], added: Mapping[str, byte
     digest = versions.verify(path)
     if digest is None:
         return None
-    held = versions.recorded(path)
-    # What was added to it makes no other model.
+    return digest if is_same(versions.recorded(path), own, added) else None
+
+
+def is_same(held: Mapping[str, str], own: Mapping[str, str], added: Mapping[str, bytes]) -> bool:
+    """Returns whether a version's files are those of a model; what was added makes no other one."""
     names = own.keys() | (held.keys() - added.keys() - {_WARM_UP})
-    return digest if all(held.get(name) == own.get(name) for name in names) else None
+    return all(held.get(name) == own.get(name) for name in names)
 
 
-def _copy(model: Path, scratch: Path, own: Mapping[str, str], added: Mapping[str, bytes]) -> str:
+def check(model: str | Path, keep: int | None, marker: str) -> None:
+    """Raises ValueError if there is no model, or none would be kept."""
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be at least 1. Received: keep={keep}")
+    if not (Path(model) / marker).is_file():
+        raise ValueError(f"model must hold a {marker}. Received: model={model}")
+
+
+def joined(own: Mapping[str, str], added: Mapping[str, bytes]) -> dict[str, str]:
+    """Returns the SHA-256 of a model's files and of what is added to it, by name."""
+    return {**own, **{name: hashlib.sha256(x).hexdigest() for name, x in added.items()}}
+
+
+def _local(base: str | Path) -> Path:
+    if "://" in str(base):
+        raise ValueError(
+            "base must be a local or mounted folder; object stores have no atomic rename. "
+            f"Received: base={base}"
+        )
+    return Path(base)
+
+
+def _sign(directory: Path, sign: Sign) -> None:
+    signature = sign((directory / versions.MANIFEST).read_bytes())
+    _write(directory / versions.SIGNATURE, signature.decode())
+
+
+def _copy(
+    model: Path,
+    scratch: Path,
+    own: Mapping[str, str],
+    added: Mapping[str, bytes],
+    sign: Sign | None,
+) -> str:
     """Copies a model and what is added to it, down to the disk; returns the digest of all."""
-    files = {**own, **{name: hashlib.sha256(x).hexdigest() for name, x in added.items()}}
     shutil.copytree(model, scratch)
     for name, content in added.items():
         (scratch / name).parent.mkdir(exist_ok=True)
         (scratch / name).write_bytes(content)
-    digest = versions.write_manifest(scratch, files)
-    if versions.verify(scratch) != digest:
+    (scratch / versions.MANIFEST).write_text(versions.manifest(joined(own, added)))
+    (scratch / versions.SIGNATURE).unlink(missing_ok=True)
+    digest = versions.verify(scratch)
+    if digest is None:
         raise RuntimeError(f"The copy of {model} to {scratch} differs from the original.")
+    if sign is not None:
+        _sign(scratch, sign)
     _flush(scratch)
     return digest
 
@@ -182,7 +223,7 @@ def rollback(base: str | Path, *, to: int | None = None, reason: str = "") -> li
     Raises:
         ValueError: If there is no such version, none before the newest, or it is damaged.
     """
-    base = Path(base)
+    base = _local(base)
     with _locked(base):
         found = versions.directories(base)
         numbers = sorted(found)
@@ -220,7 +261,7 @@ def restore(base: str | Path, version: int) -> Path:
     Raises:
         ValueError: If there is no such version, or it is damaged.
     """
-    base = Path(base)
+    base = _local(base)
     with _locked(base):
         found = {item.version: item for item in withdrawn(base)}
         if version not in found:

@@ -110,7 +110,9 @@ def test_list_versions_ignores_what_is_no_version(tmp_path):
 
 def test_verify_finds_damage(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"model")
-    digest = versions.write_manifest(tmp_path, versions.content(tmp_path))
+    manifest = versions.manifest(versions.content(tmp_path))
+    (tmp_path / versions.MANIFEST).write_text(manifest)
+    digest = json.loads(manifest)["digest"]
     assert versions.verify(tmp_path) == digest
     (tmp_path / "saved_model.pb").write_bytes(b"modem")
     assert versions.verify(tmp_path) is None

@@ -13,7 +13,7 @@ import small_servers
 from sigline import cli
 from sigline.components.index import build_transforms, transforms
 from sigline.components.index.options import IndexConfig
-from sigline.components.publish import indexes
+from sigline.components.publish import indexes, publishing
 from sigline.schemas import retrieval, signatures, versions
 from sigline.serving.client import Client
 from sigline.serving.search import ServedIndex
@@ -32,10 +32,14 @@ def index(tmp_path_factory, contract_base, examples):
     return folder / "index"
 
 
+def _publish(index, model, base):
+    return publishing.publish(index, base, marker=indexes.marker(index, model))
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory, index, contract_base):
     base = tmp_path_factory.mktemp("served") / "index"
-    assert indexes.publish(index, contract_base / "3", base).version == 1
+    assert _publish(index, contract_base / "3", base).version == 1
     return base
 
 
@@ -53,7 +57,7 @@ def server(published, contract_base):
 
 def test_published_index_is_whole_and_not_published_twice(published, index, contract_base):
     assert versions.verify(published / "1") is not None
-    again = indexes.publish(index, contract_base / "3", published)
+    again = _publish(index, contract_base / "3", published)
     assert (again.version, again.copied) == (1, False)
 
 
@@ -62,7 +66,7 @@ def test_index_is_not_published_beside_another_model(tmp_path, index):
     assets.mkdir(parents=True)
     (assets / signatures.METADATA_FILE).write_text(json.dumps({"model_digest": "another"}))
     with pytest.raises(ValueError, match="the model that made it"):
-        indexes.publish(index, tmp_path / "model", tmp_path / "index")
+        _publish(index, tmp_path / "model", tmp_path / "index")
     assert not (tmp_path / "index").exists()
 
 

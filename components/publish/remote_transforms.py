@@ -1,0 +1,121 @@
+"""Publishes a model to an object store, which has no rename.
+
+Objects of a version are written and read back before its `saved_model.pb`, without which no server
+loads it; so readers see a version as a whole or fail to load it and keep the one they have. What a
+publisher that was killed left behind is removed by the next one, and its number is not used again.
+There is no lock on an object store: one publisher at a time is the caller's duty.
+"""
+
+import json
+import os
+import posixpath
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from apache_beam.io.filesystems import FileSystems
+
+from sigline.components import files
+from sigline.components.publish import publishing
+from sigline.components.publish.publishing import Published
+from sigline.components.publish.signing import Sign
+from sigline.schemas import digests, signatures, versions
+
+_CHUNK_BYTES = 16 * 2**20
+
+
+def publish(
+    model: str | Path,
+    base: str,
+    *,
+    keep: int | None = None,
+    extras: Mapping[str, bytes] | None = None,
+    marker: str = publishing.SAVED_MODEL,
+    sign: Sign | None = None,
+) -> Published:
+    """Publishes a model as the next version, unless the newest version is the same model.
+
+    Arguments are those of `publishing.publish`; `base` is on a file system that Beam reaches, such
+    as `gs://bucket/models`.
+
+    Raises:
+        ValueError: If `model` lacks the marker.
+        RuntimeError: If an object does not come back as it was written.
+    """
+    publishing.check(model, keep, marker)
+    model, base = Path(model), base.rstrip("/")
+    own = versions.content(model)
+    added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
+    found = _versions(base)
+    whole = sorted(number for number, names in found.items() if marker in names)
+    if whole:
+        newest = f"{base}/{whole[-1]}"
+        manifest = _manifest(newest) if versions.MANIFEST in found[whole[-1]] else {}
+        if publishing.is_same(manifest.get("files", {}), own, added):
+            return Published(whole[-1], newest, manifest["digest"], copied=False)
+    number = max(found, default=0) + 1
+    for half in sorted(set(found) - set(whole)):
+        _remove(f"{base}/{half}", marker)
+    target = f"{base}/{number}"
+    digest = _copy(model, target, own, added, marker, sign)
+    if keep is not None:
+        for old in [*whole, number][:-keep]:
+            _remove(f"{base}/{old}", marker)
+    return Published(number, target, digest, copied=True)
+
+
+def _versions(base: str) -> dict[int, set[str]]:
+    """Returns the names of objects by version, also of versions that are not whole."""
+    found: dict[int, set[str]] = {}
+    for path in files.BeamFiles().find(base):
+        match = re.fullmatch(r"([0-9]+)/(.+)", path.removeprefix(base + "/"))
+        if match:
+            found.setdefault(int(match[1]), set()).add(match[2])
+    return found
+
+
+def _manifest(directory: str) -> dict:
+    return json.loads(files.read_text(posixpath.join(directory, versions.MANIFEST)))
+
+
+def _copy(
+    model: Path,
+    target: str,
+    own: Mapping[str, str],
+    added: Mapping[str, bytes],
+    marker: str,
+    sign: Sign | None,
+) -> str:
+    held = publishing.joined(own, added)
+    manifest = versions.manifest(held)
+    content = {**added, versions.MANIFEST: manifest.encode()}
+    if sign is not None:
+        content[versions.SIGNATURE] = sign(manifest.encode())
+    for name in [*sorted({*held, *content} - {marker}), marker]:
+        path = posixpath.join(target, name)
+        with FileSystems.create(path, compression_type="uncompressed") as handle:
+            if name in content:
+                handle.write(content[name])
+            else:
+                with open(model / name, "rb") as source:
+                    while chunk := source.read(_CHUNK_BYTES):
+                        handle.write(chunk)
+        with files.BeamFiles().open(path) as handle:
+            found = digests.stream_digest(handle)
+        if name in held and found != held[name]:
+            raise RuntimeError(f"{path} does not come back as it was written.")
+    return json.loads(manifest)["digest"]
+
+
+def _remove(directory: str, marker: str) -> None:
+    """Removes a version, the file first without which nobody loads it."""
+    paths = files.BeamFiles().find(directory)
+    first = [path for path in paths if path == posixpath.join(directory, marker)]
+    for batch in (first, [path for path in paths if path not in first]):
+        if batch:
+            FileSystems.delete(batch)
+
+
+def is_remote(base: str | os.PathLike) -> bool:
+    """Returns whether a folder is in an object store."""
+    return "://" in os.fspath(base)

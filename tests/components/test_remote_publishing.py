@@ -1,0 +1,197 @@
+"""Publishing to an object store: a file system of Beam that has no rename and can die."""
+
+import io
+import json
+
+import pytest
+from apache_beam.io.filesystem import FileMetadata, FileSystem
+from apache_beam.io.filesystems import FileSystems
+
+from sigline.components.publish import remote_transforms
+from sigline.schemas import digests, versions
+
+
+class Killed(BaseException):
+    """The publisher dies."""
+
+
+class Bucket(FileSystem):
+    """Objects in memory, under `bucket://`; every change is recorded."""
+
+    objects: dict[str, bytes]
+    changes: list[tuple[str, str]]
+    dies_at: str
+    damages: str
+
+    @classmethod
+    def scheme(cls):
+        return "bucket"
+
+    @classmethod
+    def reset(cls):
+        cls.objects, cls.changes, cls.dies_at, cls.damages = {}, [], "", ""
+
+    def join(self, basepath, *paths):
+        return "/".join([basepath.rstrip("/"), *paths])
+
+    def split(self, path):
+        return tuple(path.rsplit("/", 1))
+
+    def mkdirs(self, path):
+        pass
+
+    def has_dirs(self):
+        return False
+
+    def _list(self, dir_or_prefix):
+        for path, content in sorted(self.objects.items()):
+            if path.startswith(dir_or_prefix):
+                yield FileMetadata(path, len(content))
+
+    def create(self, path, mime_type="", compression_type="auto"):
+        if self.dies_at and path.endswith(self.dies_at):
+            raise Killed
+        bucket = self
+
+        class Object(io.BytesIO):
+            def close(self):
+                if not self.closed:
+                    content = self.getvalue()
+                    if bucket.damages and path.endswith(bucket.damages):
+                        content = content[:-1]
+                    bucket.objects[path] = content
+                    bucket.changes.append(("write", path))
+                super().close()
+
+        return Object()
+
+    def open(self, path, mime_type="", compression_type="auto"):
+        return io.BytesIO(self.objects[path])
+
+    def exists(self, path):
+        return path in self.objects
+
+    def delete(self, paths):
+        for path in paths:
+            del self.objects[path]
+            self.changes.append(("delete", path))
+
+    def copy(self, source_file_names, destination_file_names):
+        raise NotImplementedError
+
+    def rename(self, source_file_names, destination_file_names):
+        raise AssertionError("an object store has no rename")
+
+    def size(self, path):
+        return len(self.objects[path])
+
+    def last_updated(self, path):
+        return 0.0
+
+    def checksum(self, path):
+        return ""
+
+    def metadata(self, path):
+        return FileMetadata(path, len(self.objects[path]))
+
+
+BASE = "bucket://models/sigline"
+
+
+@pytest.fixture(autouse=True)
+def bucket():
+    Bucket.reset()
+    return Bucket
+
+
+@pytest.fixture
+def model(tmp_path):
+    return _model(tmp_path / "model", b"weights")
+
+
+def _model(folder, weights):
+    (folder / "variables").mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"graph")
+    (folder / "variables" / "data").write_bytes(weights)
+    return folder
+
+
+def _whole():
+    """Returns the versions that a server would load."""
+    return [
+        path.removeprefix(f"{BASE}/").split("/")[0]
+        for path in sorted(Bucket.objects)
+        if path.endswith("/saved_model.pb")
+    ]
+
+
+def test_graph_comes_last_when_all_else_is_there(model, bucket):
+    found = remote_transforms.publish(model, BASE, extras={"warm_up": b"requests"})
+    assert (found.version, found.uri, found.copied) == (1, f"{BASE}/1", True)
+    assert bucket.changes[-1] == ("write", f"{BASE}/1/saved_model.pb")
+    assert bucket.objects[f"{BASE}/1/assets.extra/warm_up"] == b"requests"
+    manifest = json.loads(bucket.objects[f"{BASE}/1/{versions.MANIFEST}"])
+    assert manifest["digest"] == found.digest
+    for name, digest in manifest["files"].items():
+        content = io.BytesIO(bucket.objects[f"{BASE}/1/{name}"])
+        assert digests.stream_digest(content) == digest
+
+
+def test_the_same_model_is_not_published_twice(model, bucket):
+    first = remote_transforms.publish(model, BASE, extras={"warm_up": b"requests"})
+    changes = list(bucket.changes)
+    again = remote_transforms.publish(model, BASE, extras={"warm_up": b"others"})
+    assert (again.version, again.digest, again.copied) == (1, first.digest, False)
+    assert bucket.changes == changes
+
+
+@pytest.mark.parametrize("dies_at", ["variables/data", versions.MANIFEST, "saved_model.pb"])
+def test_half_a_version_is_never_loaded_nor_its_number_used(model, tmp_path, bucket, dies_at):
+    remote_transforms.publish(model, BASE)
+    other = _model(tmp_path / "other", b"other weights")
+    bucket.dies_at = f"2/{dies_at}"
+    with pytest.raises(Killed):
+        remote_transforms.publish(other, BASE)
+    assert _whole() == ["1"]
+    bucket.dies_at = ""
+    half = any(path.startswith(f"{BASE}/2/") for path in bucket.objects)
+    found = remote_transforms.publish(other, BASE)
+    # Of a version of which nothing was written nothing is known.
+    assert found.version == (3 if half else 2)
+    assert _whole() == ["1", str(found.version)]
+    assert len({path.split("/")[4] for path in bucket.objects}) == 2
+
+
+def test_object_that_comes_back_otherwise_stops_it(model, bucket):
+    bucket.damages = "variables/data"
+    with pytest.raises(RuntimeError, match="does not come back as it was written"):
+        remote_transforms.publish(model, BASE)
+    assert _whole() == []
+
+
+def test_old_versions_go_graph_first(tmp_path, bucket):
+    for number in range(1, 5):
+        model = _model(tmp_path / str(number), bytes([number]))
+        remote_transforms.publish(model, BASE, keep=2)
+    assert _whole() == ["3", "4"]
+    removed = [path for kind, path in bucket.changes if kind == "delete"]
+    assert removed[0] == f"{BASE}/1/saved_model.pb"
+    assert not [path for path in bucket.objects if path.startswith((f"{BASE}/1/", f"{BASE}/2/"))]
+
+
+def test_manifest_is_signed(model, bucket):
+    found = remote_transforms.publish(model, BASE, sign=lambda content: content[:5] + b"\n")
+    assert bucket.objects[f"{found.uri}/{versions.SIGNATURE}"] == b'{\n "d\n'
+    assert (
+        versions.SIGNATURE
+        not in json.loads(bucket.objects[f"{found.uri}/{versions.MANIFEST}"])["files"]
+    )
+
+
+def test_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"must hold a saved_model\.pb"):
+        remote_transforms.publish(tmp_path, BASE)
+
+
+def test_beam_finds_this_file_system():
+    assert FileSystems.get_scheme(BASE) == "bucket"
