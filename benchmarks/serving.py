@@ -2,13 +2,14 @@
 
 One request is one text, or one picture. Measured are requests per second, how long they take, and
 the server's CPU time for each, for a tiny model and one of the size of SigLIP B/16, at several
-numbers of requests at a time (128 of B/16 would wait for minutes here): as the direct call of the loaded SavedModel's signature by as many
-threads, as calls of the server's own session in the same way, as the server with its batches, and
-as the server without. Then the same while versions are swapped, and, with `--soak-seconds`, what
-memory the server with the first model holds under a load of good and bad requests.
+numbers of requests at a time (128 of B/16 would wait for minutes): as the direct call of the loaded
+SavedModel's signature by as many threads, as calls of the server's own session in the same way, as
+the server with its batches, and as the server without; those who ask share the cores with it. Once
+more for eight at a time, with the model on one core and those who ask on another. Then the same
+while versions are swapped, and, with `--soak-seconds`, what memory the server with the first model
+holds under a load of good and bad requests.
 
-The server is a process of its own, on the same cores as those who ask it. Writes `serving.json` and
-`serving.md` below `--output`.
+The server is a process of its own. Writes `serving.json` and `serving.md` below `--output`.
 """
 
 import argparse
@@ -34,6 +35,7 @@ SECONDS = 6.0
 ROUNDS = 3
 DIRECT, SESSION = "direct call", "its session"
 BATCHED, SINGLE = "server", "server, no batches"
+SHARED, APART = "shared", "apart"
 TEXT, IMAGE = "text", "image"
 KINDS = (TEXT, IMAGE)
 # Swaps while requests go on, and the time between them.
@@ -197,50 +199,60 @@ def ask(server: Server, kind: str, concurrency: int, seconds: float = SECONDS) -
     return _figures(times, time.perf_counter() - begin, server.cpu_seconds() - spent)
 
 
-def measure(size: str, base: Path, rounds: int) -> tuple[list[dict], dict[str, float]]:
-    """Returns a row for each way, kind and concurrency, and what the server took to start."""
+def measure(
+    size: str, base: Path, rounds: int, concurrency: tuple[int, ...], cores: str
+) -> tuple[list[dict], dict[str, float]]:
+    """Returns a row for each way, kind and concurrency, and what the server took to start.
+
+    Args:
+        size: Name of the model.
+        base: Its versions.
+        rounds: How often each is measured.
+        concurrency: Requests at a time.
+        cores: `shared`, or `apart` for the model on the first core and those who ask on the others.
+    """
+    every = os.sched_getaffinity(0)
+    first = {min(every)}
+    if cores == APART:
+        # Those that are started now stay there.
+        os.sched_setaffinity(0, first)
     worker = workers.start(__file__, 2, "--direct", base)
     workers.read(worker, DIRECT)
-    servers = {
-        BATCHED: Server(base),
-        SINGLE: Server(base, "--max-batch-size", "1"),
-    }
+    servers = {BATCHED: Server(base), SINGLE: Server(base, "--max-batch-size", "1")}
+    if cores == APART:
+        os.sched_setaffinity(0, every - first)
     starts = {name: server.start_seconds for name, server in servers.items()}
     rows = []
     assert worker.stdin is not None
     for kind in KINDS:
-        for concurrency in CONCURRENCY[size]:
+        for number in concurrency:
             found: dict[str, list[dict]] = {x: [] for x in (DIRECT, SESSION, *servers)}
             for _ in range(rounds):
                 for way in (DIRECT, SESSION):
-                    worker.stdin.write(json.dumps([way, kind, concurrency]) + "\n")
+                    worker.stdin.write(json.dumps([way, kind, number]) + "\n")
                     worker.stdin.flush()
                     found[way].append(workers.read(worker, way))
                 for name, server in servers.items():
-                    found[name].append(ask(server, kind, concurrency))
+                    found[name].append(ask(server, kind, number))
             for name, figures in found.items():
-                pairs = zip(figures, found[DIRECT], strict=True)
-                ratios = [x["per_second"] / y["per_second"] for x, y in pairs]
-                rows.append(
-                    {
-                        "model": size,
-                        "request": kind,
-                        "concurrency": concurrency,
-                        "variant": name,
-                        "ratio": statistics.median(ratios),
-                        "ratio_range": [min(ratios), max(ratios)],
-                        **{
-                            key: statistics.median(item[key] for item in figures)
-                            for key in figures[0]
-                        },
-                    }
-                )
+                about = {"model": size, "cores": cores, "request": kind, "concurrency": number}
+                rows.append(about | {"variant": name} | _summary(figures, found[DIRECT]))
                 print(rows[-1], file=sys.stderr, flush=True)
     worker.stdin.close()
     worker.wait()
     for server in servers.values():
         server.stop()
+    os.sched_setaffinity(0, every)
     return rows, starts
+
+
+def _summary(figures: list[dict], direct: list[dict]) -> dict:
+    ratios = [x["per_second"] / y["per_second"] for x, y in zip(figures, direct, strict=True)]
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        **{key: statistics.median(item[key] for item in figures) for key in figures[0]},
+    }
 
 
 def swaps(base: Path) -> dict:
@@ -300,16 +312,17 @@ def markdown(results: dict) -> str:
         "",
         f"{results['processor']}, {results['cpu_count']} threads, {results['date']}; "
         f"`{results['command']}`; {results['rounds']} rounds of {SECONDS:g} s each, medians. Those "
-        "who ask run on the same cores; a request is one text, or one JPEG of 320 x 240.",
+        "who ask share the cores with the model, or the model has one core and they have the other "
+        "(apart); a request is one text, or one JPEG of 320 x 240.",
         "",
-        "| model | request | at a time | | requests/s | times the direct call (least, most) | "
+        "| model | cores | request | at a time | | requests/s | times the direct call (least, most) | "
         "p50 ms | p95 | p99 | CPU ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         low, high = row["ratio_range"]
         lines.append(
-            f"| {row['model']} | {row['request']} | {row['concurrency']} | {row['variant']} | "
+            f"| {row['model']} | {row['cores']} | {row['request']} | {row['concurrency']} | {row['variant']} | "
             f"{row['per_second']:.0f} | {row['ratio']:.2f} ({low:.2f}, {high:.2f}) | "
             f"{row['p50_ms']:.1f} | {row['p95_ms']:.1f} | {row['p99_ms']:.1f} | "
             f"{row['cpu_ms']:.2f} |"
@@ -366,8 +379,9 @@ def main() -> None:
             base.mkdir(parents=True)
             # In a process of its own: what TensorFlow holds would weigh on the others.
             subprocess.run([sys.executable, __file__, "--write", base, size], check=True)
-            rows, starts = measure(size, base, arguments.rounds)
+            rows, starts = measure(size, base, arguments.rounds, CONCURRENCY[size], SHARED)
             results["rows"] += rows
+            results["rows"] += measure(size, base, arguments.rounds, (8,), APART)[0]
             results["starts"][size] = starts
             results["swaps"][size] = swaps(base)
             if arguments.soak_seconds and not number:
