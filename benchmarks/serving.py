@@ -315,14 +315,15 @@ def markdown(results: dict) -> str:
         "who ask share the cores with the model, or the model has one core and they have the other "
         "(apart); a request is one text, or one JPEG of 320 x 240.",
         "",
-        "| model | cores | request | at a time | | requests/s | times the direct call (least, most) | "
-        "p50 ms | p95 | p99 | CPU ms |",
+        "| model | cores | request | at a time | | requests/s | times the direct call (least, most)"
+        " | p50 ms | p95 | p99 | CPU ms |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         low, high = row["ratio_range"]
         lines.append(
-            f"| {row['model']} | {row['cores']} | {row['request']} | {row['concurrency']} | {row['variant']} | "
+            f"| {row['model']} | {row['cores']} | {row['request']} | "
+            f"{row['concurrency']} | {row['variant']} | "
             f"{row['per_second']:.0f} | {row['ratio']:.2f} ({low:.2f}, {high:.2f}) | "
             f"{row['p50_ms']:.1f} | {row['p95_ms']:.1f} | {row['p99_ms']:.1f} | "
             f"{row['cpu_ms']:.2f} |"
@@ -349,7 +350,7 @@ def markdown(results: dict) -> str:
 
 def main() -> None:
     """Runs all sizes and writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="*", default=["tiny", "B/16"])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--soak-seconds", type=float, default=0.0)

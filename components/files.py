@@ -7,6 +7,8 @@ from typing import BinaryIO
 
 from apache_beam.io.filesystems import FileSystems
 
+from sigline.schemas import digests
+
 
 class BeamFiles:
     """Files on any file system that Beam reaches."""
@@ -26,6 +28,21 @@ class BeamFiles:
         pattern = posixpath.join(plain[: plain.rindex("/") + 1], "**")
         found = FileSystems.match([pattern])[0].metadata_list
         return sorted(item.path for item in found if item.path.startswith(folder))
+
+
+def tree_digest(folder: str) -> str:
+    """Returns the digest of all files below a folder, by their relative paths.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = {}
+    for path in BeamFiles().find(folder):
+        with BeamFiles().open(path) as handle:
+            found[path.removeprefix(folder.rstrip("/"))] = digests.stream_digest(handle)
+    if not found:
+        raise ValueError(f"There are no files. Received: {folder}")
+    return digests.json_digest(found)
 
 
 def write_file(path: str, content: bytes) -> None:

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -25,6 +25,20 @@ def _load(directory: str, written: int):
 
     del written
     return tf.saved_model.load(directory)
+
+
+def load_anew(directory: str):
+    """Loads a SavedModel, and keeps it for nobody."""
+    return _load.__wrapped__(directory, 0)
+
+
+def check(directory: str, needed: Collection[str]) -> None:
+    """Raises ValueError if a model lacks a signature."""
+    if missing := sorted(set(needed) - set(load(directory).signatures)):
+        raise ValueError(
+            f"The model must have the signatures {', '.join(sorted(needed))}; it lacks "
+            f"{', '.join(missing)}. Received: {directory}"
+        )
 
 
 def call(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,10 @@ def add_parsers(commands) -> None:
     kind.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file with a text a line")
     kind.add_argument("--images", type=Path, metavar="FOLDER", help="folder of JPEG and PNG files")
     embed.add_argument(
-        "--output", type=Path, required=True, help=".npz to write: `name` and `embedding`"
+        "--output",
+        type=Path,
+        required=True,
+        help=".npz to write: `embedding`; of images, `name`",
     )
     _add_server(embed)
     embed.set_defaults(run=_embed)
@@ -37,6 +41,40 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "--target", default="127.0.0.1:8500", help="HOST:PORT of gRPC or http://HOST:PORT of REST"
     )
     parser.add_argument("--model-name", default="sigline")
+    add_access(parser)
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Adds what a server may ask for; see `options`."""
+    parser.add_argument("--api-key-file", type=Path, help="file with the API key to send")
+    parser.add_argument("--tls-ca", type=Path, help="who signs the server's certificate, PEM")
+    parser.add_argument("--tls-certificate", type=Path, help="to show to the server (mTLS), PEM")
+    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of a client: a key and certificates.
+
+    Raises:
+        ValueError: If the file of the key does not hold one.
+    """
+    from sigline.serving.transport import ClientTls
+
+    found: dict[str, Any] = {}
+    if arguments.api_key_file is not None:
+        lines = [x.strip() for x in arguments.api_key_file.read_text().splitlines() if x.strip()]
+        if len(lines) != 1:
+            raise ValueError(
+                f"--api-key-file must hold one key. Received: {arguments.api_key_file} with "
+                f"{len(lines)} lines"
+            )
+        found["api_key"] = lines[0]
+    files = arguments.tls_ca, arguments.tls_certificate, arguments.tls_key
+    if bool(files[1]) != bool(files[2]):
+        raise ValueError("--tls-certificate and --tls-key must be given together.")
+    if any(files):
+        found["tls"] = ClientTls(*files)
+    return found
 
 
 def _ask(arguments: argparse.Namespace) -> int:
@@ -51,7 +89,9 @@ def _ask(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
     from sigline.serving import client as serving_client
 
-    client = serving_client.Client(arguments.target, model_name=arguments.model_name)
+    client = serving_client.Client(
+        arguments.target, model_name=arguments.model_name, **options(arguments)
+    )
     try:
         if images is None:
             probabilities = client.compare(arguments.image.read_bytes(), arguments.texts)
@@ -76,13 +116,12 @@ def _embed(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output must end in .npz. Received: --output {arguments.output}")
     from sigline.serving import client as serving_client
 
-    client = serving_client.Client(arguments.target, model_name=arguments.model_name)
+    client = serving_client.Client(
+        arguments.target, model_name=arguments.model_name, **options(arguments)
+    )
     try:
         if arguments.texts is not None:
-            names = arguments.texts.read_text().splitlines()
-            if not names:
-                raise ValueError(f"--texts must hold a text a line. Received: {arguments.texts}")
-            vectors, unreadable = client.embed_texts(names), []
+            vectors, names, unreadable = client.embed_texts(_lines(arguments.texts)), None, []
         else:
             names, vectors, unreadable = _embed_files(client, arguments.images)
     except serving_client.RequestError as error:
@@ -92,13 +131,24 @@ def _embed(arguments: argparse.Namespace) -> int:
         client.close()
     scratch = arguments.output.with_name(f".tmp-{uuid.uuid4().hex}.npz")
     try:
-        np.savez(scratch, name=np.array(names, str), embedding=vectors)
+        if names is None:
+            np.savez(scratch, embedding=vectors)
+        else:
+            np.savez(scratch, embedding=vectors, name=np.array(names, str))
         os.replace(scratch, arguments.output)
     finally:
         scratch.unlink(missing_ok=True)
     _tell_skipped(unreadable)
-    print(f"Wrote {len(names)} embeddings of {vectors.shape[1]} numbers to {arguments.output}")
+    print(f"Wrote {len(vectors)} embeddings of {vectors.shape[1]} numbers to {arguments.output}")
     return 0
+
+
+def _lines(path: Path) -> list[str]:
+    """Returns the lines of a UTF-8 file, as editors count them."""
+    lines = path.read_bytes().decode().removesuffix("\n").split("\n")
+    if lines == [""]:
+        raise ValueError(f"--texts must hold a text a line. Received: {path}")
+    return [line.removesuffix("\r") for line in lines]
 
 
 def _embed_files(client, folder: Path) -> tuple[list[str], np.ndarray, list[Path]]:

@@ -29,6 +29,7 @@ from sigline.components.artifact_types import DataAcceptance, IngestReport
 from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
 from sigline.components.evaluate.options import Options, corruption
+from sigline.components.index import faiss_index
 from sigline.components.index.component import IndexCorpus
 from sigline.components.index.options import IndexConfig
 from sigline.components.ingest import reasons, rules
@@ -36,6 +37,7 @@ from sigline.components.ingest import transforms as ingest_transforms
 from sigline.components.ingest.component import IngestExamples, config_from_json
 from sigline.components.ingest.rules import IngestConfig
 from sigline.components.ingest.sources import SourceConfig
+from sigline.components.publish import signing
 from sigline.components.publish.component import PublishIndex, PublishModel
 from sigline.components.validate import gate as data_gate
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
@@ -45,7 +47,7 @@ from sigline.pipeline.environment import SPAN, TFX, Environment
 from sigline.pipeline.tfx_infra import CheckServing
 from sigline.pipeline.tfx_tower import ExportFrozenTower
 from sigline.pipeline.tfx_trainer import TrainModel
-from sigline.schemas import digests, record
+from sigline.schemas import digests, record, retrieval
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer import start
@@ -57,6 +59,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _TF_SERVING = "2.20.0"
 _LIBRARIES = (
     "apache-beam",
+    "faiss-cpu",
     "keras",
     "numpy",
     "pillow",
@@ -79,6 +82,9 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     Raises:
         ValueError: If the environment, the recipe or an override is wrong.
     """
+    if environment.signing_key:
+        # Before anything runs.
+        signing.signer(environment.signing_key)
     ingest_config = json.dumps(environment.ingest, sort_keys=True)
     ingest_settings = config_from_json(ingest_config)
     limits = data_gate.DataGate(**environment.data_gate)
@@ -225,7 +231,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
             evaluated,
             served,
             published,
-            *_indexed(environment, ingested, trained, evaluated, served, published),
+            *_indexed(environment, trained_on, trained, evaluated, served, published),
         ],
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(
@@ -257,12 +263,14 @@ def _infra_check(environment: Environment, gate, ingested, trained, evaluated) -
         tolerance=gate.max_parity_difference,
         max_memory_mib=float(environment.serving_memory_mib or 0),
         max_latency_ms=float(environment.serving_latency_ms or 0),
-        code_digest=_code_digest("schemas", "serving", "pipeline/tfx_infra.py", _cli_file()),
+        code_digest=_code_digest(
+            "schemas", "serving", "pipeline/tfx_infra.py", "pipeline/serve_command.py", _cli_file()
+        ),
     )
 
 
 def _indexed(
-    environment: Environment, ingested, trained, evaluated, served, published
+    environment: Environment, trained_on, trained, evaluated, served, published
 ) -> list[BaseNode]:
     """Returns the nodes that make the examples searchable, if the environment asks for them."""
     if environment.index is None:
@@ -276,8 +284,10 @@ def _indexed(
         raise ValueError(
             f"index.splits must name some of {', '.join(record.SPLITS)}. Received: {unknown}"
         )
+    if config.kind == retrieval.FAISS:
+        faiss_index.module()
     index = IndexCorpus(
-        examples=ingested.outputs["examples"],
+        examples=trained_on,
         model=trained.outputs["model"],
         model_blessing=evaluated.outputs["blessing"],
         infra_blessing=served.outputs["blessing"],
@@ -434,8 +444,16 @@ def _cli_file() -> str:
 
 def _code_digest(*names: str) -> str:
     """Returns the digest of source files and of the versions of what they compute with."""
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    versions = {name: _version(name) for name in _LIBRARIES}
     return digests.json_digest([digests.source_digest(_PACKAGE, names), versions])
+
+
+def _version(name: str) -> str:
+    """Returns the version of a library; empty for one that nobody asked for."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _weights_digest(environment: Environment, config: TrainConfig) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sigline import quiet
+from sigline.pipeline import ask_commands
 from sigline.schemas import retrieval
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -40,6 +41,7 @@ def add_parsers(commands) -> None:
     where.add_argument("--index", type=Path, help="folder of an index")
     where.add_argument("--target", help="HOST:PORT of gRPC or http://HOST:PORT of REST")
     search.add_argument("--model-name", default=retrieval.DEFAULT_NAME, help="of a served index")
+    ask_commands.add_access(search)
     search.add_argument("--model", type=Path, help="the index's model; needed by the kind faiss")
     search.add_argument("--top", type=int, default=10, help="matches to print")
     search.add_argument("--json", action="store_true", help="print a JSON object a match")
@@ -49,6 +51,9 @@ def add_parsers(commands) -> None:
     page.add_argument("--index", type=Path, required=True, help="folder of an index")
     page.add_argument("--model", type=Path, help="the index's model; needed by the kind faiss")
     page.add_argument("--host", default="127.0.0.1", help="this machine alone by default")
+    page.add_argument(
+        "--allow-host", action="append", default=[], help="name that browsers may call it by"
+    )
     page.add_argument("--port", type=int, default=8600, help="0 takes a free one")
     page.add_argument("--top", type=int, default=24, help="matches to show")
     page.set_defaults(run=_ui)
@@ -58,7 +63,7 @@ def _index(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     import apache_beam as beam
 
-    from sigline.components.index import build_transforms, transforms
+    from sigline.components.index import build_transforms, faiss_index, transforms
     from sigline.components.index.options import IndexConfig
 
     config = IndexConfig(
@@ -70,6 +75,8 @@ def _index(arguments: argparse.Namespace) -> int:
     )
     if arguments.output.exists():
         raise ValueError(f"--output must not exist yet. Received: --output {arguments.output}")
+    if config.kind == retrieval.FAISS:
+        faiss_index.module()
     corpus = arguments.corpus or arguments.output.with_name(f"{arguments.output.name}.corpus")
     embed = transforms.EmbedCorpus(
         str(arguments.data),
@@ -123,7 +130,8 @@ def _opened(arguments: argparse.Namespace):
     if arguments.target is not None:
         from sigline.serving.search import ServedIndex
 
-        return ServedIndex(arguments.target, arguments.model_name)
+        options = ask_commands.options(arguments)
+        return ServedIndex(arguments.target, arguments.model_name, **options)
     quiet.import_tensorflow()
     from sigline.components.index.search_transforms import LocalIndex
 
@@ -132,8 +140,10 @@ def _opened(arguments: argparse.Namespace):
 
 def _ui(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
-    from aiohttp import web
-
+    try:
+        from aiohttp import web
+    except ImportError:
+        raise ValueError("The page needs aiohttp; install sigline[ui].") from None
     from sigline.components.index.search_transforms import LocalIndex
     from sigline.serving import search_page
 
@@ -146,7 +156,7 @@ def _ui(arguments: argparse.Namespace) -> int:
         thumbnail=index.gallery.thumbnail,
         about=f"{about['records']} images, model {about[retrieval.MODEL_DIGEST][:12]}",
         top=min(arguments.top, index.most),
-        hosts=frozenset({*_LOCAL_HOSTS, arguments.host}),
+        hosts=frozenset({*_LOCAL_HOSTS, arguments.host, *arguments.allow_host}),
     )
     web.run_app(
         search_page.application(page),

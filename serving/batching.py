@@ -22,6 +22,8 @@ from sigline.serving.failures import RequestFailed
 Arrays = dict[str, np.ndarray]
 # Longest wait, in seconds, for as many requests as the last batch had.
 _LONGEST_PATIENCE = 0.005
+# For how long, in seconds, the last batch says how many requests come together.
+_RECENT = 0.05
 # After a merged batch has failed, how long, in seconds, its signature's requests are not merged:
 # who sends what fails has others computed twice once a while, not always.
 _APART = 1.0
@@ -97,9 +99,9 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._busy = 0
-        # By signature: requests of the last batch, and seconds that it took.
-        self._last: dict[str, tuple[int, float]] = {}
-        # By signature: requests that a batch waits for, before which it is not to be woken.
+        # By signature: requests of the last batch, seconds that it took, and when it ended.
+        self._last: dict[str, tuple[int, float, float]] = {}
+        # Of signatures of which a batch is being collected: requests without which it is not woken.
         self._awaited: dict[str, int] = {}
         # Until when a signature's requests are computed one by one.
         self._apart: dict[str, float] = {}
@@ -131,7 +133,7 @@ class Batcher:
             if self._closed:
                 raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The model is being unloaded")
             idle = not self._queues and self._busy < self._config.num_batch_threads
-            alone = self._last.get(signature, (1, 0.0))[0] == 1
+            alone = self._expected(signature)[0] == 1
             at_once = idle and alone and not self._config.batch_timeout_seconds
             waiting = self._rows.get(signature, 0)
             if waiting and waiting + task.room > self._config.max_enqueued_rows:
@@ -184,19 +186,19 @@ class Batcher:
             self._compute(signature, tasks)
         with self._changed:
             if tasks:
-                self._last[signature] = len(tasks), time.monotonic() - begin
+                end = time.monotonic()
+                self._last[signature] = len(tasks), end - begin, end
             self._busy -= 1
             self._changed.notify_all()
 
     def _take(self) -> tuple[str, list[_Task]] | None:
         """Returns the next batch, of the signature that has waited longest for its turn."""
         with self._changed:
-            while not self._queues or self._busy >= self._config.num_batch_threads:
+            while (signature := self._next()) is None:
                 if self._closed and not self._queues:
                     return None
                 self._changed.wait()
             self._busy += 1
-            signature = next(iter(self._queues))
             tasks = [task] if (task := self._pop(signature)) else []
             apart = time.monotonic() < self._apart.get(signature, 0.0)
             if signature in self._merged and tasks and not apart:
@@ -208,10 +210,18 @@ class Batcher:
                 self._changed.notify_all()
             return signature, tasks
 
+    def _next(self) -> str | None:
+        """Returns a signature whose requests can be taken, since no thread is collecting them."""
+        if self._busy >= self._config.num_batch_threads:
+            return None
+        return next((name for name in self._queues if name not in self._awaited), None)
+
     def _fill(self, signature: str, tasks: list[_Task]) -> None:
         """Adds to a batch of one what may be computed with it."""
         room = self._config.max_batch_size - tasks[0].room
-        self._wait_for_more(signature, room)
+        self._awaited[signature] = 0
+        self._wait_for_more(signature, room, tasks[0].deadline)
+        del self._awaited[signature]
         while room > 0 and (queue := self._queues.get(signature)):
             if queue[0].room > room:
                 return
@@ -219,10 +229,10 @@ class Batcher:
                 tasks.append(task)
                 room -= task.room
 
-    def _wait_for_more(self, signature: str, room: int) -> None:
+    def _wait_for_more(self, signature: str, room: int, deadline: float | None) -> None:
         """Waits until so many rows are queued, as many requests as last time, or for too long."""
         timeout = self._config.batch_timeout_seconds
-        expected, seconds = self._last.get(signature, (1, 0.0))
+        expected, seconds = self._expected(signature)
         begin = time.monotonic()
         while not self._closed and self._rows.get(signature, 0) < room:
             missing = expected - 1 - len(self._queues.get(signature, ()))
@@ -230,12 +240,19 @@ class Batcher:
             is_patient = missing > 0 and not self._queues.keys() - {signature}
             patience = max(timeout, min(seconds, _LONGEST_PATIENCE)) if is_patient else timeout
             left = begin + patience - time.monotonic()
+            if deadline is not None:
+                # What is computed late is of no use.
+                left = min(left, deadline - seconds - time.monotonic())
             if left <= 0:
                 break
             # To be woken by each request would cost as much as to compute it.
             self._awaited[signature] = 1 if timeout else missing
             self._changed.wait(left)
-        self._awaited.pop(signature, None)
+
+    def _expected(self, signature: str) -> tuple[int, float]:
+        """Returns how many requests the last batch had and the seconds it took, if it is recent."""
+        requests, seconds, end = self._last.get(signature, (1, 0.0, 0.0))
+        return (requests, seconds) if time.monotonic() < end + _RECENT else (1, 0.0)
 
     def _pop(self, signature: str) -> _Task | None:
         """Takes the first task of a queue; None if it need not be computed any more."""

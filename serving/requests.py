@@ -179,9 +179,10 @@ class Requests:
 
     def _check_size(self, inputs: dict[str, np.ndarray]) -> None:
         for name, value in inputs.items():
-            if value.size > self.limits.max_items and value.dtype == object:
+            items = value.size if value.dtype == object else len(value) if value.ndim else 1
+            if items > self.limits.max_items:
                 raise failures.invalid(
-                    f"input {name} may have {self.limits.max_items} items. Received: {value.size}"
+                    f"input {name} may have {self.limits.max_items} items. Received: {items}"
                 )
             if name == signatures.TEXT and value.dtype == object:
                 longest = max((len(x) for x in value.ravel()), default=0)

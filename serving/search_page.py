@@ -21,6 +21,7 @@ _MAX_TEXT_BYTES = 64 * 2**10
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -86,9 +87,10 @@ class _Handlers:
     async def guard(self, request: web.Request, handler: Callable) -> web.StreamResponse:
         """Lets nobody in by another name, and tells what is wrong in a sentence."""
         if request.host.rsplit(":", 1)[0].strip("[]") not in self._page.hosts:
-            return _error(f"This page is not known as {request.host}.", 421)
-        origin = urllib.parse.urlsplit(request.headers.get("Origin", "")).hostname
-        if origin is not None and origin not in self._page.hosts:
+            return _error(
+                f"This page is not known as {request.host}; start it with --allow-host.", 421
+            )
+        if _is_foreign(request, self._page.hosts):
             return _error("Other sites may not ask.", 403)
         try:
             response = await handler(request)
@@ -148,6 +150,16 @@ class _Handlers:
             **asdict(match),
             "thumbnail": f"/thumbnail/{match.row}" if has_picture else None,
         }
+
+
+def _is_foreign(request: web.Request, hosts: frozenset[str]) -> bool:
+    """Returns whether another site has the browser ask."""
+    origin = request.headers.get("Origin")
+    if origin is not None and urllib.parse.urlsplit(origin).hostname not in hosts:
+        return True
+    return request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and (
+        request.path != "/" or request.method != "GET"
+    )
 
 
 async def _fields(request: web.Request) -> dict[str, bytes]:

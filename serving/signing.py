@@ -16,9 +16,11 @@ class Verifier:
         Raises:
             ValueError: If it holds none, or others too.
         """
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-
+        try:
+            from cryptography.hazmat.primitives import serialization
+            from cryptography.hazmat.primitives.asymmetric import ed25519
+        except ImportError:
+            raise ValueError("verify_key needs cryptography; install sigline[signing].") from None
         end = b"-----END PUBLIC KEY-----"
         blocks = [x + end for x in Path(key_file).read_bytes().split(end) if x.strip()]
         try:

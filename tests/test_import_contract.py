@@ -45,7 +45,7 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
     if path.name == "artifact_types.py":
         return {"tfx"}, set()
     if rest in (["files.py"], ["outputs.py"]):
-        return {"apache_beam"}, set()
+        return {"apache_beam"}, {"schemas"}
     if path.name == "served_model.py":
         return TENSORFLOW, {"schemas"}
     if path.name.endswith("transforms.py"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from sigline.components import served_model
 from sigline.components.evaluate import corruptions, embeddings
-from sigline.components.files import BeamFiles, write_file
+from sigline.components.files import BeamFiles, tree_digest, write_file
 from sigline.schemas import digests, record, signatures
 from sigline.schemas.labels import LabelSet
 
@@ -68,13 +68,10 @@ def model_digest(model_dir: str) -> str:
     Raises:
         ValueError: If there are none.
     """
-    files = {}
-    for path in BeamFiles().find(model_dir):
-        with BeamFiles().open(path) as handle:
-            files[path.removeprefix(model_dir.rstrip("/"))] = digests.stream_digest(handle)
-    if not files:
-        raise ValueError(f"There is no SavedModel. Received: {model_dir}")
-    return digests.json_digest(files)
+    try:
+        return tree_digest(model_dir)
+    except ValueError:
+        raise ValueError(f"There is no SavedModel. Received: {model_dir}") from None
 
 
 def load_split(paths: Sequence[str]) -> embeddings.EmbeddedSplit:

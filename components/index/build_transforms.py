@@ -62,6 +62,9 @@ def build(
             "The corpus was embedded by another model; embed it again. Received: model "
             f"{digest[:12]}, corpus of model {corpus.model_digest[:12]}"
         )
+    served_model.check(model_dir, {signatures.EMBED_TEXT, signatures.EMBED_IMAGE})
+    if config.kind == retrieval.FAISS:
+        faiss_index.module()
     if not corpus.records:
         raise ValueError(f"The corpus holds no image that can be read. Received: {corpus_dir}")
     scratch = output.with_name(f".tmp-{uuid.uuid4().hex}-{output.name}")
@@ -80,7 +83,7 @@ def _write(
     assets = scratch / signatures.ASSETS_DIR
     assets.mkdir()
     vectors, keys, sources, captions = _gallery(
-        assets / retrieval.GALLERY_FILE, transforms.tables(corpus_dir, corpus)
+        assets / retrieval.GALLERY_FILE, corpus, transforms.tables(corpus_dir, corpus)
     )
     norms = np.linalg.norm(vectors, axis=1)
     if not np.allclose(norms, 1.0, atol=1e-3):
@@ -138,18 +141,19 @@ def _write(
 
 
 def _gallery(
-    path: Path, tables: Iterator[pa.Table]
+    path: Path, corpus: Corpus, tables: Iterator[pa.Table]
 ) -> tuple[np.ndarray, list[str], list[str], list[tuple[int, str]]]:
     """Writes keys, captions and pictures in the order of rows; returns what the index is made of.
 
     Returns:
         Vectors, keys and sources of the rows, and rows with their first caption.
     """
-    parts, keys, sources, captions = [], [], [], []
+    vectors = np.empty((corpus.records, corpus.dim), np.float32)
+    keys, sources, captions = [], [], []
     writer = None
     try:
         for table in tables:
-            parts.append(corpora.vectors(table))
+            vectors[len(keys) : len(keys) + table.num_rows] = corpora.vectors(table)
             captions += enumerate(
                 (texts[0] for texts in table.column(corpora.TEXT).to_pylist()), len(keys)
             )
@@ -161,7 +165,7 @@ def _gallery(
     finally:
         if writer is not None:
             writer.close()
-    return np.concatenate(parts), keys, sources, captions
+    return vectors, keys, sources, captions
 
 
 def _queries(captions: Sequence[tuple[int, str]]) -> list[str]:
@@ -201,7 +205,8 @@ def _recall(rows: np.ndarray, vectors: np.ndarray, queries: np.ndarray, least: n
 
 def _ask_saved(directory: Path, texts: Sequence[str], top: int) -> np.ndarray:
     """Returns the rows that a SavedModel finds for texts, `(texts, top)`."""
-    model = served_model.load(str(directory))
+    # Not kept beside the models: it is as large as the corpus.
+    model = served_model.load_anew(str(directory))
     parts = [
         served_model.call(model, retrieval.RETRIEVE_TEXT, texts[start : start + _TEXT_BATCH])
         for start in range(0, len(texts), _TEXT_BATCH)

@@ -19,7 +19,7 @@ TEXT = "text"
 THUMBNAIL = "thumbnail"
 THUMBNAIL_SIZE = 160
 # Changes with what is written below, so that older files are not read.
-_FORMAT = "embedded-corpus-1"
+FORMAT = "embedded-corpus-1"
 # Few, so that one picture is found without reading many.
 ROW_GROUP = 64
 
@@ -76,7 +76,7 @@ class Corpus:
     def to_json(self) -> str:
         """Returns the manifest."""
         content = {
-            "format": _FORMAT,
+            "format": FORMAT,
             retrieval.MODEL_DIGEST: self.model_digest,
             "dim": self.dim,
             "shards": self.shards,
@@ -91,7 +91,7 @@ def parse(manifest: str) -> Corpus:
         ValueError: If it is of another version, or names files elsewhere.
     """
     content = json.loads(manifest)
-    if content.get("format") != _FORMAT:
+    if content.get("format") != FORMAT:
         raise ValueError(
             "The corpus is not of this version; embed it again. "
             f"Received: format={content.get('format')!r}"

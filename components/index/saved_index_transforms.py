@@ -17,6 +17,7 @@ from sigline.schemas import retrieval, signatures
 # Rows that are compared at a time: the scores of a query with all rows of a large corpus at once
 # would take more memory than the rows.
 _BLOCK = 65_536
+_MAX_QUERIES = 256
 
 
 class _SavedIndex(tf.Module):
@@ -61,21 +62,40 @@ class _SavedIndex(tf.Module):
         }
 
     def _retrieve(self, embedding, model_digest):
-        same = tf.debugging.Assert(
-            tf.reduce_all(model_digest == self._digest),
-            [f"model_digest must be that of this index, {self._digest}. Received:", model_digest],
+        rows = tf.shape(embedding)[0]
+        message = f"model_digest must be that of this index, {self._digest}. Received:"
+        checks = [
+            tf.debugging.Assert(
+                tf.reduce_all(model_digest == self._digest),
+                [message, model_digest],
+            ),
+            tf.debugging.assert_equal(
+                tf.shape(model_digest)[0], rows, "model_digest must have a row for each embedding"
+            ),
+            _at_most(rows, retrieval.EMBEDDING),
+        ]
+        with tf.control_dependencies(checks):
+            # In 64 bits, in which no square of 32 bits is too large.
+            query = tf.cast(embedding, tf.float64)
+        norm = tf.norm(query, axis=-1, keepdims=True)
+        usable = tf.debugging.Assert(
+            tf.reduce_all(tf.math.is_finite(norm) & (norm > 0)),
+            ["embedding must be finite and not zero"],
         )
-        with tf.control_dependencies([same]):
-            query = tf.debugging.check_numerics(embedding, "embedding must be finite")
-        return self._find(tf.math.l2_normalize(query, axis=-1))
+        with tf.control_dependencies([usable]):
+            return self._find(tf.cast(query / norm, tf.float32))
 
     def _retrieve_text(self, text):
         encoder = self.model.signatures[signatures.EMBED_TEXT]
-        return self._find(encoder(**{signatures.TEXT: text})[signatures.EMBEDDING])
+        with tf.control_dependencies([_at_most(tf.shape(text)[0], signatures.TEXT)]):
+            found = encoder(**{signatures.TEXT: tf.identity(text)})
+        return self._find(found[signatures.EMBEDDING])
 
     def _retrieve_image(self, image_bytes):
         encoder = self.model.signatures[signatures.EMBED_IMAGE]
-        found = encoder(**{signatures.IMAGE_BYTES: image_bytes})
+        checked = _at_most(tf.shape(image_bytes)[0], signatures.IMAGE_BYTES)
+        with tf.control_dependencies([checked]):
+            found = encoder(**{signatures.IMAGE_BYTES: tf.identity(image_bytes)})
         return self._find(found[signatures.EMBEDDING])
 
     def _find(self, query):
@@ -104,6 +124,13 @@ class _SavedIndex(tf.Module):
         return score, tf.gather(tf.concat([earlier[1], later[1]], axis=1), order, batch_dims=1)
 
 
+def _at_most(rows, name: str):
+    """Bounds what a request computes: each query is compared with a whole block at a time."""
+    return tf.debugging.assert_less_equal(
+        rows, _MAX_QUERIES, f"{name} may have {_MAX_QUERIES} rows"
+    )
+
+
 def save(
     directory: str,
     model_dir: str,
@@ -124,16 +151,7 @@ def save(
         sources: Source of each row.
         model_digest: Of the model.
         top: Most rows that a query is answered with.
-
-    Raises:
-        ValueError: If the model embeds no texts or no images.
     """
     model: Any = tf.saved_model.load(os.fspath(model_dir))
-    needed = {signatures.EMBED_TEXT, signatures.EMBED_IMAGE}
-    if missing := sorted(needed - set(model.signatures)):
-        raise ValueError(
-            f"An index needs a model that embeds images and texts; it lacks {', '.join(missing)}. "
-            f"Received: {model_dir}"
-        )
     index = _SavedIndex(model, vectors, keys, sources, model_digest, top)
     tf.saved_model.save(index, os.fspath(directory), signatures=index.functions())

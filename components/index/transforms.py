@@ -22,8 +22,8 @@ def identity(
 ) -> str:
     """Returns a name for all that decides an embedded corpus, in hexadecimal digits."""
     of_examples = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
-    of_model = corpus.describe(served_model.metadata(model_dir))
-    return digests.json_digest([json.loads(of_examples), of_model, list(splits), thumbnails])[:16]
+    decides = [corpus.FORMAT, files.tree_digest(model_dir), list(splits), thumbnails]
+    return digests.json_digest([json.loads(of_examples), *decides])[:16]
 
 
 class EmbedCorpus(beam.PTransform):
@@ -59,12 +59,14 @@ class EmbedCorpus(beam.PTransform):
         of_examples = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
         self._shards = examples.shards(of_examples, splits)
         self._of_model = corpus.describe(served_model.metadata(model_dir))
+        self._model_files = files.tree_digest(model_dir)
         self._thumbnails = thumbnails
 
     def expand(self, pbegin):
         """Returns the manifest, a collection of one text."""
         examples_dir, model_dir, output_dir = self._dirs
-        embed = _EmbedShard(examples_dir, model_dir, output_dir, self._of_model, self._thumbnails)
+        decides = [corpus.FORMAT, self._model_files, self._thumbnails]
+        embed = _EmbedShard(examples_dir, model_dir, output_dir, self._of_model[1], decides)
         written = (
             pbegin
             | "Shards" >> beam.Create(self._shards)
@@ -87,14 +89,16 @@ class _EmbedShard(beam.DoFn):
         examples_dir: str,
         model_dir: str,
         output_dir: str,
-        of_model: tuple[str, int],
-        thumbnails: bool,
+        dim: int,
+        decides: list,
     ):
         self._examples_dir = examples_dir
         self._model_dir = model_dir
         self._output_dir = output_dir
-        self._model_digest, self._dim = of_model
-        self._thumbnails = thumbnails
+        self._dim = dim
+        # With the shard's bytes, all that decides what is in a file.
+        self._decides = decides
+        self._thumbnails = decides[-1]
         self._model = None
 
     def process(self, shard: tuple[str, str, int]):
@@ -102,11 +106,10 @@ class _EmbedShard(beam.DoFn):
         source = posixpath.join(self._examples_dir, f"Split-{split}", name)
         with files.BeamFiles().open(source) as handle:
             of_shard = digests.stream_digest(handle)
-        identity = digests.json_digest([self._model_digest, of_shard, self._thumbnails])
+        identity = digests.json_digest([*self._decides, of_shard])
         stem = posixpath.join(self._output_dir, f"{split}-{name.removesuffix('.gz')}")
         target, note = (f"{stem}-{identity[:16]}.{end}" for end in ("parquet", "json"))
-        # The note comes last: with it the file is whole.
-        if not FileSystems.exists(note):
+        if not _is_whole(target, note):
             if self._model is None:
                 self._model = served_model.load(self._model_dir)
             rows, unreadable = self._rows(source)
@@ -131,6 +134,18 @@ class _EmbedShard(beam.DoFn):
                 small = corpus.thumbnail(item.image) if self._thumbnails else None
                 rows.append(corpus.Row(item.key, item.source, item.text, vector, small))
         return rows, unreadable
+
+
+def _is_whole(target: str, note: str) -> bool:
+    """Returns whether a file is there as its note, which comes last, says."""
+    if not (FileSystems.exists(note) and FileSystems.exists(target)):
+        return False
+    try:
+        wanted = json.loads(files.read_text(note))["sha256"]
+    except (ValueError, KeyError):
+        return False
+    with files.BeamFiles().open(target) as handle:
+        return digests.stream_digest(handle) == wanted
 
 
 def _batches(source: str) -> Iterator[list[record.ImageTextRecord]]:

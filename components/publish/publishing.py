@@ -90,7 +90,8 @@ def publish(
             oldest of them; None for all. Labels are not known here: keep as many as they name.
         extras: Files to add to the model's `assets.extra`, by name.
         marker: The file that it must hold.
-        sign: Signs the manifest; None for no signature.
+        sign: Signs the manifest; None for no signature. The same model without this signature is
+            another version.
 
     Raises:
         ValueError: If `model` lacks the marker, or `base` names an object store.
@@ -106,9 +107,8 @@ def publish(
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         found = versions.directories(base)
         newest = max(found, default=0)
-        if newest and (digest := _digest_if_same(found[newest], own, added)):
-            if sign is not None:
-                _sign(found[newest], sign)
+        digest = _digest_if_same(found[newest], own, added) if newest else None
+        if digest is not None and _is_signed(found[newest], sign):
             return Published(newest, str(found[newest]), digest, copied=False)
         removed = withdrawn(base)
         for item in removed:
@@ -165,9 +165,11 @@ def _local(base: str | Path) -> Path:
     return Path(base)
 
 
-def _sign(directory: Path, sign: Sign) -> None:
-    signature = sign((directory / versions.MANIFEST).read_bytes())
-    _write(directory / versions.SIGNATURE, signature.decode())
+def _is_signed(directory: Path, sign: Sign | None) -> bool:
+    """Returns whether a version has the signature that it is to have, which is always the same."""
+    signature = directory / versions.SIGNATURE
+    manifest = (directory / versions.MANIFEST).read_bytes()
+    return sign is None or (signature.is_file() and signature.read_bytes() == sign(manifest))
 
 
 def _copy(
@@ -182,13 +184,15 @@ def _copy(
     for name, content in added.items():
         (scratch / name).parent.mkdir(exist_ok=True)
         (scratch / name).write_bytes(content)
-    (scratch / versions.MANIFEST).write_text(versions.manifest(joined(own, added)))
+    # Signed is what was read from the model, not what lies in a folder where others may write.
+    manifest = versions.manifest(joined(own, added))
+    (scratch / versions.MANIFEST).write_text(manifest)
     (scratch / versions.SIGNATURE).unlink(missing_ok=True)
     digest = versions.verify(scratch)
     if digest is None:
         raise RuntimeError(f"The copy of {model} to {scratch} differs from the original.")
     if sign is not None:
-        _sign(scratch, sign)
+        (scratch / versions.SIGNATURE).write_bytes(sign(manifest.encode()))
     _flush(scratch)
     return digest
 

@@ -49,15 +49,26 @@ def publish(
     found = _versions(base)
     whole = sorted(number for number, names in found.items() if marker in names)
     if whole:
-        newest = f"{base}/{whole[-1]}"
-        manifest = _manifest(newest) if versions.MANIFEST in found[whole[-1]] else {}
-        if publishing.is_same(manifest.get("files", {}), own, added):
-            return Published(whole[-1], newest, manifest["digest"], copied=False)
+        newest, names = f"{base}/{whole[-1]}", found[whole[-1]]
+        manifest = _text(newest, versions.MANIFEST) if versions.MANIFEST in names else "{}"
+        held = json.loads(manifest)
+        signed = sign is None or (
+            versions.SIGNATURE in names
+            and _text(newest, versions.SIGNATURE).encode() == sign(manifest.encode())
+        )
+        if signed and publishing.is_same(held.get("files", {}), own, added):
+            return Published(whole[-1], newest, held["digest"], copied=False)
     number = max(found, default=0) + 1
+    target = f"{base}/{number}"
+    try:
+        digest = _copy(model, target, own, added, marker, sign)
+    except BaseException:
+        # What was written of it must not pass for the model.
+        _delete([posixpath.join(target, marker)])
+        raise
+    # Only now, so that a number that was begun is never given again.
     for half in sorted(set(found) - set(whole)):
         _remove(f"{base}/{half}", marker)
-    target = f"{base}/{number}"
-    digest = _copy(model, target, own, added, marker, sign)
     if keep is not None:
         for old in [*whole, number][:-keep]:
             _remove(f"{base}/{old}", marker)
@@ -74,8 +85,8 @@ def _versions(base: str) -> dict[int, set[str]]:
     return found
 
 
-def _manifest(directory: str) -> dict:
-    return json.loads(files.read_text(posixpath.join(directory, versions.MANIFEST)))
+def _text(directory: str, name: str) -> str:
+    return files.read_text(posixpath.join(directory, name))
 
 
 def _copy(
@@ -110,10 +121,15 @@ def _copy(
 def _remove(directory: str, marker: str) -> None:
     """Removes a version, the file first without which nobody loads it."""
     paths = files.BeamFiles().find(directory)
-    first = [path for path in paths if path == posixpath.join(directory, marker)]
-    for batch in (first, [path for path in paths if path not in first]):
-        if batch:
-            FileSystems.delete(batch)
+    first = posixpath.join(directory, marker)
+    _delete([first])
+    FileSystems.delete([path for path in paths if path != first])
+
+
+def _delete(paths: list[str]) -> None:
+    """Removes the objects that are there."""
+    if there := [path for path in paths if FileSystems.exists(path)]:
+        FileSystems.delete(there)
 
 
 def is_remote(base: str | os.PathLike) -> bool:

@@ -20,13 +20,15 @@ def signer(key_file: str | Path) -> Sign:
     Raises:
         ValueError: If the file holds no such key.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ed25519
-
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise ValueError("signing_key needs cryptography; install sigline[signing].") from None
     try:
         key = serialization.load_pem_private_key(Path(key_file).read_bytes(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ValueError(
             f"signing_key must be a PEM file without a password. Received: {key_file}: {error}"
         ) from None

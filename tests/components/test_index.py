@@ -1,4 +1,5 @@
 import json
+import os
 
 import apache_beam as beam
 import numpy as np
@@ -233,6 +234,11 @@ def test_damaged_corpus_is_refused(examples, model_dir, tmp_path):
     with pytest.raises(ValueError, match="not the file that the manifest names"):
         build.build(str(tmp_path / "corpus"), model_dir, tmp_path / "index", IndexConfig())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus"]
+    # Embedded again, it is whole; so it is if the file is lost.
+    for mend in (lambda: None, lambda: os.remove(path)):
+        mend()
+        _embed(examples, model_dir, tmp_path / "corpus")
+        assert sum(1 for _ in transforms.tables(*_corpus(tmp_path / "corpus"))) == 2
 
 
 def test_index_that_loses_what_texts_ask_for_is_refused(embedded, model_dir, tmp_path, monkeypatch):
@@ -294,9 +300,11 @@ def test_faiss_index_is_built_and_measured(embedded, model_dir, tmp_path):
     np.testing.assert_allclose(scores[:, 0], 1.0, atol=1e-5)
 
 
-def _files(folder):
-    import os
+def _corpus(folder):
+    return str(folder), transforms.load(str(folder))
 
+
+def _files(folder):
     return sorted(os.path.join(folder, name) for name in os.listdir(folder))
 
 

@@ -162,11 +162,25 @@ def test_half_a_version_is_never_loaded_nor_its_number_used(model, tmp_path, buc
     assert len({path.split("/")[4] for path in bucket.objects}) == 2
 
 
-def test_object_that_comes_back_otherwise_stops_it(model, bucket):
-    bucket.damages = "variables/data"
+@pytest.mark.parametrize("damages", ["variables/data", "saved_model.pb"])
+def test_object_that_comes_back_otherwise_stops_it(model, bucket, damages):
+    bucket.damages = damages
     with pytest.raises(RuntimeError, match="does not come back as it was written"):
         remote_transforms.publish(model, BASE)
     assert _whole() == []
+    bucket.damages = ""
+    assert remote_transforms.publish(model, BASE).version == 2
+    assert _whole() == ["2"]
+
+
+def test_version_without_the_signature_is_published_again(model, bucket):
+    remote_transforms.publish(model, BASE)
+
+    def sign(content):
+        return bytes(reversed(content[:9])) + b"\n"
+
+    assert remote_transforms.publish(model, BASE, sign=sign).version == 2
+    assert remote_transforms.publish(model, BASE, sign=sign).version == 2
 
 
 def test_old_versions_go_graph_first(tmp_path, bucket):

@@ -266,6 +266,26 @@ def test_changed_input_bytes_are_ingested_again(first, folder, tmp_path):
         assert build._input_digest(str(folder / "data"), config) == before
 
 
+def test_tfx_checks_the_model_on_a_cluster_if_it_is_asked_to(first, folder):
+    from tfx.dsl.compiler import compiler
+    from tfx.proto.orchestration import pipeline_pb2
+
+    from sigline.pipeline import build
+
+    environment = environments.load(folder / "environment.yaml")
+    built = build.build(dataclasses.replace(environment, infra="tfx"))
+    compiled = compiler.Compiler().compile(built)
+    nodes = {x.pipeline_node.node_info.id: x.pipeline_node for x in compiled.nodes}
+    checked = nodes["CheckServing"]
+    assert checked.node_info.type.name == "tfx.components.infra_validator.component.InfraValidator"
+    spec = checked.parameters.parameters["serving_spec"].field_value.string_value
+    assert json.loads(spec)["tensorflow_serving"] == {"tags": ["2.20.0"]}
+    assert "kubernetes" in json.loads(spec)
+    # Publishing waits for its blessing.
+    assert "CheckServing" in nodes["PublishModel"].upstream_nodes
+    assert isinstance(compiled, pipeline_pb2.Pipeline)
+
+
 def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monkeypatch):
     from sigline.pipeline import build
 

@@ -75,6 +75,26 @@ def test_active_environment_is_the_packaged_local(monkeypatch):
 def test_number_of_versions_to_keep(tmp_path):
     assert _load(tmp_path, GOOD).keep_versions is None
     assert _load(tmp_path, GOOD + "keep_versions: 3\n").keep_versions == 3
-    for name in ("keep_versions", "serving_memory_mib"):
+    for name in ("keep_versions", "serving_memory_mib", "serving_latency_ms"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1"):
             _load(tmp_path, GOOD + f"{name}: 0\n")
+
+
+def test_folder_in_an_object_store_stays_as_it_is(tmp_path):
+    assert _load(tmp_path, GOOD + "serving_dir: gs://bucket/models\n").serving_dir == (
+        "gs://bucket/models"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("infra: docker\n", "infra must be sigline or tfx"),
+        ("infra: tfx\nserving_memory_mib: 10\n", "need infra: sigline"),
+        ("infra: tfx\nserving_latency_ms: 10\n", "need infra: sigline"),
+        ("index: true\n", "index must be a dict"),
+    ],
+)
+def test_wrong_choices_of_checks_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        _load(tmp_path, GOOD + text)

@@ -191,6 +191,7 @@ def test_batch_waits_for_more_if_it_is_told_to(model):
 
 def test_batch_waits_for_as_many_requests_as_the_last_one_had(model, monkeypatch):
     monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
+    monkeypatch.setattr(batching, "_RECENT", 60.0)
     batcher = _batcher(model)
     _held(model, batcher)
     both = [batcher.submit("merged", _of(x)) for x in "ab"]
@@ -206,13 +207,47 @@ def test_batch_waits_for_as_many_requests_as_the_last_one_had(model, monkeypatch
     # One of them does not come back: it is waited for once.
     model.seconds = 0.0
     batcher.submit("merged", _of("e")).result(10)
-    batcher.submit("merged", _of("f")).result(0)
+    batcher.submit("merged", _of("f")).result(10)
     assert [rows for _, rows in model.batches[1:]] == [["a", "b"], ["c", "d"], ["e"], ["f"]]
+    batcher.close()
+
+
+def test_threads_do_not_take_each_others_requests(model):
+    batcher = _batcher(model, num_batch_threads=4, batch_timeout_seconds=0.5, max_batch_size=4)
+    futures = [batcher.submit("merged", _of(str(i))) for i in range(8)]
+    for future in futures:
+        future.result(10)
+    assert sorted(len(rows) for _, rows in model.batches) == [4, 4]
+    batcher.close()
+
+
+def test_wait_for_more_ends_with_the_deadline(model):
+    batcher = _batcher(model, batch_timeout_seconds=30.0)
+    future = batcher.submit("merged", _of("a"), deadline=time.monotonic() + 0.5)
+    assert future.result(10)["y"].tolist() == ["aa"]
+    batcher.close()
+
+
+def test_long_ago_says_nothing_of_how_many_come_together(model, monkeypatch):
+    monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
+    monkeypatch.setattr(batching, "_RECENT", 0.0)
+    batcher = _batcher(model)
+    thread = _held(model, batcher)
+    both = [batcher.submit("merged", _of(x)) for x in "ab"]
+    model.seconds = 0.3
+    model.free.set()
+    for future in both:
+        future.result(10)
+    thread.join(10)
+    begin = time.monotonic()
+    batcher.submit("merged", _of("c")).result(10)
+    assert time.monotonic() - begin < 0.55
     batcher.close()
 
 
 def test_other_signatures_do_not_wait_for_a_batch_to_fill(model, monkeypatch):
     monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
+    monkeypatch.setattr(batching, "_RECENT", 60.0)
     batcher = _batcher(model)
     _held(model, batcher)
     both = [batcher.submit("merged", _of(x)) for x in "ab"]

@@ -24,7 +24,7 @@ def test_good_model_is_served_and_asked(tmp_path, vocabulary, scene_records):
     images = [item.image for item in scene_records[:4]]
     checked = infra_check.check_serving(tmp_path / "m", images, ["a", "b"])
     assert checked.figures["signatures_run"] == 5
-    assert checked.figures["requests"] == 24
+    assert checked.figures["requests"] == 44
     assert checked.figures["median_latency_ms"] > 0
     published = publishing.publish(
         tmp_path / "m", tmp_path / "serving", extras={signatures.WARMUP_FILE: checked.warm_up}
@@ -63,6 +63,16 @@ def test_model_that_takes_too_much_memory_is_refused(tmp_path, vocabulary, scene
     images = [scene_records[0].image]
     with pytest.raises(infra_check.InfraError, match=r"the model takes \d+ MiB .* of at most 200"):
         infra_check.check_serving(tmp_path / "m", images, ["a"], max_memory_mib=200)
+
+
+def test_model_that_takes_too_long_is_refused(tmp_path, vocabulary, scene_records):
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    export.export(tmp_path / "m", two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
+    images = [scene_records[0].image]
+    with pytest.raises(infra_check.InfraError, match=r"one image takes .* ms .* of at most 0\.1"):
+        infra_check.check_serving(tmp_path / "m", images, ["a"], max_latency_ms=0.1)
+    found = infra_check.check_serving(tmp_path / "m", images, ["a"], max_latency_ms=60_000)
+    assert 0 < found.figures["text_latency_ms"] < found.figures["image_latency_ms"] < 60_000
 
 
 def test_model_that_does_not_follow_the_contract_is_refused(tmp_path, scene_records):

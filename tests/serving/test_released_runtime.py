@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sigline.schemas import signatures
+from sigline.schemas import retrieval, signatures
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-released-runtime" / "bin" / "python"
@@ -26,21 +26,33 @@ def test_released_runtime_is_older(python):
     assert found.stdout.strip() == "2.20.0"
 
 
-def test_every_signature_runs_in_the_released_runtime(python, contract_base):
+def _run(python, directory):
+    """Returns the signatures that ran."""
     done = subprocess.run(
-        [python, "-m", "sigline.serving.loader_check", str(contract_base / "3")],
+        [python, "-m", "sigline.serving.loader_check", str(directory)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert set(found) == {
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_every_signature_runs_in_the_released_runtime(python, contract_base):
+    assert _run(python, contract_base / "3") == {
         signatures.SERVING_DEFAULT,
         signatures.EMBED_IMAGE,
         signatures.EMBED_IMAGE_SAFE,
         signatures.EMBED_TEXT,
         signatures.SIMILARITY,
         signatures.CLASSIFY,
+    }
+
+
+def test_index_runs_in_the_released_runtime(python, index):
+    assert _run(python, index) == {
+        retrieval.RETRIEVE,
+        retrieval.RETRIEVE_TEXT,
+        retrieval.RETRIEVE_IMAGE,
     }

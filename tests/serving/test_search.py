@@ -5,31 +5,16 @@ import json
 import subprocess
 import sys
 
-import apache_beam as beam
 import numpy as np
 import pytest
 import small_servers
 
 from sigline import cli
-from sigline.components.index import build_transforms, transforms
-from sigline.components.index.options import IndexConfig
 from sigline.components.publish import indexes, publishing
 from sigline.schemas import retrieval, signatures, versions
 from sigline.serving.client import Client
 from sigline.serving.search import ServedIndex
 from sigline.serving.transport import RequestError
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory, contract_base, examples):
-    folder, model = tmp_path_factory.mktemp("index"), str(contract_base / "3")
-    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
-        _ = pipeline | transforms.EmbedCorpus(
-            str(examples), model, str(folder / "corpus"), splits=("train",)
-        )
-    config = IndexConfig(top=12, splits=("train",))
-    build_transforms.build(str(folder / "corpus"), model, folder / "index", config)
-    return folder / "index"
 
 
 def _publish(index, model, base):
@@ -98,15 +83,27 @@ def test_server_answers_texts_images_and_vectors(server, contract_base, scene_re
             {retrieval.EMBEDDING: vectors, retrieval.MODEL_DIGEST: ["another"]},
         )
     assert caught.value.code == "INVALID_ARGUMENT"
-    with pytest.raises(RequestError, match="finite") as caught:
-        asked.predict(
+    digest = metadata["model_digest"]
+    for bad, digests, message in (
+        (np.full_like(vectors, np.nan), [digest], "finite and not zero"),
+        (np.zeros_like(vectors), [digest], "finite and not zero"),
+        (vectors, [], "a row for each embedding"),
+        (np.repeat(vectors, 3, axis=0), [digest], "a row for each embedding"),
+        (np.repeat(vectors, 257, axis=0), [digest] * 257, "may have 256 rows"),
+        (np.repeat(vectors, 1025, axis=0), [digest] * 1025, "may have 1024 items"),
+    ):
+        with pytest.raises(RequestError, match=message) as caught:
+            asked.predict(
+                retrieval.RETRIEVE, {retrieval.EMBEDDING: bad, retrieval.MODEL_DIGEST: digests}
+            )
+        assert caught.value.code == "INVALID_ARGUMENT"
+    # Of any length that 32 bits hold.
+    for factor in (1e-30, 1e30):
+        answer = asked.predict(
             retrieval.RETRIEVE,
-            {
-                retrieval.EMBEDDING: np.full_like(vectors, np.nan),
-                retrieval.MODEL_DIGEST: [metadata["model_digest"]],
-            },
+            {retrieval.EMBEDDING: vectors * np.float32(factor), retrieval.MODEL_DIGEST: [digest]},
         )
-    assert caught.value.code == "INVALID_ARGUMENT"
+        assert answer[retrieval.ROW][0, :5].tolist() == [match.row for match in found]
 
 
 def test_texts_of_many_clients_are_merged(server):
@@ -196,14 +193,13 @@ def test_faiss_index_needs_the_model_that_made_it(
 
 def test_server_embeds_texts_and_images_into_a_file(server, tmp_path, capsys, scene_records):
     texts = tmp_path / "texts.txt"
-    texts.write_text("a red square\nein grüner Stern\n")
+    # No line ends at the second character.
+    texts.write_text("a\u2028 red square\nein grüner Stern\n", "utf-8")
     base = ["embed", "--target", server.address, "--output", str(tmp_path / "vectors.npz")]
     assert cli.main([*base, "--texts", str(texts)]) == 0
     with np.load(tmp_path / "vectors.npz") as found:
-        assert found["name"].tolist() == ["a red square", "ein grüner Stern"]
-        np.testing.assert_allclose(
-            found["embedding"], Client(server.address).embed_texts(found["name"].tolist())
-        )
+        expected = Client(server.address).embed_texts(["a\u2028 red square", "ein grüner Stern"])
+        np.testing.assert_allclose(found["embedding"], expected, atol=1e-6)
     images = tmp_path / "images"
     images.mkdir()
     (images / "b.png").write_bytes(scene_records[0].image)

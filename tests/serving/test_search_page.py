@@ -156,6 +156,12 @@ def test_page_is_not_read_under_another_name(address, index):
 
 def test_other_sites_may_not_ask(address, index):
     assert _ask(address, headers={"Origin": "https://evil.example"}, text="a star")[0] == 403
+    assert _ask(address, headers={"Origin": "null"}, text="a star")[0] == 403
+    for site in ("cross-site", "same-site"):
+        headers = {"Sec-Fetch-Site": site}
+        assert _ask(address, method="GET", path="/thumbnail/0", headers=headers)[0] == 403
+        # A link to the page may be followed.
+        assert _ask(address, method="GET", path="/", headers=headers)[0] == 200
     assert _ask(address, headers={"Origin": address}, text="a star")[0] == 200
     assert index.asked == ["a star"]
 

@@ -93,11 +93,23 @@ def test_what_nobody_trusted_has_signed_is_not_served(signed, keys, tmp_path, ch
         pass
 
 
-def test_version_that_stands_unsigned_is_signed_when_it_is_published_again(tmp_path, keys, signed):
-    (signed / "1" / versions.SIGNATURE).unlink()
-    again = publishing.publish(signed / "1", signed, sign=signing.signer(keys[0]))
-    assert (again.version, again.copied) == (1, False)
-    Verifier(keys[1]).check(signed / "1")
+def test_only_what_this_key_signed_counts_as_published(tmp_path, keys, signed):
+    sign = signing.signer(keys[0])
+    model = tmp_path / "model"
+    shutil.copytree(signed / "1", model)
+    assert publishing.publish(model, signed, sign=sign).version == 1
+    # Somebody adds warm-up requests, and a manifest that names them.
+    warm_up = signed / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    warm_up.parent.mkdir(exist_ok=True)
+    warm_up.write_bytes(b"planted")
+    manifest = versions.manifest(versions.content(signed / "1"))
+    (signed / "1" / versions.MANIFEST).write_text(manifest)
+    again = publishing.publish(model, signed, sign=sign)
+    assert (again.version, again.copied) == (2, True)
+    Verifier(keys[1]).check(signed / "2")
+    with pytest.raises(ValueError, match="signed by a key that is trusted"):
+        Verifier(keys[1]).check(signed / "1")
+    assert not (signed / "2" / "assets.extra").exists()
 
 
 def test_swap_to_an_unsigned_version_does_not_happen(signed, keys):
