@@ -76,7 +76,7 @@ def num_runs(metadata_path: str) -> int:
     """Returns how many runs a metadata store holds; 0 where there is no store yet."""
     if not os.path.exists(metadata_path):
         return 0
-    return len(_store(metadata_path).get_contexts_by_type("pipeline_run"))
+    return len(open_store(metadata_path).get_contexts_by_type("pipeline_run"))
 
 
 def read_report(metadata_path: str) -> RunReport:
@@ -85,7 +85,7 @@ def read_report(metadata_path: str) -> RunReport:
     Raises:
         ValueError: If the store holds no run.
     """
-    store = _store(metadata_path)
+    store = open_store(metadata_path)
     runs = store.get_contexts_by_type("pipeline_run")
     if not runs:
         raise ValueError(
@@ -173,7 +173,8 @@ def table(lines: list[tuple[str, str]]) -> str:
     return "\n".join(["", rule, *(f"{name:<{width}}  {value}" for name, value in lines), rule])
 
 
-def _store(metadata_path: str) -> metadata_store.MetadataStore:
+def open_store(metadata_path: str) -> metadata_store.MetadataStore:
+    """Returns a metadata store; a new one where there is none."""
     config = metadata_store_pb2.ConnectionConfig()
     config.sqlite.filename_uri = metadata_path
     return metadata_store.MetadataStore(config)

@@ -15,6 +15,7 @@ from sigline import quiet
 from sigline.pipeline import (
     ask_commands,
     gate_command,
+    lineage_command,
     search_commands,
     seeds_command,
     serve_command,
@@ -176,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve_command.add_parser(commands)
     versions_command.add_parser(commands)
+    lineage_command.add_parser(commands)
 
     ask_commands.add_parsers(commands)
     search_commands.add_parsers(commands)

@@ -29,9 +29,10 @@ function card(match) {
   }
   const caption = element("figcaption");
   caption.append(element("span", match.score.toFixed(3), "score"));
-  caption.append(element("div", match.text.join(" · ") || match.key));
+  caption.append(element("div", match.text[0] || match.key));
   caption.append(element("small", `${match.source}/${match.key}`));
   shown.append(caption);
+  shown.title = match.text.join("\n");
   return shown;
 }
 

@@ -116,6 +116,37 @@ def test_model_says_what_produced_it(first, folder):
         assert len(metadata[name]) == 64
 
 
+def test_lineage_tells_what_the_model_was_made_of(first, folder, capsys):
+    from sigline import cli
+
+    model = folder / "root/serving/1"
+    assert cli.main(["lineage", str(model), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    metadata = json.loads((model / signatures.ASSETS_DIR / signatures.METADATA_FILE).read_text())
+    assert found["model"]["model_digest"] == metadata["model_digest"]
+    (data,) = found["data"]
+    assert data["input_base"] == str(folder / "data")
+    assert len(data["input_digest"]) == 64
+    assert data["records"] == first.counts["splits"]
+    assert found["training"]["code"] == metadata["code_digest"]
+    assert found["training"]["config"]["steps"] == 150
+    assert found["evaluation"]["blessed"]
+    assert found["parents"] == []
+    artifact = next(node for node in first.nodes if node.name == "Trainer").outputs["model"]
+    assert cli.main(["lineage", artifact]) == 0
+    text = capsys.readouterr().out
+    assert str(folder / "data") in text
+    assert "blessed" in text
+    # What somebody changed is no model of this pipeline.
+    shutil.copytree(model, folder / "changed")
+    (folder / "changed" / "saved_model.pb").write_bytes(b"changed")
+    database = str(folder / "root/metadata.sqlite")
+    assert cli.main(["lineage", str(folder / "changed"), "--metadata", database]) == 2
+    assert "does not know this model" in capsys.readouterr().err
+    assert cli.main(["lineage", str(folder / "changed")]) == 2
+    assert "give --metadata" in capsys.readouterr().err
+
+
 def test_statistics_see_images_and_validation_finds_no_anomalies(first):
     from tensorflow_metadata.proto.v0 import statistics_pb2
 
@@ -217,6 +248,17 @@ def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folde
     assert states["ExportFrozenTower"] == states["EmbedExamples"] == "done"
     assert states["IngestExamples"] == "cached"
     assert states["Trainer"] == states["EvaluateModel"] == "done"
+    from sigline.pipeline import lineage
+
+    found = lineage.trace(changed.published["path"], folder / "root/metadata.sqlite")
+    parents = {item["role"]: item for item in found["parents"]}
+    assert parents["weights"]["digest"] == given.digest()
+    assert parents["weights"]["path"] == weights
+    assert parents["judged against"]["path"] == next(
+        node.outputs["model"] for node in first.nodes if node.name == "Trainer"
+    )
+    # Through the examples whose images were embedded.
+    assert [item["input_base"] for item in found["data"]] == [str(folder / "data")]
     rules = [check["rule"] for check in changed.verdict["checks"]]
     assert any("last blessed model" in rule for rule in rules)
 

@@ -16,6 +16,7 @@ class Page:
 
     def __init__(self, browser, address, profile):
         self.errors = []
+        self._address = address
         self._command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu"]
         self._command += [f"--user-data-dir={profile}/chrome", "--remote-debugging-port=0"]
         self._command += ["--disable-dev-shm-usage", address]
@@ -38,7 +39,12 @@ class Page:
         self._await(self._connect(port))
         self._await(self._send("Runtime.enable"))
         self._await(self._send("Log.enable"))
-        self.wait("document.readyState === 'complete'")
+        # An empty page is complete, too, and its context ends when the other one comes.
+        here = f"location.href.startsWith({json.dumps(self._address)})"
+        loaded = f"{here} && document.readyState === 'complete'"
+        while not self._await(self._holds(loaded)):
+            assert time.monotonic() < end, "the page did not load"
+            time.sleep(0.05)
         return self
 
     def __exit__(self, *_):
@@ -64,6 +70,10 @@ class Page:
     def _await(self, work):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_SECONDS)
 
+    async def _holds(self, condition):
+        answer = await self._ask("Runtime.evaluate", expression=condition, returnByValue=True)
+        return answer.get("result", {}).get("result", {}).get("value") is True
+
     async def _connect(self, port):
         self._session = aiohttp.ClientSession()
         async with self._session.get(f"http://127.0.0.1:{port}/json/list") as response:
@@ -82,9 +92,12 @@ class Page:
                 self.errors.append(content["params"]["exceptionDetails"])
 
     async def _send(self, method, **parameters):
+        content = await self._ask(method, **parameters)
+        assert "error" not in content, content
+        return content["result"]
+
+    async def _ask(self, method, **parameters):
         self._number += 1
         reply = self._replies[self._number] = self._loop.create_future()
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
-        content = await reply
-        assert "error" not in content, content
-        return content["result"]
+        return await reply
