@@ -78,6 +78,13 @@ def _running(base_path: str | Path, model_name: str, started: list) -> Iterator[
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            _close_pipes(process)
+
+
+def _close_pipes(process: subprocess.Popen) -> None:
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _raise_start_error(process: subprocess.Popen, errors: IO[bytes]) -> NoReturn:
@@ -187,6 +194,8 @@ def check_serving(
     finally:
         watch.stop()
         loader.kill()
+        loader.wait()
+        _close_pipes(loader)
     figures = {
         "peak_memory_mib": watch.peak_mib,
         "signatures_run": float(len(inputs)),

@@ -250,7 +250,8 @@ def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folde
     assert states["Trainer"] == states["EvaluateModel"] == "done"
     from sigline.pipeline import lineage
 
-    found = lineage.trace(changed.published["path"], folder / "root/metadata.sqlite")
+    trained = next(node for node in changed.nodes if node.name == "Trainer").outputs["model"]
+    found = lineage.trace(trained, folder / "root/metadata.sqlite")
     parents = {item["role"]: item for item in found["parents"]}
     assert parents["weights"]["digest"] == given.digest()
     assert parents["weights"]["path"] == weights
