@@ -91,7 +91,9 @@ def _index(arguments: argparse.Namespace) -> int:
     ) as pipeline:
         _ = pipeline | embed
     try:
-        about = build_transforms.build(str(corpus), str(arguments.model), arguments.output, config)
+        about = build_transforms.build(
+            [str(corpus)], str(arguments.model), arguments.output, config
+        )
     except build_transforms.IndexRefused as error:
         print(f"sigline: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ class IndexRefused(RuntimeError):
 
 
 def build(
-    corpus_dir: str, model_dir: str, output: str | Path, config: IndexConfig
+    corpus_dirs: Sequence[str], model_dir: str, output: str | Path, config: IndexConfig
 ) -> dict[str, Any]:
     """Writes the index of an embedded corpus; its folder appears whole or not at all.
 
     Args:
-        corpus_dir: What `EmbedCorpus` wrote.
+        corpus_dirs: What `EmbedCorpus` wrote, at least one; rows are in their order.
         model_dir: The model that embedded it.
         output: Where the index goes; must not exist.
         config: What it is to be.
@@ -55,21 +55,25 @@ def build(
     output = Path(output)
     if output.exists():
         raise ValueError(f"output must not exist yet. Received: output={output}")
-    corpus = transforms.load(corpus_dir)
+    parts = {folder: transforms.load(folder) for folder in corpus_dirs}
     digest, dim = corpora.describe(served_model.metadata(model_dir))
-    if corpus.model_digest != digest or corpus.dim != dim:
-        raise ValueError(
-            "The corpus was embedded by another model; embed it again. Received: model "
-            f"{digest[:12]}, corpus of model {corpus.model_digest[:12]}"
-        )
+    for part in parts.values():
+        if part.model_digest != digest or part.dim != dim:
+            raise ValueError(
+                "The corpus was embedded by another model; embed it again. Received: model "
+                f"{digest[:12]}, corpus of model {part.model_digest[:12]}"
+            )
+    corpus = corpora.joined(digest, dim, list(parts.values()))
     served_model.check(model_dir, {signatures.EMBED_TEXT, signatures.EMBED_IMAGE})
     if config.kind == retrieval.FAISS:
         faiss_index.module()
     if not corpus.records:
-        raise ValueError(f"The corpus holds no image that can be read. Received: {corpus_dir}")
+        raise ValueError(
+            f"The corpus holds no image that can be read. Received: {list(corpus_dirs)}"
+        )
     scratch = output.with_name(f".tmp-{uuid.uuid4().hex}-{output.name}")
     try:
-        about = _write(scratch, corpus_dir, corpus, model_dir, config)
+        about = _write(scratch, parts, corpus, model_dir, config)
         os.rename(scratch, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -77,13 +81,19 @@ def build(
 
 
 def _write(
-    scratch: Path, corpus_dir: str, corpus: Corpus, model_dir: str, config: IndexConfig
+    scratch: Path,
+    parts: Mapping[str, Corpus],
+    corpus: Corpus,
+    model_dir: str,
+    config: IndexConfig,
 ) -> dict[str, Any]:
     scratch.mkdir(parents=True)
     assets = scratch / signatures.ASSETS_DIR
     assets.mkdir()
     vectors, keys, sources, captions = _gallery(
-        assets / retrieval.GALLERY_FILE, corpus, transforms.tables(corpus_dir, corpus)
+        assets / retrieval.GALLERY_FILE,
+        corpus,
+        (table for folder, part in parts.items() for table in transforms.tables(folder, part)),
     )
     norms = np.linalg.norm(vectors, axis=1)
     if not np.allclose(norms, 1.0, atol=1e-3):

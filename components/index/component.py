@@ -27,7 +27,7 @@ from sigline.schemas import artifacts
 
 @component(use_beam=True)
 def IndexCorpus(
-    examples: InputArtifact[Examples],
+    examples: InputArtifact[list[Examples]],
     model: InputArtifact[Model],
     model_blessing: InputArtifact[ModelBlessing],
     infra_blessing: InputArtifact[InfraBlessing],
@@ -53,11 +53,15 @@ def IndexCorpus(
         options = IndexConfig(**json.loads(config))
         directory = path_utils.serving_model_path(model.uri)
         chosen = {"splits": options.splits, "thumbnails": options.thumbnails}
-        name = transforms.identity(examples.uri, directory, **chosen)
-        corpus = posixpath.join(corpus_root, name)
-        _ = pipeline | transforms.EmbedCorpus(examples.uri, directory, corpus, **chosen)
+        corpora = []
+        # Those of the oldest span first.
+        for item in sorted(examples, key=lambda item: item.id):
+            name = transforms.identity(item.uri, directory, **chosen)
+            corpora.append(posixpath.join(corpus_root, name))
+            embed = transforms.EmbedCorpus(item.uri, directory, corpora[-1], **chosen)
+            _ = pipeline | f"Embed-{item.id}" >> embed
     target = posixpath.join(index.uri, artifacts.INDEX_FOLDER)
-    about = build_transforms.build(corpus, directory, target, options)
+    about = build_transforms.build(corpora, directory, target, options)
     index.set_int_custom_property("records", about["records"])
     index.set_float_custom_property("recall", about["recall"])
     index.set_string_custom_property("model_digest", about["model_digest"])

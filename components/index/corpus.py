@@ -104,6 +104,16 @@ def parse(manifest: str) -> Corpus:
     return Corpus(content[retrieval.MODEL_DIGEST], content["dim"], dict(sorted(shards.items())))
 
 
+def joined(model_digest: str, dim: int, parts: Sequence[Corpus]) -> Corpus:
+    """Returns several corpora of one model as one."""
+    shards = {
+        f"{number}/{name}": shard
+        for number, part in enumerate(parts)
+        for name, shard in part.shards.items()
+    }
+    return Corpus(model_digest, dim, shards)
+
+
 def table(content: bytes, name: str, shard: Mapping[str, Any]) -> pa.Table:
     """Returns the rows of a file.
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import apache_beam as beam
 import numpy as np
@@ -46,7 +47,7 @@ def embedded(tmp_path_factory, examples, model_dir):
 @pytest.fixture(scope="module")
 def index(tmp_path_factory, embedded, model_dir):
     folder = tmp_path_factory.mktemp("index") / "1"
-    build.build(embedded.folder, model_dir, folder, IndexConfig(top=20))
+    build.build([embedded.folder], model_dir, folder, IndexConfig(top=20))
     return folder
 
 
@@ -178,7 +179,7 @@ def test_vectors_of_another_model_are_refused(index):
 
 def test_several_blocks_answer_as_one(tmp_path, embedded, model_dir, index, monkeypatch):
     monkeypatch.setattr(saved_index, "_BLOCK", 7)
-    build.build(embedded.folder, model_dir, tmp_path / "1", IndexConfig(top=20))
+    build.build([embedded.folder], model_dir, tmp_path / "1", IndexConfig(top=20))
     texts = ["a red square", "a small star", ""]
     one, many = (
         served_model.call(served_model.load(str(path)), retrieval.RETRIEVE_TEXT, texts)
@@ -186,6 +187,23 @@ def test_several_blocks_answer_as_one(tmp_path, embedded, model_dir, index, monk
     )
     np.testing.assert_allclose(one[retrieval.SCORE], many[retrieval.SCORE], atol=1e-6)
     np.testing.assert_array_equal(one[retrieval.ROW], many[retrieval.ROW])
+
+
+def test_several_corpora_are_one_index(tmp_path, embedded, examples, model_dir):
+    for split in ("one", "two"):
+        folder = tmp_path / split / "Split-train"
+        folder.mkdir(parents=True)
+    shards = sorted((examples / "Split-train").iterdir())
+    for split, shard in zip(("one", "two"), shards, strict=True):
+        shutil.copy(shard, tmp_path / split / "Split-train" / "a.gz")
+        _write_manifest(tmp_path / split, {"a.gz": 50})
+        _embed(tmp_path / split, model_dir, tmp_path / f"{split}.corpus")
+    folders = [str(tmp_path / f"{split}.corpus") for split in ("one", "two")]
+    about = build.build(folders, model_dir, tmp_path / "index", IndexConfig(top=100))
+    assert about["records"] == 100
+    keys = [k for table in embedded.tables() for k in table.column(retrieval.KEY).to_pylist()]
+    gallery = pq.read_table(tmp_path / "index" / signatures.ASSETS_DIR / retrieval.GALLERY_FILE)
+    assert gallery.column(retrieval.KEY).to_pylist() == keys
 
 
 def test_equal_images_come_in_the_order_of_rows(tmp_path, model_dir, monkeypatch):
@@ -208,7 +226,8 @@ def test_index_says_what_it_is(index, embedded, model_dir):
         "recall": 1.0,
         "queries": 47,
     }
-    assert about["corpus_digest"] == embedded.about.digest
+    whole = corpus.joined(embedded.about.model_digest, embedded.about.dim, [embedded.about])
+    assert about["corpus_digest"] == whole.digest
     gallery = pq.ParquetFile(index / signatures.ASSETS_DIR / retrieval.GALLERY_FILE)
     assert gallery.metadata.num_rows == 100
     assert retrieval.EMBEDDING not in gallery.schema.names
@@ -221,7 +240,7 @@ def test_corpus_of_another_model_is_refused(embedded, vocabulary, tmp_path):
     other = tmp_path / "model"
     export.export(other, two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
     with pytest.raises(ValueError, match="embedded by another model"):
-        build.build(embedded.folder, str(other), tmp_path / "index", IndexConfig())
+        build.build([embedded.folder], str(other), tmp_path / "index", IndexConfig())
     assert not (tmp_path / "index").exists()
 
 
@@ -232,7 +251,7 @@ def test_damaged_corpus_is_refused(examples, model_dir, tmp_path):
         handle.seek(100)
         handle.write(b"\xff\xff")
     with pytest.raises(ValueError, match="not the file that the manifest names"):
-        build.build(str(tmp_path / "corpus"), model_dir, tmp_path / "index", IndexConfig())
+        build.build([str(tmp_path / "corpus")], model_dir, tmp_path / "index", IndexConfig())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus"]
     # Embedded again, it is whole; so it is if the file is lost.
     for mend in (lambda: None, lambda: os.remove(path)):
@@ -244,7 +263,7 @@ def test_damaged_corpus_is_refused(examples, model_dir, tmp_path):
 def test_index_that_loses_what_texts_ask_for_is_refused(embedded, model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_ask_saved", lambda _, texts, top: np.zeros((len(texts), top), int))
     with pytest.raises(IndexRefused, match="of the 10 best images"):
-        build.build(embedded.folder, model_dir, tmp_path / "index", IndexConfig())
+        build.build([embedded.folder], model_dir, tmp_path / "index", IndexConfig())
     assert not list(tmp_path.iterdir())
 
 
@@ -289,7 +308,7 @@ def test_faiss_visits_as_many_cells_as_texts_need():
 
 def test_faiss_index_is_built_and_measured(embedded, model_dir, tmp_path):
     about = build.build(
-        embedded.folder, model_dir, tmp_path / "1", IndexConfig(kind=retrieval.FAISS)
+        [embedded.folder], model_dir, tmp_path / "1", IndexConfig(kind=retrieval.FAISS)
     )
     assert about["recall"] == 1.0
     path = tmp_path / "1" / retrieval.FAISS_FILE

@@ -35,5 +35,5 @@ def index(tmp_path_factory, contract_base, examples):
             str(examples), model, str(folder / "corpus"), splits=("train",)
         )
     config = IndexConfig(top=12, splits=("train",))
-    build_transforms.build(str(folder / "corpus"), model, folder / "index", config)
+    build_transforms.build([str(folder / "corpus")], model, folder / "index", config)
     return folder / "index"
