@@ -206,6 +206,60 @@ def test_several_corpora_are_one_index(tmp_path, embedded, examples, model_dir):
     assert gallery.column(retrieval.KEY).to_pylist() == keys
 
 
+@pytest.mark.tfx
+@pytest.mark.parametrize("blessed", [1, 0])
+def test_component_indexes_all_examples_of_a_blessed_model(
+    tmp_path, examples, contract_base, blessed
+):
+    from tfx.types import standard_artifacts
+
+    from sigline.components.artifact_types import EmbeddingIndex
+    from sigline.components.index.component import IndexCorpus
+    from sigline.schemas import artifacts
+
+    def artifact(kind, uri, number=0):
+        made = kind()
+        made.uri, made.id = str(uri), number
+        return made
+
+    shards = sorted((examples / "Split-train").iterdir())
+    given = []
+    for number, shard in enumerate(shards):
+        folder = tmp_path / str(number)
+        (folder / "Split-train").mkdir(parents=True)
+        shutil.copy(shard, folder / "Split-train" / "a.gz")
+        _write_manifest(folder, {"a.gz": 50})
+        given.append(artifact(standard_artifacts.Examples, folder, number))
+    model = artifact(standard_artifacts.Model, tmp_path / "model")
+    shutil.copytree(contract_base / "3", tmp_path / "model" / "Format-Serving")
+    blessings = [
+        artifact(kind, tmp_path)
+        for kind in (standard_artifacts.ModelBlessing, standard_artifacts.InfraBlessing)
+    ]
+    for item in blessings:
+        item.set_int_custom_property(artifacts.BLESSED_PROPERTY, blessed)
+    index = artifact(EmbeddingIndex, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    IndexCorpus.EXECUTOR_SPEC.executor_class._FUNCTION(
+        examples=given[::-1],
+        model=model,
+        model_blessing=blessings[0],
+        infra_blessing=blessings[1],
+        index=index,
+        config=IndexConfig(splits=("train",)).to_json(),
+        corpus_root=str(tmp_path / "corpora"),
+        code_digest="",
+        beam_pipeline=beam.Pipeline(argv=["--runner=FnApiRunner"]),
+    )
+    assert index.get_int_custom_property(artifacts.BUILT_PROPERTY) == blessed
+    about = tmp_path / "out" / artifacts.INDEX_FOLDER / signatures.ASSETS_DIR
+    if blessed:
+        assert json.loads((about / retrieval.INDEX_FILE).read_text())["records"] == 100
+        assert index.get_int_custom_property("records") == 100
+    else:
+        assert not about.exists()
+
+
 def test_equal_images_come_in_the_order_of_rows(tmp_path, model_dir, monkeypatch):
     monkeypatch.setattr(saved_index, "_BLOCK", 4)
     dim = corpus.describe(served_model.metadata(model_dir))[1]
