@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 import sigline.quiet
 
@@ -207,9 +208,7 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         model_blessing=evaluated.outputs["blessing"],
         infra_blessing=served.outputs["blessing"],
         serving_dir=environment.serving_dir,
-        keep_versions=environment.keep_versions or 0,
-        signing_key=environment.signing_key,
-        run_nonce=uuid.uuid4().hex,
+        **_publishing(environment),
     )
     return tfx_pipeline.Pipeline(
         pipeline_name=environment.pipeline_name,
@@ -239,6 +238,16 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
         ),
         beam_pipeline_args=list(environment.beam_args),
     )
+
+
+def _publishing(environment: Environment) -> dict[str, Any]:
+    """Returns what the nodes that publish have in common."""
+    return {
+        "keep_versions": environment.keep_versions or 0,
+        "signing_key": environment.signing_key,
+        # They look at their folder each time.
+        "run_nonce": uuid.uuid4().hex,
+    }
 
 
 def _infra_check(environment: Environment, gate, ingested, trained, evaluated) -> BaseNode:
@@ -303,9 +312,7 @@ def _indexed(
         index=index.outputs["index"],
         pushed_model=published.outputs["pushed_model"],
         index_dir=environment.index_dir,
-        keep_versions=environment.keep_versions or 0,
-        signing_key=environment.signing_key,
-        run_nonce=uuid.uuid4().hex,
+        **_publishing(environment),
     )
     return [index, pushed]
 

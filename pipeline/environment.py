@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from sigline.schemas import versions
+
 VARIABLE = "SIGLINE_ENVIRONMENT"
 # Stands for the number of a span in `input_base`.
 SPAN = "{SPAN}"
@@ -144,7 +146,7 @@ class Environment:
 
 def _absolute(path: str) -> str:
     """Returns a path from the root; what is in an object store is left as it is."""
-    if not path or "://" in path:
+    if not path or versions.is_remote(path):
         return path
     return os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
 

@@ -155,8 +155,7 @@ def _find(graph: _Graph, path: Path):
     pushed = graph.store.get_artifacts_by_type("PushedModel") if digest else []
     for item in sorted(pushed, key=lambda item: -item.id):
         if item.custom_properties["model_digest"].string_value == digest:
-            (model,) = graph.inputs(graph.producer(item.id).id)["model"]
-            return model
+            return _published(graph, item)
     places = {str(path), *(str(parent) for parent in path.parents)}
     for item in graph.store.get_artifacts_by_type("Model"):
         if os.path.realpath(item.uri) in places:
@@ -164,6 +163,14 @@ def _find(graph: _Graph, path: Path):
     raise ValueError(
         f"The metadata store does not know this model, or its files were changed. Received: {path}"
     )
+
+
+def _published(graph: _Graph, pushed):
+    """Returns the model that was published, or whose index was."""
+    inputs = graph.inputs(graph.producer(pushed.id).id)
+    if "model" in inputs:
+        return inputs["model"][0]
+    return _published(graph, inputs["pushed_model"][0])
 
 
 def _told(path: Path) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _ui(arguments: argparse.Namespace) -> int:
     about = index.about
     page = search_page.Page(
         index=index,
-        thumbnail=index.gallery.thumbnail,
+        thumbnail=index.gallery.thumbnail if about["thumbnails"] else None,
         about=f"{about['records']} images, model {about[retrieval.MODEL_DIGEST][:12]}",
         top=min(arguments.top, index.most),
         hosts=frozenset({*_LOCAL_HOSTS, arguments.host, *arguments.allow_host}),

@@ -141,6 +141,27 @@ def write_shard(path: str, serialized: Iterable[bytes]) -> int:
     return count
 
 
+def read_batches(path: str, size: int) -> Iterator[list[bytes]]:
+    """Yields the serialized records of one shard, so many at a time.
+
+    Raises:
+        RuntimeError: If the shard is damaged.
+    """
+    batch = []
+    try:
+        for item in read_shard(path):
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except tf.errors.DataLossError as error:
+        raise RuntimeError(
+            f"{path} cannot be read; write it again: {str(error.message).splitlines()[0]}"
+        ) from None
+    if batch:
+        yield batch
+
+
 def read_shard(path: str) -> Iterator[bytes]:
     """Yields the serialized records of one shard; raises `tf.errors.DataLossError` on damage."""
     for item in tf.data.TFRecordDataset(path, compression_type=COMPRESSION).as_numpy_iterator():

@@ -10,6 +10,11 @@ MANIFEST = "sigline_manifest.json"
 SIGNATURE = "sigline_manifest.sig"
 
 
+def is_remote(base: str | Path) -> bool:
+    """Returns whether a folder is in an object store, which has neither renames nor locks."""
+    return "://" in str(base)
+
+
 def directories(base: str | Path) -> dict[int, Path]:
     """Returns the version directories of a serving folder by number, as TF Serving finds them.
 

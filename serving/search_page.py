@@ -47,7 +47,8 @@ class Page:
 
     Attributes:
         index: What is searched.
-        thumbnail: Returns the picture of a row, or None; raises IndexError if there is no such row.
+        thumbnail: Returns the picture of a row; raises IndexError if there is no such row. None if
+            there are no pictures.
         about: A line about the index.
         top: How many matches are shown.
         hosts: Names that a browser may call this server by: another site whose name was made to
@@ -55,7 +56,7 @@ class Page:
     """
 
     index: Searched
-    thumbnail: Callable[[int], bytes | None]
+    thumbnail: Callable[[int], bytes | None] | None
     about: str
     top: int
     hosts: frozenset[str]
@@ -116,8 +117,9 @@ class _Handlers:
         return web.json_response({"text": self._page.about})
 
     async def thumbnail(self, request: web.Request) -> web.Response:
+        row, thumbnail = int(request.match_info["row"]), self._page.thumbnail
         try:
-            found = self._page.thumbnail(int(request.match_info["row"]))
+            found = await asyncio.to_thread(thumbnail, row) if thumbnail else None
         except IndexError as error:
             raise web.HTTPNotFound from error
         if found is None:
@@ -145,11 +147,8 @@ class _Handlers:
         )
 
     def _shown(self, match: Match) -> Mapping[str, Any]:
-        has_picture = self._page.thumbnail(match.row) is not None
-        return {
-            **asdict(match),
-            "thumbnail": f"/thumbnail/{match.row}" if has_picture else None,
-        }
+        shown = f"/thumbnail/{match.row}" if self._page.thumbnail else None
+        return {**asdict(match), "thumbnail": shown}
 
 
 def _is_foreign(request: web.Request, hosts: frozenset[str]) -> bool:

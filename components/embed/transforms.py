@@ -113,13 +113,7 @@ class _EmbedShard(beam.DoFn):
     def _embedded(self, source: str) -> Iterator[bytes]:
         from sigline.schemas import tf_example
 
-        batch: list[bytes] = []
-        for serialized in tf_example.read_shard(source):
-            batch.append(serialized)
-            if len(batch) == _BATCH:
-                yield from self._embed(batch, source)
-                batch = []
-        if batch:
+        for batch in tf_example.read_batches(source, _BATCH):
             yield from self._embed(batch, source)
 
     def _embed(self, batch: list[bytes], source: str) -> Iterator[bytes]:

@@ -13,6 +13,8 @@ from sigline.schemas import digests, record, signatures
 from sigline.schemas.labels import LabelSet
 
 _BATCH = 64
+# Of a model that is judged.
+_SIGNATURES = (signatures.EMBED_IMAGE, signatures.EMBED_IMAGE_SAFE, signatures.EMBED_TEXT)
 
 
 class EmbedSplit(beam.PTransform):
@@ -108,28 +110,17 @@ class _EmbedShard(beam.DoFn):
         if not _is_whole(cached):
             if self._model is None:
                 self._model = served_model.load(self._model_dir)
-                _check_signatures(self._model, self._model_dir)
+                served_model.check(self._model_dir, _SIGNATURES)
             write_file(cached, embeddings.encode(self._shard(path)))
         yield cached
 
     def _shard(self, path: str) -> embeddings.EmbeddedSplit:
-        import tensorflow as tf
-
         from sigline.schemas import tf_example
 
-        parts, batch = [], []
-        try:
-            for serialized in tf_example.read_shard(path):
-                batch.append(tf_example.decode(serialized))
-                if len(batch) == _BATCH:
-                    parts.append(self._embed(batch))
-                    batch = []
-        except tf.errors.DataLossError as error:
-            raise RuntimeError(
-                f"{path} cannot be read; write it again: {str(error.message).splitlines()[0]}"
-            ) from None
-        if batch or not parts:
-            parts.append(self._embed(batch))
+        batches = tf_example.read_batches(path, _BATCH)
+        parts = [self._embed([tf_example.decode(x) for x in batch]) for batch in batches]
+        # One of no records has the shapes, too.
+        parts = parts or [self._embed([])]
         return embeddings.EmbeddedSplit(
             tuple(item for part in parts for item in part.records),
             np.concatenate([part.image for part in parts]),
@@ -157,15 +148,6 @@ class _EmbedShard(beam.DoFn):
 
     def _texts(self, texts: list[str]) -> np.ndarray:
         return served_model.embed(self._model, signatures.EMBED_TEXT, texts)
-
-
-def _check_signatures(model, model_dir: str) -> None:
-    needed = {signatures.EMBED_IMAGE, signatures.EMBED_IMAGE_SAFE, signatures.EMBED_TEXT}
-    if missing := sorted(needed - set(model.signatures)):
-        raise ValueError(
-            f"A model that is judged must embed images and texts; it lacks {', '.join(missing)}. "
-            f"Received: {model_dir}"
-        )
 
 
 def _is_whole(path: str) -> bool:

@@ -95,17 +95,15 @@ def _write(
         corpus,
         (table for folder, part in parts.items() for table in transforms.tables(folder, part)),
     )
-    norms = np.linalg.norm(vectors, axis=1)
-    if not np.allclose(norms, 1.0, atol=1e-3):
-        row = int(np.abs(norms - 1).argmax())
-        raise ValueError(
-            "Embeddings must be unit vectors. Received: length "
-            f"{norms[row]:.4g} of {sources[row]}/{keys[row]}"
-        )
+    _check_unit(vectors, keys, sources)
     queries = _queries(captions)
     asked = _embed_texts(model_dir, queries)
     top = min(RECALL_AT, len(vectors))
     exact = _exact_scores(vectors, asked, top)
+
+    def recall_of(rows: np.ndarray) -> float:
+        return _recall(rows, vectors, asked, exact)
+
     if config.kind == retrieval.EXACT:
         from sigline.components.index import saved_index_transforms
 
@@ -118,12 +116,12 @@ def _write(
             model_digest=corpus.model_digest,
             top=config.top,
         )
-        recall = _recall(_ask_saved(scratch, queries, top), vectors, asked, exact)
+        recall = recall_of(_ask_saved(scratch, queries, top))
     else:
         index = faiss_index.build(vectors)
         recall = faiss_index.tune(
             index,
-            lambda: _recall(faiss_index.search(index, asked, top)[1], vectors, asked, exact),
+            lambda: recall_of(faiss_index.search(index, asked, top)[1]),
             config.min_recall,
         )
         faiss_index.write(index, str(scratch / retrieval.FAISS_FILE))
@@ -132,6 +130,12 @@ def _write(
             f"The index finds {recall:.4f} of the {top} best images for {len(queries)} captions, "
             f"of at least {config.min_recall}."
         )
+    about = _about(scratch, corpus, config) | {"queries": len(queries), "recall": recall}
+    (assets / retrieval.INDEX_FILE).write_text(json.dumps(about, indent=1, sort_keys=True))
+    return about
+
+
+def _about(scratch: Path, corpus: Corpus, config: IndexConfig) -> dict[str, Any]:
     about = {
         **asdict(config),
         retrieval.MODEL_DIGEST: corpus.model_digest,
@@ -139,24 +143,30 @@ def _write(
         "dim": corpus.dim,
         "records": corpus.records,
         "unreadable": len(corpus.unreadable),
-        "queries": len(queries),
-        "recall": recall,
         "sigline_version": sigline.__version__,
-        "gallery_sha256": digests.file_digest(assets / retrieval.GALLERY_FILE),
     }
     if config.kind == retrieval.FAISS:
         about["faiss_sha256"] = digests.file_digest(scratch / retrieval.FAISS_FILE)
-    (assets / retrieval.INDEX_FILE).write_text(json.dumps(about, indent=1, sort_keys=True))
     return about
+
+
+def _check_unit(vectors: np.ndarray, keys: Sequence[str], sources: Sequence[str]) -> None:
+    norms = np.linalg.norm(vectors, axis=1)
+    if not np.allclose(norms, 1.0, atol=1e-3):
+        row = int(np.abs(norms - 1).argmax())
+        raise ValueError(
+            "Embeddings must be unit vectors. Received: length "
+            f"{norms[row]:.4g} of {sources[row]}/{keys[row]}"
+        )
 
 
 def _gallery(
     path: Path, corpus: Corpus, tables: Iterator[pa.Table]
-) -> tuple[np.ndarray, list[str], list[str], list[tuple[int, str]]]:
+) -> tuple[np.ndarray, list[str], list[str], list[str]]:
     """Writes keys, captions and pictures in the order of rows; returns what the index is made of.
 
     Returns:
-        Vectors, keys and sources of the rows, and rows with their first caption.
+        Vectors, keys, sources and first captions of the rows.
     """
     vectors = np.empty((corpus.records, corpus.dim), np.float32)
     keys, sources, captions = [], [], []
@@ -164,9 +174,7 @@ def _gallery(
     try:
         for table in tables:
             vectors[len(keys) : len(keys) + table.num_rows] = corpora.vectors(table)
-            captions += enumerate(
-                (texts[0] for texts in table.column(corpora.TEXT).to_pylist()), len(keys)
-            )
+            captions += [texts[0] for texts in table.column(corpora.TEXT).to_pylist()]
             keys += table.column(retrieval.KEY).to_pylist()
             sources += table.column(retrieval.SOURCE).to_pylist()
             shown = table.drop_columns([retrieval.EMBEDDING])
@@ -178,9 +186,9 @@ def _gallery(
     return vectors, keys, sources, captions
 
 
-def _queries(captions: Sequence[tuple[int, str]]) -> list[str]:
+def _queries(captions: Sequence[str]) -> list[str]:
     """Returns distinct captions from all over the corpus."""
-    distinct = list(dict.fromkeys(text for _, text in captions))
+    distinct = list(dict.fromkeys(captions))
     places = np.linspace(0, len(distinct) - 1, min(_QUERIES, len(distinct))).round()
     return [distinct[int(place)] for place in places]
 

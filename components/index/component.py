@@ -52,13 +52,18 @@ def IndexCorpus(
             return
         options = IndexConfig(**json.loads(config))
         directory = path_utils.serving_model_path(model.uri)
-        chosen = {"splits": options.splits, "thumbnails": options.thumbnails}
         corpora = []
         # Those of the oldest span first.
         for item in sorted(examples, key=lambda item: item.id):
-            name = transforms.identity(item.uri, directory, **chosen)
-            corpora.append(posixpath.join(corpus_root, name))
-            embed = transforms.EmbedCorpus(item.uri, directory, corpora[-1], **chosen)
+            # Of its own, since it holds one manifest; what lies there is taken by its content.
+            corpora.append(posixpath.join(corpus_root, f"{model.id}-{item.id}"))
+            embed = transforms.EmbedCorpus(
+                item.uri,
+                directory,
+                corpora[-1],
+                splits=options.splits,
+                thumbnails=options.thumbnails,
+            )
             _ = pipeline | f"Embed-{item.id}" >> embed
     target = posixpath.join(index.uri, artifacts.INDEX_FOLDER)
     about = build_transforms.build(corpora, directory, target, options)

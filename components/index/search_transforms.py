@@ -1,6 +1,7 @@
 """Searches an index that lies in a folder."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class Gallery:
     def __init__(self, path: str | Path):
         """Opens the file; nothing but its directory is read."""
         self._file = pq.ParquetFile(path)
+        # A reader is for one thread at a time; pages are asked by several.
+        self._turn = threading.Lock()
 
     def texts(self, row: int) -> tuple[str, ...]:
         """Returns the captions of a row."""
@@ -41,7 +44,8 @@ class Gallery:
         for group in range(self._file.num_row_groups):
             rows = self._file.metadata.row_group(group).num_rows
             if 0 <= row - start < rows:
-                found = self._file.read_row_group(group, [column]).column(column)
+                with self._turn:
+                    found = self._file.read_row_group(group, [column]).column(column)
                 return found[row - start].as_py()
             start += rows
         raise IndexError(f"row must be below {start}. Received: row={row}")

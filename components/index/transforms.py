@@ -17,15 +17,6 @@ from sigline.schemas import digests, examples, record
 _BATCH = 64
 
 
-def identity(
-    examples_dir: str, model_dir: str, *, splits: tuple[str, ...], thumbnails: bool
-) -> str:
-    """Returns a name for all that decides an embedded corpus, in hexadecimal digits."""
-    of_examples = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
-    decides = [corpus.FORMAT, files.tree_digest(model_dir), list(splits), thumbnails]
-    return digests.json_digest([json.loads(of_examples), *decides])[:16]
-
-
 class EmbedCorpus(beam.PTransform):
     """Writes a Parquet file of embeddings for each shard of examples, then their manifest.
 
@@ -59,13 +50,12 @@ class EmbedCorpus(beam.PTransform):
         of_examples = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
         self._shards = examples.shards(of_examples, splits)
         self._of_model = corpus.describe(served_model.metadata(model_dir))
-        self._model_files = files.tree_digest(model_dir)
         self._thumbnails = thumbnails
 
     def expand(self, pbegin):
         """Returns the manifest, a collection of one text."""
         examples_dir, model_dir, output_dir = self._dirs
-        decides = [corpus.FORMAT, self._model_files, self._thumbnails]
+        decides = [corpus.FORMAT, files.tree_digest(model_dir), self._thumbnails]
         embed = _EmbedShard(examples_dir, model_dir, output_dir, self._of_model[1], decides)
         written = (
             pbegin
@@ -124,8 +114,11 @@ class _EmbedShard(beam.DoFn):
         yield (split, name), (posixpath.basename(target), json.loads(files.read_text(note)))
 
     def _rows(self, source: str) -> tuple[list[corpus.Row], list[str]]:
+        from sigline.schemas import tf_example
+
         rows, unreadable = [], []
-        for batch in _batches(source):
+        for serialized in tf_example.read_batches(source, _BATCH):
+            batch = [tf_example.decode(x) for x in serialized]
             found, valid = served_model.embed_images(self._model, [item.image for item in batch])
             for item, vector, good in zip(batch, found, valid, strict=True):
                 if not good:
@@ -146,19 +139,6 @@ def _is_whole(target: str, note: str) -> bool:
         return False
     with files.BeamFiles().open(target) as handle:
         return digests.stream_digest(handle) == wanted
-
-
-def _batches(source: str) -> Iterator[list[record.ImageTextRecord]]:
-    from sigline.schemas import tf_example
-
-    batch = []
-    for serialized in tf_example.read_shard(source):
-        batch.append(tf_example.decode(serialized))
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _write_manifest(_, written, shards, of_model: tuple[str, int], output_dir: str) -> str:

@@ -10,7 +10,8 @@ from tfx.utils import path_utils
 
 from sigline.components.artifact_types import EmbeddingIndex
 from sigline.components.publish import indexes, publishing, remote_transforms, signing
-from sigline.schemas import artifacts, signatures
+from sigline.components.publish.publishing import Published
+from sigline.schemas import artifacts, signatures, versions
 
 
 @component
@@ -41,28 +42,16 @@ def PublishModel(
     if os.path.isfile(warm_up):
         with open(warm_up, "rb") as handle:
             extras[signatures.WARMUP_FILE] = handle.read()
-    is_remote = remote_transforms.is_remote(serving_dir)
-    publisher = remote_transforms if is_remote else publishing
-    published = publisher.publish(
-        directory,
-        serving_dir,
-        keep=keep_versions or None,
-        extras=extras,
-        sign=signing.signer(signing_key) if signing_key else None,
-    )
+    published = _publish(directory, serving_dir, keep_versions, signing_key, extras=extras)
     # Readers of PushedModel find the SavedModel at its URI, as after TFX's Pusher.
     # Links, where the file system has them, so that a rerun costs no space.
     shutil.copytree(
-        directory if is_remote else published.path,
+        directory if versions.is_remote(serving_dir) else published.path,
         pushed_model.uri,
         dirs_exist_ok=True,
         copy_function=_link_or_copy,
     )
-    pushed_model.set_int_custom_property("pushed", 1)
-    pushed_model.set_string_custom_property("pushed_destination", published.uri)
-    pushed_model.set_string_custom_property("pushed_version", str(published.version))
-    pushed_model.set_string_custom_property("model_digest", published.digest)
-    pushed_model.set_int_custom_property("copied", int(published.copied))
+    _record(pushed_model, published)
 
 
 @component
@@ -84,19 +73,24 @@ def PublishIndex(
     if not is_pushed or index.get_int_custom_property(artifacts.BUILT_PROPERTY) != 1:
         pushed_index.set_int_custom_property("pushed", 0)
         return
-    is_remote = remote_transforms.is_remote(index_dir)
     directory = os.path.join(index.uri, artifacts.INDEX_FOLDER)
-    published = (remote_transforms if is_remote else publishing).publish(
-        directory,
-        index_dir,
-        keep=keep_versions or None,
-        marker=indexes.marker(directory, pushed_model.uri),
-        sign=signing.signer(signing_key) if signing_key else None,
-    )
-    pushed_index.set_int_custom_property("pushed", 1)
-    pushed_index.set_string_custom_property("pushed_destination", published.uri)
-    pushed_index.set_string_custom_property("pushed_version", str(published.version))
-    pushed_index.set_int_custom_property("copied", int(published.copied))
+    marker = indexes.marker(directory, pushed_model.uri)
+    _record(pushed_index, _publish(directory, index_dir, keep_versions, signing_key, marker=marker))
+
+
+def _publish(directory: str, base: str, keep: int, signing_key: str, **options) -> Published:
+    publisher = remote_transforms if versions.is_remote(base) else publishing
+    sign = signing.signer(signing_key) if signing_key else None
+    return publisher.publish(directory, base, keep=keep or None, sign=sign, **options)
+
+
+def _record(pushed: PushedModel, published: Published) -> None:
+    """Says where a version was put, in the properties that TFX's Pusher sets, and more."""
+    pushed.set_int_custom_property("pushed", 1)
+    pushed.set_string_custom_property("pushed_destination", published.uri)
+    pushed.set_string_custom_property("pushed_version", str(published.version))
+    pushed.set_string_custom_property("model_digest", published.digest)
+    pushed.set_int_custom_property("copied", int(published.copied))
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -157,7 +157,7 @@ def joined(own: Mapping[str, str], added: Mapping[str, bytes]) -> dict[str, str]
 
 
 def _local(base: str | Path) -> Path:
-    if "://" in str(base):
+    if versions.is_remote(base):
         raise ValueError(
             "base must be a local or mounted folder; object stores have no atomic rename. "
             f"Received: base={base}"

@@ -7,7 +7,6 @@ There is no lock on an object store: one publisher at a time is the caller's dut
 """
 
 import json
-import os
 import posixpath
 import re
 from collections.abc import Mapping
@@ -130,8 +129,3 @@ def _delete(paths: list[str]) -> None:
     """Removes the objects that are there."""
     if there := [path for path in paths if FileSystems.exists(path)]:
         FileSystems.delete(there)
-
-
-def is_remote(base: str | os.PathLike) -> bool:
-    """Returns whether a folder is in an object store."""
-    return "://" in os.fspath(base)

@@ -328,6 +328,10 @@ def test_index_that_loses_what_texts_ask_for_is_refused(embedded, model_dir, tmp
         ({"top": 3}, "top must be at least 10"),
         ({"min_recall": 1.5}, "min_recall"),
         ({"splits": ()}, "splits"),
+        ({"splits": "train"}, "splits a list"),
+        ({"top": "20"}, "must be numbers"),
+        ({"top": True}, "must be numbers"),
+        ({"thumbnails": "no"}, "true or false"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

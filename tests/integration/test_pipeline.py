@@ -137,6 +137,8 @@ def test_lineage_tells_what_the_model_was_made_of(first, folder, capsys):
     text = capsys.readouterr().out
     assert str(folder / "data") in text
     assert "blessed" in text
+    assert cli.main(["lineage", str(folder / "root/index/1"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"] == [data]
     # What somebody changed is no model of this pipeline.
     shutil.copytree(model, folder / "changed")
     (folder / "changed" / "saved_model.pb").write_bytes(b"changed")

@@ -67,6 +67,8 @@ def test_batching_and_monitoring_are_read_as_tf_serving_reads_them():
 @pytest.mark.parametrize("manifest", _manifests(), ids=lambda x: x["kind"])
 def test_manifest_is_valid_and_has_no_unknown_fields(manifest):
     kubernetes_validate.validate(manifest, "1.33", strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(manifest | {"spek": {}}, "1.33", strict=True)
 
 
 def test_manifests_refer_to_each_other():

@@ -57,21 +57,18 @@ def test_answers_must_be_those_of_the_trainer(tmp_path, vocabulary, scene_record
         infra_check.check_serving(tmp_path / "m", images, texts, golden=golden)
 
 
-def test_model_that_takes_too_much_memory_is_refused(tmp_path, vocabulary, scene_records):
-    tiny = config.tiny(config.load_recipe("siglip_demo"))
-    export.export(tmp_path / "m", two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
+def test_model_that_takes_too_much_memory_is_refused(contract_base, scene_records):
     images = [scene_records[0].image]
     with pytest.raises(infra_check.InfraError, match=r"the model takes \d+ MiB .* of at most 200"):
-        infra_check.check_serving(tmp_path / "m", images, ["a"], max_memory_mib=200)
+        infra_check.check_serving(contract_base / "3", images, ["a"], max_memory_mib=200)
 
 
-def test_model_that_takes_too_long_is_refused(tmp_path, vocabulary, scene_records):
-    tiny = config.tiny(config.load_recipe("siglip_demo"))
-    export.export(tmp_path / "m", two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
+def test_model_that_takes_too_long_is_refused(contract_base, scene_records):
+    model = contract_base / "3"
     images = [scene_records[0].image]
     with pytest.raises(infra_check.InfraError, match=r"one image takes .* ms .* of at most 0\.1"):
-        infra_check.check_serving(tmp_path / "m", images, ["a"], max_latency_ms=0.1)
-    found = infra_check.check_serving(tmp_path / "m", images, ["a"], max_latency_ms=60_000)
+        infra_check.check_serving(model, images, ["a"], max_latency_ms=0.1)
+    found = infra_check.check_serving(model, images, ["a"], max_latency_ms=60_000)
     assert 0 < found.figures["text_latency_ms"] < found.figures["image_latency_ms"] < 60_000
 
 

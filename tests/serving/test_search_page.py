@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import io
 import json
 import shutil
@@ -49,7 +50,7 @@ def _jpeg(color):
 def _thumbnail(row):
     if row > 2:
         raise IndexError(row)
-    return _jpeg((255, 0, 0)) if row < 2 else None
+    return _jpeg((255, 0, 0))
 
 
 @pytest.fixture
@@ -57,10 +58,10 @@ def index():
     return Index()
 
 
-@pytest.fixture
-def address(index):
-    """A running page."""
-    page = search_page.Page(index, _thumbnail, "3 images", 3, frozenset({"127.0.0.1"}))
+@contextlib.contextmanager
+def _running(index, thumbnail):
+    """Yields the address of a page."""
+    page = search_page.Page(index, thumbnail, "3 images", 3, frozenset({"127.0.0.1"}))
     loop, started = asyncio.new_event_loop(), threading.Event()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -88,6 +89,12 @@ def address(index):
     loop.close()
 
 
+@pytest.fixture
+def address(index):
+    with _running(index, _thumbnail) as found:
+        yield found
+
+
 def _ask(address, *, method="POST", path="/search", headers=None, **fields):
     async def ask():
         form = aiohttp.FormData()
@@ -103,13 +110,20 @@ def _ask(address, *, method="POST", path="/search", headers=None, **fields):
     return asyncio.run(ask())
 
 
-def test_text_finds_matches_with_pictures_where_there_are_some(address, index):
+def test_text_finds_matches_and_their_pictures(address, index):
     status, _, content = _ask(address, text=" ein rotes Quadrat ")
     found = json.loads(content)["matches"]
     assert status == 200
     assert index.asked == ["ein rotes Quadrat"]
-    assert [x["thumbnail"] for x in found] == ["/thumbnail/0", "/thumbnail/1", None]
+    assert [x["thumbnail"] for x in found] == ["/thumbnail/0", "/thumbnail/1", "/thumbnail/2"]
     assert found[0]["score"] == 1
+
+
+def test_index_without_pictures_shows_none(index):
+    with _running(index, None) as address:
+        found = json.loads(_ask(address, text="a star")[2])["matches"]
+        assert [x["thumbnail"] for x in found] == [None] * 3
+        assert _ask(address, method="GET", path="/thumbnail/0")[0] == 404
 
 
 def test_picture_finds_matches(address, index):
@@ -122,7 +136,7 @@ def test_picture_finds_matches(address, index):
 def test_thumbnails_are_served(address):
     status, headers, content = _ask(address, method="GET", path="/thumbnail/0")
     assert (status, headers["Content-Type"], content[:2]) == (200, "image/jpeg", b"\xff\xd8")
-    for path in ("/thumbnail/2", "/thumbnail/7", "/thumbnail/../x", "/thumbnail/-1", "/etc"):
+    for path in ("/thumbnail/3", "/thumbnail/7", "/thumbnail/../x", "/thumbnail/-1", "/etc"):
         assert _ask(address, method="GET", path=path)[0] == 404
 
 
@@ -190,7 +204,7 @@ def test_person_types_and_drops_in_a_browser(address, index, tmp_path):
         )
         assert page.run("document.querySelectorAll('.match b, .match i').length") == 0
         page.wait("[...document.querySelectorAll('.match img')].every(x => x.naturalWidth === 40)")
-        assert page.run("document.querySelectorAll('.match img').length") == 2
+        assert page.run("document.querySelectorAll('.match img').length") == 3
         page.run(
             """const held = new DataTransfer();
             held.items.add(new File([new Uint8Array([0x89, 80, 78, 71])], 'a.png'));

@@ -55,6 +55,8 @@ def test_key_beside_others_is_enough(signed, keys, tmp_path):
     both = tmp_path / "both.pub"
     both.write_bytes(_key(tmp_path, "other")[1].read_bytes() + keys[1].read_bytes())
     Verifier(both).check(signed / "1")
+    with pytest.raises(ValueError, match="by a key that is trusted"):
+        Verifier(tmp_path / "other.pub").check(signed / "1")
 
 
 @pytest.mark.parametrize(
