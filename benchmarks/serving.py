@@ -31,7 +31,8 @@ import machine
 import workers
 
 CONCURRENCY = {"tiny": (1, 8, 32, 128), "B/16": (1, 8, 32)}
-SECONDS = 6.0
+# Of each measurement; eight pictures of B/16 take three.
+SECONDS = {"tiny": 6.0, "B/16": 12.0}
 ROUNDS = 3
 DIRECT, SESSION = "direct call", "its session"
 BATCHED, SINGLE = "server", "server, no batches"
@@ -73,7 +74,7 @@ def _inputs(kind: str) -> list[tuple[str, dict]]:
 
 
 def direct(base: Path) -> None:
-    """Serves direct calls: answers `WAY KIND CONCURRENCY` on standard input by its figures."""
+    """Serves direct calls: answers `WAY KIND CONCURRENCY SECONDS` on standard input by figures."""
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
     import numpy as np
     import tensorflow as tf
@@ -99,8 +100,8 @@ def direct(base: Path) -> None:
             run(*asked[kind][0])
     workers.answer({})
     for line in sys.stdin:
-        way, kind, concurrency = json.loads(line)
-        run, times, end = ways[way], [], time.perf_counter() + SECONDS
+        way, kind, concurrency, seconds = json.loads(line)
+        run, times, end = ways[way], [], time.perf_counter() + seconds
 
         def ask(first: int, run=run, asked=asked[kind], times=times, end=end) -> None:
             number = first
@@ -163,22 +164,38 @@ class Server:
         self.process.wait(60)
 
 
+def _requests(kind: str) -> list[bytes]:
+    from sigline.serving.transport import Options
+
+    return [Options().request(*asked).SerializeToString() for asked in _inputs(kind)]
+
+
+def check(server: Server, kind: str) -> None:
+    """Asks once, and reads the answer; the first request of a kind takes longer than others."""
+    import grpc
+
+    from sigline.serving import protos
+    from sigline.serving.transport import answer_of
+
+    with grpc.insecure_channel(server.address) as channel:
+        answer = channel.unary_unary(protos.PREDICT)(_requests(kind)[0], timeout=300.0)
+    found = answer_of(protos.PredictResponse.FromString(answer))
+    assert found.outputs["embedding"].shape[0] == 1
+
+
 async def _load(address: str, kind: str, concurrency: int, seconds: float) -> list[float]:
     """Asks in a closed loop; returns how long each request took.
 
-    Requests are serialized before and answers are not read, but for one: what is measured is the
-    server, with which this process shares the cores.
+    Requests are serialized before and answers are not read: what is measured is the server, with
+    which this process shares the cores.
     """
     import grpc
 
     from sigline.serving import protos
-    from sigline.serving.transport import Options, answer_of
 
-    requests = [Options().request(*asked).SerializeToString() for asked in _inputs(kind)]
+    requests = _requests(kind)
     channel, times = grpc.aio.insecure_channel(address), []
     call = channel.unary_unary(protos.PREDICT)
-    answer = answer_of(protos.PredictResponse.FromString(await call(requests[0], timeout=300.0)))
-    assert answer.outputs["embedding"].shape[0] == 1
     end = time.perf_counter() + seconds
 
     async def ask(number: int) -> None:
@@ -192,7 +209,7 @@ async def _load(address: str, kind: str, concurrency: int, seconds: float) -> li
     return times
 
 
-def ask(server: Server, kind: str, concurrency: int, seconds: float = SECONDS) -> dict:
+def ask(server: Server, kind: str, concurrency: int, seconds: float) -> dict:
     """Returns the figures of a server under a load."""
     spent, begin = server.cpu_seconds(), time.perf_counter()
     times = asyncio.run(_load(server.address, kind, concurrency, seconds))
@@ -222,18 +239,20 @@ def measure(
     if cores == APART:
         os.sched_setaffinity(0, every - first)
     starts = {name: server.start_seconds for name, server in servers.items()}
-    rows = []
+    rows, seconds = [], SECONDS[size]
     assert worker.stdin is not None
     for kind in KINDS:
+        for server in servers.values():
+            check(server, kind)
         for number in concurrency:
             found: dict[str, list[dict]] = {x: [] for x in (DIRECT, SESSION, *servers)}
             for _ in range(rounds):
                 for way in (DIRECT, SESSION):
-                    worker.stdin.write(json.dumps([way, kind, number]) + "\n")
+                    worker.stdin.write(json.dumps([way, kind, number, seconds]) + "\n")
                     worker.stdin.flush()
                     found[way].append(workers.read(worker, way))
                 for name, server in servers.items():
-                    found[name].append(ask(server, kind, number))
+                    found[name].append(ask(server, kind, number, seconds))
             for name, figures in found.items():
                 about = {"model": size, "cores": cores, "request": kind, "concurrency": number}
                 rows.append(about | {"variant": name} | _summary(figures, found[DIRECT]))
@@ -258,6 +277,7 @@ def _summary(figures: list[dict], direct: list[dict]) -> dict:
 def swaps(base: Path) -> dict:
     """Returns the figures of eight clients without swaps, and while versions are swapped."""
     server = Server(base)
+    check(server, TEXT)
     calm = ask(server, TEXT, 8, SWAPS * SWAP_SECONDS)
 
     def publish() -> None:
@@ -311,9 +331,10 @@ def markdown(results: dict) -> str:
         "# Serving",
         "",
         f"{results['processor']}, {results['cpu_count']} threads, {results['date']}; "
-        f"`{results['command']}`; {results['rounds']} rounds of {SECONDS:g} s each, medians. Those "
-        "who ask share the cores with the model, or the model has one core and they have the other "
-        "(apart); a request is one text, or one JPEG of 320 x 240.",
+        f"`{results['command']}`; {results['rounds']} rounds of {SECONDS['tiny']:g} s each (B/16: "
+        f"{SECONDS['B/16']:g} s), medians. Those who ask share the cores with the model, or the "
+        "model has one core and they have the other (apart); a request is one text, or one JPEG of "
+        "320 x 240.",
         "",
         "| model | cores | request | at a time | | requests/s | times the direct call (least, most)"
         " | p50 ms | p95 | p99 | CPU ms |",
