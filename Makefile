@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 TORCH_VERSION := 2.13.0
-EXTRAS := --extra cpu --extra pipeline --extra dask --extra serving --extra faiss --extra ui --extra signing --extra test
+EXTRAS := --extra cpu --extra pipeline --extra dask --extra kfp --extra serving --extra faiss --extra ui --extra signing --extra test
 # A mark that is newer than what the environment was made from, so that nothing is set up twice.
 READY := $(VENV)/.ready
 # Environments that cannot be one: the peers that benchmarks and imported weights are compared with,

@@ -23,7 +23,12 @@ setup(
     package_dir=packages,
     package_data={
         "sigline.schemas": ["*.pbtxt"],
-        "sigline.pipeline": ["environments/*.yaml"],
+        "sigline.pipeline": [
+            "environments/*.yaml",
+            "template/*",
+            "template/*/*",
+            "template/*/*/*",
+        ],
         "sigline.serving": ["page/*"],
     },
 )

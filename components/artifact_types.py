@@ -1,4 +1,7 @@
-"""Artifact types that TFX has no standard type for."""
+"""Artifact types that TFX has no standard type for.
+
+Their names are such as Kubeflow takes: a package and a class.
+"""
 
 from tfx.types import artifact
 
@@ -6,28 +9,34 @@ from tfx.types import artifact
 class IngestReport(artifact.Artifact):
     """Counts of an ingest run and the rejected pairs."""
 
-    TYPE_NAME = "SiglineIngestReport"
+    TYPE_NAME = "sigline.IngestReport"
 
 
 class DataReport(artifact.Artifact):
     """The data gate's findings."""
 
-    TYPE_NAME = "SiglineDataReport"
+    TYPE_NAME = "sigline.DataReport"
 
 
 class DataAcceptance(artifact.Artifact):
     """That the data gate let data pass; its properties name the artifacts."""
 
-    TYPE_NAME = "SiglineDataAcceptance"
+    TYPE_NAME = "sigline.DataAcceptance"
 
 
 class Vocabulary(artifact.Artifact):
     """A SentencePiece vocabulary."""
 
-    TYPE_NAME = "SiglineVocabulary"
+    TYPE_NAME = "sigline.Vocabulary"
 
 
 class EmbeddingIndex(artifact.Artifact):
     """An index of images, if the model was blessed."""
 
-    TYPE_NAME = "SiglineEmbeddingIndex"
+    TYPE_NAME = "sigline.EmbeddingIndex"
+
+
+class ModelCard(artifact.Artifact):
+    """What a model is, what it was made of and what it is worth, for people and as JSON."""
+
+    TYPE_NAME = "sigline.ModelCard"

@@ -1,6 +1,7 @@
 """What operators own: paths, data, limits and the recipe to run, read strictly from YAML."""
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ SIGLINE, TFX = "sigline", "tfx"
 # Keys of whole numbers, and of mappings.
 _NUMBERS = ("span", "window", "keep_versions", "serving_memory_mib", "serving_latency_ms")
 _PATHS = ("root", "input_base", "serving_dir", "index_dir", "schema", "weights", "signing_key")
-_MAPPINGS = ("ingest", "data_gate", "evaluation", "teachers", "index")
+_MAPPINGS = ("ingest", "data_gate", "evaluation", "teachers", "index", "gate", "kubeflow")
 # Not DirectRunner, Beam's default, which first tries to download another runner.
 _RUNNER = "--runner=FnApiRunner"
 PACKAGED = Path(__file__).parent / "environments"
@@ -60,6 +61,9 @@ class Environment:
         index: Fields of the index's `IndexConfig`, if the examples are to be made searchable;
             None for no index.
         index_dir: Folder that versions of the index go to; `ROOT/index` if empty.
+        gate: What a model must reach, where it differs from the recipe's `Gate`.
+        kubeflow: What a cluster gives the tasks, see `kubeflow.settings.Settings`; None where the
+            pipeline does not run on one.
         beam_args: Arguments of the Beam runner; the local one where none is named.
     """
 
@@ -85,6 +89,8 @@ class Environment:
     evaluation: dict[str, Any] = field(default_factory=dict)
     index: dict[str, Any] | None = None
     index_dir: str = ""
+    gate: dict[str, Any] = field(default_factory=dict)
+    kubeflow: dict[str, Any] | None = None
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -122,6 +128,11 @@ class Environment:
             raise ValueError("embed_images embeds one span; it needs window: 1.")
         teachers = {name: _absolute(path) for name, path in self.teachers.items()}
         object.__setattr__(self, "teachers", teachers)
+
+    @property
+    def spans(self) -> str:
+        """The pattern that the data is a span of; empty without spans."""
+        return self.input_base if SPAN in self.input_base else ""
 
     @property
     def pipeline_root(self) -> str:
@@ -190,6 +201,18 @@ def load(path: str | Path) -> Environment:
     if not all(isinstance(x, str) and x for item in teachers.items() for x in item):
         raise ValueError(f"{path}: teachers must be paths by name. Received: teachers={teachers}")
     return Environment(**data)
+
+
+def to_json(environment: Environment) -> str:
+    """Returns an environment as JSON text."""
+    return json.dumps(dataclasses.asdict(environment), sort_keys=True)
+
+
+def from_json(text: str) -> Environment:
+    """Returns the environment that `to_json` wrote."""
+    data = json.loads(text)
+    lists = {name: tuple(data[name]) for name in ("overrides", "beam_args")}
+    return Environment(**data | lists)
 
 
 def active() -> Environment:

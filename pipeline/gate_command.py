@@ -158,6 +158,10 @@ def _gate(path: Path | None, model: Path):
     if not metadata.is_file():
         raise ValueError(f"--gate is needed: the model names no recipe. Received: --model {model}")
     try:
-        return config.load_gate(json.loads(metadata.read_text())["recipe"])
+        recipe = str(json.loads(metadata.read_text())["recipe"])
+        if config.is_of_other_package(recipe):
+            # A model must not say what code is run.
+            raise ValueError(f"recipe {recipe} is not one of sigline's")
+        return config.load_gate(recipe)
     except (KeyError, ValueError) as error:
         raise ValueError(f"--gate is needed: {error}") from None

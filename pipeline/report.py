@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +21,23 @@ _STATES = {
 
 @dataclass(frozen=True)
 class NodeRun:
-    """One node of a run: its state, its duration and the URIs of what it put out."""
+    """One node of a run: its state, its duration and the URIs of what it put out.
+
+    Attributes:
+        name: Its name.
+        state: `done`, `cached`, `failed` or `running`.
+        seconds: How long it took.
+        outputs: URIs by the names of outputs.
+        properties: Their properties.
+        error: Why it failed, a sentence; empty if it did not, or where that is not known.
+    """
 
     name: str
     state: str
     seconds: float
     outputs: dict[str, str]
     properties: dict[str, dict[str, Any]]
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,11 @@ def read_report(metadata_path: str) -> RunReport:
         )
     newest = max(runs, key=lambda context: context.create_time_since_epoch)
     executions = store.get_executions_by_context(newest.id)
-    nodes = [_node(store, item) for item in sorted(executions, key=lambda item: item.id)]
+    return of_nodes([_node(store, item) for item in sorted(executions, key=lambda item: item.id)])
+
+
+def of_nodes(nodes: Sequence[NodeRun]) -> RunReport:
+    """Returns the report of a run of these nodes, in the order in which they ran."""
     by_name = {node.name: node for node in nodes}
     return RunReport(
         nodes=tuple(nodes),

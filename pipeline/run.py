@@ -58,7 +58,7 @@ def guarded(work: Callable[[], int]) -> int:
         if refusal is not None:
             print(refusal, file=sys.stderr)
             return EXIT_NOT_BLESSED
-        print(f"The pipeline failed: {_message(error)}", file=sys.stderr)
+        print(f"The pipeline failed: {message(error)}", file=sys.stderr)
         print("Set SIGLINE_TRACEBACK=1 for the traceback.", file=sys.stderr)
         return EXIT_FAILED
 
@@ -83,7 +83,7 @@ def _find(error: BaseException | None, kind: type[BaseException]) -> BaseExcepti
     return error
 
 
-def _message(error: BaseException) -> str:
+def message(error: BaseException) -> str:
     """Returns the message of an exception; Beam's hold a traceback, whose last line counts."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if any("Traceback (most recent call last)" in line for line in lines):

@@ -17,6 +17,7 @@ from tfx.types.standard_artifacts import (
 from tfx.utils import path_utils
 
 from sigline.schemas import artifacts, record, signatures
+from sigline.schemas.gate import Gate
 
 _NUM_REQUESTS = 16
 
@@ -28,17 +29,17 @@ def CheckServing(
     model_blessing: InputArtifact[ModelBlessing],
     model_run: InputArtifact[ModelRun],
     blessing: OutputArtifact[InfraBlessing],
-    tolerance: Parameter[float],
+    gate: Parameter[str],
     max_memory_mib: Parameter[float],
     max_latency_ms: Parameter[float],
     code_digest: Parameter[str],
 ):
     """Serves the candidate in processes of its own and sends it records of the eval split.
 
-    The answers must be those of the model in the trainer, and no process may hold more than
-    `max_memory_mib`, nor a lone request take more than `max_latency_ms` at its best (0 for no
-    limit). A model that the evaluation refused is not checked. Beside
-    the blessing lie the requests that the published model is warmed up by.
+    The answers must be those of the model in the trainer, as close as the gate asks. No process may
+    hold more than `max_memory_mib`, nor a lone request take more than `max_latency_ms` at its best
+    (0 for no limit). A model that the evaluation refused is not checked. Beside the blessing lie
+    the requests that the published model is warmed up by.
     """
     del code_digest
     from sigline.schemas import tf_example
@@ -56,7 +57,7 @@ def CheckServing(
                 path_utils.serving_model_path(model.uri),
                 [item.image for item in records],
                 [item.text[0] for item in records],
-                golden=_golden(records, model_run.uri, tolerance),
+                golden=_golden(records, model_run.uri, Gate.from_json(gate).max_parity_difference),
                 max_memory_mib=max_memory_mib or None,
                 max_latency_ms=max_latency_ms or None,
             )

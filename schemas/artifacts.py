@@ -1,5 +1,9 @@
 """Names of files inside the pipeline's artifacts, and of the properties set on them."""
 
+from pathlib import Path
+
+# Of records, curated; TFDV's text.
+SCHEMA = Path(__file__).parent / "image_text.pbtxt"
 COUNTS_FILE = "counts.json"
 REJECTED_FOLDER = "rejected"
 # Below a data report: what became of each part of the input, in img2dataset's form.
@@ -18,6 +22,7 @@ PARITY_IMAGE, PARITY_TEXT, PARITY_UNITS = "image", "text", "units"
 METRICS_FILE = "metrics.json"
 VERDICT_FILE = "verdict.json"
 INFRA_REPORT_FILE = "infra.json"
+CARD_FILE, CARD_PAGE = "model_card.json", "model_card.md"
 
 # Below the artifact of an index, where it appears whole or not at all.
 INDEX_FOLDER = "index"

@@ -77,6 +77,18 @@ class Gate:
         """Returns the gate as JSON text."""
         return json.dumps(asdict(self), sort_keys=True)
 
+    def changed(self, changes: Any) -> "Gate":
+        """Returns the gate with other thresholds.
+
+        Args:
+            changes: As `from_dict` reads it; what it leaves out stays, and null takes one away.
+
+        Raises:
+            ValueError: If a key is unknown, or a value is no number.
+        """
+        _check_mapping("gate", changes)
+        return self.from_dict(_merged(asdict(self), changes))
+
     @classmethod
     def from_dict(cls, data: Any) -> "Gate":
         """Reads a gate from what JSON or YAML holds.
@@ -100,6 +112,18 @@ class Gate:
 
 _BY_METRIC = ("minimum", "maximum", "above_chance", "max_drop", "max_rise", "max_ratio")
 _BY_DIMENSION = ("slice_minimum", "slice_max_drop")
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    found = dict(values)
+    for key, change in changes.items():
+        if change is None:
+            found.pop(key, None)
+        elif isinstance(change, dict) and isinstance(found.get(key), dict):
+            found[key] = _merged(found[key], change)
+        else:
+            found[key] = change
+    return found
 
 
 def _check_mapping(name: str, value: Any) -> None:

@@ -15,7 +15,9 @@ from sigline import quiet
 from sigline.pipeline import (
     ask_commands,
     gate_command,
+    kubeflow_command,
     lineage_command,
+    new_command,
     search_commands,
     seeds_command,
     serve_command,
@@ -178,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     serve_command.add_parser(commands)
     versions_command.add_parser(commands)
     lineage_command.add_parser(commands)
+    kubeflow_command.add_parser(commands)
+    new_command.add_parser(commands)
 
     ask_commands.add_parsers(commands)
     search_commands.add_parsers(commands)
@@ -342,8 +346,8 @@ def _schema(arguments: argparse.Namespace) -> int:
     quiet.import_tfx()
     import tensorflow_data_validation as tfdv
 
-    from sigline import schemas
     from sigline.components.validate import infer
+    from sigline.schemas import artifacts
 
     paths = sorted(arguments.statistics.glob("Split-*/FeatureStats.pb"))
     if not paths:
@@ -353,7 +357,7 @@ def _schema(arguments: argparse.Namespace) -> int:
         )
     if arguments.output.exists():
         raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
-    curated = tfdv.load_schema_text(str(Path(schemas.__file__).parent / "image_text.pbtxt"))
+    curated = tfdv.load_schema_text(str(artifacts.SCHEMA))
     found = infer.infer(curated, [tfdv.load_stats_binary(str(path)) for path in paths])
     tfdv.write_schema_text(found, str(arguments.output))
     print(f"Look through {arguments.output}, and name it as `schema` in the environment.")

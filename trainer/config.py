@@ -387,7 +387,7 @@ def from_json(text: str) -> TrainConfig:
 
 
 def load_recipe(name: str) -> TrainConfig:
-    """Returns the configuration of `trainer/recipes/NAME.py`.
+    """Returns the configuration of `trainer/recipes/NAME.py`, or of a module such as `a.recipe`.
 
     Raises:
         ValueError: If there is no such recipe; the message lists those that exist.
@@ -396,7 +396,7 @@ def load_recipe(name: str) -> TrainConfig:
 
 
 def load_gate(name: str) -> Gate:
-    """Returns what a model of `trainer/recipes/NAME.py` must reach before it is published.
+    """Returns what a model of a recipe must reach before it is published; see `load_recipe`.
 
     Raises:
         ValueError: If there is no such recipe, or it has no gate.
@@ -411,7 +411,10 @@ def load_gate(name: str) -> Gate:
 
 
 def recipe_module(name: str) -> types.ModuleType:
-    """Returns `trainer/recipes/NAME.py`, whose docstring is its run card.
+    """Returns `trainer/recipes/NAME.py`, or the module of a name with a dot in it.
+
+    Its docstring is its run card. A module of another package is code that is run: a name with a
+    dot must come from who runs the command, never from a model.
 
     Raises:
         ValueError: If there is no such recipe; the message lists those that exist.
@@ -419,11 +422,26 @@ def recipe_module(name: str) -> types.ModuleType:
     from sigline.trainer import recipes
 
     known = recipes.names()
-    if name not in known:
+    if name in known:
+        return importlib.import_module(f"sigline.trainer.recipes.{name}")
+    message = f"Unknown recipe. Received: name={name!r}. Known recipes: {', '.join(known)}"
+    if not is_of_other_package(name):
+        raise ValueError(message)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
         raise ValueError(
-            f"Unknown recipe. Received: name={name!r}. Known recipes: {', '.join(known)}"
-        )
-    return importlib.import_module(f"sigline.trainer.recipes.{name}")
+            f"{message}, and modules that can be imported; this one cannot: {error}. Is its "
+            "package installed here?"
+        ) from None
+    if not hasattr(module, "config"):
+        raise ValueError(f"Recipe {name} must have a function config(). Received: {module}")
+    return module
+
+
+def is_of_other_package(name: str) -> bool:
+    """Returns whether a recipe's name is that of a module, such as `my_project.recipe`."""
+    return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
 def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:

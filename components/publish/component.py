@@ -1,17 +1,60 @@
 """The publishing components: of models, and of their indexes."""
 
+import json
 import os
 import shutil
+from pathlib import Path
 
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
-from tfx.types.standard_artifacts import InfraBlessing, Model, ModelBlessing, PushedModel
+from tfx.types.standard_artifacts import (
+    Examples,
+    InfraBlessing,
+    Model,
+    ModelBlessing,
+    ModelEvaluation,
+    PushedModel,
+)
 from tfx.utils import path_utils
 
-from sigline.components.artifact_types import EmbeddingIndex
+from sigline.components.artifact_types import EmbeddingIndex, ModelCard
+from sigline.components.publish import card as cards
 from sigline.components.publish import indexes, publishing, remote_transforms, signing
 from sigline.components.publish.publishing import Published
 from sigline.schemas import artifacts, signatures, versions
+
+
+@component
+def DescribeModel(
+    model: InputArtifact[Model],
+    evaluation: InputArtifact[ModelEvaluation],
+    trained_on: InputArtifact[list[Examples]],
+    card: OutputArtifact[ModelCard],
+    config: Parameter[str],
+    input_base: Parameter[str],
+    input_digest: Parameter[str],
+    weights_digest: Parameter[str],
+    teacher_digests: Parameter[str],
+    code_digest: Parameter[str],
+    baseline: InputArtifact[Model] = None,
+):
+    """Writes the model card."""
+    del code_digest
+    parents = {f"teacher {name}": x for name, x in json.loads(teacher_digests).items()}
+    parents |= {"weights that it started from": weights_digest} if weights_digest else {}
+    found = cards.card(
+        path_utils.serving_model_path(model.uri),
+        evaluation.uri,
+        [(item.span, item.version, item.uri) for item in trained_on],
+        config=json.loads(config),
+        source={"input_base": input_base, "input_digest": input_digest},
+        parents=parents,
+        baseline_dir=path_utils.serving_model_path(baseline.uri) if baseline else None,
+    )
+    with open(os.path.join(card.uri, artifacts.CARD_FILE), "w", encoding="utf-8") as handle:
+        json.dump(found, handle, indent=1, sort_keys=True)
+    with open(os.path.join(card.uri, artifacts.CARD_PAGE), "w", encoding="utf-8") as handle:
+        handle.write(cards.markdown(found))
 
 
 @component
@@ -24,12 +67,14 @@ def PublishModel(
     run_nonce: Parameter[str],
     keep_versions: Parameter[int] = 0,
     signing_key: Parameter[str] = "",
+    card: InputArtifact[ModelCard] = None,
 ):
     """Publishes a model that both gates blessed; else records that nothing was pushed.
 
     The nonce differs in every run: whether the serving folder still holds the model is looked up,
     never answered from the cache. A model that stands there already is not copied again. Of more
-    than `keep_versions` the oldest are removed; 0 keeps all. With a key its manifest is signed.
+    than `keep_versions` the oldest are removed; 0 keeps all. With a key its manifest is signed. The
+    warm-up requests and the card lie in its `assets.extra`.
     """
     del run_nonce
     blessings = (model_blessing, infra_blessing)
@@ -37,11 +82,10 @@ def PublishModel(
         pushed_model.set_int_custom_property("pushed", 0)
         return
     directory = path_utils.serving_model_path(model.uri)
-    warm_up = os.path.join(infra_blessing.uri, signatures.WARMUP_FILE)
-    extras = {}
-    if os.path.isfile(warm_up):
-        with open(warm_up, "rb") as handle:
-            extras[signatures.WARMUP_FILE] = handle.read()
+    files = [os.path.join(infra_blessing.uri, signatures.WARMUP_FILE)]
+    if card is not None:
+        files += [os.path.join(card.uri, x) for x in (artifacts.CARD_FILE, artifacts.CARD_PAGE)]
+    extras = {os.path.basename(x): Path(x).read_bytes() for x in files if os.path.isfile(x)}
     published = _publish(directory, serving_dir, keep_versions, signing_key, extras=extras)
     # Readers of PushedModel find the SavedModel at its URI, as after TFX's Pusher.
     # Links, where the file system has them, so that a rerun costs no space.

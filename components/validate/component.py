@@ -31,9 +31,9 @@ class DataGateError(RuntimeError):
 def ProvideSchema(
     schema: OutputArtifact[Schema], schema_file: Parameter[str], schema_digest: Parameter[str]
 ):
-    """Copies the curated schema; the digest is there for the cache only."""
+    """Copies the curated schema, the packaged one without a file; the digest is for the cache."""
     del schema_digest
-    shutil.copyfile(schema_file, os.path.join(schema.uri, _SCHEMA_FILE))
+    shutil.copyfile(schema_file or artifacts.SCHEMA, os.path.join(schema.uri, _SCHEMA_FILE))
 
 
 @component

@@ -18,7 +18,7 @@ def test_records_that_break_the_schema_become_sentences(tmp_path, scene_records)
     from tfx.types.standard_artifacts import ExampleAnomalies
 
     from sigline.components.validate import component, gate
-    from sigline.pipeline import build
+    from sigline.schemas import artifacts
 
     # Over a hundred records, which TFDV wants before it judges images.
     broken = [
@@ -27,7 +27,7 @@ def test_records_that_break_the_schema_become_sentences(tmp_path, scene_records)
     ]
     shard = str(tmp_path / "data.gz")
     tf_example.write_shard(shard, [tf_example.encode(item) for item in broken])
-    schema = tfdv.load_schema_text(str(build._PACKAGE / "schemas" / "image_text.pbtxt"))
+    schema = tfdv.load_schema_text(str(artifacts.SCHEMA))
     options = tfdv.StatsOptions(schema=schema, enable_semantic_domain_stats=True)
     statistics = tfdv.generate_statistics_from_tfrecord(shard, stats_options=options)
     anomalies = tfdv.validate_statistics(statistics, schema)

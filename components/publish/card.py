@@ -1,0 +1,167 @@
+"""The model card: what a model is, what it was made of, and what it is worth.
+
+It holds digests and no places, times or durations: the same model, data and verdict give the same
+card, wherever and whenever they were made.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sigline.schemas import artifacts, digests, record, signatures
+
+# They differ from one measurement to the next.
+_MEASURED = ("latency_ms",)
+_MODEL = (
+    "model_digest",
+    "recipe",
+    "num_parameters",
+    "image_size",
+    "text_length",
+    "embedding_dim",
+    "temperature",
+    "bias",
+    "vocabulary_digest",
+)
+_ORIGIN = ("sigline_version", "code_digest", "config_digest", "data_digest")
+# What a reader looks for first.
+_SHOWN = (
+    "zero_shot_accuracy",
+    "image_to_text_recall@1",
+    "image_to_text_recall@10",
+    "text_to_image_recall@1",
+    "text_to_image_recall@10",
+)
+
+
+def card(
+    model_dir: str | Path,
+    evaluation_dir: str | Path,
+    spans: Sequence[tuple[int, int, str | Path]],
+    *,
+    config: Mapping[str, Any],
+    source: Mapping[str, str],
+    parents: Mapping[str, str],
+    baseline_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Returns a card as JSON can hold it.
+
+    Args:
+        model_dir: The SavedModel.
+        evaluation_dir: What the evaluation has written.
+        spans: Span, version and folder of each set of examples that was trained on.
+        config: The configuration that it was trained with.
+        source: What is known of the data that was read last: `input_base` and `input_digest`.
+        parents: Digests of weights and teachers, by what they were to the model.
+        baseline_dir: The SavedModel that it was judged against; None if there was none.
+    """
+    told = _metadata(model_dir)
+    verdict = _json(Path(evaluation_dir) / artifacts.VERDICT_FILE)
+    metrics = _json(Path(evaluation_dir) / artifacts.METRICS_FILE)
+    against = _metadata(baseline_dir)["model_digest"] if baseline_dir else None
+    return {
+        "model": {name: told[name] for name in _MODEL if name in told},
+        "training": {name: told[name] for name in _ORIGIN if name in told} | {"config": config},
+        "data": {
+            "source": dict(source),
+            "spans": [_span(*item) for item in sorted(spans, key=lambda item: item[:2])],
+        },
+        "parents": dict(sorted(parents.items())),
+        "evaluation": {
+            "blessed": verdict["blessed"],
+            "judged_against": against,
+            "checks": [x for x in verdict["checks"] if not x["metric"].startswith(_MEASURED)],
+            "metrics": {
+                name: {key: item[key] for key in ("value", "low", "high", "chance") if key in item}
+                for name, item in metrics.items()
+                if not name.startswith(_MEASURED)
+            },
+        },
+    }
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Returns a card as a page."""
+    model, training, evaluation = found["model"], found["training"], found["evaluation"]
+    lines = [
+        f"# {model.get('recipe', 'model')}",
+        "",
+        f"An image-text model of {model.get('num_parameters', 0):,} parameters: images of "
+        f"{model.get('image_size', '?')} pixels and texts of {model.get('text_length', '?')} "
+        f"tokens become embeddings of {model.get('embedding_dim', '?')} numbers.",
+        "",
+        "## What it was made of",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| model | `{model.get('model_digest', 'unknown')}` |",
+        f"| config | `{training.get('config_digest', 'unknown')}` |",
+        f"| code | sigline {training.get('sigline_version', 'unknown')}, "
+        f"`{training.get('code_digest', 'unknown')}` |",
+        f"| data | {_code(found['data']['source'].get('input_base', 'unknown'))}, bytes "
+        f"`{found['data']['source'].get('input_digest', 'unknown')}` |",
+    ]
+    for item in found["data"]["spans"]:
+        records = ", ".join(f"{count} {name}" for name, count in item["records"].items())
+        lines.append(
+            f"| trained on | span {item['span']}, version {item['version']}: {records}; "
+            f"`{item['digest']}` |"
+        )
+    lines += [f"| {role} | `{digest}` |" for role, digest in found["parents"].items()]
+    lines += [
+        f"| judged against | {_code(evaluation['judged_against'] or 'no model before it')} |",
+        "",
+        "## What it is worth",
+        "",
+        f"{'Blessed' if evaluation['blessed'] else 'Not blessed'} by "
+        f"{sum(check['passed'] for check in evaluation['checks'])} of "
+        f"{len(evaluation['checks'])} checks.",
+        "",
+        "| metric | value | interval | guessing |",
+        "|---|---|---|---|",
+    ]
+    for name in _SHOWN:
+        item = evaluation["metrics"].get(name)
+        if item is not None:
+            interval = f"{item['low']:.3f} to {item['high']:.3f}" if "low" in item else ""
+            chance = f"{item['chance']:.3f}" if "chance" in item else ""
+            lines.append(f"| {name} | {item['value']:.3f} | {interval} | {chance} |")
+    lines += ["", "| check | rule | limit | value | |", "|---|---|---|---|---|"]
+    for check in evaluation["checks"]:
+        lines.append(
+            f"| {check['metric']} | {check['rule']} | {check['limit']:.4g} | "
+            f"{_number(check['value'])} | {'passed' if check['passed'] else 'failed'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _span(span: int, version: int, folder: str | Path) -> dict[str, Any]:
+    manifest = Path(folder) / record.MANIFEST_FILE
+    splits = _json(manifest)["splits"]
+    return {
+        "span": span,
+        "version": version,
+        "digest": digests.file_digest(manifest),
+        "records": {
+            name: sum(shard["records"] for shard in split["shards"].values())
+            for name, split in sorted(splits.items())
+        },
+        "sources": {name: split.get("sources", {}) for name, split in sorted(splits.items())},
+    }
+
+
+def _metadata(model_dir: str | Path) -> dict[str, Any]:
+    return _json(Path(model_dir) / signatures.ASSETS_DIR / signatures.METADATA_FILE)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"

@@ -1,0 +1,398 @@
+"""From an environment to a package that Kubeflow Pipelines 2 and Vertex AI take.
+
+TFX compiles the pipeline; what its compiler leaves out, or gets wrong for Kubeflow's open-source
+backend, is put in afterwards: what each task gets, retries, what is cached, the condition under
+which a model is published, volumes and secrets.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import sigline.quiet
+
+sigline.quiet.import_tfx()
+
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+from tfx.dsl.components.base.base_node import BaseNode
+from tfx.orchestration import data_types
+from tfx.orchestration import pipeline as tfx_pipeline
+from tfx.orchestration.kubeflow.decorators import FinalStatusStr
+from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
+from tfx.types.channel import Channel
+
+from sigline.pipeline import baseline, build, planning
+from sigline.pipeline.environment import TFX, Environment
+from sigline.pipeline.kubeflow import records, settings, tfx_nodes
+from sigline.pipeline.kubeflow.settings import Resources, Settings
+
+VERTEX, KUBEFLOW = "vertex", "kubeflow"
+ENGINES = (KUBEFLOW, VERTEX)
+# A task that the backend tells its own name and that of its run.
+_COMMAND = ("python", "-m", "sigline.pipeline.kubeflow.run_task")
+_RUN_ID = "{{$.pipeline_job_uuid}}"
+_RUN_LABEL = "metadata.labels['pipeline/runid']"
+_DAG = "tfx-dag"
+_INPUTS_SPEC = "--json_serialized_inputs_spec_args"
+# Kubeflow's cache looks at parameters and at the names of inputs, not at what lies behind them:
+# it may answer for tasks that have all their input in their parameters.
+_CACHED = ("IngestExamples", "ProvideSchema", "ExportFrozenTower")
+# A retry would say the same.
+_NOT_RETRIED = ("CheckData",)
+_UNITS = {"Gi": 2**30, "Mi": 2**20, "G": 10**9, "M": 10**6}
+
+
+class RecordHistory:
+    """Finds what runs before have made by the files that they leave, see `records`."""
+
+    def earlier_spans(self, environment: Environment, plan: planning.Plan) -> BaseNode:
+        """Returns a node whose `examples` are those of the window's spans before this run's."""
+        return tfx_nodes.FindEarlierSpans(
+            root=environment.root,
+            spans=environment.spans,
+            span=plan.span,
+            num_spans=environment.window - 1,
+        ).with_id("EarlierSpans")
+
+    def window(self, environment: Environment, plan: planning.Plan, candidate: Channel) -> BaseNode:
+        """Returns a node whose `examples` are the window's; `candidate` are this run's own."""
+        return tfx_nodes.FindWindow(
+            root=environment.root,
+            spans=environment.spans,
+            span=plan.span,
+            num_spans=environment.window,
+            candidate=candidate,
+        ).with_id("Window")
+
+    def last_accepted_data(
+        self, environment: Environment, plan: planning.Plan, candidate: Channel
+    ) -> BaseNode:
+        """Returns a node with the `statistics` and `ingest_report` that data is compared with."""
+        return tfx_nodes.FindAcceptedData(
+            root=environment.root, spans=environment.spans, span=plan.span, candidate=candidate
+        ).with_id("LastAcceptedData")
+
+    def last_blessed_model(self, environment: Environment, candidate: Channel) -> BaseNode:
+        """Returns a node with the `model` that the candidate is compared with."""
+        return tfx_nodes.FindBlessedModel(root=environment.root, candidate=candidate).with_id(
+            "LastBlessedModel"
+        )
+
+
+def compile_pipeline(
+    environment: Environment, path: str | Path, *, engine: str = KUBEFLOW
+) -> dict[str, Any]:
+    """Compiles the pipeline of an environment with a `kubeflow` section.
+
+    Args:
+        environment: What to run.
+        path: The package to write: `.yaml` for Kubeflow, `.json` for Vertex AI.
+        engine: `kubeflow` or `vertex`.
+
+    Returns:
+        The specification that was written.
+
+    Raises:
+        ValueError: If the environment cannot run on the engine.
+    """
+    asked = settings.read(environment.kubeflow)
+    _check(environment, asked, engine)
+    path = Path(path)
+    suffix = {KUBEFLOW: ".yaml", VERTEX: ".json"}[engine]
+    if path.suffix != suffix:
+        raise ValueError(f"output must end in {suffix} for {engine}. Received: output={path}")
+    spec = _compiled(environment, asked)
+    _finish(spec, environment, asked, engine)
+    # As a backend would.
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    if engine == VERTEX:
+        runtime = {"gcsOutputDirectory": asked.pipeline_root} if asked.pipeline_root else {}
+        job = {
+            "displayName": environment.pipeline_name,
+            "pipelineSpec": spec,
+            "runtimeConfig": runtime,
+        }
+        text = json.dumps(job, indent=1, sort_keys=True)
+    else:
+        if asked.pipeline_root:
+            spec["defaultPipelineRoot"] = asked.pipeline_root
+        documents = [spec, {"platforms": {"kubernetes": _platform(spec, asked)}}]
+        text = yaml.safe_dump_all(documents, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.replace(path)
+    return spec
+
+
+def pipeline_of(environment: Environment) -> tuple[tfx_pipeline.Pipeline, BaseNode]:
+    """Returns TFX's pipeline for a cluster, and the node that reports a run after its end."""
+    plan_node = tfx_nodes.PlanRun(
+        environment=_portable(environment),
+        recipe=data_types.RuntimeParameter("recipe", str),
+        chosen_span=data_types.RuntimeParameter("span", int),
+        overrides=data_types.RuntimeParameter("overrides", str),
+        steps=data_types.RuntimeParameter("steps", int),
+        thresholds=data_types.RuntimeParameter("gate", str),
+    )
+    # In place of what a plan holds, where to find it.
+    planned: dict[str, Any] = {
+        name: output.future()[0].value for name, output in plan_node.outputs.items()
+    }
+    plan = planning.Plan(**planned)
+    wired = build.wire(environment, plan, RecordHistory(), _RUN_ID)
+    by_id = {node.id: node for node in wired}
+    recorded = tfx_nodes.RecordData(
+        root=environment.root,
+        spans=environment.spans,
+        acceptance=by_id["CheckData"].outputs[baseline.ACCEPTANCE],
+        examples=by_id["IngestExamples"].outputs["examples"],
+        statistics=by_id["StatisticsGen"].outputs["statistics"],
+        ingest_report=by_id["IngestExamples"].outputs["report"],
+    )
+    verdict = tfx_nodes.RecordVerdict(
+        root=environment.root,
+        model=by_id["Trainer"].outputs["model"],
+        model_blessing=by_id["EvaluateModel"].outputs["blessing"],
+        infra_blessing=by_id["CheckServing"].outputs["blessing"],
+    )
+    by_id["PublishModel"].add_upstream_node(verdict)
+    pipeline = tfx_pipeline.Pipeline(
+        pipeline_name=environment.pipeline_name,
+        pipeline_root=environment.root,
+        components=[plan_node, *wired, recorded, verdict],
+        enable_cache=False,
+        beam_pipeline_args=list(environment.beam_args),
+    )
+    return pipeline, tfx_nodes.ReportRun(final_status=FinalStatusStr(), root=environment.root)
+
+
+def _check(environment: Environment, asked: Settings, engine: str) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
+    if environment.infra == TFX:
+        raise ValueError(
+            "infra must be sigline on Kubeflow: TFX does not compile its InfraValidator for it. "
+            "Received: infra=tfx"
+        )
+    if asked.claim and not f"{environment.root}/".startswith(asked.mount.rstrip("/") + "/"):
+        raise ValueError(
+            "root must lie in the volume that all tasks see. Received: "
+            f"root={environment.root}, kubeflow.mount={asked.mount}"
+        )
+    if engine == VERTEX and asked.claim:
+        raise ValueError(
+            "kubeflow.claim must be empty on Vertex AI, which has no such volumes; put root below "
+            f"/gcs/BUCKET. Received: claim={asked.claim}"
+        )
+    if engine == VERTEX and not environment.root.startswith("/gcs/"):
+        raise ValueError(
+            f"root must lie below /gcs/BUCKET on Vertex AI. Received: root={environment.root}"
+        )
+
+
+def _portable(environment: Environment) -> str:
+    """Returns an environment as JSON, without what only a compiler needs."""
+    return json.dumps(
+        dataclasses.asdict(dataclasses.replace(environment, kubeflow=None)), sort_keys=True
+    )
+
+
+def _compiled(environment: Environment, asked: Settings) -> dict[str, Any]:
+    """Returns what TFX's compiler makes of the pipeline."""
+    pipeline, reporter = pipeline_of(environment)
+    images = {"default_image_path": asked.image}
+    for name in (node.id for node in (*pipeline.components, reporter)):
+        images[name] = asked.resources_of(name).image or asked.image
+    config = kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(
+        display_name=environment.pipeline_name,
+        default_image=images,
+        default_commands=list(_COMMAND),
+        use_pipeline_spec_2_1=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
+            config, output_dir=folder, output_filename="pipeline.yaml"
+        )
+        runner.set_exit_handler(reporter)
+        runner.run(pipeline)
+        return yaml.safe_load((Path(folder) / "pipeline.yaml").read_text())
+
+
+def _finish(spec: dict[str, Any], environment: Environment, asked: Settings, engine: str) -> None:
+    """Puts in what TFX's compiler leaves out; changes the specification."""
+    # As a record of what made it, and the same for the same input.
+    spec["sdkVersion"] = f"sigline-{sigline.__version__}"
+    tasks = spec["components"][_DAG]["dag"]["tasks"]
+    executors = spec["deploymentSpec"]["executors"]
+    for name, task in {**tasks, **spec["root"]["dag"]["tasks"]}.items():
+        if name == _DAG:
+            continue
+        for given in task.get("inputs", {}).get("parameters", {}).values():
+            output = given.get("taskOutputParameter")
+            if output is not None:
+                # TFX names tasks otherwise here than where it defines them.
+                output["producerTask"] = output["producerTask"].removesuffix("_task")
+                task["dependentTasks"] = sorted(
+                    {*task.get("dependentTasks", []), output["producerTask"]}
+                )
+        task["cachingOptions"] = {"enableCache": name in _CACHED and environment.window == 1}
+        if asked.retries and name not in _NOT_RETRIED:
+            task["retryPolicy"] = {
+                "maxRetryCount": asked.retries,
+                "backoffDuration": f"{asked.backoff_seconds}s",
+                "backoffFactor": 2.0,
+            }
+        container = executors[spec["components"][task["componentRef"]["name"]]["executorLabel"]][
+            "container"
+        ]
+        own = ["--task", name, "--root", environment.root]
+        own += ["--volume", f"{environment.root}/artifacts"] if asked.claim else []
+        # Kubeflow says it by a label of the pod.
+        own += ["--run", _RUN_ID] if engine == VERTEX else []
+        container["command"] = [*_COMMAND, *own]
+        if resources := _resources(asked.resources_of(name)):
+            container["resources"] = resources
+    _hand_down_parameters(spec, _defaults(environment))
+    _publish_if_released(spec, tasks)
+    _type_parameters(spec, tasks)
+
+
+def _defaults(environment: Environment) -> dict[str, Any]:
+    """Returns the parameters of a run and their defaults."""
+    return {"recipe": environment.recipe, "span": -1, "overrides": "", "steps": 0, "gate": "{}"}
+
+
+def _hand_down_parameters(spec: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Gives the parameters of a run their defaults, and hands them down to the inner graph.
+
+    TFX defines them at the root alone, and puts defaults into the job instead.
+    """
+    defined = spec["root"]["inputDefinitions"]["parameters"]
+    for name, default in defaults.items():
+        defined[name] |= {"defaultValue": default, "isOptional": True}
+    spec["components"][_DAG].setdefault("inputDefinitions", {})["parameters"] = {
+        name: {"parameterType": item["parameterType"]} for name, item in defined.items()
+    }
+    spec["root"]["dag"]["tasks"][_DAG].setdefault("inputs", {})["parameters"] = {
+        name: {"componentInputParameter": name} for name in defined
+    }
+
+
+def _publish_if_released(spec: dict[str, Any], tasks: dict[str, Any]) -> None:
+    """Makes what publishes, and what follows it, wait for the verdict and depend on it."""
+    dependent = [name for name in ("PublishModel", "IndexCorpus", "PublishIndex") if name in tasks]
+    for name in dependent:
+        task = tasks[name]
+        task.setdefault("inputs", {}).setdefault("parameters", {})["verdict"] = {
+            "taskOutputParameter": {
+                "producerTask": "RecordVerdict",
+                "outputParameterKey": "verdict",
+            }
+        }
+        task["dependentTasks"] = sorted({*task.get("dependentTasks", []), "RecordVerdict"})
+        task["triggerPolicy"] = {
+            "condition": f"inputs.parameter_values['verdict'] == '{tfx_nodes.RELEASED}'"
+        }
+        component = spec["components"][task["componentRef"]["name"]]
+        component["inputDefinitions"].setdefault("parameters", {})["verdict"] = {
+            "parameterType": "STRING"
+        }
+    # Nothing asks for it as a parameter in TFX's pipeline.
+    spec["components"]["RecordVerdict"]["outputDefinitions"]["parameters"] = {
+        "verdict": {"parameterType": "STRING"}
+    }
+
+
+def _type_parameters(spec: dict[str, Any], tasks: dict[str, Any]) -> None:
+    """Gives parameters that other tasks put out the types that those have; TFX calls all texts."""
+    for task in tasks.values():
+        component = spec["components"][task["componentRef"]["name"]]
+        inputs = component.get("inputDefinitions", {})
+        for name, given in task.get("inputs", {}).get("parameters", {}).items():
+            if "taskOutputParameter" in given:
+                source = given["taskOutputParameter"]
+                producer = spec["components"][tasks[source["producerTask"]]["componentRef"]["name"]]
+                inputs["parameters"][name] = dict(
+                    producer["outputDefinitions"]["parameters"][source["outputParameterKey"]]
+                )
+        args = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]["args"]
+        # Where the entrypoint looks for them.
+        args[args.index(_INPUTS_SPEC) + 1] = json.dumps(inputs, sort_keys=True)
+
+
+def _resources(asked: Resources) -> dict[str, Any]:
+    """Returns a `ResourceSpec`, in the fields of newer backends and of older ones."""
+    found: dict[str, Any] = {}
+    if asked.cpu:
+        number = float(asked.cpu[:-1]) / 1000 if asked.cpu.endswith("m") else float(asked.cpu)
+        found |= {"cpuLimit": number, "cpuRequest": number}
+        found |= {"resourceCpuLimit": asked.cpu, "resourceCpuRequest": asked.cpu}
+    if asked.memory:
+        number = _gigabytes(asked.memory)
+        found |= {"memoryLimit": number, "memoryRequest": number}
+        found |= {"resourceMemoryLimit": asked.memory, "resourceMemoryRequest": asked.memory}
+    if asked.accelerator:
+        found["accelerator"] = {
+            "type": asked.accelerator,
+            "count": str(asked.accelerators),
+            "resourceType": asked.accelerator,
+            "resourceCount": str(asked.accelerators),
+        }
+    return found
+
+
+def _gigabytes(memory: str) -> float:
+    for unit, size in _UNITS.items():
+        if memory.endswith(unit) and memory.removesuffix(unit).isdigit():
+            return int(memory.removesuffix(unit)) * size / 1e9
+    raise ValueError(
+        f"memory must be a whole number of {', '.join(_UNITS)}. Received: memory={memory!r}"
+    )
+
+
+def _platform(spec: dict[str, Any], asked: Settings) -> dict[str, Any]:
+    """Returns what Kubernetes gives the tasks.
+
+    As Kubeflow's SDK writes it, but with names as plain constants: backends before 2.3 refuse the
+    fields that its newer releases write, and newer backends read both.
+    """
+    executors = {}
+    for name, component in spec["components"].items():
+        if "executorLabel" not in component:
+            continue
+        message = kubernetes_executor_config_pb2.KubernetesExecutorConfig()
+        message.field_path_as_env.add(name=records.RUN_VARIABLE, field_path=_RUN_LABEL)
+        if asked.claim:
+            message.pvc_mount.add(
+                constant=asked.claim,
+                mount_path=asked.mount,
+            )
+        for variable, where in asked.secrets.items():
+            secret, key = where.split("/")
+            message.secret_as_env.add(
+                secret_name=secret,
+                key_to_env=[{"secret_key": key, "env_var": variable}],
+            )
+        for folder, secret in asked.secret_files.items():
+            message.secret_as_volume.add(
+                secret_name=secret,
+                mount_path=folder,
+            )
+        for secret in asked.image_pull_secrets:
+            message.image_pull_secret.add(
+                secret_name=secret,
+            )
+        resources = asked.resources_of(name)
+        if resources.node_selector:
+            message.node_selector.labels.update(resources.node_selector)
+        for key in resources.tolerations:
+            message.tolerations.add(key=key, operator="Exists")
+        executors[component["executorLabel"]] = json_format.MessageToDict(message)
+    return {"deploymentSpec": {"executors": executors}}

@@ -1,0 +1,340 @@
+"""Runs a compiled package on this machine, each task as the command that its container would run.
+
+What is run is the package, not the pipeline that it was compiled from: its graph, placeholders,
+parameters, conditions, retries and exit handler, with what Kubeflow's open-source backend hands to
+a container: artifacts without types, at URIs of an object store that nobody can open. What it has
+not: images, the cache, other pods at the same time, and pauses before retries.
+"""
+
+import json
+import multiprocessing
+import multiprocessing.context
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sigline.pipeline.kubeflow import packages
+from sigline.pipeline.kubeflow.packages import Package
+
+SUCCEEDED, FAILED, SKIPPED = "SUCCEEDED", "FAILED", "SKIPPED"
+_RUN_PLACEHOLDER = "{{$.pipeline_job_uuid}}"
+_INPUT_PLACEHOLDER = "{{$}}"
+_RUN_LABEL = "metadata.labels['pipeline/runid']"
+_CONDITION = re.compile(r"inputs\.parameter_values\['(\w+)'\] == '([^']*)'")
+_RUN_TASK = "sigline.pipeline.kubeflow.run_task"
+_ALL_COMPLETED = "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
+@dataclass
+class TaskRun:
+    """What became of a task.
+
+    Attributes:
+        name: Its name.
+        state: `SUCCEEDED`, `FAILED` or `SKIPPED`.
+        attempts: How often it was started.
+        seconds: How long it took, all attempts together.
+        reason: Why it failed or was skipped, in one line.
+        log: The log of its last attempt; None if it was not started.
+        parameters: Its output parameters.
+        artifacts: Its output artifacts.
+    """
+
+    name: str
+    state: str
+    attempts: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    log: Path | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class DryRun:
+    """One run of a package."""
+
+    def __init__(
+        self,
+        package: Package,
+        folder: str | Path,
+        *,
+        parameters: Mapping[str, str] | None = None,
+        report: Callable[[TaskRun], None] = lambda task: None,
+        preload: bool = False,
+    ):
+        """Checks what a run is given.
+
+        Args:
+            package: What to run.
+            folder: Where logs and what a backend keeps of a run go.
+            parameters: Parameters of the run by name, as text.
+            report: Is told what became of each task.
+            preload: Whether sigline's own tasks start from a process that has imported their
+                libraries, which takes longer than most tasks do.
+
+        Raises:
+            ValueError: If there is no such parameter, or it is of another type.
+        """
+        self.name = uuid.uuid4().hex
+        self.tasks: dict[str, TaskRun] = {}
+        self._spec = package.spec
+        self._executors = package.executors
+        self._folder = Path(folder) / self.name
+        self._report = report
+        self._preloaded = _preloaded() if preload else None
+        # Of the task that is running.
+        self.process_id = 0
+        self._parameters = package.parameters(parameters or {})
+
+    def run(self) -> str:
+        """Runs every task; returns `SUCCEEDED` or `FAILED`."""
+        return self._run_graph(self._spec["root"]["dag"], self._parameters)
+
+    def _run_graph(self, graph: dict[str, Any], parameters: Mapping[str, Any]) -> str:
+        tasks = graph["tasks"]
+        for name in _in_order(tasks):
+            task = tasks[name]
+            needed = [self.tasks[x] for x in _upstream(task)]
+            stopped = [x for x in needed if x.state != SUCCEEDED]
+            strategy = task.get("triggerPolicy", {}).get("strategy")
+            if stopped and strategy != _ALL_COMPLETED:
+                reason = f"{stopped[0].name}: {stopped[0].state.lower()}"
+                self._note(TaskRun(name, SKIPPED, reason=reason))
+                continue
+            component = self._spec["components"][task["componentRef"]["name"]]
+            values = self._values(task, component, parameters)
+            if "dag" in component:
+                self.tasks[name] = TaskRun(name, self._run_graph(component["dag"], values))
+            else:
+                self._note(self._run_task(name, task, component, values))
+        failed = any(self.tasks[name].state == FAILED for name in tasks)
+        return FAILED if failed else SUCCEEDED
+
+    def _note(self, task: TaskRun) -> None:
+        self.tasks[task.name] = task
+        self._report(task)
+
+    def _values(
+        self, task: dict[str, Any], component: dict[str, Any], parameters: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the parameters of a task, its defaults among them."""
+        defined = component.get("inputDefinitions", {}).get("parameters", {})
+        found = {
+            name: item["defaultValue"] for name, item in defined.items() if "defaultValue" in item
+        }
+        for name, given in task.get("inputs", {}).get("parameters", {}).items():
+            found[name] = self._value(given, parameters)
+        if missing := sorted(set(defined) - set(found)):
+            raise ValueError(f"a task has no value for its parameters {', '.join(missing)}")
+        for name, value in found.items():
+            kind = defined[name]["parameterType"]
+            if kind == "NUMBER_INTEGER" and isinstance(value, float) and value.is_integer():
+                # Specifications have one kind of number.
+                found[name] = value = int(value)
+            if not packages.is_of(kind, value):
+                raise ValueError(f"parameter {name} must be a {kind}. Received: {value!r}")
+        return found
+
+    def _value(self, given: dict[str, Any], parameters: Mapping[str, Any]) -> Any:
+        if "componentInputParameter" in given:
+            return parameters[given["componentInputParameter"]]
+        if "taskOutputParameter" in given:
+            source = given["taskOutputParameter"]
+            return self.tasks[source["producerTask"]].parameters[source["outputParameterKey"]]
+        if "taskFinalStatus" in given:
+            return self._final_status(given["taskFinalStatus"]["producerTask"])
+        constant = given["runtimeValue"]["constant"]
+        return self.name if constant == _RUN_PLACEHOLDER else constant
+
+    def _final_status(self, name: str) -> str:
+        failed = [task for task in self.tasks.values() if task.state == FAILED and task.reason]
+        status = {"state": self.tasks[name].state, "pipelineTaskName": name}
+        # The open-source backend does not say which task it was, or why.
+        return json.dumps(status | ({"error": {"message": "", "code": 9}} if failed else {}))
+
+    def _run_task(
+        self, name: str, task: dict[str, Any], component: dict[str, Any], values: dict[str, Any]
+    ) -> TaskRun:
+        condition = task.get("triggerPolicy", {}).get("condition", "")
+        if condition and not _holds(condition, values):
+            return TaskRun(name, SKIPPED, reason=f"not: {condition}")
+        given = self._given(name, task, component, values)
+        label = component["executorLabel"]
+        container = self._spec["deploymentSpec"]["executors"][label]["container"]
+        command = [
+            _resolved(item, given) for item in (*container["command"], *container.get("args", []))
+        ]
+        if command[0] == "python":
+            command[0] = sys.executable
+        variables = os.environ | self._variables(label)
+        attempts = 1 + int(task.get("retryPolicy", {}).get("maxRetryCount", 0))
+        begin, result = time.monotonic(), TaskRun(name, FAILED)
+        for attempt in range(1, attempts + 1):
+            result.attempts = attempt
+            result.log = self._folder / "logs" / f"{name}-{attempt}.log"
+            result.log.parent.mkdir(parents=True, exist_ok=True)
+            code = self._execute(command, result.log, variables)
+            if code == 0:
+                result.state = SUCCEEDED
+                break
+            result.reason = _last_line(result.log) or f"ended with code {code}"
+        result.seconds = time.monotonic() - begin
+        if result.state == SUCCEEDED:
+            result.reason = ""
+            self._collect(result, given, component)
+        return result
+
+    def _execute(self, command: list[str], log: Path, variables: dict[str, str]) -> int:
+        """Returns the exit code of a command, which is negative if a signal ended it."""
+        if self._preloaded is not None and command[1:3] == ["-m", _RUN_TASK]:
+            arguments = command[3:], str(log), variables
+            child = self._preloaded.Process(target=_run_preloaded, args=arguments)
+            child.start()
+            self.process_id = child.pid or 0
+            child.join()
+            return child.exitcode or 0
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=variables
+            )
+            self.process_id = process.pid
+            return process.wait()
+
+    def _given(
+        self, name: str, task: dict[str, Any], component: dict[str, Any], values: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the `ExecutorInput` of a task, as the open-source backend writes it."""
+        inputs = {}
+        for key, source in task.get("inputs", {}).get("artifacts", {}).items():
+            output = source["taskOutputArtifact"]
+            found = self.tasks[output["producerTask"]].artifacts[output["outputArtifactKey"]]
+            inputs[key] = {"artifacts": [found | {"type": {"instanceSchema": ""}}]}
+        defined = component.get("outputDefinitions", {})
+        base = f"minio://mlpipeline/v2/artifacts/{self._spec['pipelineInfo']['name']}/{self.name}"
+        place = self._folder / "outputs" / name
+        return {
+            "inputs": {"parameterValues": values, "artifacts": inputs},
+            "outputs": {
+                "parameters": {
+                    key: {"outputFile": str(place / key)} for key in defined.get("parameters", {})
+                },
+                "artifacts": {
+                    key: {
+                        "artifacts": [
+                            {
+                                "name": key,
+                                "uri": f"{base}/{name}/{uuid.uuid4().hex}/{key}",
+                                "type": item["artifactType"],
+                                "metadata": {},
+                            }
+                        ]
+                    }
+                    for key, item in defined.get("artifacts", {}).items()
+                },
+                "outputFile": str(place / "executor_output.json"),
+            },
+        }
+
+    def _variables(self, label: str) -> dict[str, str]:
+        """Returns the environment variables that Kubernetes would set."""
+        asked = self._executors.get(label, {})
+        found = {
+            item["name"]: self.name
+            for item in asked.get("fieldPathAsEnv", [])
+            if item["fieldPath"] == _RUN_LABEL
+        }
+        for secret in asked.get("secretAsEnv", []):
+            for item in secret["keyToEnv"]:
+                if item["envVar"] not in os.environ:
+                    raise ValueError(
+                        f"The package shows a secret as ${item['envVar']}; set it for a dry run."
+                    )
+        return found
+
+    def _collect(self, result: TaskRun, given: dict[str, Any], component: dict[str, Any]) -> None:
+        """Takes over what a task has put out."""
+        path = Path(given["outputs"]["outputFile"])
+        written = json.loads(path.read_text()) if path.is_file() else {}
+        for key, item in given["outputs"]["artifacts"].items():
+            found = dict(item["artifacts"][0])
+            for own in written.get("artifacts", {}).get(key, {}).get("artifacts", []):
+                found["metadata"] = found["metadata"] | own.get("metadata", {})
+                found["uri"] = own.get("uri") or found["uri"]
+            result.artifacts[key] = found
+        result.parameters = dict(written.get("parameterValues", {}))
+        defined = component.get("outputDefinitions", {}).get("parameters", {})
+        if missing := sorted(set(defined) - set(result.parameters)):
+            raise ValueError(f"{result.name} has not put out {', '.join(missing)}")
+        for key, item in defined.items():
+            if item["parameterType"] == "NUMBER_INTEGER":
+                result.parameters[key] = int(result.parameters[key])
+
+
+def _preloaded() -> multiprocessing.context.ForkServerContext:
+    """Returns what starts processes that have imported the libraries of tasks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_RUN_TASK])
+    return context
+
+
+def _run_preloaded(argv: list[str], log: str, variables: dict[str, str]) -> None:
+    """Runs a task of sigline's in this process, as its command would."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(variables)
+    sys.argv = [_RUN_TASK, *argv]
+    runpy.run_module(_RUN_TASK, run_name="__main__", alter_sys=True)
+
+
+def _upstream(task: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the tasks that a task needs."""
+    inputs = task.get("inputs", {})
+    sources = [*inputs.get("artifacts", {}).values(), *inputs.get("parameters", {}).values()]
+    found = set(task.get("dependentTasks", []))
+    for source in sources:
+        for kind in ("taskOutputArtifact", "taskOutputParameter"):
+            if kind in source:
+                found.add(source[kind]["producerTask"])
+    return sorted(found)
+
+
+def _in_order(tasks: Mapping[str, Any]) -> list[str]:
+    """Returns the names of tasks, each after those that it needs."""
+    left, order = {name: set(_upstream(task)) for name, task in tasks.items()}, []
+    if unknown := sorted(set().union(*left.values()) - set(tasks)) if left else []:
+        raise ValueError(f"The package has no tasks {', '.join(unknown)}, which others need.")
+    while left:
+        ready = sorted(name for name, needed in left.items() if not needed)
+        if not ready:
+            raise ValueError(f"Tasks of the package need each other: {', '.join(sorted(left))}")
+        order += ready
+        left = {name: needed - set(ready) for name, needed in left.items() if name not in ready}
+    return order
+
+
+def _holds(condition: str, values: Mapping[str, Any]) -> bool:
+    found = _CONDITION.fullmatch(condition)
+    if found is None:
+        raise ValueError(f"A dry run does not know the condition {condition!r}")
+    return values[found[1]] == found[2]
+
+
+def _resolved(item: str, given: dict[str, Any]) -> str:
+    text = item.replace(_INPUT_PLACEHOLDER, json.dumps(given))
+    if item.replace(_INPUT_PLACEHOLDER, "").startswith("{{$"):
+        raise ValueError(f"A dry run does not know the placeholder {item!r}")
+    return text
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,108 @@
+"""Compiled pipelines as files: what is in them, and the parameters that a run of one takes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_KINDS = {
+    "STRING": (str, str),
+    "NUMBER_INTEGER": (int, int),
+    "NUMBER_DOUBLE": (float, float | int),
+    "BOOLEAN": (lambda text: {"true": True, "false": False}[text.lower()], bool),
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled pipeline.
+
+    Attributes:
+        spec: Its PipelineSpec.
+        executors: What Kubernetes gives each executor, by its label; empty for Vertex AI.
+    """
+
+    spec: dict[str, Any]
+    executors: dict[str, Any]
+
+    def parameters(self, given: Mapping[str, str]) -> dict[str, Any]:
+        """Returns the parameters of a run.
+
+        Args:
+            given: Those that differ from their defaults, by name, as text.
+
+        Raises:
+            ValueError: If there is no such parameter, or it is of another type.
+        """
+        defined = self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
+        if unknown := sorted(set(given) - set(defined)):
+            raise ValueError(
+                f"The package has the parameters {', '.join(sorted(defined)) or 'none'}. "
+                f"Received: {', '.join(unknown)}"
+            )
+        found = {
+            name: item["defaultValue"] for name, item in defined.items() if "defaultValue" in item
+        }
+        for name, text in given.items():
+            kind = defined[name]["parameterType"]
+            try:
+                found[name] = _KINDS[kind][0](text)
+            except (KeyError, ValueError):
+                raise ValueError(f"{name} must be a {kind}. Received: {name}={text!r}") from None
+        for name, item in defined.items():
+            # YAML and JSON have one kind of number.
+            if item["parameterType"] == "NUMBER_INTEGER" and name in found:
+                found[name] = int(found[name])
+        return found
+
+    def on(self, volume: str | Path) -> "Package":
+        """Returns the package with a folder of this machine in place of its tasks' volume.
+
+        Args:
+            volume: Folder that stands for the mounted claim, or for `/gcs`.
+        """
+        mounts = {
+            mount["mountPath"]
+            for item in self.executors.values()
+            for mount in item.get("pvcMount", [])
+        }
+        spec = self.spec
+        for mount in mounts or {"/gcs"}:
+            spec = _moved(spec, mount.rstrip("/"), str(Path(volume).absolute()))
+        return Package(spec, self.executors)
+
+
+def read(path: str | Path) -> Package:
+    """Reads what `compiling.compile_pipeline` wrote, of either kind.
+
+    Raises:
+        ValueError: If it is no compiled pipeline.
+    """
+    text = Path(path).read_text()
+    documents = list(yaml.safe_load_all(text))
+    first = documents[0] if documents else None
+    spec = first.get("pipelineSpec", first) if isinstance(first, dict) else None
+    if not isinstance(spec, dict) or "deploymentSpec" not in spec or "root" not in spec:
+        raise ValueError(f"package must be a compiled pipeline. Received: package={path}")
+    platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {}
+    executors = platform.get("deploymentSpec", {}).get("executors", {})
+    return Package(spec, executors)
+
+
+def is_of(kind: str, value: Any) -> bool:
+    """Returns whether a value is of a type of parameters; of structures nothing is known."""
+    return kind not in _KINDS or isinstance(value, _KINDS[kind][1])
+
+
+def _moved(value: Any, mount: str, volume: str) -> Any:
+    """Returns the same with a folder in place of a mount, in every path in every text."""
+    if isinstance(value, dict):
+        return {key: _moved(item, mount, volume) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, mount, volume) for item in value]
+    if isinstance(value, str):
+        return re.sub(rf"(?<![\w/.-]){re.escape(mount)}(?![\w.-])", lambda _: volume, value)
+    return value

@@ -1,0 +1,167 @@
+"""What a cluster gives the tasks of a pipeline: images, resources, volumes, secrets, retries."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one task gets.
+
+    Attributes:
+        cpu: Cores, such as `"2"` or `"500m"`; empty for no request.
+        memory: Such as `8Gi`; empty for no request.
+        accelerator: Kubernetes' name of an accelerator, such as `google.com/tpu` or
+            `nvidia.com/gpu`; on Vertex AI its type, such as `NVIDIA_L4`. Empty for none.
+        accelerators: How many.
+        node_selector: Labels of the nodes that it may run on, such as
+            `cloud.google.com/gke-tpu-topology: 2x4`.
+        tolerations: Keys of taints that it tolerates.
+        image: Image of its own; empty for the one of all.
+    """
+
+    cpu: str = ""
+    memory: str = ""
+    accelerator: str = ""
+    accelerators: int = 0
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: tuple[str, ...] = ()
+    image: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.accelerator) != (self.accelerators > 0):
+            raise ValueError(
+                "accelerator and accelerators must be given together. Received: "
+                f"accelerator={self.accelerator!r}, accelerators={self.accelerators}"
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The `kubeflow` section of an environment.
+
+    Attributes:
+        image: Container image with sigline in it.
+        claim: PersistentVolumeClaim, readable and writable by many, mounted at `mount` in every
+            task; the environment's `root` lies in it. Empty where folders of the image lead to
+            storage by themselves, as `/gcs` does on Vertex AI.
+        mount: Where the claim is mounted.
+        pipeline_root: Where the backend puts artifacts: `gs://`, `s3://` or `minio://`; empty for
+            its own default. With a claim nothing but small files gets there.
+        service_account: Which runs act as; empty for the backend's default.
+        image_pull_secrets: Kubernetes secrets for the registry of the image.
+        secrets: `SECRET/KEY` by the name of the environment variable that shows it to every task.
+        secret_files: Names of secrets by the folder that shows their keys as files.
+        retries: How often a failed task starts again. Training goes on from its checkpoint.
+        backoff_seconds: Time before the first retry; it doubles with each.
+        resources: `Resources` by the name of the task; `default` for all others.
+        cron: When runs of the pipeline start by themselves, as Kubeflow writes it, seconds first:
+            `0 0 3 * * *` for every night at three. Empty for never.
+    """
+
+    image: str
+    claim: str = ""
+    mount: str = "/mnt/sigline"
+    pipeline_root: str = ""
+    service_account: str = ""
+    image_pull_secrets: tuple[str, ...] = ()
+    secrets: dict[str, str] = field(default_factory=dict)
+    secret_files: dict[str, str] = field(default_factory=dict)
+    retries: int = 2
+    backoff_seconds: int = 60
+    resources: dict[str, Resources] = field(default_factory=dict)
+    cron: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.image:
+            raise ValueError("kubeflow.image must name a container image. Received: image=''")
+        if self.retries < 0 or self.backoff_seconds < 0:
+            raise ValueError(
+                "kubeflow.retries and kubeflow.backoff_seconds must not be negative. Received: "
+                f"retries={self.retries}, backoff_seconds={self.backoff_seconds}"
+            )
+        for name, value in self.secrets.items():
+            if value.count("/") != 1 or not all(value.split("/")):
+                raise ValueError(
+                    "kubeflow.secrets must be SECRET/KEY by the variable's name. "
+                    f"Received: {name}: {value}"
+                )
+        if self.cron and len(self.cron.split()) != 6:
+            raise ValueError(
+                "kubeflow.cron must have six fields, seconds first, such as `0 0 3 * * *`. "
+                f"Received: cron={self.cron!r}"
+            )
+
+    def resources_of(self, task: str) -> Resources:
+        """Returns what a task gets; what its own entry leaves out is as in `default`."""
+        default = self.resources.get(DEFAULT, Resources())
+        own = self.resources.get(task)
+        if own is None:
+            return default
+        unset = Resources()
+        changed = {
+            item.name: getattr(own, item.name)
+            for item in dataclasses.fields(Resources)
+            if getattr(own, item.name) != getattr(unset, item.name)
+        }
+        return dataclasses.replace(default, **changed)
+
+
+def read(section: Mapping[str, Any] | None) -> Settings:
+    """Returns the settings that a section of an environment asks for.
+
+    Raises:
+        ValueError: If there is no section, or a key or a value in it is wrong.
+    """
+    if section is None:
+        raise ValueError(
+            "The environment has no `kubeflow` section. Add one, with at least `image`; "
+            "docs/kubeflow.md says what it may hold."
+        )
+    values = dict(section)
+    resources = values.pop("resources", {})
+    if not isinstance(resources, Mapping):
+        raise ValueError(f"kubeflow.resources must be a mapping. Received: {resources!r}")
+    return _filled(
+        Settings,
+        "kubeflow",
+        values
+        | {
+            "resources": {
+                str(name): _filled(Resources, f"kubeflow.resources.{name}", given)
+                for name, given in resources.items()
+            }
+        },
+    )
+
+
+def _filled(kind: type, where: str, values: Any) -> Any:
+    """Returns a dataclass of YAML's values; raises ValueError with the place of what is wrong."""
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a mapping. Received: {values!r}")
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"{where} has the keys {', '.join(fields)}. Received: {unknown}")
+    if "image" not in values and fields["image"].default is dataclasses.MISSING:
+        raise ValueError(f"{where}.image must name a container image. Received: no image")
+    found = {}
+    for name, value in values.items():
+        wanted = typing.get_origin(fields[name].type) or fields[name].type
+        if wanted is tuple and isinstance(value, list):
+            value = tuple(str(x) for x in value)
+        elif wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+            # `cpu: 2` is meant as `"2"`.
+            value = str(value)
+        if type(value) is not wanted:
+            raise ValueError(
+                f"{where}.{name} must be a {wanted.__name__}. Received: {name}={value!r}"
+            )
+        if wanted is dict and name != "resources":
+            value = {str(key): str(item) for key, item in value.items()}
+        found[name] = value
+    return kind(**found)

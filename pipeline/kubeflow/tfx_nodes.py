@@ -1,0 +1,242 @@
+"""The tasks that only a cluster needs: what the local runner does before, between and after."""
+
+import dataclasses
+import json
+import os
+import sys
+
+from google.protobuf import json_format
+from tfx.dsl.component.experimental.annotations import (
+    InputArtifact,
+    OutputArtifact,
+    OutputDict,
+    Parameter,
+)
+from tfx.dsl.component.experimental.decorators import component
+from tfx.orchestration.kubeflow.decorators import exit_handler
+from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_entrypoint_utils
+from tfx.types.artifact import Artifact
+from tfx.types.standard_artifacts import (
+    Examples,
+    ExampleStatistics,
+    InfraBlessing,
+    Model,
+    ModelBlessing,
+)
+
+from sigline.components.artifact_types import DataAcceptance, IngestReport
+from sigline.pipeline import environment as environments
+from sigline.pipeline import planning, report
+from sigline.pipeline import run as local_run
+from sigline.pipeline.kubeflow import records
+from sigline.pipeline.report import NodeRun
+from sigline.schemas import artifacts
+
+# Property of an artifact that stands for others: earlier ones, or none. `run_task` puts them in
+# its place, since a task has exactly one artifact for each of its outputs.
+STANDS_FOR = "stands_for"
+RELEASED, REFUSED = "released", "refused"
+INGEST = "IngestExamples"
+_PLANNED = {item.name: item.type for item in dataclasses.fields(planning.Plan)}
+
+
+@component
+def PlanRun(
+    environment: Parameter[str],
+    recipe: Parameter[str],
+    chosen_span: Parameter[int],
+    overrides: Parameter[str],
+    steps: Parameter[int],
+    thresholds: Parameter[str],
+) -> OutputDict(**_PLANNED):
+    """Works out what this run is to do, where its data is.
+
+    `environment` is what the pipeline was compiled for, as JSON. The others are what whoever starts
+    a run may change: the recipe, the span (negative for the newest), `KEY=VALUE` overrides with a
+    semicolon between them, the steps (0 for the recipe's), and thresholds as JSON.
+    """
+    given = environments.from_json(environment)
+    changed = [item.strip() for item in overrides.split(";") if item.strip()]
+    changed += [f"steps={steps}"] if steps else []
+    try:
+        changes = json.loads(thresholds)
+    except ValueError as error:
+        raise ValueError(f"gate must be JSON. Received: gate={thresholds!r}: {error}") from None
+    planned = planning.plan(
+        dataclasses.replace(
+            given,
+            recipe=recipe,
+            span=given.span if chosen_span < 0 else chosen_span,
+            overrides=(*given.overrides, *changed),
+            gate=given.gate | changes,
+        )
+    )
+    return dataclasses.asdict(planned)
+
+
+@component
+def FindEarlierSpans(
+    root: Parameter[str],
+    spans: Parameter[str],
+    span: Parameter[int],
+    num_spans: Parameter[int],
+    examples: OutputArtifact[Examples],
+):
+    """Finds the examples of the newest accepted spans before one."""
+    found = _accepted_examples(root, spans, span - 1)
+    _stand_for(examples, [found[x] for x in sorted(found)[-num_spans:]])
+
+
+@component
+def FindWindow(
+    root: Parameter[str],
+    spans: Parameter[str],
+    span: Parameter[int],
+    num_spans: Parameter[int],
+    candidate: InputArtifact[Examples],
+    examples: OutputArtifact[Examples],
+):
+    """Finds the examples of the newest accepted spans up to this run's own, which are `candidate`.
+
+    Its own are those that were just made, not those of an earlier run of the same span.
+    """
+    found = _accepted_examples(root, spans, span) | {candidate.span: _packed(candidate)}
+    _stand_for(examples, [found[x] for x in sorted(found)[-num_spans:]])
+
+
+@component
+def FindAcceptedData(
+    root: Parameter[str],
+    spans: Parameter[str],
+    span: Parameter[int],
+    candidate: InputArtifact[ExampleStatistics],
+    statistics: OutputArtifact[ExampleStatistics],
+    ingest_report: OutputArtifact[IngestReport],
+):
+    """Finds the last data that was accepted before this: of the span before, if there are spans."""
+    earlier = [
+        item
+        for item in records.read(root, records.DATA)
+        if item["spans"] == spans
+        and (item["span"] < span if spans else item["statistics"]["uri"] != candidate.uri)
+    ]
+    # The registry is in order of time, and of what is equal the first counts.
+    newest = max(reversed(earlier), key=lambda item: item["span"], default=None)
+    _stand_for(statistics, [newest["statistics"]] if newest else [])
+    _stand_for(ingest_report, [newest["ingest_report"]] if newest else [])
+
+
+@component
+def FindBlessedModel(
+    root: Parameter[str], candidate: InputArtifact[Model], model: OutputArtifact[Model]
+):
+    """Finds the newest model that both gates blessed and that is not the candidate itself."""
+    blessed = [
+        item["model"]
+        for item in records.read(root, records.MODELS)
+        if item["model"]["uri"] != candidate.uri
+    ]
+    _stand_for(model, blessed[-1:])
+
+
+@component
+def RecordData(
+    root: Parameter[str],
+    spans: Parameter[str],
+    acceptance: InputArtifact[DataAcceptance],
+    examples: InputArtifact[Examples],
+    statistics: InputArtifact[ExampleStatistics],
+    ingest_report: InputArtifact[IngestReport],
+):
+    """Records data that the gate has accepted, for later runs to be compared with."""
+    del acceptance
+    record = {
+        "spans": spans,
+        "span": examples.span,
+        "examples": _packed(examples),
+        "statistics": _packed(statistics),
+        "ingest_report": _packed(ingest_report),
+    }
+    records.add(root, records.DATA, record)
+    run = records.run_name()
+    if not any(task.name == INGEST for task in records.tasks(root, run)):
+        # It did not run: the cache answered.
+        task = NodeRun(INGEST, "cached", 0.0, {"report": ingest_report.uri}, {})
+        records.add_task(root, task, order=0.0)
+
+
+@component
+def RecordVerdict(
+    root: Parameter[str],
+    model: InputArtifact[Model],
+    model_blessing: InputArtifact[ModelBlessing],
+    infra_blessing: InputArtifact[InfraBlessing],
+) -> OutputDict(verdict=str):
+    """Says whether the model is to be published, and records one that is for later comparisons."""
+    blessings = (model_blessing, infra_blessing)
+    if not all(b.get_int_custom_property(artifacts.BLESSED_PROPERTY) == 1 for b in blessings):
+        return {"verdict": REFUSED}
+    records.add(root, records.MODELS, {"model": _packed(model)})
+    return {"verdict": RELEASED}
+
+
+@exit_handler
+def ReportRun(final_status: Parameter[str], root: Parameter[str]):
+    """Reports the verdict of a run, whatever became of it, into its log and its folder."""
+    run = records.run_name()
+    tasks = records.tasks(root, run)
+    outcome = report.of_nodes(tasks)
+    failed = [f"{task.name}: {task.error}" for task in tasks if task.state == "failed"]
+    status = json.loads(final_status or "{}")
+    if not failed and status.get("state") == "FAILED":
+        message = (status.get("error") or {}).get("message", "")
+        failed = [message or "a task failed before it could say why"]
+    lines, verdict = [], "failed"
+    if not failed:
+        verdict = RELEASED if outcome.released else REFUSED
+        lines = [report.table(report.rows(outcome))]
+    summary = {
+        "run": run,
+        "verdict": verdict,
+        "failures": failed,
+        "refusals": outcome.refusals(),
+        "published": outcome.published,
+        "counts": outcome.counts,
+        "training": outcome.training,
+        "metrics": outcome.metrics,
+    }
+    folder = records.run_folder(root, run)
+    os.makedirs(folder, exist_ok=True)
+    with open(folder / "verdict.json", "w") as handle:
+        json.dump(summary, handle, indent=1, sort_keys=True)
+    lines += [f"Run {run}: {verdict}"]
+    lines += [f"  - {reason}" for reason in (*failed, *summary["refusals"])]
+    if outcome.published:
+        lines.append(f"Published as {outcome.published['path']}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def message_of(error: BaseException) -> str:
+    """Returns why a task failed, in one line."""
+    return " ".join(local_run.message(error).split())
+
+
+def _accepted_examples(root: str, spans: str, last: int) -> dict[int, dict]:
+    """Returns the examples of each accepted span up to one, as it was last accepted."""
+    return {
+        item["span"]: item["examples"]
+        for item in records.read(root, records.DATA)
+        if item["spans"] == spans and item["span"] <= last
+    }
+
+
+def _packed(artifact: Artifact) -> dict:
+    """Returns an artifact as Kubeflow writes it, by which it can be handed on."""
+    message = kubeflow_v2_entrypoint_utils.to_runtime_artifact(artifact, {})
+    found = json_format.MessageToDict(message)
+    # What tells it from others; its ID is made of it.
+    return found | {"name": found.get("name") or artifact.uri}
+
+
+def _stand_for(artifact: Artifact, others: list[dict]) -> None:
+    artifact.set_string_custom_property(STANDS_FOR, json.dumps(others))

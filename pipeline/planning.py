@@ -1,0 +1,285 @@
+"""What a run is to do, worked out before it: the data that it takes, its settings, its digests.
+
+TFX's cache knows neither the code of a component nor the bytes behind a path. Both enter as digests
+in parameters, so a change of either is never answered from a stale result.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import sigline.quiet
+
+sigline.quiet.import_tfx()
+
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2
+
+from sigline.components.evaluate.options import Options, corruption
+from sigline.components.ingest import reasons, rules
+from sigline.components.ingest import transforms as ingest_transforms
+from sigline.components.ingest.component import config_from_json
+from sigline.components.ingest.rules import IngestConfig
+from sigline.components.ingest.sources import SourceConfig
+from sigline.components.publish import signing
+from sigline.components.validate import gate as data_gate
+from sigline.pipeline import spans
+from sigline.pipeline.environment import Environment
+from sigline.schemas import artifacts, digests, record
+from sigline.schemas.labels import LabelSet
+from sigline.trainer import config as trainer_config
+from sigline.trainer import start
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.weights import checkpoint
+
+PACKAGE = Path(__file__).resolve().parent.parent
+_LIBRARIES = (
+    "apache-beam",
+    "faiss-cpu",
+    "keras",
+    "numpy",
+    "pillow",
+    "py3langid",
+    "pyarrow",
+    "sentencepiece",
+    "simplemma",
+    "tensorflow",
+    "tensorflow-serving-api",
+    "tensorflow-text",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parameters of the components that must be worked out; on a cluster a task does it.
+
+    Attributes:
+        input_base: Folder of the pairs.
+        span: Their span; 0 without spans.
+        version: Its version; 0 without versions.
+        input_digest: Digest of the bytes that ingest reads.
+        schema_digest: Digest of the schema's file.
+        config: The `TrainConfig`, as JSON.
+        text_tower: Its text tower, as JSON.
+        tower_config: The config of the frozen image tower, as JSON; empty if images are not
+            embedded before training.
+        weights_digest: Digest of the weights that training starts from; empty for none.
+        teacher_digests: Digests of the teachers' weights by name, as JSON.
+        gate: The recipe's `Gate`, as JSON.
+        evaluation: What is measured, as JSON.
+        ingest_code: Digest of the code of ingest; so are the following of other components.
+    """
+
+    input_base: str
+    span: int
+    version: int
+    input_digest: str
+    schema_digest: str
+    config: str
+    text_tower: str
+    tower_config: str
+    weights_digest: str
+    teacher_digests: str
+    gate: str
+    evaluation: str
+    ingest_code: str
+    validate_code: str
+    vocabulary_code: str
+    tower_code: str
+    embed_code: str
+    train_code: str
+    evaluate_code: str
+    serve_code: str
+    publish_code: str
+    index_code: str
+
+
+def plan(environment: Environment) -> Plan:
+    """Works out what a run of an environment is to do.
+
+    Raises:
+        ValueError: If the environment, the recipe or an override is wrong.
+    """
+    if environment.signing_key:
+        # Before anything runs.
+        signing.signer(environment.signing_key)
+    ingest_settings = config_from_json(json.dumps(environment.ingest, sort_keys=True))
+    limits = data_gate.DataGate(**environment.data_gate)
+    _check_limits(limits, "data_gate")
+    _check_limits(limits.warning, "data_gate.warn")
+    config = trainer_config.override(
+        trainer_config.load_recipe(environment.recipe), environment.overrides
+    )
+    gate = trainer_config.load_gate(environment.recipe).changed(environment.gate)
+    data = spans.resolve(environment.input_base, environment.span)
+    return Plan(
+        input_base=data.base,
+        span=data.span,
+        version=data.version,
+        input_digest=input_digest(data.base, ingest_settings),
+        schema_digest=digests.file_digest(schema_file(environment)),
+        config=config.to_json(),
+        text_tower=json.dumps(dataclasses.asdict(config.text_tower), sort_keys=True),
+        tower_config=_tower_config(environment, config),
+        weights_digest=_weights_digest(environment, config),
+        teacher_digests=_teacher_digests(environment, config),
+        gate=gate.to_json(),
+        evaluation=evaluation(environment).to_json(),
+        ingest_code=_code_digest(
+            "schemas", "components/ingest", "components/files.py", "components/outputs.py"
+        ),
+        validate_code=_code_digest("schemas", "components/validate"),
+        vocabulary_code=_code_digest("schemas", "components/vocabulary", "trainer"),
+        tower_code=_code_digest("schemas", "trainer", "pipeline/tfx_tower.py"),
+        embed_code=_component_digest("embed"),
+        train_code=_code_digest("schemas", "trainer", "pipeline/tfx_trainer.py"),
+        evaluate_code=_component_digest("evaluate"),
+        serve_code=_code_digest(
+            "schemas", "serving", "pipeline/tfx_infra.py", "pipeline/serve_command.py", _cli_file()
+        ),
+        publish_code=_code_digest("schemas", "components/publish"),
+        index_code=_component_digest("index"),
+    )
+
+
+def _tower_config(environment: Environment, config: TrainConfig) -> str:
+    if not environment.embed_images:
+        return ""
+    if not environment.weights:
+        raise ValueError(
+            "The environment's `embed_images` needs `weights` with the frozen image tower. "
+            "Received: weights=''"
+        )
+    start.check_embeddable(config)
+    # Nothing else, so that another rate or other steps embed nothing again.
+    return start.tower_config(config).to_json()
+
+
+def _component_digest(name: str) -> str:
+    """Returns the digest of the code of a component that runs a SavedModel."""
+    return _code_digest(
+        "schemas", f"components/{name}", "components/files.py", "components/served_model.py"
+    )
+
+
+def schema_file(environment: Environment) -> Path:
+    """Returns the curated schema, the environment's own if it names one."""
+    if not environment.schema:
+        return artifacts.SCHEMA
+    path = Path(environment.schema)
+    try:
+        text_format.Parse(path.read_text(), schema_pb2.Schema())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ValueError(
+            f"schema must be a schema in TFDV's text form. Received: {path}: {error}"
+        ) from None
+    return path
+
+
+def evaluation(environment: Environment) -> Options:
+    """Returns what is measured; files of prompts are read here, so that the cache knows them."""
+    given = dict(environment.evaluation)
+    files, corrupt = given.pop("labels", {}), given.pop("corrupt", [])
+    probes = given.pop("probes", False)
+    kinds = isinstance(files, dict), isinstance(corrupt, list), isinstance(probes, bool)
+    if given or not all(kinds):
+        raise ValueError(
+            "evaluation has labels (files by name), probes (true or false) and corrupt (a list). "
+            f"Received: evaluation={environment.evaluation}"
+        )
+    labels = {}
+    for name, path in files.items():
+        try:
+            labels[str(name)] = LabelSet.from_json(Path(path).read_text())
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"evaluation.labels must be label sets. {name}: {error}") from None
+    asked = tuple(corruption(str(text), "evaluation.corrupt") for text in corrupt)
+    return Options(labels, probes, asked)
+
+
+def _check_limits(limits: data_gate.DataGate, name: str) -> None:
+    """Refuses limits of what there is not, before anything runs."""
+    columns = (record.KEY, record.TEXT, record.LANGUAGE, record.SOURCE, record.WIDTH, record.HEIGHT)
+    known = {
+        "max_shares": reasons.ALL,
+        "max_change": (*reasons.ALL, data_gate.REJECTED),
+        "max_shift": rules.PROFILED,
+        "max_drift": (*columns, record.LABEL, record.TAG),
+        "max_skew": (*columns, record.LABEL, record.TAG),
+    }
+    for limit, names in known.items():
+        if unknown := sorted(set(getattr(limits, limit)) - set(names)):
+            raise ValueError(
+                f"{name}.{limit} must name some of {', '.join(names)}. Received: {unknown}"
+            )
+
+
+def input_digest(base: str, config: IngestConfig) -> str:
+    """Returns the digest of the bytes that ingest reads, and of scorers that are not sigline's."""
+    paths = ingest_transforms.input_files(base, config.source)
+    for other in config.eval_sets:
+        try:
+            paths = paths + ingest_transforms.input_files(other, SourceConfig())
+        except ValueError as error:
+            raise ValueError(f"ingest.eval_sets, {other}: {error}") from None
+    for other in config.earlier:
+        manifest = Path(other) / record.MANIFEST_FILE
+        if not manifest.is_file():
+            raise ValueError(f"ingest.earlier must be folders of examples. Received: {other}")
+        # It holds the digests of the shards.
+        paths = [*paths, str(manifest)]
+    named = (config.filters.vocabulary, config.tags.entries)
+    paths = [*paths, *(path for path in named if path)]
+    for name in config.filters.scorers:
+        found = importlib.util.find_spec(name.partition(":")[0])
+        if found is not None and found.origin and Path(found.origin).is_file():
+            paths = [*paths, found.origin]
+    files = {path: digests.file_digest(path) for path in paths}
+    classes = Path(base) / record.CLASSES_FILE
+    if classes.is_file():
+        files[str(classes)] = digests.file_digest(classes)
+    return digests.json_digest(files)
+
+
+def _cli_file() -> str:
+    """Returns where the command line lies below the package: a wheel has it at the top."""
+    return "sigline/cli.py" if (PACKAGE / "sigline").is_dir() else "cli.py"
+
+
+def _code_digest(*names: str) -> str:
+    """Returns the digest of source files and of the versions of what they compute with."""
+    versions = {name: _version(name) for name in _LIBRARIES}
+    return digests.json_digest([digests.source_digest(PACKAGE, names), versions])
+
+
+def _version(name: str) -> str:
+    """Returns the version of a library; empty for one that nobody asked for."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _weights_digest(environment: Environment, config: TrainConfig) -> str:
+    """Returns the digest of the weights that training starts from; empty if it starts from none."""
+    if bool(environment.weights) != bool(config.pretrained):
+        raise ValueError(
+            "The environment's `weights` and the recipe's `pretrained` must be given together. "
+            f"Received: weights={environment.weights!r}, pretrained={list(config.pretrained)}"
+        )
+    return checkpoint.load(environment.weights).digest() if environment.weights else ""
+
+
+def _teacher_digests(environment: Environment, config: TrainConfig) -> str:
+    """Returns the digests of the teachers' weights by name, as JSON."""
+    if set(environment.teachers) != set(config.teachers):
+        raise ValueError(
+            "The environment's `teachers` must be those of the recipe. Received: "
+            f"{', '.join(sorted(environment.teachers)) or 'none'}; the recipe's: "
+            f"{', '.join(config.teachers) or 'none'}"
+        )
+    found = {name: checkpoint.load(path).digest() for name, path in environment.teachers.items()}
+    return json.dumps(found, sort_keys=True)

@@ -1,0 +1,21 @@
+"""What `tfx pipeline create --engine local --pipeline_path` is given."""
+
+import os
+import sys
+from pathlib import Path
+
+from sigline.pipeline import environment, run
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    """Runs the pipeline; exits with 1 if a gate refused, and with 2 if the pipeline failed."""
+    os.chdir(FOLDER)
+    code = run.main(lambda: environment.load("environments/local.yaml"))
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
