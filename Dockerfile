@@ -1,28 +1,33 @@
-# The image of the pipeline's tasks and of whoever runs sigline in a container:
+# The image of the pipeline's tasks, and of whoever runs sigline in a container:
 #   docker build -t sigline .
-# and of the trainer alone, for a TPU VM, where TensorFlow is another wheel and TFX cannot be:
-#   docker build -t sigline-tpu --build-arg EXTRAS="tpu" .
+# The same with a trainer for TPUs beside it in /opt/trainer, where TensorFlow is another wheel, which
+# TFX cannot stand beside: `trainer_python: /opt/trainer/bin/python` in the environment, or
+# `/opt/trainer/bin/sigline train` on a TPU VM:
+#   docker build -t sigline-tpu --target tpu .
 ARG PYTHON=3.11-slim-bookworm
 
-FROM python:${PYTHON} AS build
-ARG EXTRAS="cpu pipeline kfp serving signing"
-ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=/opt/sigline
+FROM python:${PYTHON} AS sources
+ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /src
-# Libraries first, so that a change of sigline's code does not install them again.
 COPY pyproject.toml uv.lock setup.py README.md LICENSE ./
-RUN for extra in ${EXTRAS}; do set -- "$@" --extra "${extra}"; done \
-    && uv sync --locked --no-cache --no-install-project "$@"
-COPY schemas schemas
-COPY trainer trainer
-COPY components components
-COPY serving serving
-COPY pipeline pipeline
-COPY sigline sigline
-RUN for extra in ${EXTRAS}; do set -- "$@" --extra "${extra}"; done \
-    && uv sync --locked --no-cache --no-editable "$@"
 
-FROM python:${PYTHON}
+# Libraries first, so that a change of sigline's code does not install them again.
+FROM sources AS build
+ENV UV_PROJECT_ENVIRONMENT=/opt/sigline
+RUN uv sync --locked --no-cache --no-install-project \
+    --extra cpu --extra pipeline --extra kfp --extra serving --extra signing
+COPY . .
+RUN uv sync --locked --no-cache --no-editable \
+    --extra cpu --extra pipeline --extra kfp --extra serving --extra signing
+
+FROM sources AS build-tpu
+ENV UV_PROJECT_ENVIRONMENT=/opt/trainer
+RUN uv sync --locked --no-cache --no-install-project --extra tpu
+COPY . .
+RUN uv sync --locked --no-cache --no-editable --extra tpu
+
+FROM python:${PYTHON} AS base
 # Kubeflow's launcher puts its copies of artifacts there, as the user of the image.
 RUN groupadd --gid 10001 sigline \
     && useradd --uid 10001 --gid sigline --create-home sigline \
@@ -32,3 +37,9 @@ ENV PATH=/opt/sigline/bin:${PATH} PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=2
 USER 10001:10001
 WORKDIR /home/sigline
 CMD ["sigline", "--help"]
+
+FROM base AS tpu
+COPY --from=build-tpu /opt/trainer /opt/trainer
+
+# What is built if nothing is named.
+FROM base AS pipeline

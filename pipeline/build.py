@@ -91,6 +91,7 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
         teachers=json.dumps(environment.teachers, sort_keys=True),
         teacher_digests=plan.teacher_digests,
         checkpoint_root=environment.checkpoint_root,
+        python=environment.trainer_python,
         code_digest=plan.train_code,
     ).with_id("Trainer")
     last_blessed = history.last_blessed_model(environment, trained.outputs["model"])

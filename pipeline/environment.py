@@ -43,6 +43,8 @@ class Environment:
         embed_images: Whether a recipe that freezes its image tower has it embed the images once,
             before training, instead of at every step.
         teachers: Folders of weights of the recipe's teachers, by name.
+        trainer_python: Interpreter that trains, of an environment with the trainer alone, which is
+            how a TPU is reached; empty for the one that runs the pipeline.
         serving_dir: Folder that published versions go to; `ROOT/serving` if empty.
         serving_memory_mib: Most memory that a server with the model may hold, else it is not
             published; None for no limit.
@@ -77,6 +79,7 @@ class Environment:
     weights: str = ""
     embed_images: bool = False
     teachers: dict[str, str] = field(default_factory=dict)
+    trainer_python: str = ""
     serving_dir: str = ""
     serving_memory_mib: int | None = None
     serving_latency_ms: int | None = None

@@ -2,7 +2,9 @@
 
 import json
 import os
-import shutil
+import subprocess
+import sys
+import tempfile
 
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
@@ -12,7 +14,8 @@ from tfx.utils import path_utils
 
 from sigline.components.artifact_types import Vocabulary
 from sigline.schemas import artifacts, record
-from sigline.schemas.labels import LabelSet
+from sigline.trainer import task as trainer_task
+from sigline.trainer.task import Task
 
 
 @component
@@ -28,80 +31,64 @@ def TrainModel(
     teacher_digests: Parameter[str],
     checkpoint_root: Parameter[str],
     code_digest: Parameter[str],
+    python: Parameter[str] = "",
 ):
-    """Trains and exports.
+    """Trains and exports, in the interpreter `python` if one is named; see `trainer.task`."""
+    from sigline.trainer import data
 
-    A killed node starts again in a new artifact directory, so checkpoints live below
-    `checkpoint_root` in a folder that configuration, data, vocabulary and code name: the same run
-    finds its own checkpoints, and no other run's.
-    """
-    import tensorflow as tf
-
-    from sigline.trainer import config as trainer_config
-    from sigline.trainer import data, parity
-    from sigline.trainer.job import Job
-    from sigline.trainer.weights import checkpoint
-
-    # For the cache only: the digests are those of what is read here.
+    # For the cache only: the digests are those of what is read.
     del weights_digest, teacher_digests
-    train_config = trainer_config.from_json(config)
-    with open(os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE), "rb") as handle:
-        vocabulary_bytes = handle.read()
-    job = Job(
-        config=train_config,
-        folders=_train_folders(examples),
-        vocabulary=vocabulary_bytes,
-        code_digest=code_digest,
-        weights=checkpoint.load(weights) if weights else None,
-        teachers={name: checkpoint.load(path) for name, path in json.loads(teachers).items()},
-        labels=_labels(max(examples, key=lambda item: item.span).uri),
-    )
-    run_dir = os.path.join(checkpoint_root, job.key)
-    result, metadata = job.run(run_dir, path_utils.serving_model_dir(model.uri))
-    shutil.copytree(os.path.join(run_dir, "logs"), model_run.uri, dirs_exist_ok=True)
-    newest = max(examples, key=lambda item: item.span)
-    if (
-        train_config.text is not None
-        and data.embeddings(_split(newest, record.TRAIN_SPLIT)) is None
-    ):
-        # Of a GPU, which a serving machine does not have.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-        parity.write(
-            os.path.join(model_run.uri, artifacts.PARITY_FILE),
-            result.model,
-            train_config,
-            vocabulary_bytes,
-            _split(newest, record.EVAL_SPLIT),
-        )
-    training = {
-        "steps": train_config.steps,
-        "first_step": result.first_step,
-        "global_batch_size": train_config.global_batch_size,
-        "images_per_second": result.images_per_second,
-        "data_wait_fraction": result.data_wait_fraction,
-        "final_loss": result.final_loss,
-        "checkpoint_dir": run_dir,
-        "model": metadata,
-    }
-    with open(os.path.join(model_run.uri, artifacts.TRAINING_FILE), "w") as handle:
-        json.dump(training, handle, indent=1, sort_keys=True)
-
-
-def _train_folders(examples: list[Examples]) -> str | list[str]:
-    """Returns the training splits, of several spans weighted by their records."""
     # TFX keeps no order of artifacts.
     ordered = sorted(examples, key=lambda item: item.span)
-    folders = [_split(item, record.TRAIN_SPLIT) for item in ordered]
-    return folders if len(folders) > 1 else folders[0]
+    newest = ordered[-1]
+    train_splits = [_split(item, record.TRAIN_SPLIT) for item in ordered]
+    embedded = data.embeddings(train_splits[-1]) is not None
+    task = Task(
+        config=config,
+        # Of several spans, weighted by their records.
+        folders=train_splits,
+        vocabulary=os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE),
+        weights=weights,
+        teachers=json.loads(teachers),
+        labels=_labels(newest.uri),
+        code_digest=code_digest,
+        checkpoint_root=checkpoint_root,
+        model_dir=path_utils.serving_model_dir(model.uri),
+        run_dir=model_run.uri,
+        parity_split="" if embedded else _split(newest, record.EVAL_SPLIT),
+    )
+    if python:
+        _run_by(python, task)
+    else:
+        trainer_task.run(task)
+
+
+def _run_by(python: str, task: Task) -> None:
+    """Runs a task in another interpreter; raises RuntimeError with the last line that it prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "task.json")
+        with open(path, "w") as handle:
+            handle.write(task.to_json())
+        command = [python, "-m", trainer_task.__name__, path]
+        last = ""
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as child:
+            assert child.stderr is not None
+            for line in child.stderr:
+                sys.stderr.write(line)
+                last = line.strip() or last
+    if child.returncode:
+        raise RuntimeError(f"{python} ended with {child.returncode}: {last}")
 
 
 def _split(examples: Examples, name: str) -> str:
     return artifact_utils.get_split_uri([examples], name)
 
 
-def _labels(examples_dir: str) -> LabelSet | None:
+def _labels(examples_dir: str) -> str:
     path = os.path.join(examples_dir, record.CLASSES_FILE)
     if not os.path.exists(path):
-        return None
+        return ""
     with open(path) as handle:
-        return LabelSet.from_json(handle.read())
+        return handle.read()

@@ -53,48 +53,72 @@ def test_images_end_as_a_user_without_rights(name):
     assert int(users[-1].split(":")[0]) > 0
 
 
-@pytest.mark.slow
-def test_what_the_image_installs_runs_its_commands(tmp_path):
-    """Its build stage, in a folder in place of its root, and with this machine's cache."""
-    instructions = _instructions(ROOT / "Dockerfile")
-    stages = [n for n, (kind, _) in enumerate(instructions) if kind == "FROM"]
-    variables, folder = dict(os.environ), tmp_path
-    variables.pop("VIRTUAL_ENV", None)
+def _build(stage: str, folder: Path) -> Path:
+    """Executes a stage and the one that it begins with, in a folder in place of the image's root.
+
+    Libraries are linked from this machine's cache in place of downloading them.
+
+    Returns:
+        The environment that it has installed.
+    """
     own = ROOT / ".venv" / "bin"
     if not (own / "uv").is_file():
         pytest.skip("this checkout was not set up by make, whose uv installs what the image has")
+    instructions = _instructions(ROOT / "Dockerfile")
+    stages: dict[str, list[tuple[str, str]]] = {}
+    for kind, argument in instructions:
+        if kind == "FROM":
+            name = argument.split()[-1]
+            stages[name] = list(stages.get(argument.split()[0], []))
+        elif stages:
+            stages[name].append((kind, argument))
+    variables = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
     variables["PATH"] = f"{own}:{variables['PATH']}"
-    environment = tmp_path / "opt/sigline"
-    for kind, argument in instructions[stages[0] + 1 : stages[1]]:
-        if kind in ("ARG", "ENV"):
-            variables |= dict(item.split("=", 1) for item in shlex.split(argument))
-            # Links in place of copies, so that it takes seconds.
-            variables |= {"UV_LINK_MODE": "hardlink", "UV_PROJECT_ENVIRONMENT": str(environment)}
+    work = folder
+    for kind, argument in stages[stage]:
+        if kind == "ENV":
+            found = dict(item.split("=", 1) for item in shlex.split(argument))
+            if "UV_PROJECT_ENVIRONMENT" in found:
+                found["UV_PROJECT_ENVIRONMENT"] = str(folder) + found["UV_PROJECT_ENVIRONMENT"]
+            variables |= found | {"UV_LINK_MODE": "hardlink"}
         elif kind == "WORKDIR":
-            folder = tmp_path / argument.lstrip("/")
-            folder.mkdir(parents=True)
+            work = folder / argument.lstrip("/")
+            work.mkdir(parents=True)
         elif kind == "COPY":
-            *sources, target = argument.split()
-            for source in sources:
-                found, place = ROOT / source, folder / target
-                if found.is_dir():
-                    shutil.copytree(found, place, ignore=shutil.ignore_patterns("__pycache__"))
-                else:
-                    shutil.copy(found, place / source)
+            _copy(argument.split()[:-1], work)
+        elif argument.startswith("pip install"):
+            version = re.search(r"uv==(\S+)", argument)
+            assert version is not None
+            assert f"UV_VERSION := {version[1]}\n" in (ROOT / "Makefile").read_text()
         else:
             assert kind == "RUN", kind
-            if argument.startswith("pip install"):
-                version = re.search(r"uv==(\S+)", argument)
-                assert version is not None
-                assert f"UV_VERSION := {version[1]}\n" in (ROOT / "Makefile").read_text()
-                continue
             command = ["sh", "-ec", argument.replace("--no-cache", "")]
             done = subprocess.run(
-                command, cwd=folder, env=variables, capture_output=True, text=True, check=False
+                command, cwd=work, env=variables, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr
-    # Without the sources, as in the second stage.
-    shutil.rmtree(folder)
+    # Without the sources, as in the stage that is left.
+    shutil.rmtree(work)
+    return Path(variables["UV_PROJECT_ENVIRONMENT"])
+
+
+def _copy(sources: list[str], target: Path) -> None:
+    """Copies what `.dockerignore` lets into the image."""
+    if sources == ["."]:
+        lines = (ROOT / ".dockerignore").read_text().splitlines()
+        sources = [line[1:] for line in lines if line.startswith("!")]
+    for source in sources:
+        if (ROOT / source).is_dir():
+            shutil.copytree(
+                ROOT / source, target / source, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        else:
+            shutil.copy(ROOT / source, target / source)
+
+
+@pytest.mark.slow
+def test_what_the_image_installs_runs_its_commands(tmp_path):
+    environment = _build("build", tmp_path)
     lines = ["import sigline.quiet", "sigline.quiet.import_tfx()"]
     lines += [f"import {name}" for name in MODULES]
     lines += ["from sigline.pipeline import environment, new_command, planning"]
@@ -113,3 +137,22 @@ def test_what_the_image_installs_runs_its_commands(tmp_path):
         [str(environment / "bin/sigline"), "--help"], capture_output=True, text=True, check=False
     )
     assert "kubeflow" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "SIGLINE_TPU_IMAGE" not in os.environ,
+    reason="$SIGLINE_TPU_IMAGE is not set; it downloads the TPU's wheels, half a gigabyte",
+)
+def test_trainer_for_tpus_installs_and_trains_nothing_without_its_task(tmp_path):
+    environment = _build("build-tpu", tmp_path)
+    (tmp_path / "task.json").write_text("{}")
+    done = subprocess.run(
+        [str(environment / "bin/python"), "-m", "sigline.trainer.task", tmp_path / "task.json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "missing" in done.stderr.splitlines()[-1]

@@ -1,0 +1,120 @@
+"""The pipeline's training as a task in a file, for an interpreter of its own.
+
+TFX and `tensorflow-tpu` do not install together: on a TPU the pipeline's trainer runs this module,
+`python -m sigline.trainer.task FILE`, in an environment that has the trainer alone.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sigline.quiet
+from sigline.schemas import artifacts
+from sigline.schemas.labels import LabelSet
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained from what, and where results go.
+
+    Attributes:
+        config: The `TrainConfig`, as JSON.
+        folders: Folders with the training shards; several are mixed.
+        vocabulary: File of the SentencePiece model.
+        weights: Folder of weights that training starts from; empty for none.
+        teachers: Folders of the teachers' weights by name.
+        labels: The label set as JSON; empty for none.
+        code_digest: Of the code that trains.
+        checkpoint_root: Folder of all runs' checkpoints.
+        model_dir: Where the SavedModel goes.
+        run_dir: Where logs and figures go.
+        parity_split: Folder of records whose embeddings are left for later checks; empty for none.
+    """
+
+    config: str
+    folders: Sequence[str]
+    vocabulary: str
+    checkpoint_root: str
+    model_dir: str
+    run_dir: str
+    code_digest: str
+    weights: str = ""
+    teachers: Mapping[str, str] = field(default_factory=dict)
+    labels: str = ""
+    parity_split: str = ""
+
+    def to_json(self) -> str:
+        """Returns the task as JSON text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def run(task: Task) -> None:
+    """Trains and exports.
+
+    A killed task starts again with other folders for its results, so checkpoints live below
+    `checkpoint_root` in a folder that configuration, data, vocabulary and code name: the same run
+    finds its own checkpoints, and no other run's.
+
+    Raises:
+        ValueError: As `trainer.loop.train`.
+    """
+    import tensorflow as tf
+
+    from sigline.trainer import config as trainer_config
+    from sigline.trainer import parity
+    from sigline.trainer.job import Job
+    from sigline.trainer.weights import checkpoint
+
+    config = trainer_config.from_json(task.config)
+    vocabulary = Path(task.vocabulary).read_bytes()
+    job = Job(
+        config=config,
+        folders=list(task.folders) if len(task.folders) > 1 else task.folders[0],
+        vocabulary=vocabulary,
+        code_digest=task.code_digest,
+        weights=checkpoint.load(task.weights) if task.weights else None,
+        teachers={name: checkpoint.load(path) for name, path in task.teachers.items()},
+        labels=LabelSet.from_json(task.labels) if task.labels else None,
+    )
+    work_dir = os.path.join(task.checkpoint_root, job.key)
+    result, metadata = job.run(work_dir, task.model_dir)
+    shutil.copytree(os.path.join(work_dir, "logs"), task.run_dir, dirs_exist_ok=True)
+    if task.parity_split and config.text is not None:
+        # Of a GPU, which a serving machine does not have.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        path = os.path.join(task.run_dir, artifacts.PARITY_FILE)
+        parity.write(path, result.model, config, vocabulary, task.parity_split)
+    training = {
+        "steps": config.steps,
+        "first_step": result.first_step,
+        "global_batch_size": config.global_batch_size,
+        "images_per_second": result.images_per_second,
+        "data_wait_fraction": result.data_wait_fraction,
+        "final_loss": result.final_loss,
+        "checkpoint_dir": work_dir,
+        "model": metadata,
+    }
+    with open(os.path.join(task.run_dir, artifacts.TRAINING_FILE), "w") as handle:
+        json.dump(training, handle, indent=1, sort_keys=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the task of a file; its last line on standard error says why it failed."""
+    sigline.quiet.import_tensorflow()
+    try:
+        run(Task(**json.loads(Path(argv[0]).read_text())))
+    except Exception as error:  # The border to the process that started it.
+        if os.environ.get("SIGLINE_TRACEBACK"):
+            raise
+        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
