@@ -15,6 +15,7 @@ from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.proto import infra_validator_pb2
+from tfx.types.channel import Channel
 
 from tensorflow_data_validation import StatsOptions  # isort: skip  # After tfx.
 
@@ -94,9 +95,29 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
         python=environment.trainer_python,
         code_digest=plan.train_code,
     ).with_id("Trainer")
+    return [
+        *data.nodes,
+        *window,
+        vocabulary,
+        *embedding,
+        trained,
+        *_judged_and_published(environment, plan, history, run, data.ingested, trained_on, trained),
+    ]
+
+
+def _judged_and_published(
+    environment: Environment,
+    plan: Plan,
+    history: History,
+    run: str,
+    ingested: BaseNode,
+    trained_on: Channel,
+    trained: BaseNode,
+) -> list[BaseNode]:
+    """Returns the nodes from the trained model to the published one and its index."""
     last_blessed = history.last_blessed_model(environment, trained.outputs["model"])
     evaluated = EvaluateModel(
-        examples=data.ingested.outputs["examples"],
+        examples=ingested.outputs["examples"],
         model=trained.outputs["model"],
         model_run=trained.outputs["model_run"],
         baseline=last_blessed.outputs[baseline.MODEL],
@@ -106,7 +127,7 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
         embedding_cache=environment.embedding_cache,
         code_digest=plan.evaluate_code,
     )
-    served = _infra_check(environment, plan, data.ingested, trained, evaluated)
+    served = _infra_check(environment, plan, ingested, trained, evaluated)
     described = DescribeModel(
         model=trained.outputs["model"],
         evaluation=evaluated.outputs["evaluation"],
@@ -128,19 +149,7 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
         **_publishing(environment, run),
     )
     indexed = _indexed(environment, plan, run, trained_on, trained, evaluated, served, published)
-    return [
-        *data.nodes,
-        *window,
-        vocabulary,
-        *embedding,
-        trained,
-        last_blessed,
-        evaluated,
-        served,
-        described,
-        published,
-        *indexed,
-    ]
+    return [last_blessed, evaluated, served, described, published, *indexed]
 
 
 class _Data(NamedTuple):
