@@ -134,7 +134,6 @@ def _judged_and_published(
         trained_on=trained_on,
         baseline=last_blessed.outputs[baseline.MODEL],
         config=plan.config,
-        input_base=plan.input_base,
         input_digest=plan.input_digest,
         weights_digest=plan.weights_digest,
         teacher_digests=plan.teacher_digests,

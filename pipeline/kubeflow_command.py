@@ -39,6 +39,10 @@ def add_parser(commands) -> None:
     starting.add_argument("--experiment", default="", help="by default the pipeline's name")
     starting.add_argument("--service-account", default="", help="which the run acts as")
     starting.add_argument("--cron", default="", help="start runs at these times, as `0 0 3 * * *`")
+    starting.add_argument(
+        "--no-cache", action="store_true", help="run every task; Kubeflow's cache answers for none"
+    )
+    starting.add_argument("--namespace", default="", help="of the user, where there are several")
     _add_parameters(starting)
     _add_access(starting)
     starting.set_defaults(run=_submit)
@@ -67,7 +71,6 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="", help="address of Kubeflow Pipelines' API")
-    parser.add_argument("--namespace", default="", help="of the user, where there are several")
     parser.add_argument("--ca-certificate", default="", help="who signed the host's certificate")
     parser.add_argument("--cookie", default="", help="file with a session's cookie")
     parser.add_argument(
@@ -80,7 +83,6 @@ def _access(arguments: argparse.Namespace):
 
     return cluster.Access(
         host=arguments.host,
-        namespace=arguments.namespace,
         ca_certificate=arguments.ca_certificate,
         cookie=arguments.cookie,
         in_cluster=arguments.in_cluster,
@@ -96,13 +98,13 @@ def _parameters(given: list[str]) -> dict[str, str]:
 
 def _compile(arguments: argparse.Namespace) -> int:
     from sigline.pipeline import environment as environments
-    from sigline.pipeline.kubeflow import compiling
+    from sigline.pipeline.kubeflow import compiling, packages
 
     environment = environments.load(arguments.environment)
     suffix = "json" if arguments.engine == compiling.VERTEX else "yaml"
     output = arguments.output or Path(f"{environment.pipeline_name}.{suffix}")
     spec = compiling.compile_pipeline(environment, output, engine=arguments.engine)
-    tasks = spec["components"]["tfx-dag"]["dag"]["tasks"]
+    tasks = spec["components"][packages.GRAPH]["dag"]["tasks"]
     print(f"{output}: {len(tasks)} tasks and a report at the end")
     return 0
 
@@ -147,7 +149,8 @@ def _submit(arguments: argparse.Namespace) -> int:
         made = cluster.schedule(client, arguments.package, cron=arguments.cron, **given)
         print(f"Schedule {made}: {arguments.cron}")
     else:
-        print(f"Run {cluster.submit(client, arguments.package, **given)}")
+        run = cluster.submit(client, arguments.package, cache=not arguments.no_cache, **given)
+        print(f"Run {run}")
     return 0
 
 

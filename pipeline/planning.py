@@ -10,6 +10,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sigline.quiet
 
@@ -97,8 +98,12 @@ class Plan:
     index_code: str
 
 
-def plan(environment: Environment) -> Plan:
+def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
     """Works out what a run of an environment is to do.
+
+    Args:
+        environment: What to run.
+        thresholds: What differs from the environment's gate, as `Gate.changed` reads it.
 
     Raises:
         ValueError: If the environment, the recipe or an override is wrong.
@@ -114,6 +119,7 @@ def plan(environment: Environment) -> Plan:
         trainer_config.load_recipe(environment.recipe), environment.overrides
     )
     gate = trainer_config.load_gate(environment.recipe).changed(environment.gate)
+    gate = gate.changed({} if thresholds is None else thresholds)
     data = spans.resolve(environment.input_base, environment.span)
     return Plan(
         input_base=data.base,

@@ -30,6 +30,7 @@ class NodeRun:
         outputs: URIs by the names of outputs.
         properties: Their properties.
         error: Why it failed, a sentence; empty if it did not, or where that is not known.
+        refused: Whether it failed because a gate refused.
     """
 
     name: str
@@ -38,6 +39,7 @@ class NodeRun:
     outputs: dict[str, str]
     properties: dict[str, dict[str, Any]]
     error: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True)

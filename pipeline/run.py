@@ -54,7 +54,7 @@ def guarded(work: Callable[[], int]) -> int:
     except Exception as error:  # The border to the user.
         if os.environ.get("SIGLINE_TRACEBACK"):
             raise
-        refusal = _find(error, DataGateError)
+        refusal = find(error, DataGateError)
         if refusal is not None:
             print(refusal, file=sys.stderr)
             return EXIT_NOT_BLESSED
@@ -76,7 +76,7 @@ def print_outcome(outcome: report.RunReport, extra_rows: Sequence[tuple[str, str
     return EXIT_NOT_BLESSED
 
 
-def _find(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+def find(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
     """Returns the first exception of a type along the chain of causes."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__

@@ -1,10 +1,14 @@
 """The training component: from records and a vocabulary to an exported model."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
@@ -69,17 +73,32 @@ def _run_by(python: str, task: Task) -> None:
         path = os.path.join(folder, "task.json")
         with open(path, "w") as handle:
             handle.write(task.to_json())
-        command = [python, "-m", trainer_task.__name__, path]
-        last = ""
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, errors="replace"
-        ) as child:
+        command, last = [python, "-m", trainer_task.__name__, path], ""
+        # It stops when its input ends, which this process's end does.
+        pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with (
+            subprocess.Popen(command, **pipes, text=True, errors="replace") as child,
+            _handing_on_sigterm(child),
+        ):
             assert child.stderr is not None
             for line in child.stderr:
                 sys.stderr.write(line)
                 last = line.strip() or last
     if child.returncode:
         raise RuntimeError(f"{python} ended with {child.returncode}: {last}")
+
+
+@contextlib.contextmanager
+def _handing_on_sigterm(child: subprocess.Popen) -> Iterator[None]:
+    """Sends SIGTERM on to a process, which saves a checkpoint before it ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _split(examples: Examples, name: str) -> str:

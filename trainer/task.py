@@ -4,12 +4,17 @@ TFX and `tensorflow-tpu` do not install together: on a TPU the pipeline's traine
 `python -m sigline.trainer.task FILE`, in an environment that has the trainer alone.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +87,8 @@ def run(task: Task) -> None:
         labels=LabelSet.from_json(task.labels) if task.labels else None,
     )
     work_dir = os.path.join(task.checkpoint_root, job.key)
-    result, metadata = job.run(work_dir, task.model_dir)
+    with _alone(work_dir):
+        result, metadata = job.run(work_dir, task.model_dir)
     shutil.copytree(os.path.join(work_dir, "logs"), task.run_dir, dirs_exist_ok=True)
     if task.parity_split and config.text is not None:
         # Of a GPU, which a serving machine does not have.
@@ -103,18 +109,45 @@ def run(task: Task) -> None:
         json.dump(training, handle, indent=1, sort_keys=True)
 
 
+@contextlib.contextmanager
+def _alone(work_dir: str) -> Iterator[None]:
+    """Keeps a second run of the same from writing the same checkpoints."""
+    os.makedirs(work_dir, exist_ok=True)
+    with open(os.path.join(work_dir, ".lock"), "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                "Another process is training the same; wait for it, or end it. "
+                f"Received: checkpoints={work_dir}"
+            ) from None
+        yield
+
+
 def main(argv: Sequence[str]) -> int:
-    """Runs the task of a file; its last line on standard error says why it failed."""
+    """Runs the task of a file; its last line on standard error says why it failed.
+
+    It stops, with a checkpoint, when standard input ends: whoever started it has gone.
+    """
     sigline.quiet.import_tensorflow()
+    threading.Thread(target=_stop_at_the_end_of_input, daemon=True).start()
     try:
         run(Task(**json.loads(Path(argv[0]).read_text())))
     except Exception as error:  # The border to the process that started it.
-        if os.environ.get("SIGLINE_TRACEBACK"):
-            raise
+        traceback.print_exc()
         print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
         return 1
     return 0
 
 
+def _stop_at_the_end_of_input() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The thread that waits for the end of input does not end by itself.
+    os._exit(code)

@@ -41,7 +41,7 @@ def card(
     spans: Sequence[tuple[int, int, str | Path]],
     *,
     config: Mapping[str, Any],
-    source: Mapping[str, str],
+    input_digest: str,
     parents: Mapping[str, str],
     baseline_dir: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def card(
         evaluation_dir: What the evaluation has written.
         spans: Span, version and folder of each set of examples that was trained on.
         config: The configuration that it was trained with.
-        source: What is known of the data that was read last: `input_base` and `input_digest`.
+        input_digest: Digest of the bytes of the data that was read last.
         parents: Digests of weights and teachers, by what they were to the model.
         baseline_dir: The SavedModel that it was judged against; None if there was none.
     """
@@ -64,7 +64,7 @@ def card(
         "model": {name: told[name] for name in _MODEL if name in told},
         "training": {name: told[name] for name in _ORIGIN if name in told} | {"config": config},
         "data": {
-            "source": dict(source),
+            "input_digest": input_digest,
             "spans": [_span(*item) for item in sorted(spans, key=lambda item: item[:2])],
         },
         "parents": dict(sorted(parents.items())),
@@ -99,8 +99,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"| config | `{training.get('config_digest', 'unknown')}` |",
         f"| code | sigline {training.get('sigline_version', 'unknown')}, "
         f"`{training.get('code_digest', 'unknown')}` |",
-        f"| data | {_code(found['data']['source'].get('input_base', 'unknown'))}, bytes "
-        f"`{found['data']['source'].get('input_digest', 'unknown')}` |",
+        f"| data | bytes `{found['data']['input_digest']}` |",
     ]
     for item in found["data"]["spans"]:
         records = ", ".join(f"{count} {name}" for name, count in item["records"].items())
@@ -124,13 +123,15 @@ def markdown(found: Mapping[str, Any]) -> str:
     for name in _SHOWN:
         item = evaluation["metrics"].get(name)
         if item is not None:
-            interval = f"{item['low']:.3f} to {item['high']:.3f}" if "low" in item else ""
-            chance = f"{item['chance']:.3f}" if "chance" in item else ""
-            lines.append(f"| {name} | {item['value']:.3f} | {interval} | {chance} |")
+            value, low, high, chance = (
+                _number(item.get(key)) for key in ("value", "low", "high", "chance")
+            )
+            interval = f"{low} to {high}" if low and high else ""
+            lines.append(f"| {name} | {value} | {interval} | {chance} |")
     lines += ["", "| check | rule | limit | value | |", "|---|---|---|---|---|"]
     for check in evaluation["checks"]:
         lines.append(
-            f"| {check['metric']} | {check['rule']} | {check['limit']:.4g} | "
+            f"| {check['metric']} | {check['rule']} | {_number(check['limit'])} | "
             f"{_number(check['value'])} | {'passed' if check['passed'] else 'failed'} |"
         )
     return "\n".join(lines) + "\n"
@@ -160,7 +161,8 @@ def _json(path: Path) -> Any:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+    """Returns a number; nothing for one that could not be told."""
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
 
 
 def _code(text: str) -> str:

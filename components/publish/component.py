@@ -31,7 +31,6 @@ def DescribeModel(
     trained_on: InputArtifact[list[Examples]],
     card: OutputArtifact[ModelCard],
     config: Parameter[str],
-    input_base: Parameter[str],
     input_digest: Parameter[str],
     weights_digest: Parameter[str],
     teacher_digests: Parameter[str],
@@ -47,7 +46,7 @@ def DescribeModel(
         evaluation.uri,
         [(item.span, item.version, item.uri) for item in trained_on],
         config=json.loads(config),
-        source={"input_base": input_base, "input_digest": input_digest},
+        input_digest=input_digest,
         parents=parents,
         baseline_dir=path_utils.serving_model_path(baseline.uri) if baseline else None,
     )

@@ -5,6 +5,7 @@ Needs the extra `kfp`.
 
 import datetime
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,13 @@ _LOGS = (
     "/apis/v1alpha1/runs/{run}/nodes/{pod}/log",
     "/apis/v2beta1/runs/{run}/nodes/{pod}/log",
 )
-_POD_PART = "executor"
+# What the backend calls the pods of a task's command: by the workflow, and by the node's number.
+_PODS = (
+    "{workflow}-system-container-impl-{number}",
+    "{workflow}-retry-system-container-impl-{number}",
+)
+# Nodes of the backend that are no tasks of the pipeline.
+_INNER = re.compile(r"executor|.*-driver|.*\(\d+\)|root|.*\.(onExit|hooks).*")
 
 
 @dataclass(frozen=True)
@@ -29,14 +36,12 @@ class Access:
     Attributes:
         host: Its address, such as `http://localhost:8080`; empty for `$KF_PIPELINES_ENDPOINT`, or
             the one of the cluster that this runs in.
-        namespace: Of the user, where there are several; empty for none.
         ca_certificate: File of who signed the certificate of the host; empty for the usual ones.
         cookie: File with a session's cookie, as Dex and other login pages give it; empty for none.
         in_cluster: Whether the token is that of the pod's service account.
     """
 
     host: str = ""
-    namespace: str = ""
     ca_certificate: str = ""
     cookie: str = ""
     in_cluster: bool = False
@@ -55,9 +60,8 @@ def connect(access: Access) -> Any:
         raise ValueError(
             f"Kubeflow's client is not installed; `pip install sigline[kfp]`. {error}"
         ) from None
-    given = {
+    given: dict[str, Any] = {
         "host": access.host or None,
-        "namespace": access.namespace or "kubeflow",
         "ssl_ca_cert": access.ca_certificate or None,
         "existing_token": os.environ.get(TOKEN_VARIABLE) or None,
         "cookies": Path(access.cookie).read_text().strip() if access.cookie else None,
@@ -82,6 +86,7 @@ def submit(
     experiment: str = "",
     service_account: str = "",
     namespace: str = "",
+    cache: bool = True,
 ) -> str:
     """Starts a run of a package and returns its ID.
 
@@ -91,7 +96,8 @@ def submit(
         parameters: Parameters of the run by name, as text.
         experiment: Where the run is listed; the name of the pipeline if empty.
         service_account: Which it acts as; empty for the backend's default.
-        namespace: Of the user; empty for none.
+        namespace: Of the user, where there are several; empty for none.
+        cache: Whether Kubeflow's cache may answer for the tasks that it may answer for at all.
 
     Raises:
         ValueError: If the package or a parameter is wrong, or the backend refuses the run.
@@ -108,6 +114,8 @@ def submit(
             experiment_name=experiment or name,
             namespace=namespace or None,
             service_account=service_account or None,
+            # As the package says, unless it is turned off.
+            enable_caching=None if cache else False,
         )
     except Exception as error:
         raise ValueError(f"Kubeflow refused the run: {_why(error)}") from None
@@ -139,19 +147,34 @@ def schedule(
         namespace: Of the user.
 
     Raises:
-        ValueError: If the package or a parameter is wrong, or the backend refuses the schedule.
+        ValueError: If the package or a parameter is wrong, there is a schedule of the pipeline
+            already, or the backend refuses this one.
     """
     package = packages.read(path)
-    name = package.spec["pipelineInfo"]["name"]
+    name, values = package.spec["pipelineInfo"]["name"], package.parameters(parameters)
+    if len(cron.split()) != 6:
+        raise ValueError(
+            f"cron must have six fields, seconds first, such as `0 0 3 * * *`. Received: {cron!r}"
+        )
     try:
         listed = client.create_experiment(experiment or name, namespace=namespace or None)
+        known = client.list_recurring_runs(experiment_id=listed.experiment_id)
+        before = [x for x in known.recurring_runs or () if x.display_name == name]
+    except Exception as error:
+        raise ValueError(f"Kubeflow refused the schedule: {_why(error)}") from None
+    if before:
+        raise ValueError(
+            f"There is a schedule of {name}; delete it first, or both start runs. "
+            f"Received: schedule={before[0].recurring_run_id}"
+        )
+    try:
         made = client.create_recurring_run(
             listed.experiment_id,
             name,
             cron_expression=cron,
             max_concurrency=1,
             no_catchup=True,
-            params=package.parameters(parameters),
+            params=values,
             pipeline_package_path=str(path),
             service_account=service_account or None,
         )
@@ -170,6 +193,7 @@ def status(client: Any, run: str) -> tuple[str, list[tuple[str, str, str]]]:
     tasks = [
         (task.display_name, task.state or "PENDING", (task.error and task.error.message) or "")
         for task in sorted(_tasks(found), key=lambda task: str(task.start_time))
+        if not _INNER.fullmatch(task.display_name or "")
     ]
     return found.state or "PENDING", tasks
 
@@ -180,31 +204,49 @@ def logs(client: Any, run: str, task: str) -> str:
     Raises:
         ValueError: If there is no such run or task, or its pod and log are gone.
     """
-    found = [item for item in _tasks(_run(client, run)) if item.display_name == task]
-    pods = [
-        child.pod_name for item in found for child in item.child_tasks or () if child.pod_name
-    ] + [item.pod_name for item in found if item.pod_name]
-    if not pods:
+    tasks = _tasks(_run(client, run))
+    if not (pods := _pods(tasks, task)):
         raise ValueError(f"The run has no pod of that task. Received: run={run}, task={task}")
     import kfp_server_api
 
-    api = client._run_api.api_client
-    # The pod that ran the command, not the one that prepared it.
-    pod = next((name for name in pods if _POD_PART in name), pods[0])
-    failure = None
-    for path in _LOGS:
-        try:
-            text, _, _ = api.call_api(
-                path.format(run=run, pod=pod),
-                "GET",
-                header_params={"Accept": "*/*"},
-                response_type="str",
-                auth_settings=["Bearer"],
-            )
-            return text
-        except kfp_server_api.ApiException as error:
-            failure = error
+    api, failure = client._run_api.api_client, None
+    for pod in pods:
+        for path in _LOGS:
+            try:
+                text, _, _ = api.call_api(
+                    path.format(run=run, pod=pod),
+                    "GET",
+                    header_params={"Accept": "*/*"},
+                    response_type="str",
+                    auth_settings=["Bearer"],
+                )
+                return text
+            except kfp_server_api.ApiException as error:
+                failure = error
     raise ValueError(f"There is no log of {task} any more: {_why(failure)}")
+
+
+def _pods(tasks: list[Any], name: str) -> list[str]:
+    """Returns what the pods of a task may be called, those of its command first.
+
+    Newer releases name a task's pods. Older ones list the nodes of the workflow, each with those
+    that follow it, of which the last one is the command's.
+    """
+    by_id = {item.task_id: item for item in tasks if item.task_id}
+    found: list[str] = []
+    waiting = [item for item in tasks if item.display_name == name]
+    while waiting:
+        item = waiting.pop(0)
+        for own in [child.pod_name for child in item.child_tasks or ()] + [item.pod_name]:
+            if own and own not in found:
+                found.append(own)
+                waiting += [by_id[own]] if own in by_id else []
+    guessed = []
+    for node in reversed(found):
+        workflow, _, number = node.rpartition("-")
+        guessed += [pattern.format(workflow=workflow, number=number) for pattern in _PODS]
+    commands = [pod for pod in found if "-impl-" in pod]
+    return [*commands, *guessed, *(pod for pod in found if pod not in commands)]
 
 
 def _run(client: Any, run: str) -> Any:

@@ -18,7 +18,6 @@ sigline.quiet.import_tfx()
 
 import yaml
 from google.protobuf import json_format
-from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration import data_types
@@ -28,24 +27,24 @@ from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 from tfx.types.channel import Channel
 
 from sigline.pipeline import baseline, build, planning
+from sigline.pipeline import environment as environments
 from sigline.pipeline.environment import TFX, Environment
-from sigline.pipeline.kubeflow import records, settings, tfx_nodes
-from sigline.pipeline.kubeflow.settings import Resources, Settings
+from sigline.pipeline.kubeflow import packages, platform_config, settings, tfx_nodes
+from sigline.pipeline.kubeflow.settings import Settings
+from sigline.schemas import versions
 
 VERTEX, KUBEFLOW = "vertex", "kubeflow"
 ENGINES = (KUBEFLOW, VERTEX)
 # A task that the backend tells its own name and that of its run.
 _COMMAND = ("python", "-m", "sigline.pipeline.kubeflow.run_task")
-_RUN_ID = "{{$.pipeline_job_uuid}}"
-_RUN_LABEL = "metadata.labels['pipeline/runid']"
-_DAG = "tfx-dag"
 _INPUTS_SPEC = "--json_serialized_inputs_spec_args"
 # Kubeflow's cache looks at parameters and at the names of inputs, not at what lies behind them:
 # it may answer for tasks that have all their input in their parameters.
 _CACHED = ("IngestExamples", "ProvideSchema", "ExportFrozenTower")
+# Folders that tasks share.
+_SHARED = ("root", "input_base", "serving_dir", "index_dir", "weights")
 # A retry would say the same.
-_NOT_RETRIED = ("CheckData",)
-_UNITS = {"Gi": 2**30, "Mi": 2**20, "G": 10**9, "M": 10**6}
+_NOT_RETRIED = ("PlanRun", "CheckData")
 
 
 class RecordHistory:
@@ -122,7 +121,7 @@ def compile_pipeline(
     else:
         if asked.pipeline_root:
             spec["defaultPipelineRoot"] = asked.pipeline_root
-        documents = [spec, {"platforms": {"kubernetes": _platform(spec, asked)}}]
+        documents = [spec, {"platforms": {"kubernetes": platform_config.platform(spec, asked)}}]
         text = yaml.safe_dump_all(documents, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -134,7 +133,7 @@ def compile_pipeline(
 def pipeline_of(environment: Environment) -> tuple[tfx_pipeline.Pipeline, BaseNode]:
     """Returns TFX's pipeline for a cluster, and the node that reports a run after its end."""
     plan_node = tfx_nodes.PlanRun(
-        environment=_portable(environment),
+        environment=environments.to_json(dataclasses.replace(environment, kubeflow=None)),
         recipe=data_types.RuntimeParameter("recipe", str),
         chosen_span=data_types.RuntimeParameter("span", int),
         overrides=data_types.RuntimeParameter("overrides", str),
@@ -146,7 +145,7 @@ def pipeline_of(environment: Environment) -> tuple[tfx_pipeline.Pipeline, BaseNo
         name: output.future()[0].value for name, output in plan_node.outputs.items()
     }
     plan = planning.Plan(**planned)
-    wired = build.wire(environment, plan, RecordHistory(), _RUN_ID)
+    wired = build.wire(environment, plan, RecordHistory(), packages.RUN_ID)
     by_id = {node.id: node for node in wired}
     recorded = tfx_nodes.RecordData(
         root=environment.root,
@@ -181,27 +180,30 @@ def _check(environment: Environment, asked: Settings, engine: str) -> None:
             "infra must be sigline on Kubeflow: TFX does not compile its InfraValidator for it. "
             "Received: infra=tfx"
         )
-    if asked.claim and not f"{environment.root}/".startswith(asked.mount.rstrip("/") + "/"):
+    if engine == VERTEX:
+        if asked.claim:
+            raise ValueError(
+                "kubeflow.claim must be empty on Vertex AI, which has no such volumes; put root "
+                f"below /gcs/BUCKET. Received: claim={asked.claim}"
+            )
+        if not versions.is_remote(environment.serving_dir):
+            raise ValueError(
+                "serving_dir must be gs://BUCKET/... on Vertex AI: in a mounted bucket no version "
+                f"appears whole. Received: serving_dir={environment.serving_dir}"
+            )
+    elif not asked.claim:
         raise ValueError(
-            "root must lie in the volume that all tasks see. Received: "
-            f"root={environment.root}, kubeflow.mount={asked.mount}"
+            "kubeflow.claim must name the volume that all tasks see. Received: claim=''"
         )
-    if engine == VERTEX and asked.claim:
-        raise ValueError(
-            "kubeflow.claim must be empty on Vertex AI, which has no such volumes; put root below "
-            f"/gcs/BUCKET. Received: claim={asked.claim}"
-        )
-    if engine == VERTEX and not environment.root.startswith("/gcs/"):
-        raise ValueError(
-            f"root must lie below /gcs/BUCKET on Vertex AI. Received: root={environment.root}"
-        )
-
-
-def _portable(environment: Environment) -> str:
-    """Returns an environment as JSON, without what only a compiler needs."""
-    return json.dumps(
-        dataclasses.asdict(dataclasses.replace(environment, kubeflow=None)), sort_keys=True
-    )
+    shared = "/gcs" if engine == VERTEX else asked.mount.rstrip("/")
+    paths = {name: getattr(environment, name) for name in _SHARED}
+    paths |= {f"teachers.{name}": path for name, path in environment.teachers.items()}
+    for name, path in paths.items():
+        seen = path.startswith(shared + "/")
+        if path and not seen and (name == "root" or not versions.is_remote(path)):
+            raise ValueError(
+                f"{name} must lie below {shared}, which all tasks see. Received: {name}={path}"
+            )
 
 
 def _compiled(environment: Environment, asked: Settings) -> dict[str, Any]:
@@ -227,12 +229,18 @@ def _compiled(environment: Environment, asked: Settings) -> dict[str, Any]:
 
 def _finish(spec: dict[str, Any], environment: Environment, asked: Settings, engine: str) -> None:
     """Puts in what TFX's compiler leaves out; changes the specification."""
+    known = [name for name in spec["components"] if name != packages.GRAPH]
+    if unknown := sorted(set(asked.resources) - {settings.DEFAULT, *known}):
+        raise ValueError(
+            f"kubeflow.resources must name tasks: {', '.join(known)}, or {settings.DEFAULT}. "
+            f"Received: {', '.join(unknown)}"
+        )
     # As a record of what made it, and the same for the same input.
     spec["sdkVersion"] = f"sigline-{sigline.__version__}"
-    tasks = spec["components"][_DAG]["dag"]["tasks"]
+    tasks = spec["components"][packages.GRAPH]["dag"]["tasks"]
     executors = spec["deploymentSpec"]["executors"]
     for name, task in {**tasks, **spec["root"]["dag"]["tasks"]}.items():
-        if name == _DAG:
+        if name == packages.GRAPH:
             continue
         for given in task.get("inputs", {}).get("parameters", {}).values():
             output = given.get("taskOutputParameter")
@@ -255,9 +263,9 @@ def _finish(spec: dict[str, Any], environment: Environment, asked: Settings, eng
         own = ["--task", name, "--root", environment.root]
         own += ["--volume", f"{environment.root}/artifacts"] if asked.claim else []
         # Kubeflow says it by a label of the pod.
-        own += ["--run", _RUN_ID] if engine == VERTEX else []
+        own += ["--run", packages.RUN_ID] if engine == VERTEX else []
         container["command"] = [*_COMMAND, *own]
-        if resources := _resources(asked.resources_of(name)):
+        if resources := platform_config.resources(asked.resources_of(name)):
             container["resources"] = resources
     _hand_down_parameters(spec, _defaults(environment))
     _publish_if_released(spec, tasks)
@@ -277,10 +285,10 @@ def _hand_down_parameters(spec: dict[str, Any], defaults: dict[str, Any]) -> Non
     defined = spec["root"]["inputDefinitions"]["parameters"]
     for name, default in defaults.items():
         defined[name] |= {"defaultValue": default, "isOptional": True}
-    spec["components"][_DAG].setdefault("inputDefinitions", {})["parameters"] = {
+    spec["components"][packages.GRAPH].setdefault("inputDefinitions", {})["parameters"] = {
         name: {"parameterType": item["parameterType"]} for name, item in defined.items()
     }
-    spec["root"]["dag"]["tasks"][_DAG].setdefault("inputs", {})["parameters"] = {
+    spec["root"]["dag"]["tasks"][packages.GRAPH].setdefault("inputs", {})["parameters"] = {
         name: {"componentInputParameter": name} for name in defined
     }
 
@@ -325,74 +333,3 @@ def _type_parameters(spec: dict[str, Any], tasks: dict[str, Any]) -> None:
         args = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]["args"]
         # Where the entrypoint looks for them.
         args[args.index(_INPUTS_SPEC) + 1] = json.dumps(inputs, sort_keys=True)
-
-
-def _resources(asked: Resources) -> dict[str, Any]:
-    """Returns a `ResourceSpec`, in the fields of newer backends and of older ones."""
-    found: dict[str, Any] = {}
-    if asked.cpu:
-        number = float(asked.cpu[:-1]) / 1000 if asked.cpu.endswith("m") else float(asked.cpu)
-        found |= {"cpuLimit": number, "cpuRequest": number}
-        found |= {"resourceCpuLimit": asked.cpu, "resourceCpuRequest": asked.cpu}
-    if asked.memory:
-        number = _gigabytes(asked.memory)
-        found |= {"memoryLimit": number, "memoryRequest": number}
-        found |= {"resourceMemoryLimit": asked.memory, "resourceMemoryRequest": asked.memory}
-    if asked.accelerator:
-        found["accelerator"] = {
-            "type": asked.accelerator,
-            "count": str(asked.accelerators),
-            "resourceType": asked.accelerator,
-            "resourceCount": str(asked.accelerators),
-        }
-    return found
-
-
-def _gigabytes(memory: str) -> float:
-    for unit, size in _UNITS.items():
-        if memory.endswith(unit) and memory.removesuffix(unit).isdigit():
-            return int(memory.removesuffix(unit)) * size / 1e9
-    raise ValueError(
-        f"memory must be a whole number of {', '.join(_UNITS)}. Received: memory={memory!r}"
-    )
-
-
-def _platform(spec: dict[str, Any], asked: Settings) -> dict[str, Any]:
-    """Returns what Kubernetes gives the tasks.
-
-    As Kubeflow's SDK writes it, but with names as plain constants: backends before 2.3 refuse the
-    fields that its newer releases write, and newer backends read both.
-    """
-    executors = {}
-    for name, component in spec["components"].items():
-        if "executorLabel" not in component:
-            continue
-        message = kubernetes_executor_config_pb2.KubernetesExecutorConfig()
-        message.field_path_as_env.add(name=records.RUN_VARIABLE, field_path=_RUN_LABEL)
-        if asked.claim:
-            message.pvc_mount.add(
-                constant=asked.claim,
-                mount_path=asked.mount,
-            )
-        for variable, where in asked.secrets.items():
-            secret, key = where.split("/")
-            message.secret_as_env.add(
-                secret_name=secret,
-                key_to_env=[{"secret_key": key, "env_var": variable}],
-            )
-        for folder, secret in asked.secret_files.items():
-            message.secret_as_volume.add(
-                secret_name=secret,
-                mount_path=folder,
-            )
-        for secret in asked.image_pull_secrets:
-            message.image_pull_secret.add(
-                secret_name=secret,
-            )
-        resources = asked.resources_of(name)
-        if resources.node_selector:
-            message.node_selector.labels.update(resources.node_selector)
-        for key in resources.tolerations:
-            message.tolerations.add(key=key, operator="Exists")
-        executors[component["executorLabel"]] = json_format.MessageToDict(message)
-    return {"deploymentSpec": {"executors": executors}}

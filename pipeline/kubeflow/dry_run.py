@@ -25,9 +25,7 @@ from sigline.pipeline.kubeflow import packages
 from sigline.pipeline.kubeflow.packages import Package
 
 SUCCEEDED, FAILED, SKIPPED = "SUCCEEDED", "FAILED", "SKIPPED"
-_RUN_PLACEHOLDER = "{{$.pipeline_job_uuid}}"
 _INPUT_PLACEHOLDER = "{{$}}"
-_RUN_LABEL = "metadata.labels['pipeline/runid']"
 _CONDITION = re.compile(r"inputs\.parameter_values\['(\w+)'\] == '([^']*)'")
 _RUN_TASK = "sigline.pipeline.kubeflow.run_task"
 _ALL_COMPLETED = "ALL_UPSTREAM_TASKS_COMPLETED"
@@ -152,7 +150,7 @@ class DryRun:
         if "taskFinalStatus" in given:
             return self._final_status(given["taskFinalStatus"]["producerTask"])
         constant = given["runtimeValue"]["constant"]
-        return self.name if constant == _RUN_PLACEHOLDER else constant
+        return self.name if constant == packages.RUN_ID else constant
 
     def _final_status(self, name: str) -> str:
         failed = [task for task in self.tasks.values() if task.state == FAILED and task.reason]
@@ -249,7 +247,7 @@ class DryRun:
         found = {
             item["name"]: self.name
             for item in asked.get("fieldPathAsEnv", [])
-            if item["fieldPath"] == _RUN_LABEL
+            if item["fieldPath"] == packages.RUN_LABEL
         }
         for secret in asked.get("secretAsEnv", []):
             for item in secret["keyToEnv"]:

@@ -8,6 +8,10 @@ from typing import Any
 
 import yaml
 
+# The graph of all tasks but the last, as TFX calls it.
+GRAPH = "tfx-dag"
+# What a backend puts the name of the run for, and where its pods have it.
+RUN_ID, RUN_LABEL = "{{$.pipeline_job_uuid}}", "metadata.labels['pipeline/runid']"
 _KINDS = {
     "STRING": (str, str),
     "NUMBER_INTEGER": (int, int),
@@ -62,7 +66,10 @@ class Package:
         """Returns the package with a folder of this machine in place of its tasks' volume.
 
         Args:
-            volume: Folder that stands for the mounted claim, or for `/gcs`.
+            volume: Folder that stands for the mounted claim.
+
+        Raises:
+            ValueError: If its tasks have no volume, as those for Vertex AI.
         """
         mounts = {
             mount["mountPath"]
@@ -70,7 +77,12 @@ class Package:
             for mount in item.get("pvcMount", [])
         }
         spec = self.spec
-        for mount in mounts or {"/gcs"}:
+        if not mounts:
+            raise ValueError(
+                "A dry run needs a package with a volume, which one for Vertex AI has not; compile "
+                "the pipeline for Kubeflow."
+            )
+        for mount in mounts:
             spec = _moved(spec, mount.rstrip("/"), str(Path(volume).absolute()))
         return Package(spec, self.executors)
 

@@ -27,8 +27,7 @@ def run_name() -> str:
 
 def add(root: str | Path, kind: str, record: dict[str, Any]) -> None:
     """Adds a record of a kind; newer ones sort after older ones."""
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    name = f"{stamp}.{time.time_ns() % 10**9:09d}-{run_name()}-{uuid.uuid4().hex[:8]}.json"
+    name = f"{time.time_ns():020d}-{run_name()}-{uuid.uuid4().hex[:8]}.json"
     _write(Path(root) / "registry" / kind / name, record)
 
 

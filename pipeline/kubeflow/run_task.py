@@ -61,18 +61,22 @@ def main(argv: list[str]) -> int:
     arguments, beam_args = tfx_entrypoint._parse_flags(rest)
     given = json.loads(arguments.json_serialized_invocation_args)
     declared = json.loads(arguments.json_serialized_inputs_spec_args or "{}")
-    prepare_inputs(given, declared, own.volume)
-    uris = place_outputs(given, own.volume)
-    arguments.json_serialized_invocation_args = json.dumps(given)
-    begin, error = time.time(), ""
-    _record(own, "running", begin, given, "")
+    begin, uris, error, refused = time.time(), {}, "", False
     try:
+        prepare_inputs(given, declared, own.volume)
+        uris = place_outputs(given, own.volume)
+        arguments.json_serialized_invocation_args = json.dumps(given)
+        _record(own, "running", begin, given)
         tfx_entrypoint.main((arguments, beam_args))
     except BaseException as failure:  # Whatever it is, it is the task's; the run must know why.
         traceback.print_exc()
-        error = tfx_nodes.message_of(failure)
-    _record(own, "failed" if error else "done", begin, given, error)
-    name_outputs(given["outputs"]["outputFile"], uris)
+        error, refused = tfx_nodes.message_of(failure)
+    try:
+        state = "failed" if error else "done"
+        _record(own, state, begin, given, error, refused=refused)
+        name_outputs(given["outputs"]["outputFile"], uris)
+    except OSError as failure:
+        error = error or str(failure)
     if error:
         print(f"{own.task} failed: {error}", file=sys.stderr)
     return 1 if error else 0
@@ -115,7 +119,7 @@ def _has_type(kind: dict[str, str]) -> bool:
 
 
 def place_outputs(given: dict[str, Any], volume: str) -> dict[str, str]:
-    """Says where output artifacts are written.
+    """Says where output artifacts, and what tells of them, are written.
 
     What a try before this has left there is removed: no task reads what it has half written.
 
@@ -126,8 +130,10 @@ def place_outputs(given: dict[str, Any], volume: str) -> dict[str, str]:
     Returns:
         The URIs that the backend knows artifacts by, by their paths.
     """
-    uris = {}
-    for found in given.get("outputs", {}).get("artifacts", {}).values():
+    uris, outputs = {}, given.get("outputs", {})
+    if "outputFile" in outputs:
+        outputs["outputFile"] = path_of(outputs["outputFile"], "")
+    for found in outputs.get("artifacts", {}).values():
         for item in found.get("artifacts", []):
             path = path_of(item["uri"], volume)
             uris[path] = item["uri"]
@@ -182,7 +188,15 @@ def name_outputs(path: str, uris: dict[str, str]) -> None:
         json.dump(content, handle)
 
 
-def _record(own: argparse.Namespace, state: str, begin: float, given: dict, error: str) -> None:
+def _record(
+    own: argparse.Namespace,
+    state: str,
+    begin: float,
+    given: dict,
+    error: str = "",
+    *,
+    refused: bool = False,
+) -> None:
     """Writes what became of the task, for the report of the run."""
     outputs, properties = {}, {}
     path = given["outputs"]["outputFile"]
@@ -195,7 +209,8 @@ def _record(own: argparse.Namespace, state: str, begin: float, given: dict, erro
         properties[name] = next(
             (item.get("metadata", {}) for item in done.get(name, {}).get("artifacts", [])), {}
         )
-    task = NodeRun(own.task, state, time.time() - begin, outputs, properties, error)
+    seconds = time.time() - begin
+    task = NodeRun(own.task, state, seconds, outputs, properties, error, refused)
     records.add_task(own.root, task, order=begin)
 
 

@@ -1,12 +1,16 @@
 """What a cluster gives the tasks of a pipeline: images, resources, volumes, secrets, retries."""
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 DEFAULT = "default"
+_UNITS = {"Gi": 2**30, "Mi": 2**20, "G": 10**9, "M": 10**6}
+_CPU = re.compile(r"\d+(\.\d+)?|\d+m")
+_MEMORY = re.compile(rf"(\d+)({'|'.join(_UNITS)})")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,24 @@ class Resources:
                 "accelerator and accelerators must be given together. Received: "
                 f"accelerator={self.accelerator!r}, accelerators={self.accelerators}"
             )
+        if self.cpu and not _CPU.fullmatch(self.cpu):
+            raise ValueError(f"cpu must be cores, such as 2 or 500m. Received: cpu={self.cpu!r}")
+        if self.memory and not _MEMORY.fullmatch(self.memory):
+            raise ValueError(
+                f"memory must be a whole number of {', '.join(_UNITS)}. "
+                f"Received: memory={self.memory!r}"
+            )
+
+    @property
+    def cores(self) -> float:
+        """The cores as a number; 0 for no request."""
+        return float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu or 0)
+
+    @property
+    def gigabytes(self) -> float:
+        """The memory in units of 10^9 bytes; 0 for no request."""
+        found = _MEMORY.fullmatch(self.memory)
+        return int(found[1]) * _UNITS[found[2]] / 1e9 if found else 0.0
 
 
 @dataclass(frozen=True)
@@ -53,29 +75,24 @@ class Settings:
         mount: Where the claim is mounted.
         pipeline_root: Where the backend puts artifacts: `gs://`, `s3://` or `minio://`; empty for
             its own default. With a claim nothing but small files gets there.
-        service_account: Which runs act as; empty for the backend's default.
         image_pull_secrets: Kubernetes secrets for the registry of the image.
         secrets: `SECRET/KEY` by the name of the environment variable that shows it to every task.
         secret_files: Names of secrets by the folder that shows their keys as files.
         retries: How often a failed task starts again. Training goes on from its checkpoint.
         backoff_seconds: Time before the first retry; it doubles with each.
         resources: `Resources` by the name of the task; `default` for all others.
-        cron: When runs of the pipeline start by themselves, as Kubeflow writes it, seconds first:
-            `0 0 3 * * *` for every night at three. Empty for never.
     """
 
     image: str
     claim: str = ""
     mount: str = "/mnt/sigline"
     pipeline_root: str = ""
-    service_account: str = ""
     image_pull_secrets: tuple[str, ...] = ()
     secrets: dict[str, str] = field(default_factory=dict)
     secret_files: dict[str, str] = field(default_factory=dict)
     retries: int = 2
     backoff_seconds: int = 60
     resources: dict[str, Resources] = field(default_factory=dict)
-    cron: str = ""
 
     def __post_init__(self) -> None:
         if not self.image:
@@ -91,11 +108,6 @@ class Settings:
                     "kubeflow.secrets must be SECRET/KEY by the variable's name. "
                     f"Received: {name}: {value}"
                 )
-        if self.cron and len(self.cron.split()) != 6:
-            raise ValueError(
-                "kubeflow.cron must have six fields, seconds first, such as `0 0 3 * * *`. "
-                f"Received: cron={self.cron!r}"
-            )
 
     def resources_of(self, task: str) -> Resources:
         """Returns what a task gets; what its own entry leaves out is as in `default`."""

@@ -23,8 +23,11 @@ from tfx.types.standard_artifacts import (
     Model,
     ModelBlessing,
 )
+from tfx.utils import path_utils
 
+from sigline.components import served_model
 from sigline.components.artifact_types import DataAcceptance, IngestReport
+from sigline.components.validate.component import DataGateError
 from sigline.pipeline import environment as environments
 from sigline.pipeline import planning, report
 from sigline.pipeline import run as local_run
@@ -36,7 +39,9 @@ from sigline.schemas import artifacts
 # its place, since a task has exactly one artifact for each of its outputs.
 STANDS_FOR = "stands_for"
 RELEASED, REFUSED = "released", "refused"
-INGEST = "IngestExamples"
+INGEST, REPORT = "IngestExamples", "ReportRun"
+# How releases of Kubeflow call a run whose tasks were all done.
+_ENDED_WELL = ("SUCCEEDED", "COMPLETE", "CACHED")
 _PLANNED = {item.name: item.type for item in dataclasses.fields(planning.Plan)}
 
 
@@ -62,16 +67,13 @@ def PlanRun(
         changes = json.loads(thresholds)
     except ValueError as error:
         raise ValueError(f"gate must be JSON. Received: gate={thresholds!r}: {error}") from None
-    planned = planning.plan(
-        dataclasses.replace(
-            given,
-            recipe=recipe,
-            span=given.span if chosen_span < 0 else chosen_span,
-            overrides=(*given.overrides, *changed),
-            gate=given.gate | changes,
-        )
+    asked = dataclasses.replace(
+        given,
+        recipe=recipe,
+        span=given.span if chosen_span < 0 else chosen_span,
+        overrides=(*given.overrides, *changed),
     )
-    return dataclasses.asdict(planned)
+    return dataclasses.asdict(planning.plan(asked, thresholds=changes))
 
 
 @component
@@ -118,6 +120,7 @@ def FindAcceptedData(
         item
         for item in records.read(root, records.DATA)
         if item["spans"] == spans
+        and all(_is_there(item[name]) for name in ("statistics", "ingest_report"))
         and (item["span"] < span if spans else item["statistics"]["uri"] != candidate.uri)
     ]
     # The registry is in order of time, and of what is equal the first counts.
@@ -130,11 +133,15 @@ def FindAcceptedData(
 def FindBlessedModel(
     root: Parameter[str], candidate: InputArtifact[Model], model: OutputArtifact[Model]
 ):
-    """Finds the newest model that both gates blessed and that is not the candidate itself."""
+    """Finds the newest model that both gates blessed and that is not the candidate itself.
+
+    One that was trained again from the same is itself, wherever it lies.
+    """
+    own = _model_digest(candidate)
     blessed = [
         item["model"]
         for item in records.read(root, records.MODELS)
-        if item["model"]["uri"] != candidate.uri
+        if item["digest"] != own and _is_there(item["model"])
     ]
     _stand_for(model, blessed[-1:])
 
@@ -176,7 +183,7 @@ def RecordVerdict(
     blessings = (model_blessing, infra_blessing)
     if not all(b.get_int_custom_property(artifacts.BLESSED_PROPERTY) == 1 for b in blessings):
         return {"verdict": REFUSED}
-    records.add(root, records.MODELS, {"model": _packed(model)})
+    records.add(root, records.MODELS, {"model": _packed(model), "digest": _model_digest(model)})
     return {"verdict": RELEASED}
 
 
@@ -184,22 +191,20 @@ def RecordVerdict(
 def ReportRun(final_status: Parameter[str], root: Parameter[str]):
     """Reports the verdict of a run, whatever became of it, into its log and its folder."""
     run = records.run_name()
-    tasks = records.tasks(root, run)
+    tasks = [task for task in records.tasks(root, run) if task.name != REPORT]
     outcome = report.of_nodes(tasks)
-    failed = [f"{task.name}: {task.error}" for task in tasks if task.state == "failed"]
-    status = json.loads(final_status or "{}")
-    if not failed and status.get("state") == "FAILED":
-        message = (status.get("error") or {}).get("message", "")
-        failed = [message or "a task failed before it could say why"]
+    failures, refusals = _reasons(tasks, json.loads(final_status or "{}"))
+    refusals += outcome.refusals()
     lines, verdict = [], "failed"
-    if not failed:
+    if not failures:
         verdict = RELEASED if outcome.released else REFUSED
-        lines = [report.table(report.rows(outcome))]
+        if outcome.counts and outcome.training:
+            lines = [report.table(report.rows(outcome))]
     summary = {
         "run": run,
         "verdict": verdict,
-        "failures": failed,
-        "refusals": outcome.refusals(),
+        "failures": failures,
+        "refusals": refusals,
         "published": outcome.published,
         "counts": outcome.counts,
         "training": outcome.training,
@@ -210,15 +215,37 @@ def ReportRun(final_status: Parameter[str], root: Parameter[str]):
     with open(folder / "verdict.json", "w") as handle:
         json.dump(summary, handle, indent=1, sort_keys=True)
     lines += [f"Run {run}: {verdict}"]
-    lines += [f"  - {reason}" for reason in (*failed, *summary["refusals"])]
+    lines += [f"  - {reason}" for reason in (*failures, *refusals)]
     if outcome.published:
         lines.append(f"Published as {outcome.published['path']}")
     print("\n".join(lines), file=sys.stderr)
 
 
-def message_of(error: BaseException) -> str:
-    """Returns why a task failed, in one line."""
-    return " ".join(local_run.message(error).split())
+def _reasons(tasks: list[NodeRun], status: dict) -> tuple[list[str], list[str]]:
+    """Returns why a run failed, and why data was refused, a line each.
+
+    Args:
+        tasks: What tasks have said of themselves.
+        status: What the backend says of the run; releases differ in how they call what is done.
+    """
+    failed = [task for task in tasks if task.state == "failed"]
+    refusals = [task.error for task in failed if task.refused]
+    failures = [f"{task.name}: {task.error}" for task in failed if not task.refused]
+    # Killed from outside, it could not.
+    failures += [
+        f"{task.name}: ended without saying why" for task in tasks if task.state == "running"
+    ]
+    state = status.get("state", "SUCCEEDED")
+    if state not in _ENDED_WELL and not failures and not refusals:
+        message = (status.get("error") or {}).get("message", "")
+        failures = [message or f"the run ended as {state}, and no task says why"]
+    return failures, refusals
+
+
+def message_of(error: BaseException) -> tuple[str, bool]:
+    """Returns why a task failed, in one line, and whether that is the data gate's refusal."""
+    refusal = local_run.find(error, DataGateError)
+    return " ".join(local_run.message(refusal or error).split()), refusal is not None
 
 
 def _accepted_examples(root: str, spans: str, last: int) -> dict[int, dict]:
@@ -226,8 +253,17 @@ def _accepted_examples(root: str, spans: str, last: int) -> dict[int, dict]:
     return {
         item["span"]: item["examples"]
         for item in records.read(root, records.DATA)
-        if item["spans"] == spans and item["span"] <= last
+        if item["spans"] == spans and item["span"] <= last and _is_there(item["examples"])
     }
+
+
+def _is_there(packed: dict) -> bool:
+    """Returns whether what was recorded still lies where it was: people clear volumes."""
+    return os.path.isdir(packed["uri"])
+
+
+def _model_digest(model: Artifact) -> str:
+    return served_model.metadata(path_utils.serving_model_path(model.uri))["model_digest"]
 
 
 def _packed(artifact: Artifact) -> dict:

@@ -51,6 +51,7 @@ def _environment(folder: Path, root: str, data: str, **changes) -> environments.
         "recipe": "siglip_small",
         "overrides": OVERRIDES,
         "ingest": {"eval_sources": [generate.HELD_OUT_SOURCE], "eval_share": 0.2},
+        "index": {"top": 20},
         "kubeflow": {
             "image": "registry.example.com/sigline:1",
             "claim": "sigline",
@@ -156,7 +157,13 @@ def test_only_what_its_parameters_determine_is_cached(compiled):
     ("changes", "message"),
     [
         ({"kubeflow": None}, "no `kubeflow` section"),
-        ({"root": "/elsewhere"}, "root must lie in the volume"),
+        ({"root": "/elsewhere"}, "root must lie below /mnt/sigline"),
+        ({"serving_dir": "serving"}, "serving_dir must lie below /mnt/sigline"),
+        ({"kubeflow": {"image": "a/b:1"}}, "claim must name the volume"),
+        (
+            {"kubeflow": {"image": "a", "claim": "x", "resources": {"trainer": {"cpu": 1}}}},
+            "resources must name tasks: .*Received: trainer",
+        ),
         ({"infra": "tfx"}, "infra must be sigline on Kubeflow"),
     ],
 )
@@ -182,6 +189,7 @@ def test_vertex_job_names_run_by_placeholder(folder, tmp_path):
         folder,
         "/gcs/bucket/demo",
         "/gcs/bucket/data",
+        serving_dir="gs://bucket/serving",
         kubeflow={"image": "a/b:1", "pipeline_root": "gs://bucket/artifacts"},
     )
     path = tmp_path / "scenes.json"
@@ -237,17 +245,18 @@ def test_compiled_package_publishes_what_the_local_runner_publishes(run, verdict
     assert verdict["verdict"] == "released"
     assert local.verdict["blessed"]
     assert verdict["counts"] == local.counts
-    # Not to the bit: one of them was killed and went on.
     accuracy = {
         name: item["zero_shot_accuracy"]["value"]
         for name, item in (("kubeflow", verdict["metrics"]), ("local", local.metrics))
     }
-    assert accuracy["kubeflow"] == pytest.approx(accuracy["local"], abs=1e-6), accuracy
+    assert accuracy["kubeflow"] == accuracy["local"]
     published = folder / "volume/demo/serving/1"
     assert versions.verify(published) is not None
+    assert versions.verify(folder / "volume/demo/index/1") is not None
+    # To the bit, though one of them was killed and went on.
     digests = [
         json.loads((base / signatures.ASSETS_DIR / signatures.METADATA_FILE).read_text())[
-            "data_digest"
+            "model_digest"
         ]
         for base in (published, folder / "local/serving/1")
     ]
@@ -265,6 +274,28 @@ def test_exit_handler_reports_the_verdict(run, verdict):
     assert f"Run {run.name}: released" in said
     assert verdict["published"]["path"] in said
     assert "pairs written" in said
+
+
+def test_second_run_of_the_same_data_publishes_nothing_new(run, verdict, compiled, folder):
+    from sigline.pipeline.kubeflow import dry_run, packages
+
+    package = packages.read(compiled[0]).on(folder / "volume")
+    os.environ["REGISTRY_TOKEN"] = "none"
+    try:
+        again = dry_run.DryRun(package, folder / "logs", preload=True)
+        assert again.run() == "SUCCEEDED"
+    finally:
+        del os.environ["REGISTRY_TOKEN"]
+    summary = json.loads((folder / "volume/demo/runs" / again.name / "verdict.json").read_text())
+    assert summary["published"] == verdict["published"] | {"copied": False}
+    # It trained nothing, was compared with the data before, and not with itself.
+    assert summary["training"]["first_step"] == 150
+    (earlier,) = json.loads(
+        again.tasks["LastAcceptedData"].artifacts["statistics"]["metadata"]["stands_for"]
+    )
+    assert run.name in earlier["uri"]
+    found = again.tasks["LastBlessedModel"].artifacts["model"]["metadata"]["stands_for"]
+    assert json.loads(found) == []
 
 
 def test_failure_is_one_line_and_is_reported_at_the_end(compiled, folder):

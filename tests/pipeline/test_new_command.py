@@ -24,6 +24,7 @@ def project(tmp_path):
 def test_project_has_all_that_a_team_copies(project):
     found = {str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()}
     assert found == {
+        ".dockerignore",
         ".github/workflows/gate.yml",
         ".gitignore",
         ".gitlab-ci.yml",
@@ -101,6 +102,7 @@ def checkout(project, candidate, split_dir, tmp_path):
     variables = os.environ | {
         "PATH": path,
         "MODEL": "candidate",
+        "PULL_REQUEST": "12",
         "GITHUB_STEP_SUMMARY": str(tmp_path / "step.md"),
         "CI_MERGE_REQUEST_IID": "7",
         "CI_API_V4_URL": "https://gitlab.example.com/api/v4",
@@ -119,8 +121,12 @@ def _shell(lines: str, folder: Path, variables: dict[str, str]) -> int:
 def test_github_s_steps_judge_the_candidate_and_say_so(checkout, tmp_path):
     folder, variables = checkout
     workflow = yaml.safe_load((folder / ".github/workflows/gate.yml").read_text())
-    steps = [step for step in workflow["jobs"]["gate"]["steps"] if "run" in step]
-    lines = [step["run"].replace("${{ github.event.number }}", "12") for step in steps]
+    lines = [
+        step["run"]
+        for job in ("gate", "say")
+        for step in workflow["jobs"][job]["steps"]
+        if "run" in step
+    ]
     assert not any("${{" in line for line in lines)
     # A model that has learned nothing is refused.
     assert _shell(lines[0], folder, variables) == 1
@@ -140,9 +146,9 @@ def test_github_s_steps_judge_the_candidate_and_say_so(checkout, tmp_path):
 @pytest.mark.slow
 def test_gitlab_s_script_judges_the_candidate_and_says_so(checkout, tmp_path):
     folder, variables = checkout
-    job = yaml.safe_load((folder / ".gitlab-ci.yml").read_text())["gate"]
-    assert _shell("\n".join(job["script"]), folder, variables) == 1
-    assert _shell("\n".join(job["after_script"]), folder, variables) == 0
+    jobs = yaml.safe_load((folder / ".gitlab-ci.yml").read_text())
+    assert _shell("\n".join(jobs["gate"]["script"]), folder, variables) == 1
+    assert _shell("\n".join(jobs["say"]["script"]), folder, variables) == 0
     assert (folder / "verdict/junit.xml").is_file()
     asked = (tmp_path / "curl.txt").read_text().splitlines()
     assert asked[-1] == "https://gitlab.example.com/api/v4/projects/3/merge_requests/7/notes"

@@ -18,11 +18,13 @@ TASKS = [
         "state": "FAILED",
         "start_time": "2026-01-01T00:01:00Z",
         "error": {"code": 9, "message": "Trainer failed: no memory"},
-        "child_tasks": [
-            {"pod_name": "x-system-container-driver-1"},
-            {"pod_name": "x-system-container-executor-2"},
-        ],
+        "task_id": "x-1",
+        "child_tasks": [{"pod_name": "x-2"}],
     },
+    # As releases up to 2 list a workflow's nodes: the command's pod has the number of the last one.
+    {"display_name": "executor", "task_id": "x-2", "child_tasks": [{"pod_name": "x-3"}]},
+    {"display_name": "executor(0)", "task_id": "x-3"},
+    {"display_name": "Trainer-driver", "task_id": "x-9", "state": "SUCCEEDED"},
     {"display_name": "PlanRun", "state": "SUCCEEDED", "start_time": STAMP},
 ]
 
@@ -64,11 +66,13 @@ class _Backend(http.server.BaseHTTPRequestHandler):
             return 200, {"experiments": [], "total_size": 0}
         if path.startswith(f"{base}/experiments"):
             return 200, experiment
+        if path == f"{base}/recurringruns" and self.command == "GET":
+            return 200, {"recurringRuns": self.server.schedules}
         if path == f"{base}/recurringruns":
             return 200, {"recurring_run_id": "r9", "created_at": STAMP, "updated_at": STAMP}
         if path in (f"{base}/runs", f"{base}/runs/{RUN}"):
             return 200, run
-        if path == f"{base}/runs/{RUN}/nodes/x-system-container-executor-2/log":
+        if path == f"{base}/runs/{RUN}/nodes/x-retry-system-container-impl-3/log":
             return 200, b"step 1\nstep 2\n"
         return 404, {"error": "not found", "code": 5, "message": "not found"}
 
@@ -76,7 +80,7 @@ class _Backend(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def backend():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Backend)
-    server.asked = []
+    server.asked, server.schedules = [], []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -142,6 +146,17 @@ def test_schedule_starts_one_run_at_a_time(backend, host, package, capsys):
     assert job["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
     assert job["max_concurrency"] == 1
     assert job["no_catchup"] is True
+
+
+def test_second_schedule_of_a_pipeline_is_refused(backend, host, package, capsys):
+    backend.schedules.append(
+        {"recurring_run_id": "r8", "display_name": "scenes", "created_at": STAMP}
+    )
+    arguments = ["kubeflow", "submit", str(package), "--host", host, "--cron"]
+    assert cli.main([*arguments, "0 0 3 * * *"]) == 2
+    assert "delete it first, or both start runs. Received: schedule=r8" in capsys.readouterr().err
+    assert cli.main([*arguments, "0 3 * * *"]) == 2
+    assert "cron must have six fields" in capsys.readouterr().err
 
 
 def test_status_names_the_task_that_failed_and_why(host, capsys):

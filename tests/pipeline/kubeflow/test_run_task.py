@@ -89,6 +89,16 @@ def test_outputs_are_empty_folders_and_are_named_by_their_uris_again(run_task, t
     assert found["uri"] == "minio://b/run/model"
 
 
+def test_vertex_s_outputs_are_below_its_mount(run_task, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_task, "_LOCAL", {"gs://": f"{tmp_path}/"})
+    artifacts = {"model": {"artifacts": [{"uri": "gs://b/run/model", "type": MODEL}]}}
+    given = {"outputs": {"artifacts": artifacts, "outputFile": "gs://b/run/output.json"}}
+    uris = run_task.place_outputs(given, "")
+    assert given["outputs"]["outputFile"] == f"{tmp_path}/b/run/output.json"
+    assert uris == {f"{tmp_path}/b/run/model": "gs://b/run/model"}
+    assert (tmp_path / "b/run/model").is_dir()
+
+
 def test_pointer_lies_where_the_launcher_uploads_from(run_task, tmp_path, monkeypatch):
     monkeypatch.setattr(run_task, "_LOCAL", {"minio://": f"{tmp_path}/launcher/"})
     (tmp_path / "launcher/bucket/run").mkdir(parents=True)
