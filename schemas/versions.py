@@ -1,6 +1,8 @@
 """Numbered version directories of a serving folder and the manifest that proves them whole."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 from sigline.schemas import digests
@@ -13,6 +15,14 @@ SIGNATURE = "sigline_manifest.sig"
 def is_remote(base: str | Path) -> bool:
     """Returns whether a folder is in an object store, which has neither renames nor locks."""
     return "://" in str(base)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Links a file, which costs no space, or copies it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def directories(base: str | Path) -> dict[int, Path]:

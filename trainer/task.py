@@ -19,8 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import sigline.quiet
-from sigline.schemas import artifacts
+from sigline.schemas import artifacts, versions
 from sigline.schemas.labels import LabelSet
+
+# Below a run's checkpoints.
+_MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def run(task: Task) -> None:
 
     A killed task starts again with other folders for its results, so checkpoints live below
     `checkpoint_root` in a folder that configuration, data, vocabulary and code name: the same run
-    finds its own checkpoints, and no other run's.
+    finds its own checkpoints, and no other run's. A run that is done already gives the very files
+    that it gave first, by which publishers know it again: TensorFlow writes the same model in other
+    bytes each time.
 
     Raises:
         ValueError: As `trainer.loop.train`.
@@ -89,6 +94,7 @@ def run(task: Task) -> None:
     work_dir = os.path.join(task.checkpoint_root, job.key)
     with _alone(work_dir):
         result, metadata = job.run(work_dir, task.model_dir)
+        _keep_first(Path(work_dir) / _MODEL, Path(task.model_dir))
     shutil.copytree(os.path.join(work_dir, "logs"), task.run_dir, dirs_exist_ok=True)
     if task.parity_split and config.text is not None:
         # Of a GPU, which a serving machine does not have.
@@ -122,6 +128,17 @@ def _alone(work_dir: str) -> Iterator[None]:
                 f"Received: checkpoints={work_dir}"
             ) from None
         yield
+
+
+def _keep_first(kept: Path, model_dir: Path) -> None:
+    """Keeps the model of a run, or puts the one that was kept in the place of its like."""
+    if kept.is_dir():
+        shutil.rmtree(model_dir)
+        shutil.copytree(kept, model_dir, copy_function=versions.link_or_copy)
+        return
+    scratch = kept.with_name(f".{kept.name}-{os.getpid()}")
+    shutil.copytree(model_dir, scratch, copy_function=versions.link_or_copy)
+    scratch.rename(kept)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -92,7 +92,7 @@ def PublishModel(
         directory if versions.is_remote(serving_dir) else published.path,
         pushed_model.uri,
         dirs_exist_ok=True,
-        copy_function=_link_or_copy,
+        copy_function=versions.link_or_copy,
     )
     _record(pushed_model, published)
 
@@ -134,10 +134,3 @@ def _record(pushed: PushedModel, published: Published) -> None:
     pushed.set_string_custom_property("pushed_version", str(published.version))
     pushed.set_string_custom_property("model_digest", published.digest)
     pushed.set_int_custom_property("copied", int(published.copied))
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

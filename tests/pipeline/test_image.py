@@ -150,6 +150,8 @@ def test_trainer_for_tpus_installs_and_trains_nothing_without_its_task(tmp_path)
     done = subprocess.run(
         [str(environment / "bin/python"), "-m", "sigline.trainer.task", tmp_path / "task.json"],
         cwd=tmp_path,
+        # Open for as long as it runs: it stops when its input ends.
+        stdin=os.pipe()[0],
         capture_output=True,
         text=True,
         check=False,

@@ -47,6 +47,32 @@ def test_other_interpreter_trains_the_same_model(given, tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_run_that_is_done_gives_the_same_files_again(given, tmp_path):
+    first = given("first")
+    second = dataclasses.replace(given("second"), checkpoint_root=first.checkpoint_root)
+    task.run(first)
+    task.run(second)
+    both = [tmp_path / name / "model" for name in ("first", "second")]
+    names = [sorted(str(x.relative_to(top)) for x in top.rglob("*")) for top in both]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if (both[0] / name).is_file():
+            assert (both[0] / name).read_bytes() == (both[1] / name).read_bytes(), name
+    training = json.loads((tmp_path / "second/run" / artifacts.TRAINING_FILE).read_text())
+    assert training["first_step"] == training["steps"]
+
+
+def test_second_process_does_not_train_the_same(tmp_path):
+    with (
+        task._alone(str(tmp_path)),
+        pytest.raises(ValueError, match="Another process is training the same"),
+        task._alone(str(tmp_path)),
+    ):
+        pass
+    with task._alone(str(tmp_path)):
+        pass
+
+
 def test_reason_of_a_failure_is_handed_on(given, capfd):
     from sigline.pipeline import tfx_trainer
 
