@@ -7,32 +7,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_model import OVERRIDES
 
 from sigline import cli
 from sigline.schemas import signatures, versions
 
 pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 
-# So that it takes seconds; all else is as a new user has it.
-OVERRIDES = [
-    "steps=150",
-    "image.size=32",
-    "image.depth=1",
-    "image.width=48",
-    "image.mlp_dim=96",
-    "text.depth=1",
-    "text.width=48",
-    "text.mlp_dim=96",
-    "global_batch_size=64",
-    "optimizer.warmup_steps=5",
-    "optimizer.learning_rate=0.003",
-    "loss.bias_init=-4.1",
-]
-
 
 def test_new_project_runs_by_tfx_and_compiles_for_kubeflow(tmp_path):
     assert cli.main(["new", "my_scenes", "--into", str(tmp_path)]) == 0
     project = tmp_path / "my_scenes"
+    # So that it takes seconds; all else is as a new user has it.
     local = project / "environments/local.yaml"
     changed = yaml.safe_load(local.read_text()) | {"overrides": OVERRIDES}
     local.write_text(yaml.safe_dump(changed))
