@@ -4,6 +4,8 @@
 # TFX cannot stand beside: `trainer_python: /opt/trainer/bin/python` in the environment, or
 # `/opt/trainer/bin/sigline train` on a TPU VM:
 #   docker build -t sigline-tpu --target tpu .
+# Workers of Flink, Spark and Dataflow (docs/clusters.md):
+#   docker build -t sigline-worker --target worker .
 ARG PYTHON=3.11-slim-bookworm
 
 FROM python:${PYTHON} AS sources
@@ -40,6 +42,12 @@ CMD ["sigline", "--help"]
 
 FROM base AS tpu
 COPY --from=build-tpu /opt/trainer /opt/trainer
+
+# Beam's program that starts workers; it installs nothing, since all is there.
+FROM base AS worker
+ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
+COPY --from=apache/beam_python3.11_sdk:2.77.0 /opt/apache/beam /opt/apache/beam
+ENTRYPOINT ["/opt/apache/beam/boot"]
 
 # What is built if nothing is named.
 FROM base AS pipeline

@@ -28,7 +28,7 @@ from sigline.components.ingest.component import IngestExamples
 from sigline.components.publish.component import DescribeModel, PublishIndex, PublishModel
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
-from sigline.pipeline import baseline, planning
+from sigline.pipeline import baseline, beam_arguments, planning
 from sigline.pipeline.environment import TFX, Environment
 from sigline.pipeline.history import History, MetadataHistory
 from sigline.pipeline.planning import Plan
@@ -47,6 +47,11 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     Raises:
         ValueError: If the environment, the recipe or an override is wrong.
     """
+    if beam_arguments.runner(environment.beam_args) == beam_arguments.DATAFLOW:
+        raise ValueError(
+            "beam_args must name another runner: Dataflow's workers do not see the folders of this "
+            "machine. It runs in pipelines on Vertex AI, `sigline kubeflow compile --engine vertex`."
+        )
     plan = planning.plan(environment)
     return tfx_pipeline.Pipeline(
         pipeline_name=environment.pipeline_name,
@@ -72,6 +77,7 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
     Raises:
         ValueError: If the environment is wrong.
     """
+    beam_arguments.check(environment.beam_args)
     data = _data_nodes(environment, plan, history)
     window, trained_on = [], data.ingested.outputs["examples"]
     if environment.window > 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sigline.pipeline import beam_arguments
 from sigline.schemas import versions
 
 VARIABLE = "SIGLINE_ENVIRONMENT"
@@ -20,8 +21,6 @@ SIGLINE, TFX = "sigline", "tfx"
 _NUMBERS = ("span", "window", "keep_versions", "serving_memory_mib", "serving_latency_ms")
 _PATHS = ("root", "input_base", "serving_dir", "index_dir", "schema", "weights", "signing_key")
 _MAPPINGS = ("ingest", "data_gate", "evaluation", "teachers", "index", "gate", "kubeflow")
-# Not DirectRunner, Beam's default, which first tries to download another runner.
-_RUNNER = "--runner=FnApiRunner"
 PACKAGED = Path(__file__).parent / "environments"
 
 
@@ -66,7 +65,8 @@ class Environment:
         gate: What a model must reach, where it differs from the recipe's `Gate`.
         kubeflow: What a cluster gives the tasks, see `kubeflow.settings.Settings`; None where the
             pipeline does not run on one.
-        beam_args: Arguments of the Beam runner; the local one where none is named.
+        beam_args: Arguments of the Beam runner; the local one where none is named, and what
+            `beam_arguments` adds.
     """
 
     pipeline_name: str
@@ -101,8 +101,7 @@ class Environment:
             object.__setattr__(self, "serving_dir", os.path.join(self.root, "serving"))
         if not self.index_dir:
             object.__setattr__(self, "index_dir", os.path.join(self.root, "index"))
-        if not any(argument.startswith("--runner") for argument in self.beam_args):
-            object.__setattr__(self, "beam_args", (_RUNNER, *self.beam_args))
+        object.__setattr__(self, "beam_args", beam_arguments.complete(self.beam_args))
         for name in _PATHS:
             object.__setattr__(self, name, _absolute(getattr(self, name)))
         spans = SPAN in self.input_base

@@ -19,6 +19,7 @@ sigline.quiet.import_tfx()
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration import data_types
 from tfx.orchestration import pipeline as tfx_pipeline
@@ -26,8 +27,9 @@ from tfx.orchestration.kubeflow.decorators import FinalStatusStr
 from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
 from tfx.types.channel import Channel
 
-from sigline.pipeline import baseline, build, planning
+from sigline.pipeline import baseline, beam_arguments, build, planning
 from sigline.pipeline import environment as environments
+from sigline.pipeline.beam_arguments import DATAFLOW
 from sigline.pipeline.environment import TFX, Environment
 from sigline.pipeline.kubeflow import packages, platform_config, settings, tfx_nodes
 from sigline.pipeline.kubeflow.settings import Settings
@@ -43,6 +45,9 @@ _INPUTS_SPEC = "--json_serialized_inputs_spec_args"
 _CACHED = ("IngestExamples", "ProvideSchema", "ExportFrozenTower")
 # Folders that tasks share.
 _SHARED = ("root", "input_base", "serving_dir", "index_dir", "weights")
+# What Dataflow runs: its workers see objects, not folders. The other tasks open files, and run
+# their transforms where they are themselves.
+_ON_DATAFLOW = ("IngestExamples", "StatisticsGen")
 # A retry would say the same.
 _NOT_RETRIED = ("PlanRun", "CheckData")
 
@@ -162,14 +167,27 @@ def pipeline_of(environment: Environment) -> tuple[tfx_pipeline.Pipeline, BaseNo
         infra_blessing=by_id["CheckServing"].outputs["blessing"],
     )
     by_id["PublishModel"].add_upstream_node(verdict)
+    for node in wired:
+        if isinstance(node, BaseBeamComponent):
+            node.with_beam_pipeline_args(_beam_args(environment, node.id))
     pipeline = tfx_pipeline.Pipeline(
         pipeline_name=environment.pipeline_name,
         pipeline_root=environment.root,
         components=[plan_node, *wired, recorded, verdict],
         enable_cache=False,
-        beam_pipeline_args=list(environment.beam_args),
     )
     return pipeline, tfx_nodes.ReportRun(final_status=FinalStatusStr(), root=environment.root)
+
+
+def _is_on_dataflow(environment: Environment, name: str) -> bool:
+    return beam_arguments.runner(environment.beam_args) == DATAFLOW and name in _ON_DATAFLOW
+
+
+def _beam_args(environment: Environment, name: str) -> list[str]:
+    """Returns the arguments of a task's runner."""
+    if beam_arguments.runner(environment.beam_args) == DATAFLOW and name not in _ON_DATAFLOW:
+        return list(beam_arguments.complete([]))
+    return list(environment.beam_args)
 
 
 def _check(environment: Environment, asked: Settings, engine: str) -> None:
@@ -179,6 +197,11 @@ def _check(environment: Environment, asked: Settings, engine: str) -> None:
         raise ValueError(
             "infra must be sigline on Kubeflow: TFX does not compile its InfraValidator for it. "
             "Received: infra=tfx"
+        )
+    if beam_arguments.runner(environment.beam_args) == DATAFLOW and engine != VERTEX:
+        raise ValueError(
+            f"beam_args must name another runner: what tasks share is a volume, which {DATAFLOW}'s "
+            f"workers do not see. Received: engine={engine}"
         )
     if engine == VERTEX:
         if asked.claim:
@@ -262,6 +285,7 @@ def _finish(spec: dict[str, Any], environment: Environment, asked: Settings, eng
         ]
         own = ["--task", name, "--root", environment.root]
         own += ["--volume", f"{environment.root}/artifacts"] if asked.claim else []
+        own += ["--objects"] if _is_on_dataflow(environment, name) else []
         # Kubeflow says it by a label of the pod.
         own += ["--run", packages.RUN_ID] if engine == VERTEX else []
         container["command"] = [*_COMMAND, *own]

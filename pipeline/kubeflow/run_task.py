@@ -47,13 +47,15 @@ def main(argv: list[str]) -> int:
     """Runs a task; returns 0, or 1 if it failed.
 
     Args:
-        argv: `--task NAME`, `--root FOLDER`, `--volume FOLDER` or not, and TFX's arguments.
+        argv: `--task NAME`, `--root FOLDER`, `--volume FOLDER` or not, `--objects` where workers
+            elsewhere do the work, and TFX's arguments.
     """
     parser = argparse.ArgumentParser(prog="sigline.pipeline.kubeflow.run_task", allow_abbrev=False)
     parser.add_argument("--task", required=True)
     parser.add_argument("--root", required=True)
     parser.add_argument("--volume", default="")
     parser.add_argument("--run", default="", help="name of the run; by default $SIGLINE_RUN")
+    parser.add_argument("--objects", action="store_true", help="hand over gs://, not /gcs")
     own, rest = parser.parse_known_args(argv)
     if own.run:
         os.environ[records.RUN_VARIABLE] = own.run
@@ -65,7 +67,9 @@ def main(argv: list[str]) -> int:
     try:
         prepare_inputs(given, declared, own.volume)
         uris = place_outputs(given, own.volume)
-        arguments.json_serialized_invocation_args = json.dumps(given)
+        arguments.json_serialized_invocation_args = json.dumps(
+            as_objects(given) if own.objects else given
+        )
         _record(own, "running", begin, given)
         tfx_entrypoint.main((arguments, beam_args))
     except BaseException as failure:  # Whatever it is, it is the task's; the run must know why.
@@ -159,6 +163,18 @@ def path_of(uri: str, volume: str) -> str:
     if not volume:
         return _LOCAL[scheme] + rest
     return volume.rstrip("/") + posixpath.normpath("/" + rest.partition("/")[2])
+
+
+def as_objects(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a task is handed with objects in place of the folders that stand for them.
+
+    Workers elsewhere see no mounted bucket. What the task itself writes for the backend stays.
+    """
+    mount = _LOCAL["gs://"]
+    found = json.loads(json.dumps(given).replace(f'"{mount}', '"gs://'))
+    if "outputFile" in given.get("outputs", {}):
+        found["outputs"]["outputFile"] = given["outputs"]["outputFile"]
+    return found
 
 
 def name_outputs(path: str, uris: dict[str, str]) -> None:

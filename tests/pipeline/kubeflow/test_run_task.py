@@ -105,3 +105,23 @@ def test_pointer_lies_where_the_launcher_uploads_from(run_task, tmp_path, monkey
     run_task.name_outputs("", {"/mnt/x/run/model": "minio://bucket/run/model"})
     pointer = tmp_path / "launcher/bucket/run/model/volume.json"
     assert json.loads(pointer.read_text()) == {"path": "/mnt/x/run/model"}
+
+
+def test_workers_elsewhere_are_handed_objects(run_task):
+    parameters = {"input_base": "/gcs/b/data", "config": '{"eval_sets": ["/gcs/b/other"]}', "n": 3}
+    given = {
+        "inputs": {
+            "parameterValues": parameters,
+            "artifacts": {"x": {"artifacts": [{"uri": "/gcs/b/x"}]}},
+        },
+        "outputs": {"artifacts": {}, "outputFile": "/gcs/b/run/output.json"},
+    }
+    found = run_task.as_objects(given)
+    assert found["inputs"]["parameterValues"] == {
+        "input_base": "gs://b/data",
+        "config": '{"eval_sets": ["gs://b/other"]}',
+        "n": 3,
+    }
+    assert found["inputs"]["artifacts"]["x"]["artifacts"] == [{"uri": "gs://b/x"}]
+    assert found["outputs"]["outputFile"] == "/gcs/b/run/output.json"
+    assert parameters["input_base"] == "/gcs/b/data"

@@ -48,6 +48,6 @@ def test_wrong_sections_are_named(section, message):
         settings.read(section)
 
 
-@pytest.mark.parametrize("name", ["kubeflow", "vertex"])
+@pytest.mark.parametrize("name", ["kubeflow", "vertex", "flink", "spark", "dataflow"])
 def test_packaged_environments_have_a_section_that_can_be_read(name):
     assert settings.read(environment.load(name).kubeflow).image
