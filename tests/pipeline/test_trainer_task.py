@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +84,51 @@ def test_reason_of_a_failure_is_handed_on(given, capfd):
     with pytest.raises(RuntimeError, match=r"ended with 1: .*/nowhere"):
         tfx_trainer._run_by(sys.executable, wrong)
     assert "/nowhere" in capfd.readouterr().err
+
+
+# What a task of the pipeline is, for whoever kills it.
+_PARENT = """
+import json, sys
+from sigline.pipeline import tfx_trainer
+from sigline.trainer.task import Task
+tfx_trainer._run_by(sys.executable, Task(**json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_trainer_saves_and_ends_with_who_started_it(given, tmp_path, sent):
+    long = config.override(
+        config.tiny(config.load_recipe("siglip_demo")),
+        ["steps=100000", "checkpoint_steps=100000", "log_steps=5"],
+    )
+    asked = dataclasses.replace(given("killed"), config=long.to_json())
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, asked.to_json()], stderr=subprocess.PIPE
+    )
+    root = Path(asked.checkpoint_root)
+    _until(lambda: any(x.stat().st_size > 1000 for x in root.rglob("*tfevents*")), parent)
+    assert not list(root.rglob("*.index"))
+    parent.send_signal(sent)
+    _, said = parent.communicate(timeout=120)
+    (work_dir,) = root.iterdir()
+    # Killed, it cannot tell the trainer, which sees that its input has ended.
+    _until(lambda: _is_free(work_dir))
+    assert list(root.rglob("*.index"))
+    if sent == signal.SIGTERM:
+        assert b"Stopped by SIGTERM" in said
+
+
+def _until(holds, process: subprocess.Popen | None = None) -> None:
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None
+        time.sleep(0.1)
+
+
+def _is_free(work_dir: Path) -> bool:
+    try:
+        with task._alone(str(work_dir)):
+            return True
+    except ValueError:
+        return False
