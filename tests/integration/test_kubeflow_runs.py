@@ -1,4 +1,4 @@
-"""Runs of compiled packages that differ from the plain one: refused models, spans, frozen towers."""
+"""Runs of compiled packages other than the plain one: refused models, spans, frozen towers."""
 
 import json
 from pathlib import Path
