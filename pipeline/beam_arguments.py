@@ -1,6 +1,9 @@
 """Arguments of the Beam runner: what is added to an environment's own, and what is refused."""
 
 import argparse
+import contextlib
+import importlib
+import io
 from collections.abc import Sequence
 
 # Not DirectRunner, Beam's default, which first tries to download another runner.
@@ -9,7 +12,7 @@ DATAFLOW = "DataflowRunner"
 # Those that run in this process, unless it is to have others beside it.
 _IN_PROCESS = (LOCAL, "DirectRunner", "BundleBasedDirectRunner")
 # Those whose job server has options of its own, which Beam's Python part does not know.
-_JOB_SERVER = ("PortableRunner", "FlinkRunner", "SparkRunner")
+_JOB_SERVER = ("PortableRunner", "FlinkRunner", "SparkRunner", "PrismRunner")
 # TFDV can be imported only where TFX was before it. Workers import plugins before all else.
 _PLUGIN = "tfx"
 # Where no image is named, TFX packs itself for each node, for workers to install; sigline's workers
@@ -31,7 +34,7 @@ def complete(given: Sequence[str]) -> tuple[str, ...]:
     if not any(argument.split("=")[0] == "--runner" for argument in arguments):
         arguments = (f"--runner={LOCAL}", *arguments)
     name, found = runner(arguments), _read(arguments)
-    if name != DATAFLOW and not found.sdk_container_image:
+    if name != DATAFLOW and not found.image:
         arguments += (f"--{_IMAGE}=none",)
     if is_in_process(arguments):
         return arguments
@@ -43,14 +46,18 @@ def complete(given: Sequence[str]) -> tuple[str, ...]:
         )
     if _PLUGIN not in (found.beam_plugins or ()):
         arguments += (f"--beam_plugins={_PLUGIN}",)
-    if name in _JOB_SERVER and _NO_LIST not in (found.experiments or ()):
+    if name in _JOB_SERVER and _NO_LIST not in ",".join(found.experiments or ()).split(","):
         arguments += (f"--experiments={_NO_LIST}",)
     return arguments
 
 
 def runner(arguments: Sequence[str]) -> str:
-    """Returns the name of the runner, without its module."""
-    return _read(arguments).runner.rpartition(".")[2]
+    """Returns the name of the runner, without its module, which Beam takes in several forms."""
+    given = _read(arguments).runner.rpartition(".")[2]
+    for known in (*_IN_PROCESS, *_JOB_SERVER, DATAFLOW):
+        if given.lower() in (known.lower(), known.lower().removesuffix("runner")):
+            return known
+    return given
 
 
 def is_in_process(arguments: Sequence[str]) -> bool:
@@ -63,14 +70,9 @@ def check(arguments: Sequence[str]) -> None:
     """Raises if Beam would not know an argument, which it passes over in silence.
 
     Raises:
-        ValueError: If one is unknown or missing.
+        ValueError: If one is unknown, wrong or missing.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    options = PipelineOptions(list(arguments))
-    known = options.get_all_options()
-    unknown = sorted(set(options.get_all_options(retain_unknown_options=True)) - set(known))
-    name = runner(arguments)
+    name, known, unknown = runner(arguments), *_options(arguments)
     if unknown and name not in _JOB_SERVER:
         raise ValueError(
             f"beam_args must be arguments that Beam knows. Received: {', '.join(unknown)}"
@@ -89,11 +91,47 @@ def check(arguments: Sequence[str]) -> None:
         )
 
 
+def _options(arguments: Sequence[str]) -> tuple[dict, list[str]]:
+    """Returns Beam's options, and the names of those that it does not know."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    module = _read(arguments).runner.rpartition(".")[0]
+    said = io.StringIO()
+    try:
+        if module:
+            # Its options are known once it is imported.
+            importlib.import_module(module)
+        options = PipelineOptions(list(arguments))
+        with contextlib.redirect_stderr(said):
+            known = options.get_all_options()
+            every = options.get_all_options(retain_unknown_options=True)
+    except ImportError as error:
+        raise ValueError(
+            f"--runner must be one that can be imported. Received: {module}: {error}"
+        ) from None
+    except SystemExit:
+        # Beam's parser ends the process.
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise _wrong(arguments, reason) from None
+    return known, sorted(set(every) - set(known))
+
+
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--runner", default=LOCAL)
     parser.add_argument("--direct_running_mode", default="")
     parser.add_argument("--beam_plugin", "--beam_plugins", dest="beam_plugins", action="append")
-    parser.add_argument("--experiments", action="append")
-    parser.add_argument(f"--{_IMAGE}", default="")
-    return parser.parse_known_args(list(arguments))[0]
+    parser.add_argument("--experiment", "--experiments", dest="experiments", action="append")
+    images = (f"--{_IMAGE}", "--worker_harness_container_image")
+    parser.add_argument(*images, dest="image", default="")
+    try:
+        return parser.parse_known_args(list(arguments))[0]
+    except argparse.ArgumentError as error:
+        raise _wrong(arguments, str(error)) from None
+
+
+def _wrong(arguments: Sequence[str], reason: str) -> ValueError:
+    return ValueError(
+        "beam_args must be arguments as Beam takes them, such as --direct_num_workers=2: "
+        f"{reason}. Received: beam_args={list(arguments)}"
+    )

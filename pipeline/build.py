@@ -50,7 +50,8 @@ def build(environment: Environment) -> tfx_pipeline.Pipeline:
     if beam_arguments.runner(environment.beam_args) == beam_arguments.DATAFLOW:
         raise ValueError(
             "beam_args must name another runner: Dataflow's workers do not see the folders of this "
-            "machine. Pipelines on Vertex AI use it, `sigline kubeflow compile --engine vertex`."
+            "machine. Pipelines on Vertex AI use it, `sigline kubeflow compile --engine vertex`. "
+            f"Received: beam_args={list(environment.beam_args)}"
         )
     plan = planning.plan(environment)
     return tfx_pipeline.Pipeline(

@@ -198,11 +198,8 @@ def _check(environment: Environment, asked: Settings, engine: str) -> None:
             "infra must be sigline on Kubeflow: TFX does not compile its InfraValidator for it. "
             "Received: infra=tfx"
         )
-    if beam_arguments.runner(environment.beam_args) == DATAFLOW and engine != VERTEX:
-        raise ValueError(
-            f"beam_args must name another runner: what tasks share is a volume, which {DATAFLOW}'s "
-            f"workers do not see. Received: engine={engine}"
-        )
+    if beam_arguments.runner(environment.beam_args) == DATAFLOW:
+        _check_dataflow(environment, engine)
     if engine == VERTEX:
         if asked.claim:
             raise ValueError(
@@ -227,6 +224,21 @@ def _check(environment: Environment, asked: Settings, engine: str) -> None:
             raise ValueError(
                 f"{name} must lie below {shared}, which all tasks see. Received: {name}={path}"
             )
+
+
+def _check_dataflow(environment: Environment, engine: str) -> None:
+    if engine != VERTEX:
+        raise ValueError(
+            f"beam_args must name another runner: what tasks share is a volume, which {DATAFLOW}'s "
+            f"workers do not see. Received: engine={engine}, "
+            f"beam_args={list(environment.beam_args)}"
+        )
+    vocabulary = environment.ingest.get("filters", {}).get("vocabulary", "")
+    if str(vocabulary).startswith("/gcs/"):
+        raise ValueError(
+            f"ingest.filters.vocabulary must be a file of the workers' image for {DATAFLOW}, which "
+            f"has no mounted buckets. Received: vocabulary={vocabulary}"
+        )
 
 
 def _compiled(environment: Environment, asked: Settings) -> dict[str, Any]:

@@ -24,7 +24,11 @@ HERE = Path(__file__).parent
 def pool(tmp_path):
     """Beam's own pool of workers, the container beside Flink's and Spark's executors."""
     boot = tmp_path / "boot"
-    boot.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "worker_boot.py"} "$@"\n')
+    started = tmp_path / "started"
+    started.mkdir()
+    boot.write_text(
+        f'#!/bin/sh\ntouch {started}/$$\nexec {sys.executable} {HERE / "worker_boot.py"} "$@"\n'
+    )
     boot.chmod(0o755)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -35,9 +39,13 @@ def pool(tmp_path):
         subprocess.Popen(command) as process,
         grpc.insecure_channel(f"localhost:{port}") as channel,
     ):
-        grpc.channel_ready_future(channel).result(60)
-        yield f"localhost:{port}"
-        process.terminate()
+        try:
+            grpc.channel_ready_future(channel).result(60)
+            yield f"localhost:{port}"
+        finally:
+            process.terminate()
+    # Ingest, the statistics of both splits, evaluation and the index's embedding.
+    assert len(list(started.iterdir())) >= 4
 
 
 def _run(folder: Path, name: str, beam_args: list[str]):

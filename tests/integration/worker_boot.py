@@ -2,7 +2,7 @@
 
 A pool of workers runs it for each worker, as Flink, Spark and Dataflow do; it asks the runner for
 the pipeline's options and becomes Beam's worker. Files that the pipeline brings along it does not
-fetch: sigline's have none.
+fetch, and so refuses.
 """
 
 import argparse
@@ -37,6 +37,8 @@ def main() -> None:
             .GetProvisionInfo(beam_provision_api_pb2.GetProvisionInfoRequest())
             .info
         )
+    # Nothing for workers to fetch or to install.
+    assert not info.dependencies, info.dependencies
     variables = {
         "WORKER_ID": given.id,
         "PIPELINE_OPTIONS": json.dumps(json_format.MessageToDict(info.pipeline_options)),

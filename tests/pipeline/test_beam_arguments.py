@@ -10,6 +10,7 @@ DATAFLOW = [
     "--sdk_container_image=registry.example.com/sigline-worker:1",
     "--sdk_location=container",
 ]
+NO_IMAGE = "--sdk_container_image=none"
 UNLISTED = "--experiments=disable_logging_submission_environment"
 
 
@@ -25,14 +26,17 @@ def test_local_runner_is_the_default_and_packs_nothing():
 @pytest.mark.parametrize(
     ("given", "added"),
     [
-        (["--runner=FlinkRunner"], {"--sdk_container_image=none", UNLISTED}),
-        (["--runner", "apache_beam.x.DaskRunner"], {"--sdk_container_image=none"}),
+        (["--runner=FlinkRunner"], {NO_IMAGE, UNLISTED}),
+        (["--runner", "apache_beam.x.DaskRunner"], {NO_IMAGE}),
         (
             ["--runner=DirectRunner", "--direct_running_mode=multi_processing"],
-            {"--sdk_container_image=none"},
+            {NO_IMAGE},
         ),
         (["--runner=PortableRunner", "--sdk_container_image=a/b:1"], {UNLISTED}),
+        (["--runner=flink", "--experiments=a,disable_logging_submission_environment"], {NO_IMAGE}),
+        (["--runner=spark", "--worker_harness_container_image=a/b:1"], {UNLISTED}),
         (DATAFLOW, set()),
+        (["--runner=dataflow", *DATAFLOW[1:]], set()),
     ],
 )
 def test_workers_elsewhere_import_what_tfdv_needs_and_install_nothing(given, added):
@@ -62,3 +66,31 @@ def test_dataflow_needs_a_project_a_bucket_and_an_image():
         beam_arguments.check([x for x in DATAFLOW if "region" not in x and "image" not in x])
     with pytest.raises(ValueError, match="temp_location must be in a bucket"):
         beam_arguments.check([*DATAFLOW, "--temp_location=/tmp"])
+
+
+@pytest.mark.parametrize("name", ["dataflow", "DATAFLOWRUNNER", "apache_beam.x.DataflowRunner"])
+def test_runner_has_one_name_here_in_whatever_form_beam_takes_it(name):
+    assert beam_arguments.runner([f"--runner={name}"]) == beam_arguments.DATAFLOW
+    with pytest.raises(ValueError, match="for DataflowRunner"):
+        beam_arguments.check(["--runner=dataflow"])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["--runner"], "argument --runner: expected one argument"),
+        (["--runner=FnApiRunner", "--direct_running_mode=banana"], "invalid choice: 'banana'"),
+        (["--runner=FnApiRunner", "--direct_num_workers=many"], "invalid int value: 'many'"),
+    ],
+)
+def test_wrong_arguments_are_named_in_one_sentence(given, reason, capsys):
+    with pytest.raises(ValueError, match=f"beam_args must be arguments.*{reason}"):
+        beam_arguments.check(beam_arguments.complete(given))
+    assert "usage" not in capsys.readouterr().err
+
+
+def test_options_of_a_runner_with_its_module_are_known():
+    dask = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
+    beam_arguments.check([dask, "--dask_client_address=tcp://a:8786"])
+    with pytest.raises(ValueError, match=r"--runner must be one that can be imported"):
+        beam_arguments.check(["--runner=no_such.module.Runner"])

@@ -1,5 +1,6 @@
 """Dataflow, up to its border: objects in place of folders, and the job that would be submitted."""
 
+import dataclasses
 import json
 
 import apache_beam as beam
@@ -94,9 +95,20 @@ def test_only_what_handles_objects_alone_is_sent_there(tmp_path):
     assert "--runner=FnApiRunner" in evaluated["args"]
 
 
-def test_where_its_workers_see_no_data_it_is_refused(tmp_path):
-    import dataclasses
+def test_vocabulary_that_its_workers_cannot_open_is_refused(tmp_path):
+    from sigline.pipeline.kubeflow import compiling
 
+    environment = environments.load("dataflow")
+    filters = {"filters": {"vocabulary": "/gcs/my-bucket/sentencepiece.model", "max_tokens": 64}}
+    with pytest.raises(ValueError, match=r"ingest\.filters\.vocabulary must be a file of the work"):
+        compiling.compile_pipeline(
+            dataclasses.replace(environment, ingest=environment.ingest | filters),
+            tmp_path / "x.json",
+            engine="vertex",
+        )
+
+
+def test_where_its_workers_see_no_data_it_is_refused(tmp_path):
     from sigline.pipeline import build
     from sigline.pipeline.kubeflow import compiling
 

@@ -80,6 +80,14 @@ def test_environment_reaches_what_the_manifests_start(name):
     assert pool["volumeMounts"][0]["mountPath"] == environment.kubeflow["mount"]
     (volume,) = pod["spec"]["volumes"]
     assert volume["persistentVolumeClaim"]["claimName"] == environment.kubeflow["claim"]
+    # As many processes as there is room for.
+    deployments = {x["metadata"]["name"]: x["spec"] for x in manifests if x["kind"] == "Deployment"}
+    each = int(options["sdk_worker_parallelism"])
+    assert pool["resources"]["requests"]["cpu"] == str(each)
+    if name == "flink":
+        assert f"numberOfTaskSlots: {each}" in str(deployments["flink-taskmanager"])
+        replicas = deployments["flink-taskmanager"]["replicas"]
+        assert int(options["parallelism"]) == replicas * each
     for service in services.values():
         assert any(service["selector"].items() <= p["metadata"]["labels"].items() for p in pods)
 

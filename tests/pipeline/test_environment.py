@@ -63,7 +63,7 @@ def test_wrong_environment_is_refused(tmp_path, text, message):
 
 
 def test_missing_environment_names_the_packaged_ones():
-    with pytest.raises(ValueError, match="one of: kubeflow, local, vertex"):
+    with pytest.raises(ValueError, match="one of: dataflow, flink, kubeflow, local, spark, vertex"):
         environment.load("nothing")
 
 

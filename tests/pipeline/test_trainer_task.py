@@ -102,20 +102,21 @@ def test_trainer_saves_and_ends_with_who_started_it(given, tmp_path, sent):
         ["steps=100000", "checkpoint_steps=100000", "log_steps=5"],
     )
     asked = dataclasses.replace(given("killed"), config=long.to_json())
-    parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, asked.to_json()], stderr=subprocess.PIPE
-    )
+    log = tmp_path / "log"
+    with open(log, "wb") as said:
+        command = [sys.executable, "-c", _PARENT, asked.to_json()]
+        parent = subprocess.Popen(command, stderr=said)
     root = Path(asked.checkpoint_root)
     _until(lambda: any(x.stat().st_size > 1000 for x in root.rglob("*tfevents*")), parent)
     assert not list(root.rglob("*.index"))
     parent.send_signal(sent)
-    _, said = parent.communicate(timeout=120)
+    parent.wait(timeout=120)
     (work_dir,) = root.iterdir()
     # Killed, it cannot tell the trainer, which sees that its input has ended.
     _until(lambda: _is_free(work_dir))
     assert list(root.rglob("*.index"))
     if sent == signal.SIGTERM:
-        assert b"Stopped by SIGTERM" in said
+        assert "Stopped by SIGTERM" in log.read_text()
 
 
 def _until(holds, process: subprocess.Popen | None = None) -> None:
