@@ -17,8 +17,10 @@ RUNTIME := .venv-released-runtime
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
-.PHONY: demo test check engine bench bench-loss bench-step bench-input bench-evaluate bench-serving \
+.PHONY: setup demo test check engine bench bench-loss bench-step bench-input bench-evaluate bench-serving \
   effects parity serving-check tpu-check clean
+
+setup: $(READY)
 
 demo: $(READY)
 	$(BIN)/sigline demo

@@ -75,7 +75,8 @@ def check(arguments: Sequence[str]) -> None:
     name, known, unknown = runner(arguments), *_options(arguments)
     if unknown and name not in _JOB_SERVER:
         raise ValueError(
-            f"beam_args must be arguments that Beam knows. Received: {', '.join(unknown)}"
+            f"beam_args must be arguments that {name} knows. "
+            f"Received: {', '.join('--' + item for item in unknown)}"
         )
     if name != DATAFLOW:
         return

@@ -125,14 +125,17 @@ def _dry_run(arguments: argparse.Namespace) -> int:
         report=show,
         preload=arguments.preload,
     )
-    state = run.run()
+    succeeded = run.run() == dry_run.SUCCEEDED
     reporter = run.tasks.get("ReportRun")
     if reporter is not None and reporter.log is not None:
         # What the run says of itself.
         text = reporter.log.read_text(errors="replace")
         print(text[text.rfind("\nRun ") + 1 :].rstrip())
     print(f"Logs: {arguments.logs / run.name / 'logs'}", file=sys.stderr)
-    return 0 if state == dry_run.SUCCEEDED else 2
+    if not succeeded:
+        return 2
+    verdict = run.tasks.get("RecordVerdict")
+    return 1 if verdict is not None and verdict.parameters.get("verdict") == "refused" else 0
 
 
 def _submit(arguments: argparse.Namespace) -> int:

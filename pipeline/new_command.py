@@ -35,12 +35,18 @@ def make(name: str, into: Path) -> Path:
         ValueError: If it is no name for a package, or such a folder is there.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
-        raise ValueError(f"name must be lower-case Python, such as my_project. Received: {name!r}")
+        raise ValueError(
+            "name must be lower-case Python, such as my_project; --into says where. "
+            f"Received: {name!r}"
+        )
     if name == "sigline" or not name[0].isalpha():
         raise ValueError(f"name must begin with a letter and not be sigline. Received: {name!r}")
     folder = into / name
     if folder.exists():
-        raise ValueError(f"There must be no such folder yet. Received: {folder}")
+        raise ValueError(
+            "name must be of a folder that is not there yet; choose another, or another --into. "
+            f"Received: {folder}"
+        )
     # As Kubeflow and package indexes want it.
     title = name.replace("_", "-").strip("-")
     for source in sorted(path for path in TEMPLATE.rglob("*") if path.is_file()):

@@ -224,7 +224,10 @@ def _check_limits(limits: data_gate.DataGate, name: str) -> None:
 
 
 def input_digest(base: str, config: IngestConfig) -> str:
-    """Returns the digest of the bytes that ingest reads, and of scorers that are not sigline's."""
+    """Returns the digest of the bytes that ingest reads, and of scorers that are not sigline's.
+
+    The same pairs have the same digest wherever their folder lies.
+    """
     paths = ingest_transforms.input_files(base, config.source)
     for other in config.eval_sets:
         try:
@@ -243,10 +246,10 @@ def input_digest(base: str, config: IngestConfig) -> str:
         found = importlib.util.find_spec(name.partition(":")[0])
         if found is not None and found.origin and Path(found.origin).is_file():
             paths = [*paths, found.origin]
-    files = {path: digests.file_digest(path) for path in paths}
+    files = {path.removeprefix(f"{base}/"): digests.file_digest(path) for path in paths}
     classes = Path(base) / record.CLASSES_FILE
     if classes.is_file():
-        files[str(classes)] = digests.file_digest(classes)
+        files[record.CLASSES_FILE] = digests.file_digest(classes)
     return digests.json_digest(files)
 
 

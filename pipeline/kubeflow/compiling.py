@@ -34,6 +34,7 @@ from sigline.pipeline.environment import TFX, Environment
 from sigline.pipeline.kubeflow import packages, platform_config, settings, tfx_nodes
 from sigline.pipeline.kubeflow.settings import Settings
 from sigline.schemas import versions
+from sigline.trainer import config as trainer_config
 
 VERTEX, KUBEFLOW = "vertex", "kubeflow"
 ENGINES = (KUBEFLOW, VERTEX)
@@ -191,6 +192,11 @@ def _beam_args(environment: Environment, name: str) -> list[str]:
 
 
 def _check(environment: Environment, asked: Settings, engine: str) -> None:
+    if "." not in environment.recipe:
+        # One of a package of one's own may be in the image alone.
+        trainer_config.override(
+            trainer_config.load_recipe(environment.recipe), environment.overrides
+        )
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
     if environment.infra == TFX:
@@ -213,7 +219,8 @@ def _check(environment: Environment, asked: Settings, engine: str) -> None:
             )
     elif not asked.claim:
         raise ValueError(
-            "kubeflow.claim must name the volume that all tasks see. Received: claim=''"
+            "kubeflow.claim must name the volume that all tasks see, a PersistentVolumeClaim of "
+            "their namespace. Received: claim=''"
         )
     shared = "/gcs" if engine == VERTEX else asked.mount.rstrip("/")
     paths = {name: getattr(environment, name) for name in _SHARED}

@@ -1,4 +1,7 @@
-"""What `tfx pipeline create --engine local --pipeline_path` is given."""
+"""What `tfx pipeline create --engine local --pipeline_path` is given.
+
+`$SIGLINE_ENVIRONMENT` names another environment than `environments/local.yaml`.
+"""
 
 import os
 import sys
@@ -12,7 +15,8 @@ FOLDER = Path(__file__).resolve().parent
 def main() -> None:
     """Runs the pipeline; exits with 1 if a gate refused, and with 2 if the pipeline failed."""
     os.chdir(FOLDER)
-    code = run.main(lambda: environment.load("environments/local.yaml"))
+    chosen = os.environ.get(environment.VARIABLE, "environments/local.yaml")
+    code = run.main(lambda: environment.load(chosen))
     if code:
         sys.exit(code)
 

@@ -151,6 +151,8 @@ def test_only_what_its_parameters_determine_is_cached(compiled):
             "resources must name tasks: .*Received: trainer",
         ),
         ({"infra": "tfx"}, "infra must be sigline on Kubeflow"),
+        ({"recipe": "siglip_smal"}, "Unknown recipe"),
+        ({"overrides": ["stepz=1"]}, "stepz"),
     ],
 )
 def test_what_kubeflow_cannot_run_is_refused(folder, tmp_path, changes, message):

@@ -303,6 +303,10 @@ def test_changed_input_bytes_are_ingested_again(first, folder, tmp_path):
 
     # Also those of what is evaluated on, and of a vocabulary.
     shutil.copytree(folder / "data", tmp_path / "evaluated")
+    plain = IngestConfig()
+    assert planning.input_digest(str(folder / "data"), plain) == planning.input_digest(
+        str(tmp_path / "evaluated"), plain
+    ), "the same pairs elsewhere"
     vocabulary = tmp_path / "vocabulary.model"
     vocabulary.write_bytes(bytes(1000))
     config = IngestConfig(

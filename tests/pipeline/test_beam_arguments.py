@@ -53,7 +53,7 @@ def test_several_processes_need_a_runner_that_tells_them_so():
 
 
 def test_what_beam_would_pass_over_is_refused():
-    with pytest.raises(ValueError, match=r"that Beam knows\. Received: direct_num_worker$"):
+    with pytest.raises(ValueError, match=r"FnApiRunner knows\. Received: --direct_num_worker$"):
         beam_arguments.check(["--runner=FnApiRunner", "--direct_num_worker=4"])
     # Flink's job server knows it.
     beam_arguments.check(["--runner=FlinkRunner", "--number_of_execution_retries=3"])

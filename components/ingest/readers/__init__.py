@@ -60,9 +60,10 @@ def input_files(
         if accepted:
             return name, accepted
     wanted = "pairs in any format" if config.format == sources.AUTO else config.format
+    found = f"{len(below)} files: {', '.join(posixpath.basename(path) for path in below[:5])}"
     raise ValueError(
-        f"input_base must hold {wanted}. Received: input_base={base}, with {len(below)} files: "
-        f"{', '.join(posixpath.basename(path) for path in below[:5])}"
+        f"input_base must hold {wanted}. Received: input_base={base}, "
+        f"with {found if below else 'no files, if it is there'}"
     )
 
 

@@ -136,3 +136,30 @@ def test_other_files_are_no_packages(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="package must be a compiled pipeline"):
         packages.read(path)
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "code"),
+    [
+        (dry_run.SUCCEEDED, "released", 0),
+        (dry_run.SUCCEEDED, "refused", 1),
+        (dry_run.FAILED, "released", 2),
+    ],
+)
+def test_exit_code_says_what_became_of_the_model(tmp_path, monkeypatch, state, said, code):
+    from sigline import cli
+
+    def run(self):
+        self.tasks["RecordVerdict"] = dry_run.TaskRun(
+            "RecordVerdict", "SUCCEEDED", parameters={"verdict": said}
+        )
+        return state
+
+    monkeypatch.setattr(dry_run.DryRun, "run", run)
+    _package(tmp_path, {"a": _task("hello")})
+    mounted = {"say_executor": {"pvcMount": [{"constant": "x", "mountPath": "/mnt/x"}]}}
+    platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": mounted}}}}
+    with open(tmp_path / "small.yaml", "a") as handle:
+        handle.write("---\n" + yaml.safe_dump(platform))
+    command = ["kubeflow", "dry-run", str(tmp_path / "small.yaml"), "--volume", str(tmp_path)]
+    assert cli.main([*command, "--logs", str(tmp_path / "logs")]) == code
