@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import sigline.quiet
 from sigline.schemas import artifacts, versions
@@ -146,6 +147,8 @@ def main(argv: Sequence[str]) -> int:
 
     It stops, with a checkpoint, when standard input ends: whoever started it has gone.
     """
+    # A write after the reader's end must not keep the checkpoint from being saved.
+    sys.stderr = cast(TextIO, _Unbroken(sys.stderr))
     sigline.quiet.import_tensorflow()
     threading.Thread(target=_stop_at_the_end_of_input, daemon=True).start()
     try:
@@ -155,6 +158,25 @@ def main(argv: Sequence[str]) -> int:
         print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
         return 1
     return 0
+
+
+class _Unbroken:
+    """A stream that goes on when whoever read it has gone."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _stop_at_the_end_of_input() -> None:

@@ -133,3 +133,18 @@ def _is_free(work_dir: Path) -> bool:
             return True
     except ValueError:
         return False
+
+
+def test_stream_goes_on_when_its_reader_has_gone():
+    import os
+
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", buffering=1) as stream:
+        unbroken = task._Unbroken(stream)
+        assert unbroken.write("a line\n") == 7
+        unbroken.flush()
+        assert unbroken.fileno() == write
+        # What is left in the stream's own buffer has no reader either.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), write)
