@@ -25,8 +25,9 @@ setup: $(READY)
 demo: $(READY)
 	$(BIN)/sigline demo
 
+# In their order: of files with few tests that take long, none is left for the end.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not engine"
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not engine"
 
 check: $(READY) $(TYPING)
 	$(BIN)/ruff check .

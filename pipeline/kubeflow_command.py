@@ -110,7 +110,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
-    from sigline.pipeline.kubeflow import dry_run, packages
+    from sigline.pipeline.kubeflow import dry_run, packages, records
 
     def show(task: dry_run.TaskRun) -> None:
         again = f", {task.attempts} attempts" if task.attempts > 1 else ""
@@ -135,7 +135,8 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     if not succeeded:
         return 2
     verdict = run.tasks.get("RecordVerdict")
-    return 1 if verdict is not None and verdict.parameters.get("verdict") == "refused" else 0
+    refused = verdict is not None and verdict.parameters.get("verdict") == records.REFUSED
+    return 1 if refused else 0
 
 
 def _submit(arguments: argparse.Namespace) -> int:

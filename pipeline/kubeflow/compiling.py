@@ -31,7 +31,7 @@ from sigline.pipeline import baseline, beam_arguments, build, planning
 from sigline.pipeline import environment as environments
 from sigline.pipeline.beam_arguments import DATAFLOW
 from sigline.pipeline.environment import TFX, Environment
-from sigline.pipeline.kubeflow import packages, platform_config, settings, tfx_nodes
+from sigline.pipeline.kubeflow import packages, platform_config, records, settings, tfx_nodes
 from sigline.pipeline.kubeflow.settings import Settings
 from sigline.schemas import versions
 from sigline.trainer import config as trainer_config
@@ -186,9 +186,9 @@ def _is_on_dataflow(environment: Environment, name: str) -> bool:
 
 def _beam_args(environment: Environment, name: str) -> list[str]:
     """Returns the arguments of a task's runner."""
-    if beam_arguments.runner(environment.beam_args) == DATAFLOW and name not in _ON_DATAFLOW:
-        return list(beam_arguments.complete([]))
-    return list(environment.beam_args)
+    is_elsewhere = beam_arguments.runner(environment.beam_args) == DATAFLOW
+    here = is_elsewhere and not _is_on_dataflow(environment, name)
+    return list(beam_arguments.complete([]) if here else environment.beam_args)
 
 
 def _check(environment: Environment, asked: Settings, engine: str) -> None:
@@ -349,7 +349,7 @@ def _publish_if_released(spec: dict[str, Any], tasks: dict[str, Any]) -> None:
         }
         task["dependentTasks"] = sorted({*task.get("dependentTasks", []), "RecordVerdict"})
         task["triggerPolicy"] = {
-            "condition": f"inputs.parameter_values['verdict'] == '{tfx_nodes.RELEASED}'"
+            "condition": f"inputs.parameter_values['verdict'] == '{records.RELEASED}'"
         }
         component = spec["components"][task["componentRef"]["name"]]
         component["inputDefinitions"].setdefault("parameters", {})["verdict"] = {

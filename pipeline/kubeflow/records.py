@@ -15,6 +15,8 @@ from typing import Any
 from sigline.pipeline.report import NodeRun
 
 DATA, MODELS = "data", "models"
+# What becomes of a run's model.
+RELEASED, REFUSED = "released", "refused"
 # Environment variable with the name of the run that a task belongs to.
 RUN_VARIABLE = "SIGLINE_RUN"
 _UNKNOWN_RUN = "unknown"

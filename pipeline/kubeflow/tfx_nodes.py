@@ -38,7 +38,6 @@ from sigline.schemas import artifacts
 # Property of an artifact that stands for others: earlier ones, or none. `run_task` puts them in
 # its place, since a task has exactly one artifact for each of its outputs.
 STANDS_FOR = "stands_for"
-RELEASED, REFUSED = "released", "refused"
 INGEST, REPORT = "IngestExamples", "ReportRun"
 # How releases of Kubeflow call a run whose tasks were all done.
 _ENDED_WELL = ("SUCCEEDED", "COMPLETE", "CACHED")
@@ -182,9 +181,9 @@ def RecordVerdict(
     """Says whether the model is to be published, and records one that is for later comparisons."""
     blessings = (model_blessing, infra_blessing)
     if not all(b.get_int_custom_property(artifacts.BLESSED_PROPERTY) == 1 for b in blessings):
-        return {"verdict": REFUSED}
+        return {"verdict": records.REFUSED}
     records.add(root, records.MODELS, {"model": _packed(model), "digest": _model_digest(model)})
-    return {"verdict": RELEASED}
+    return {"verdict": records.RELEASED}
 
 
 @exit_handler
@@ -197,7 +196,7 @@ def ReportRun(final_status: Parameter[str], root: Parameter[str]):
     refusals += outcome.refusals()
     lines, verdict = [], "failed"
     if not failures:
-        verdict = RELEASED if outcome.released else REFUSED
+        verdict = records.RELEASED if outcome.released else records.REFUSED
         if outcome.counts and outcome.training:
             lines = [report.table(report.rows(outcome))]
     summary = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_model import OVERRIDES
+from tiny_model import FROZEN, OVERRIDES, write_weights
 
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
@@ -106,19 +106,8 @@ def test_newest_span_is_trained_on_with_the_one_before(refused, spans, folder):
 
 
 def test_frozen_tower_embeds_the_images_once(folder):
-    from sigline.trainer import config, two_tower
-    from sigline.trainer.weights import checkpoint
-
-    overrides = [
-        *OVERRIDES,
-        "checkpoint_steps=5",
-        'pretrained=["image/.*"]',
-        'optimizer.rates=[["image/.*", null], [".*", 1]]',
-    ]
-    settings = config.override(config.load_recipe("siglip_small"), overrides)
-    variables = two_tower.named_variables(two_tower.build(settings))
-    given = checkpoint.Weights(settings, {name: v.numpy() for name, v in variables.items()})
-    checkpoint.save(folder / "volume/weights", given)
+    overrides = [*OVERRIDES, "checkpoint_steps=5", *FROZEN]
+    given = write_weights(folder / "volume/weights", overrides)
     package = _package(
         folder,
         "lit",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_model import OVERRIDES
+from tiny_model import FROZEN, OVERRIDES, write_weights
 
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
@@ -240,21 +240,10 @@ def test_runner_that_tfx_is_given_runs_the_environment(first, folder):
 
 
 def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folder, run):
-    from sigline.trainer import config, two_tower
-    from sigline.trainer.weights import checkpoint
-
     # It starts from weights, too, whose digest the model then names, and the frozen image tower
     # embeds the images before.
-    overrides = [
-        *OVERRIDES,
-        "steps=160",
-        'pretrained=["image/.*"]',
-        'optimizer.rates=[["image/.*", null], [".*", 1]]',
-    ]
-    settings = config.override(config.load_recipe("siglip_small"), overrides)
-    variables = two_tower.named_variables(two_tower.build(settings))
-    given = checkpoint.Weights(settings, {name: v.numpy() for name, v in variables.items()})
-    checkpoint.save(folder / "weights", given)
+    overrides = [*OVERRIDES, "steps=160", *FROZEN]
+    given = write_weights(folder / "weights", overrides)
     weights = str(folder / "weights")
     write_environment(folder, overrides=overrides, weights=weights, embed_images=True)
     changed = run.run(environments.load(folder / "environment.yaml"))

@@ -1,4 +1,6 @@
-"""Overrides that make `siglip_small` learn something of scenes in seconds."""
+"""A `siglip_small` that learns something of scenes in seconds, and one with a frozen tower."""
+
+from pathlib import Path
 
 OVERRIDES = [
     "steps=150",
@@ -15,3 +17,17 @@ OVERRIDES = [
     "optimizer.learning_rate=0.003",
     "loss.bias_init=-4.1",
 ]
+# It starts from weights, whose image tower stays as it is.
+FROZEN = ['pretrained=["image/.*"]', 'optimizer.rates=[["image/.*", null], [".*", 1]]']
+
+
+def write_weights(folder: Path, overrides: list[str]):
+    """Writes new weights of the model with these overrides, and returns them."""
+    from sigline.trainer import config, two_tower
+    from sigline.trainer.weights import checkpoint
+
+    settings = config.override(config.load_recipe("siglip_small"), overrides)
+    variables = two_tower.named_variables(two_tower.build(settings))
+    weights = checkpoint.Weights(settings, {name: v.numpy() for name, v in variables.items()})
+    checkpoint.save(folder, weights)
+    return weights

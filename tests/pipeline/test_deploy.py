@@ -29,6 +29,8 @@ def _clusters() -> list:
 @pytest.mark.parametrize("manifest", _clusters())
 def test_manifest_is_valid_and_has_no_unknown_fields(manifest):
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(manifest | {"spek": {}}, KUBERNETES, strict=True)
 
 
 def test_trainer_s_job_is_valid():
