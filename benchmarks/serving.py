@@ -4,10 +4,11 @@ One request is one text, or one picture. Measured are requests per second, how l
 the server's CPU time for each, for a tiny model and one of the size of SigLIP B/16, at several
 numbers of requests at a time (128 of B/16 would wait for minutes): as the direct call of the loaded
 SavedModel's signature by as many threads, as calls of the server's own session in the same way, as
-the server with its batches, and as the server without; those who ask share the cores with it. Once
-more for eight at a time, with the model on one core and those who ask on another. Then the same
-while versions are swapped, and, with `--soak-seconds`, what memory the server with the first model
-holds under a load of good and bad requests.
+the server with its batches, and as the server without; those who ask share the cores with it. For
+eight at a time in twice as many rounds, and once more with h2load in place of the Python clients,
+if it is installed, and with the model on one core and those who ask on another. Then the same while
+versions are swapped, and, with `--soak-seconds`, what memory the server with the first model holds
+under a load of good and bad requests.
 
 The server is a process of its own. Writes `serving.json` and `serving.md` below `--output`.
 """
@@ -27,6 +28,7 @@ import threading
 import time
 from pathlib import Path
 
+import http2_load
 import machine
 import workers
 
@@ -36,7 +38,7 @@ SECONDS = {"tiny": 6.0, "B/16": 12.0}
 ROUNDS = 3
 DIRECT, SESSION = "direct call", "its session"
 BATCHED, SINGLE = "server", "server, no batches"
-SHARED, APART = "shared", "apart"
+SHARED, APART, H2LOAD = "shared", "apart", "shared, h2load"
 TEXT, IMAGE = "text", "image"
 KINDS = (TEXT, IMAGE)
 # Swaps while requests go on, and the time between them.
@@ -153,6 +155,13 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def finish(self) -> None:
+        """Waits until it computes nothing any more: h2load does not wait for the last answers."""
+        spent = -1.0
+        while self.cpu_seconds() > spent + 0.1:
+            spent = self.cpu_seconds()
+            time.sleep(0.5)
+
     def memory_mib(self) -> float:
         """Returns the memory that it holds."""
         fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
@@ -209,11 +218,19 @@ async def _load(address: str, kind: str, concurrency: int, seconds: float) -> li
     return times
 
 
-def ask(server: Server, kind: str, concurrency: int, seconds: float) -> dict:
-    """Returns the figures of a server under a load."""
+def ask(server: Server, kind: str, concurrency: int, seconds: float, *, by: str = SHARED) -> dict:
+    """Returns the figures of a server under a load of Python's clients, or of h2load."""
     spent, begin = server.cpu_seconds(), time.perf_counter()
-    times = asyncio.run(_load(server.address, kind, concurrency, seconds))
-    return _figures(times, time.perf_counter() - begin, server.cpu_seconds() - spent)
+    if by == H2LOAD:
+        from sigline.serving import protos
+
+        message = _requests(kind)[0]
+        times, took = http2_load.ask(server.address, protos.PREDICT, message, concurrency, seconds)
+        server.finish()
+    else:
+        times = asyncio.run(_load(server.address, kind, concurrency, seconds))
+        took = time.perf_counter() - begin
+    return _figures(times, took, server.cpu_seconds() - spent)
 
 
 def measure(
@@ -224,9 +241,11 @@ def measure(
     Args:
         size: Name of the model.
         base: Its versions.
-        rounds: How often each is measured.
+        rounds: How often each is measured; eight at a time twice as often. Every other round
+            begins from the end, since the machine's pace changes.
         concurrency: Requests at a time.
-        cores: `shared`, or `apart` for the model on the first core and those who ask on the others.
+        cores: `SHARED`, `H2LOAD`, or `APART` for the model on the first core and those who ask on
+            the others.
     """
     every = os.sched_getaffinity(0)
     first = {min(every)}
@@ -235,7 +254,9 @@ def measure(
         os.sched_setaffinity(0, first)
     worker = workers.start(__file__, 2, "--direct", base)
     workers.read(worker, DIRECT)
-    servers = {BATCHED: Server(base), SINGLE: Server(base, "--max-batch-size", "1")}
+    servers = {BATCHED: Server(base)}
+    if cores == SHARED:
+        servers[SINGLE] = Server(base, "--max-batch-size", "1")
     if cores == APART:
         os.sched_setaffinity(0, every - first)
     starts = {name: server.start_seconds for name, server in servers.items()}
@@ -245,14 +266,16 @@ def measure(
         for server in servers.values():
             check(server, kind)
         for number in concurrency:
-            found: dict[str, list[dict]] = {x: [] for x in (DIRECT, SESSION, *servers)}
-            for _ in range(rounds):
-                for way in (DIRECT, SESSION):
+            ways = [DIRECT, SESSION, *servers] if cores == SHARED else [DIRECT, *servers]
+            found: dict[str, list[dict]] = {way: [] for way in ways}
+            for turn in range(2 * rounds if number == 8 else rounds):
+                for way in reversed(ways) if turn % 2 else ways:
+                    if way in servers:
+                        found[way].append(ask(servers[way], kind, number, seconds, by=cores))
+                        continue
                     worker.stdin.write(json.dumps([way, kind, number, seconds]) + "\n")
                     worker.stdin.flush()
                     found[way].append(workers.read(worker, way))
-                for name, server in servers.items():
-                    found[name].append(ask(server, kind, number, seconds))
             for name, figures in found.items():
                 about = {"model": size, "cores": cores, "request": kind, "concurrency": number}
                 rows.append(about | {"variant": name} | _summary(figures, found[DIRECT]))
@@ -332,9 +355,9 @@ def markdown(results: dict) -> str:
         "",
         f"{results['processor']}, {results['cpu_count']} threads, {results['date']}; "
         f"`{results['command']}`; {results['rounds']} rounds of {SECONDS['tiny']:g} s each (B/16: "
-        f"{SECONDS['B/16']:g} s), medians. Those who ask share the cores with the model, or the "
-        "model has one core and they have the other (apart); a request is one text, or one JPEG of "
-        "320 x 240.",
+        f"{SECONDS['B/16']:g} s), twice as many for eight at a time, medians. Those who ask, in "
+        "Python or as h2load, share the cores with the model, or the model has one core and they "
+        "have the other (apart); a request is one text, or one JPEG of 320 x 240.",
         "",
         "| model | cores | request | at a time | | requests/s | times the direct call (least, most)"
         " | p50 ms | p95 | p99 | CPU ms |",
@@ -403,7 +426,8 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, "--write", base, size], check=True)
             rows, starts = measure(size, base, arguments.rounds, CONCURRENCY[size], SHARED)
             results["rows"] += rows
-            results["rows"] += measure(size, base, arguments.rounds, (8,), APART)[0]
+            for cores in (H2LOAD, APART) if http2_load.is_installed() else (APART,):
+                results["rows"] += measure(size, base, arguments.rounds, (8,), cores)[0]
             results["starts"][size] = starts
             results["swaps"][size] = swaps(base)
             if arguments.soak_seconds and not number:

@@ -42,7 +42,7 @@ def add_parser(commands) -> None:
     batching.add_argument("--max-batch-size", type=int, help="most rows of a batch; 64")
     batching.add_argument("--batch-timeout-seconds", type=float, help="to wait for more rows; 0")
     batching.add_argument("--max-enqueued-rows", type=int, help="that wait, by signature; 1,024")
-    batching.add_argument("--num-batch-threads", type=int, help="at a time; half the cores")
+    batching.add_argument("--num-batch-threads", type=int, help="at a time; one a core")
     batching.add_argument(
         "--merge-images",
         action=argparse.BooleanOptionalAction,

@@ -2,15 +2,17 @@
 
 Batches form while all threads are busy, and a lone request loses no time. Who has just been
 answered often asks again: after a batch of several requests the next one waits for as many, no
-longer than the last one took. A request whose deadline has passed, or whose client has gone, is not
-computed. What fails together is computed again one by one, so that no request costs another.
+longer than the last one took. Of batches that take long more are computed at a time, and share what
+there is: one alone leaves cores idle between its operations. A request whose deadline has passed,
+or whose client has gone, is not computed. What fails together is computed again one by one, so that
+no request costs another.
 """
 
 import collections
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -24,9 +26,22 @@ Arrays = dict[str, np.ndarray]
 _LONGEST_PATIENCE = 0.005
 # For how long, in seconds, the last batch says how many requests come together.
 _RECENT = 0.05
+# Seconds from which a batch takes long. While such ones are computed there is little to receive and
+# to answer, so that no core is kept for it.
+_LONG = 0.1
+# Into how many batches that take long what waits is divided at most: a few fill the cores that one
+# leaves idle, and many small ones would read the weights as many times.
+_MOST_SHARES = 4
 # After a merged batch has failed, how long, in seconds, its signature's requests are not merged:
 # who sends what fails has others computed twice once a while, not always.
 _APART = 1.0
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Not on macOS.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -35,10 +50,11 @@ class BatchingConfig:
 
     Attributes:
         max_batch_size: Most rows of a batch; a larger request is a batch of its own.
-        batch_timeout_seconds: How long a batch that is not full waits for more.
+        batch_timeout_seconds: How long a batch's first request waits for more, unless it is full.
         max_enqueued_rows: Most rows that wait for one signature; more are refused.
-        num_batch_threads: Batches that are computed at a time; half as many as there are cores by
-            default, since one takes several.
+        num_batch_threads: Most batches that are computed at a time, by default as many as the
+            process may use cores; of those that take less than a tenth of a second at most half as
+            many, since receiving and answering requests takes cores too.
         merge_images: Whether requests of images are merged too. One that does not decode then has
             those it was merged with computed a second time.
     """
@@ -46,7 +62,7 @@ class BatchingConfig:
     max_batch_size: int = 64
     batch_timeout_seconds: float = 0.0
     max_enqueued_rows: int = 1024
-    num_batch_threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2))
+    num_batch_threads: int = field(default_factory=_cores)
     merge_images: bool = True
 
     def __post_init__(self) -> None:
@@ -60,7 +76,7 @@ class BatchingConfig:
             )
 
 
-@dataclass
+@dataclass(eq=False)  # Arrays have no truth value.
 class _Task:
     inputs: Arrays
     rows: int
@@ -68,6 +84,19 @@ class _Task:
     deadline: float | None
     since: float
     future: Future = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Requests that are computed together, or are being collected for it."""
+
+    signature: str
+    is_long: bool
+    tasks: list[_Task] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return _rows(self.tasks)
 
 
 class Batcher:
@@ -96,12 +125,16 @@ class Batcher:
         self._observe = observe
         self._queues: dict[str, collections.deque[_Task]] = {}
         self._rows: dict[str, int] = {}
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Threads without work wait for `_ready`, those that collect a batch for `_arrived`: to wake
+        # one in vain would cost as much as to compute a short text.
+        self._ready = threading.Condition(self._lock)
+        self._arrived = threading.Condition(self._lock)
         self._closed = False
-        self._busy = 0
-        # By signature: requests of the last batch, seconds that it took, and when it ended.
+        self._running: list[_Batch] = []
+        # By signature: requests to expect, seconds that the last batch took, and when it ended.
         self._last: dict[str, tuple[int, float, float]] = {}
-        # Of signatures of which a batch is being collected: requests without which it is not woken.
+        # Of signatures of which a batch is being collected: how many more requests wake its thread.
         self._awaited: dict[str, int] = {}
         # Until when a signature's requests are computed one by one.
         self._apart: dict[str, float] = {}
@@ -129,10 +162,10 @@ class Batcher:
         rows = max((len(value) for value in inputs.values() if value.ndim), default=1)
         # What has no rows takes room too.
         task = _Task(inputs, rows, max(rows, 1), deadline, time.monotonic())
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The model is being unloaded")
-            idle = not self._queues and self._busy < self._config.num_batch_threads
+            idle = not self._queues and self._may_begin(signature)
             alone = self._expected(signature)[0] == 1
             at_once = idle and alone and not self._config.batch_timeout_seconds
             waiting = self._rows.get(signature, 0)
@@ -143,94 +176,140 @@ class Batcher:
                     f"{self._config.max_enqueued_rows}",
                 )
             if at_once:
-                self._busy += 1
+                batch = _Batch(signature, self._is_long(signature))
+                self._running.append(batch)
+                if _begin(task):
+                    batch.tasks.append(task)
             else:
                 self._queues.setdefault(signature, collections.deque()).append(task)
                 self._rows[signature] = waiting + task.room
                 self._wake(signature)
         if at_once:
-            self._finish(signature, [task] if _begin(task) else [])
+            self._finish(batch)
+            with self._lock:
+                self._wake_another()
         return task.future
 
     def _wake(self, signature: str) -> None:
-        """Wakes the threads for a request, unless a batch waits for more of its kind."""
-        awaited = self._awaited.get(signature, 1) - 1
-        if signature in self._awaited:
-            self._awaited[signature] = awaited
-        if awaited <= 0 or self._rows[signature] >= self._config.max_batch_size:
-            self._changed.notify_all()
+        """Wakes whom a request that has just been queued concerns."""
+        if signature not in self._awaited:
+            # Those of other signatures do not wait for a batch to fill.
+            self._arrived.notify_all()
+            self._wake_another()
+            return
+        self._awaited[signature] -= 1
+        is_full = self._rows[signature] >= self._config.max_batch_size
+        if self._awaited[signature] <= 0 or is_full:
+            self._arrived.notify_all()
+
+    def _wake_another(self) -> None:
+        """Wakes a thread if there is a batch for it; all of them at the end."""
+        if self._closed:
+            self._ready.notify_all()
+        elif self._next() is not None:
+            self._ready.notify()
 
     def waiting(self) -> Mapping[str, int]:
         """Returns how many rows wait, by signature."""
-        with self._changed:
+        with self._lock:
             return dict(self._rows)
 
     def close(self) -> None:
         """Lets the threads finish what is queued, then ends them."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._ready.notify_all()
+            self._arrived.notify_all()
         for thread in self._threads:
             thread.join()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._busy)
+        with self._lock:
+            self._ready.wait_for(lambda: not self._running)
 
     def _work(self) -> None:
-        while (taken := self._take()) is not None:
-            self._finish(*taken)
+        while (batch := self._take()) is not None:
+            self._finish(batch)
 
-    def _finish(self, signature: str, tasks: list[_Task]) -> None:
-        """Computes a batch, and lets another one begin."""
+    def _finish(self, batch: _Batch) -> None:
+        """Computes a batch; who calls it takes another one then, or calls `_wake_another`."""
         begin = time.monotonic()
-        if tasks:
-            self._compute(signature, tasks)
-        with self._changed:
-            if tasks:
-                end = time.monotonic()
-                self._last[signature] = len(tasks), end - begin, end
-            self._busy -= 1
-            self._changed.notify_all()
+        try:
+            if batch.tasks:
+                self._compute(batch.signature, batch.tasks)
+        finally:
+            with self._lock:
+                if batch.tasks:
+                    end = time.monotonic()
+                    # Those that have just been answered are counted too: they may ask again.
+                    there = self._share(batch.signature, len) if batch.is_long else None
+                    self._last[batch.signature] = there or len(batch.tasks), end - begin, end
+                self._running.remove(batch)
 
-    def _take(self) -> tuple[str, list[_Task]] | None:
+    def _is_long(self, signature: str) -> bool:
+        return self._last.get(signature, (1, 0.0, 0.0))[1] >= _LONG
+
+    def _may_begin(self, signature: str) -> bool:
+        """Returns whether one more batch of a signature may be computed now."""
+        threads = self._config.num_batch_threads
+        if len(self._running) >= threads:
+            return False
+        quick = sum(not batch.is_long for batch in self._running)
+        return self._is_long(signature) or quick < max(1, threads // 2)
+
+    def _share(self, signature: str, size: Callable[[list[_Task]], int]) -> int:
+        """Returns a batch's share of what waits and is computed of a signature, at least 1."""
+        there = [batch.tasks for batch in self._running if batch.signature == signature]
+        there.append(list(self._queues.get(signature, ())))
+        parts = min(self._config.num_batch_threads, _MOST_SHARES)
+        return max(1, -(-sum(map(size, there)) // parts))
+
+    def _take(self) -> _Batch | None:
         """Returns the next batch, of the signature that has waited longest for its turn."""
-        with self._changed:
+        with self._lock:
             while (signature := self._next()) is None:
                 if self._closed and not self._queues:
                     return None
-                self._changed.wait()
-            self._busy += 1
-            tasks = [task] if (task := self._pop(signature)) else []
+                self._ready.wait()
+            batch = _Batch(signature, self._is_long(signature))
+            self._running.append(batch)
+            if task := self._pop(signature):
+                batch.tasks.append(task)
             apart = time.monotonic() < self._apart.get(signature, 0.0)
-            if signature in self._merged and tasks and not apart:
-                self._fill(signature, tasks)
+            if signature in self._merged and batch.tasks and not apart:
+                self._fill(batch)
             # To the end of the row, so that no signature keeps another waiting.
             queue = self._queues.pop(signature, None)
             if queue:
                 self._queues[signature] = queue
-                self._changed.notify_all()
-            return signature, tasks
+                self._arrived.notify_all()
+            self._wake_another()
+            return batch
 
     def _next(self) -> str | None:
         """Returns a signature whose requests can be taken, since no thread is collecting them."""
-        if self._busy >= self._config.num_batch_threads:
-            return None
-        return next((name for name in self._queues if name not in self._awaited), None)
+        return next(
+            (x for x in self._queues if x not in self._awaited and self._may_begin(x)), None
+        )
 
-    def _fill(self, signature: str, tasks: list[_Task]) -> None:
+    def _fill(self, batch: _Batch) -> None:
         """Adds to a batch of one what may be computed with it."""
-        room = self._config.max_batch_size - tasks[0].room
+        signature, most = batch.signature, self._config.max_batch_size
         self._awaited[signature] = 0
-        self._wait_for_more(signature, room, tasks[0].deadline)
+        # Batches of other signatures may begin meanwhile.
+        self._wake_another()
+        self._wait_for_more(batch)
         del self._awaited[signature]
-        while room > 0 and (queue := self._queues.get(signature)):
-            if queue[0].room > room:
+        rows, share = batch.rows, self._share(signature, _rows) if batch.is_long else most
+        while rows < share and (queue := self._queues.get(signature)):
+            if rows + queue[0].room > most:
                 return
             if task := self._pop(signature):
-                tasks.append(task)
-                room -= task.room
+                batch.tasks.append(task)
+                rows += task.room
 
-    def _wait_for_more(self, signature: str, room: int, deadline: float | None) -> None:
-        """Waits until so many rows are queued, as many requests as last time, or for too long."""
+    def _wait_for_more(self, batch: _Batch) -> None:
+        """Waits until a batch is full, has as many requests as is expected, or for too long."""
+        signature, first = batch.signature, batch.tasks[0]
+        room = self._config.max_batch_size - batch.rows
         timeout = self._config.batch_timeout_seconds
         expected, seconds = self._expected(signature)
         begin = time.monotonic()
@@ -238,19 +317,24 @@ class Batcher:
             missing = expected - 1 - len(self._queues.get(signature, ()))
             # Those of other signatures do not wait for it.
             is_patient = missing > 0 and not self._queues.keys() - {signature}
-            patience = max(timeout, min(seconds, _LONGEST_PATIENCE)) if is_patient else timeout
-            left = begin + patience - time.monotonic()
-            if deadline is not None:
+            until = first.since + timeout
+            if is_patient:
+                until = max(until, begin + min(seconds, _LONGEST_PATIENCE))
+            if first.deadline is not None:
                 # What is computed late is of no use.
-                left = min(left, deadline - seconds - time.monotonic())
+                until = min(until, first.deadline - seconds)
+            left = until - time.monotonic()
             if left <= 0:
                 break
             # To be woken by each request would cost as much as to compute it.
             self._awaited[signature] = 1 if timeout else missing
-            self._changed.wait(left)
+            self._arrived.wait(left)
 
     def _expected(self, signature: str) -> tuple[int, float]:
-        """Returns how many requests the last batch had and the seconds it took, if it is recent."""
+        """Returns how many requests to expect, and the seconds that they take.
+
+        One request and 0 seconds, if the last batch is not recent.
+        """
         requests, seconds, end = self._last.get(signature, (1, 0.0, 0.0))
         return (requests, seconds) if time.monotonic() < end + _RECENT else (1, 0.0)
 
@@ -265,8 +349,8 @@ class Batcher:
 
     def _compute(self, signature: str, tasks: list[_Task]) -> None:
         rows = sum(task.rows for task in tasks)
-        self._observe(signature, rows, time.monotonic() - tasks[0].since)
         try:
+            self._observe(signature, rows, time.monotonic() - tasks[0].since)
             if len(tasks) == 1:
                 tasks[0].future.set_result(self._run(signature, tasks[0].inputs))
                 return
@@ -281,7 +365,7 @@ class Batcher:
             if len(tasks) == 1:
                 tasks[0].future.set_exception(error)
                 return
-            with self._changed:
+            with self._lock:
                 self._apart[signature] = time.monotonic() + _APART
             for task in tasks:
                 self._compute(signature, [task])
@@ -291,6 +375,10 @@ class Batcher:
             rows = slice(start, start + task.rows)
             task.future.set_result({name: value[rows] for name, value in outputs.items()})
             start += task.rows
+
+
+def _rows(tasks: Iterable[_Task]) -> int:
+    return sum(task.room for task in tasks)
 
 
 def _begin(task: _Task) -> bool:

@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -20,11 +21,17 @@ class Model:
         self.free.set()
         self.entered = threading.Event()
         self.seconds = 0.0
+        self.running = 0
+        self._count = threading.Lock()
 
     def run(self, signature, inputs):
+        with self._count:
+            self.running += 1
         self.entered.set()
-        assert self.free.wait(10)
+        assert signature == "free" or self.free.wait(10)
         time.sleep(self.seconds)
+        with self._count:
+            self.running -= 1
         self.batches.append((signature, inputs["x"].tolist()))
         if "bad" in inputs["x"].tolist():
             raise RequestFailed(grpc.StatusCode.INVALID_ARGUMENT, "bad")
@@ -258,6 +265,117 @@ def test_other_signatures_do_not_wait_for_a_batch_to_fill(model, monkeypatch):
     batcher.close()
 
 
+def _computed_at_a_time(model, batcher, asked, at_least):
+    """Asks by a thread each while the model is held; returns how many are computed then."""
+    model.free.clear()
+    threads = [threading.Thread(target=batcher.submit, args=(x, _of(x))) for x in asked]
+    for thread in threads:
+        thread.start()
+    begin = time.monotonic()
+    while model.running < at_least and time.monotonic() < begin + 10:
+        time.sleep(0.01)
+    # No more than these begin.
+    time.sleep(0.3)
+    running = model.running
+    model.free.set()
+    for thread in threads:
+        thread.join(10)
+    return running
+
+
+def test_batches_that_take_long_share_what_waits(model, monkeypatch):
+    monkeypatch.setattr(batching, "_LONG", 0.0)
+    batcher = _batcher(model, num_batch_threads=2, max_batch_size=6)
+    model.free.clear()
+    held = [threading.Thread(target=batcher.submit, args=("held", _of(x))) for x in "ab"]
+    for thread in held:
+        thread.start()
+    while model.running < 2:
+        time.sleep(0.01)
+    futures = [batcher.submit("merged", _of(str(i))) for i in range(7)]
+    model.seconds = 0.5
+    model.free.set()
+    for i, future in enumerate(futures):
+        assert future.result(10)["y"].tolist() == [f"{i}{i}"]
+    assert sorted(len(rows) for name, rows in model.batches if name == "merged") == [3, 4]
+    batcher.close()
+
+
+@pytest.mark.parametrize(("limit", "at_a_time"), [(0.0, 4), (60.0, 2)])
+def test_long_batches_use_all_threads_and_quick_ones_half(model, monkeypatch, limit, at_a_time):
+    monkeypatch.setattr(batching, "_LONG", limit)
+    batcher = _batcher(model, num_batch_threads=4)
+    assert _computed_at_a_time(model, batcher, "aaaaaa", at_a_time) == at_a_time
+    batcher.close()
+    assert len(model.batches) == 6
+
+
+def test_large_requests_are_not_left_over_by_shares(model, monkeypatch):
+    monkeypatch.setattr(batching, "_LONG", 0.0)
+    batcher = _batcher(model, num_batch_threads=2, max_batch_size=64)
+    model.free.clear()
+    held = [threading.Thread(target=batcher.submit, args=("held", _of(x))) for x in "ab"]
+    for thread in held:
+        thread.start()
+    while model.running < 2:
+        time.sleep(0.01)
+    futures = [batcher.submit("merged", _of(*[str(i)] * 32)) for i in range(3)]
+    model.seconds = 0.5
+    model.free.set()
+    for future in futures:
+        assert len(future.result(10)["y"]) == 32
+    assert sorted(len(rows) for name, rows in model.batches if name == "merged") == [32, 64]
+    batcher.close()
+
+
+def test_shares_do_not_wait_for_more_one_after_the_other(model, monkeypatch):
+    monkeypatch.setattr(batching, "_LONG", 0.0)
+    batcher = _batcher(model, num_batch_threads=4, batch_timeout_seconds=0.5)
+    begin = time.monotonic()
+    model.seconds = 0.2
+    futures = [batcher.submit("merged", _of(str(i))) for i in range(8)]
+    for future in futures:
+        future.result(10)
+    assert time.monotonic() - begin < 1.2
+    assert sorted(len(rows) for _, rows in model.batches) == [2, 2, 2, 2]
+    batcher.close()
+
+
+def test_end_lets_what_waits_for_its_turn_finish(model):
+    batcher = _batcher(model, num_batch_threads=4)
+    model.free.clear()
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(batcher.submit, "quick", _of(x)) for x in "abcdef"]
+        while batcher.waiting().get("quick", 0) < 4:
+            time.sleep(0.01)
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        model.free.set()
+        closing.join(10)
+        assert not closing.is_alive()
+        assert {future.result(10).result(0)["y"][0] for future in asked} == {
+            2 * x for x in "abcdef"
+        }
+
+
+def test_quick_request_does_not_wait_for_another_that_takes_long(model, monkeypatch):
+    monkeypatch.setattr(batching, "_LONG", 0.4)
+    batcher = _batcher(model, num_batch_threads=2)
+    model.seconds = 0.5
+    batcher.submit("long", _of("a")).result(10)
+    model.seconds = 0.0
+    thread = threading.Thread(target=batcher.submit, args=("long", _of("b")))
+    model.free.clear()
+    model.entered.clear()
+    thread.start()
+    assert model.entered.wait(10)
+    assert batcher.submit("free", _of("c")).result(10)["y"].tolist() == ["cc"]
+    assert thread.is_alive()
+    model.free.set()
+    thread.join(10)
+    batcher.close()
+
+
 def test_after_a_failure_requests_are_not_merged_for_a_while(model, monkeypatch):
     monkeypatch.setattr(batching, "_APART", 60.0)
     batcher = _batcher(model)
@@ -290,17 +408,31 @@ def test_end_lets_what_waits_finish(model):
     assert caught.value.code == grpc.StatusCode.UNAVAILABLE
 
 
-def test_many_threads_get_their_own_answers(model):
-    batcher = _batcher(model, num_batch_threads=3, max_batch_size=7)
+@pytest.mark.parametrize("limit", [0.0, 60.0])
+def test_many_threads_get_their_own_answers(model, monkeypatch, limit):
+    monkeypatch.setattr(batching, "_LONG", limit)
+    batcher = _batcher(model, num_batch_threads=5, max_batch_size=7)
 
     def ask(number):
         values = [f"{number}-{i}" for i in range(number % 5)]
-        return batcher.submit("merged", _of(*values)).result(30)["y"].tolist(), values
+        signature = ("merged", "single", "other")[number % 3]
+        return batcher.submit(signature, _of(*values)).result(30)["y"].tolist(), values
 
     with ThreadPoolExecutor(16) as pool:
-        for found, values in pool.map(ask, range(500)):
+        for found, values in pool.map(ask, range(1500)):
             assert found == [f"{x}{x}" for x in values]
     batcher.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_as_many_batches_at_a_time_as_cores_may_be_used():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert BatchingConfig().num_batch_threads == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert BatchingConfig().num_batch_threads == len(before)
 
 
 @pytest.mark.parametrize(
