@@ -50,6 +50,13 @@ def add_parser(commands) -> None:
         help="merge requests of images too; yes",
     )
 
+    batching.add_argument(
+        "--one-core",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="receive and answer on one core, compute on all; yes",
+    )
+
     access = parser.add_argument_group("access")
     access.add_argument("--tls-certificate", type=Path, help="PEM file, with those that signed it")
     access.add_argument("--tls-key", type=Path, help="PEM file of its private key")
@@ -100,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         rest_port=None if arguments.no_rest else arguments.rest_port,
         limits=_given(Limits, arguments),
         batching=_given(BatchingConfig, arguments),
+        one_core=arguments.one_core,
         poll_seconds=arguments.poll_seconds,
         tls=access.Tls(*tls_files, arguments.tls_client_ca) if all(tls_files) else None,
         api_keys=access.read_keys(arguments.api_key_file) if arguments.api_key_file else (),

@@ -9,7 +9,6 @@ no request costs another.
 """
 
 import collections
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
+from sigline.serving import cores
 from sigline.serving.failures import RequestFailed
 
 Arrays = dict[str, np.ndarray]
@@ -26,22 +26,15 @@ Arrays = dict[str, np.ndarray]
 _LONGEST_PATIENCE = 0.005
 # For how long, in seconds, the last batch says how many requests come together.
 _RECENT = 0.05
-# Seconds from which a batch takes long. While such ones are computed there is little to receive and
-# to answer, so that no core is kept for it.
-_LONG = 0.1
+# Seconds from which a batch takes long: of shorter ones Python's share is too large for that others
+# are computed meanwhile.
+_LONG = 0.005
 # Into how many batches that take long what waits is divided at most: a few fill the cores that one
 # leaves idle, and many small ones would read the weights as many times.
 _MOST_SHARES = 4
 # After a merged batch has failed, how long, in seconds, its signature's requests are not merged:
 # who sends what fails has others computed twice once a while, not always.
 _APART = 1.0
-
-
-def _cores() -> int:
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Not on macOS.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,8 @@ class BatchingConfig:
         batch_timeout_seconds: How long a batch's first request waits for more, unless it is full.
         max_enqueued_rows: Most rows that wait for one signature; more are refused.
         num_batch_threads: Most batches that are computed at a time, by default as many as the
-            process may use cores; of those that take less than a tenth of a second at most half as
-            many, since receiving and answering requests takes cores too.
+            process may use cores; of those that take less than 5 ms at most half as many, since
+            receiving and answering takes cores too.
         merge_images: Whether requests of images are merged too. One that does not decode then has
             those it was merged with computed a second time.
     """
@@ -62,7 +55,7 @@ class BatchingConfig:
     max_batch_size: int = 64
     batch_timeout_seconds: float = 0.0
     max_enqueued_rows: int = 1024
-    num_batch_threads: int = field(default_factory=_cores)
+    num_batch_threads: int = field(default_factory=cores.count)
     merge_images: bool = True
 
     def __post_init__(self) -> None:
@@ -148,8 +141,8 @@ class Batcher:
     def submit(self, signature: str, inputs: Arrays, *, deadline: float | None = None) -> Future:
         """Returns the future of a request's outputs.
 
-        If nothing waits, and fewer batches are being computed than may be, the calling thread
-        computes it itself: to hand it over and back would cost as much as embedding a short text.
+        If nothing waits or is being computed, the calling thread computes it itself, unless it
+        takes long: to hand it over and back would cost as much as embedding a short text.
 
         Args:
             signature: Its signature.
@@ -165,7 +158,7 @@ class Batcher:
         with self._lock:
             if self._closed:
                 raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The model is being unloaded")
-            idle = not self._queues and self._may_begin(signature)
+            idle = not self._queues and not self._running and not self._is_long(signature)
             alone = self._expected(signature)[0] == 1
             at_once = idle and alone and not self._config.batch_timeout_seconds
             waiting = self._rows.get(signature, 0)
@@ -176,7 +169,7 @@ class Batcher:
                     f"{self._config.max_enqueued_rows}",
                 )
             if at_once:
-                batch = _Batch(signature, self._is_long(signature))
+                batch = _Batch(signature, is_long=False)
                 self._running.append(batch)
                 if _begin(task):
                     batch.tasks.append(task)

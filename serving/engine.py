@@ -45,8 +45,11 @@ class LoadedVersion:
         """Loads the model; raises TensorFlow's error if it cannot."""
         self.version = version
         graph = tf.Graph()
+        config = tf.compat.v1.ConfigProto()
+        # A thread that waits for work would keep the core from those that receive and answer.
+        config.experimental.disable_thread_spinning = True
         with graph.as_default():
-            self._session = tf.compat.v1.Session(graph=graph)
+            self._session = tf.compat.v1.Session(graph=graph, config=config)
             meta_graph = tf.compat.v1.saved_model.load(self._session, _TAGS, str(directory))
         self.signature_defs = {
             name: signature

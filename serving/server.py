@@ -5,6 +5,7 @@ It has what TF Serving leaves to others: limits, keys, a drain; and a folder tha
 copied does not take away what serves.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -25,7 +26,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from sigline.serving import access, grpc_services, model_config, signing
+from sigline.serving import access, cores, grpc_services, model_config, signing
 from sigline.serving.batching import BatchingConfig
 from sigline.serving.failures import RequestFailed
 from sigline.serving.metrics import Metrics
@@ -59,6 +60,8 @@ class ServerConfig:
         rest_port: Of REST, probes and figures; 0 takes a free one, None leaves it out.
         limits: What a request may be.
         batching: How requests are computed together.
+        one_core: Whether the threads that receive and answer stay on one core; models are computed
+            on all.
         poll_seconds: Time between two looks at the folders of versions.
         tls: Its certificate; None for plain text.
         verify_key: File of public keys by one of which versions must be signed; None for no such.
@@ -77,6 +80,7 @@ class ServerConfig:
     rest_port: int | None = None
     limits: Limits = field(default_factory=Limits)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
+    one_core: bool = True
     poll_seconds: float = 1.0
     tls: access.Tls | None = None
     verify_key: Path | None = None
@@ -145,19 +149,23 @@ class ModelServer:
         self.rest_port = None
         if config.rest_port is not None:
             try:
-                self._rest = RestServer(
-                    self._requests,
-                    host=config.host,
-                    port=config.rest_port,
-                    tls=config.tls.context() if config.tls else None,
-                    authorized=keys.allow,
-                    ready=lambda: not self._draining and self.models.ready(),
-                    grace_seconds=config.grace_seconds,
-                )
+                with self._one_core():
+                    self._rest = RestServer(
+                        self._requests,
+                        host=config.host,
+                        port=config.rest_port,
+                        tls=config.tls.context() if config.tls else None,
+                        authorized=keys.allow,
+                        ready=lambda: not self._draining and self.models.ready(),
+                        grace_seconds=config.grace_seconds,
+                    )
             except OSError:
                 self._server.stop(0)
                 raise
             self.rest_port = self._rest.port
+
+    def _one_core(self) -> contextlib.AbstractContextManager[int | None]:
+        return cores.one() if self._config.one_core else contextlib.nullcontext()
 
     def _bind(self) -> int:
         address, tls = f"{self._config.host}:{self._config.port}", self._config.tls
@@ -184,11 +192,12 @@ class ModelServer:
         except BaseException:
             self._close(0.0)
             raise
-        self._server.start()
+        with self._one_core() as core:
+            self._server.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if self._config.model_config_file is not None:
             self._watcher.start()
-        _log_event("serving", address=self.address, rest_port=self.rest_port)
+        _log_event("serving", address=self.address, rest_port=self.rest_port, core=core)
 
     def stop(self) -> None:
         """Says that it stops, lets requests in flight finish, and frees the models; once."""

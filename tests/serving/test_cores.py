@@ -1,0 +1,79 @@
+import os
+import threading
+
+import pytest
+import small_servers
+
+from sigline.serving import cores
+from sigline.serving.batching import BatchingConfig
+from sigline.serving.client import Client
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="threads cannot be kept on a core here"
+)
+
+
+@pytest.fixture
+def every():
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("one core only")
+    yield before
+    os.sched_setaffinity(0, before)
+
+
+def _in_a_thread(work):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join(10)
+    return found[0]
+
+
+def test_threads_that_are_started_meanwhile_and_by_them_stay_on_one_core(every):
+    with cores.one() as core:
+        begun = _in_a_thread(lambda: _in_a_thread(lambda: os.sched_getaffinity(0)))
+    assert begun == {core}
+    assert core in every
+    assert os.sched_getaffinity(0) == every
+    with cores.one() as again:
+        assert again == core
+
+
+def test_cores_are_given_back_after_a_failure(every):
+    with pytest.raises(ValueError, match="taken"), cores.one():
+        raise ValueError("taken")
+    assert os.sched_getaffinity(0) == every
+
+
+def test_single_core_is_left_alone(every):
+    os.sched_setaffinity(0, {min(every)})
+    with cores.one() as core:
+        assert core is None
+        assert os.sched_getaffinity(0) == {min(every)}
+
+
+def test_as_many_batches_at_a_time_as_cores_may_be_used(every):
+    assert BatchingConfig().num_batch_threads == len(every)
+    os.sched_setaffinity(0, {min(every)})
+    assert BatchingConfig().num_batch_threads == cores.count() == 1
+
+
+@pytest.mark.parametrize("one_core", [True, False])
+def test_requests_are_answered_on_one_core_and_computed_on_all(every, tmp_path, one_core):
+    small_servers.write_version(tmp_path, 1)
+    before = set(threading.enumerate())
+    with small_servers.running(tmp_path, one_core=one_core) as server:
+        client = Client(server.address)
+        client.embed_texts(["1"])
+        client.close()
+        used = {
+            thread.name: os.sched_getaffinity(thread.native_id)
+            for thread in set(threading.enumerate()) - before
+            if thread.native_id is not None
+        }
+    answering = [cores for name, cores in used.items() if name.startswith("ThreadPoolExecutor")]
+    assert answering
+    assert all(len(cores) == (1 if one_core else len(every)) for cores in answering)
+    computing = [cores for name, cores in used.items() if name.startswith("batcher")]
+    assert computing == [every] * len(every)
