@@ -49,7 +49,6 @@ def add_parser(commands) -> None:
         default=None,
         help="merge requests of images too; yes",
     )
-
     batching.add_argument(
         "--one-core",
         action=argparse.BooleanOptionalAction,

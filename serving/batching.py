@@ -135,8 +135,10 @@ class Batcher:
             threading.Thread(target=self._work, name=f"batcher-{i}", daemon=True)
             for i in range(config.num_batch_threads)
         ]
-        for thread in self._threads:
-            thread.start()
+        # A client's request to reload is answered, and so the model loaded, on one core.
+        with cores.every():
+            for thread in self._threads:
+                thread.start()
 
     def submit(self, signature: str, inputs: Arrays, *, deadline: float | None = None) -> Future:
         """Returns the future of a request's outputs.

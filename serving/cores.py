@@ -30,3 +30,18 @@ def one() -> Iterator[int | None]:
         yield core
     finally:
         os.sched_setaffinity(0, every)
+
+
+@contextlib.contextmanager
+def every() -> Iterator[None]:
+    """Lets threads that are started meanwhile use the cores of the process, whoever starts them."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    # The main thread's number is that of the process.
+    os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -282,15 +282,19 @@ def _computed_at_a_time(model, batcher, asked, at_least):
     return running
 
 
+def _both_held(model, batcher):
+    """Keeps both threads busy."""
+    model.free.clear()
+    for value in "ab":
+        batcher.submit("held", _of(value))
+    while model.running < 2:
+        time.sleep(0.01)
+
+
 def test_batches_that_take_long_share_what_waits(model, monkeypatch):
     monkeypatch.setattr(batching, "_LONG", 0.0)
     batcher = _batcher(model, num_batch_threads=2, max_batch_size=6)
-    model.free.clear()
-    held = [threading.Thread(target=batcher.submit, args=("held", _of(x))) for x in "ab"]
-    for thread in held:
-        thread.start()
-    while model.running < 2:
-        time.sleep(0.01)
+    _both_held(model, batcher)
     futures = [batcher.submit("merged", _of(str(i))) for i in range(7)]
     model.seconds = 0.5
     model.free.set()
@@ -312,12 +316,7 @@ def test_long_batches_use_all_threads_and_quick_ones_half(model, monkeypatch, li
 def test_large_requests_are_not_left_over_by_shares(model, monkeypatch):
     monkeypatch.setattr(batching, "_LONG", 0.0)
     batcher = _batcher(model, num_batch_threads=2, max_batch_size=64)
-    model.free.clear()
-    held = [threading.Thread(target=batcher.submit, args=("held", _of(x))) for x in "ab"]
-    for thread in held:
-        thread.start()
-    while model.running < 2:
-        time.sleep(0.01)
+    _both_held(model, batcher)
     futures = [batcher.submit("merged", _of(*[str(i)] * 32)) for i in range(3)]
     model.seconds = 0.5
     model.free.set()

@@ -5,7 +5,7 @@ import pytest
 import small_servers
 
 from sigline.serving import cores
-from sigline.serving.batching import BatchingConfig
+from sigline.serving.batching import Batcher, BatchingConfig
 from sigline.serving.client import Client
 
 pytestmark = pytest.mark.skipif(
@@ -51,6 +51,21 @@ def test_single_core_is_left_alone(every):
     with cores.one() as core:
         assert core is None
         assert os.sched_getaffinity(0) == {min(every)}
+
+
+def test_models_are_computed_on_all_cores_whoever_loads_them(every):
+    used, config = [], BatchingConfig()
+
+    def load():
+        with cores.one():
+            batcher = Batcher(lambda signature, inputs: {}, config)
+            threads = [x for x in threading.enumerate() if x.name.startswith("batcher")]
+            used.extend(os.sched_getaffinity(x.native_id) for x in threads)
+            batcher.close()
+            return os.sched_getaffinity(0)
+
+    assert len(_in_a_thread(load)) == 1
+    assert used == [every] * len(every)
 
 
 def test_as_many_batches_at_a_time_as_cores_may_be_used(every):
