@@ -1,14 +1,14 @@
 """Measures what the embedded server answers beside a direct call of the loaded model.
 
 One request is one text, or one picture. Measured are requests per second, how long they take, and
-the server's CPU time for each, for a tiny model and one of the size of SigLIP B/16, at several
-numbers of requests at a time (128 of B/16 would wait for minutes): as the direct call of the loaded
-SavedModel's signature by as many threads, as calls of the server's own session in the same way, as
-the server with its batches, and as the server without; those who ask share the cores with it. For
-eight at a time in twice as many rounds, and once more with h2load in place of the Python clients,
-if it is installed, and with the model on one core and those who ask on another. Then the same while
-versions are swapped, and, with `--soak-seconds`, what memory the server with the first model holds
-under a load of good and bad requests.
+the CPU time for each of the server and of those who ask, for a tiny model and one of the size of
+SigLIP B/16, at several numbers of requests at a time (128 of B/16 would wait for minutes): as the
+direct call of the loaded SavedModel's signature by as many threads, as calls of the server's own
+session in the same way, as the server with its batches, and as the server without; those who ask
+share the cores with it. For eight at a time in twice as many rounds, and once more with h2load in
+place of the Python clients, if it is installed, and with the model on one core and those who ask on
+another. Then the same while versions are swapped, and, with `--soak-seconds`, what memory the
+server with the first model holds under a load of good and bad requests.
 
 The server is a process of its own. Writes `serving.json` and `serving.md` below `--output`.
 """
@@ -118,14 +118,16 @@ def direct(base: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        workers.answer(_figures(times, time.perf_counter() - begin, time.process_time() - spent))
+        took, spent = time.perf_counter() - begin, time.process_time() - spent
+        workers.answer(_figures(times, took, cpu=spent, asking=0.0))
 
 
-def _figures(times: list[float], seconds: float, cpu: float) -> dict:
+def _figures(times: list[float], seconds: float, *, cpu: float, asking: float) -> dict:
     ordered = sorted(times)
     return {
         "per_second": len(times) / seconds,
         "cpu_ms": 1e3 * cpu / max(len(times), 1),
+        "asking_cpu_ms": 1e3 * asking / max(len(times), 1),
         **{
             f"p{q}_ms": 1e3 * ordered[min(len(ordered) - 1, len(ordered) * q // 100)]
             for q in (50, 95, 99)
@@ -220,17 +222,24 @@ async def _load(address: str, kind: str, concurrency: int, seconds: float) -> li
 
 def ask(server: Server, kind: str, concurrency: int, seconds: float, *, by: str = SHARED) -> dict:
     """Returns the figures of a server under a load of Python's clients, or of h2load."""
-    spent, begin = server.cpu_seconds(), time.perf_counter()
+    spent, asking, begin = server.cpu_seconds(), _cpu_seconds(), time.perf_counter()
     if by == H2LOAD:
         from sigline.serving import protos
 
         message = _requests(kind)[0]
         times, took = http2_load.ask(server.address, protos.PREDICT, message, concurrency, seconds)
+        asking = _cpu_seconds() - asking
         server.finish()
     else:
         times = asyncio.run(_load(server.address, kind, concurrency, seconds))
-        took = time.perf_counter() - begin
-    return _figures(times, took, server.cpu_seconds() - spent)
+        took, asking = time.perf_counter() - begin, _cpu_seconds() - asking
+    return _figures(times, took, cpu=server.cpu_seconds() - spent, asking=asking)
+
+
+def _cpu_seconds() -> float:
+    """Returns the CPU time of this process and of those that it started and that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def measure(
@@ -360,8 +369,8 @@ def markdown(results: dict) -> str:
         "have the other (apart); a request is one text, or one JPEG of 320 x 240.",
         "",
         "| model | cores | request | at a time | | requests/s | times the direct call (least, most)"
-        " | p50 ms | p95 | p99 | CPU ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        " | p50 ms | p95 | p99 | CPU ms | of those who ask |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         low, high = row["ratio_range"]
@@ -370,7 +379,7 @@ def markdown(results: dict) -> str:
             f"{row['concurrency']} | {row['variant']} | "
             f"{row['per_second']:.0f} | {row['ratio']:.2f} ({low:.2f}, {high:.2f}) | "
             f"{row['p50_ms']:.1f} | {row['p95_ms']:.1f} | {row['p99_ms']:.1f} | "
-            f"{row['cpu_ms']:.2f} |"
+            f"{row['cpu_ms']:.2f} | {row['asking_cpu_ms']:.2f} |"
         )
     for size, found in results["swaps"].items():
         calm, swapped = found["calm"], found["swapped"]

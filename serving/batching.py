@@ -2,16 +2,17 @@
 
 Batches form while all threads are busy, and a lone request loses no time. Who has just been
 answered often asks again: after a batch of several requests the next one waits for as many, no
-longer than the last one took. Of batches that take long more are computed at a time, and share what
-there is: one alone leaves cores idle between its operations. A request whose deadline has passed,
-or whose client has gone, is not computed. What fails together is computed again one by one, so that
-no request costs another.
+longer than the last one took. Of many quick requests a batch has half, so that one half is computed
+while the other is answered and comes back. Of batches that take long more are computed at a time,
+and share what there is: one alone leaves cores idle between its operations. A request whose
+deadline has passed, or whose client has gone, is not computed. What fails together is computed
+again one by one, so that no request costs another.
 """
 
 import collections
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -19,13 +20,16 @@ import grpc
 import numpy as np
 
 from sigline.serving import cores
+from sigline.serving.batches import Arrays, Batch, Task, room
 from sigline.serving.failures import RequestFailed
+from sigline.serving.peaks import Peak
 
-Arrays = dict[str, np.ndarray]
-# Longest wait, in seconds, for as many requests as the last batch had.
+# Longest wait, in seconds, for as many requests as are expected.
 _LONGEST_PATIENCE = 0.005
-# For how long, in seconds, the last batch says how many requests come together.
+# For how long, in seconds, what was says how many requests come together.
 _RECENT = 0.05
+# Requests of which short batches are a half: of fewer a half costs almost as much as all of them.
+_MANY = 8
 # Seconds from which a batch takes long: of shorter ones Python's share is too large for that others
 # are computed meanwhile.
 _LONG = 0.005
@@ -69,29 +73,6 @@ class BatchingConfig:
             )
 
 
-@dataclass(eq=False)  # Arrays have no truth value.
-class _Task:
-    inputs: Arrays
-    rows: int
-    room: int
-    deadline: float | None
-    since: float
-    future: Future = field(default_factory=Future)
-
-
-@dataclass(eq=False)
-class _Batch:
-    """Requests that are computed together, or are being collected for it."""
-
-    signature: str
-    is_long: bool
-    tasks: list[_Task] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        return _rows(self.tasks)
-
-
 class Batcher:
     """Queues of one loaded model, one for each signature, and the threads that empty them."""
 
@@ -116,7 +97,7 @@ class Batcher:
         self._config = config
         self._merged = merged
         self._observe = observe
-        self._queues: dict[str, collections.deque[_Task]] = {}
+        self._queues: dict[str, collections.deque[Task]] = {}
         self._rows: dict[str, int] = {}
         self._lock = threading.Lock()
         # Threads without work wait for `_ready`, those that collect a batch for `_arrived`: to wake
@@ -124,9 +105,11 @@ class Batcher:
         self._ready = threading.Condition(self._lock)
         self._arrived = threading.Condition(self._lock)
         self._closed = False
-        self._running: list[_Batch] = []
+        self._running: list[Batch] = []
         # By signature: requests to expect, seconds that the last batch took, and when it ended.
         self._last: dict[str, tuple[int, float, float]] = {}
+        # By signature: the most requests at a time, waiting or computed, of late.
+        self._peaks = collections.defaultdict(lambda: Peak(_RECENT))
         # Of signatures of which a batch is being collected: how many more requests wake its thread.
         self._awaited: dict[str, int] = {}
         # Until when a signature's requests are computed one by one.
@@ -156,13 +139,11 @@ class Batcher:
         """
         rows = max((len(value) for value in inputs.values() if value.ndim), default=1)
         # What has no rows takes room too.
-        task = _Task(inputs, rows, max(rows, 1), deadline, time.monotonic())
+        task = Task(inputs, rows, max(rows, 1), deadline, time.monotonic())
         with self._lock:
             if self._closed:
                 raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The model is being unloaded")
             idle = not self._queues and not self._running and not self._is_long(signature)
-            alone = self._expected(signature)[0] == 1
-            at_once = idle and alone and not self._config.batch_timeout_seconds
             waiting = self._rows.get(signature, 0)
             if waiting and waiting + task.room > self._config.max_enqueued_rows:
                 raise RequestFailed(
@@ -170,10 +151,13 @@ class Batcher:
                     f"The queue of {signature} is full: {waiting} rows are waiting, of at most "
                     f"{self._config.max_enqueued_rows}",
                 )
+            peak = self._peaks[signature]
+            peak.add(self._there(signature) + 1)
+            at_once = idle and peak.value() == 1 and not self._config.batch_timeout_seconds
             if at_once:
-                batch = _Batch(signature, is_long=False)
+                batch = Batch(signature, is_long=False)
                 self._running.append(batch)
-                if _begin(task):
+                if task.begin():
                     batch.tasks.append(task)
             else:
                 self._queues.setdefault(signature, collections.deque()).append(task)
@@ -224,7 +208,7 @@ class Batcher:
         while (batch := self._take()) is not None:
             self._finish(batch)
 
-    def _finish(self, batch: _Batch) -> None:
+    def _finish(self, batch: Batch) -> None:
         """Computes a batch; who calls it takes another one then, or calls `_wake_another`."""
         begin = time.monotonic()
         try:
@@ -235,8 +219,8 @@ class Batcher:
                 if batch.tasks:
                     end = time.monotonic()
                     # Those that have just been answered are counted too: they may ask again.
-                    there = self._share(batch.signature, len) if batch.is_long else None
-                    self._last[batch.signature] = there or len(batch.tasks), end - begin, end
+                    expected = min(self._share(batch), self._there(batch.signature))
+                    self._last[batch.signature] = expected, end - begin, end
                 self._running.remove(batch)
 
     def _is_long(self, signature: str) -> bool:
@@ -250,21 +234,36 @@ class Batcher:
         quick = sum(not batch.is_long for batch in self._running)
         return self._is_long(signature) or quick < max(1, threads // 2)
 
-    def _share(self, signature: str, size: Callable[[list[_Task]], int]) -> int:
-        """Returns a batch's share of what waits and is computed of a signature, at least 1."""
-        there = [batch.tasks for batch in self._running if batch.signature == signature]
-        there.append(list(self._queues.get(signature, ())))
-        parts = min(self._config.num_batch_threads, _MOST_SHARES)
-        return max(1, -(-sum(map(size, there)) // parts))
+    def _there(self, signature: str, size: Callable[[Collection[Task]], int] = len) -> int:
+        """Returns how many requests of a signature wait or are computed, or their rows."""
+        computed = sum(size(x.tasks) for x in self._running if x.signature == signature)
+        return computed + size(self._queues.get(signature, ()))
 
-    def _take(self) -> _Batch | None:
+    def _share(self, batch: Batch, size: Callable[[Collection[Task]], int] = len) -> int:
+        """Returns how many of a signature's requests, or their rows, a batch is to have.
+
+        Batches that take long, of which each thread computes one, share what is there. Of others,
+        which are short beside the answering, half of what comes together is computed while the
+        other half is answered, unless they are told to wait for more.
+        """
+        there = self._there(batch.signature, size)
+        if batch.is_long:
+            return max(1, -(-there // min(self._config.num_batch_threads, _MOST_SHARES)))
+        # Those that are being answered may come back.
+        there = max(there, self._peaks[batch.signature].value())
+        parts = min(self._config.num_batch_threads, 2)
+        if there < _MANY or self._config.batch_timeout_seconds:
+            parts = 1
+        return max(1, -(-there // parts))
+
+    def _take(self) -> Batch | None:
         """Returns the next batch, of the signature that has waited longest for its turn."""
         with self._lock:
             while (signature := self._next()) is None:
                 if self._closed and not self._queues:
                     return None
                 self._ready.wait()
-            batch = _Batch(signature, self._is_long(signature))
+            batch = Batch(signature, self._is_long(signature))
             self._running.append(batch)
             if task := self._pop(signature):
                 batch.tasks.append(task)
@@ -285,7 +284,7 @@ class Batcher:
             (x for x in self._queues if x not in self._awaited and self._may_begin(x)), None
         )
 
-    def _fill(self, batch: _Batch) -> None:
+    def _fill(self, batch: Batch) -> None:
         """Adds to a batch of one what may be computed with it."""
         signature, most = batch.signature, self._config.max_batch_size
         self._awaited[signature] = 0
@@ -293,22 +292,23 @@ class Batcher:
         self._wake_another()
         self._wait_for_more(batch)
         del self._awaited[signature]
-        rows, share = batch.rows, self._share(signature, _rows) if batch.is_long else most
-        while rows < share and (queue := self._queues.get(signature)):
-            if rows + queue[0].room > most:
+        # The time that a long one takes goes with its rows.
+        size = room if batch.is_long else len
+        share = self._share(batch, size)
+        while size(batch.tasks) < share and (queue := self._queues.get(signature)):
+            if batch.rows + queue[0].room > most:
                 return
             if task := self._pop(signature):
                 batch.tasks.append(task)
-                rows += task.room
 
-    def _wait_for_more(self, batch: _Batch) -> None:
+    def _wait_for_more(self, batch: Batch) -> None:
         """Waits until a batch is full, has as many requests as is expected, or for too long."""
         signature, first = batch.signature, batch.tasks[0]
-        room = self._config.max_batch_size - batch.rows
+        most = self._config.max_batch_size - batch.rows
         timeout = self._config.batch_timeout_seconds
         expected, seconds = self._expected(signature)
         begin = time.monotonic()
-        while not self._closed and self._rows.get(signature, 0) < room:
+        while not self._closed and self._rows.get(signature, 0) < most:
             missing = expected - 1 - len(self._queues.get(signature, ()))
             # Those of other signatures do not wait for it.
             is_patient = missing > 0 and not self._queues.keys() - {signature}
@@ -333,16 +333,16 @@ class Batcher:
         requests, seconds, end = self._last.get(signature, (1, 0.0, 0.0))
         return (requests, seconds) if time.monotonic() < end + _RECENT else (1, 0.0)
 
-    def _pop(self, signature: str) -> _Task | None:
+    def _pop(self, signature: str) -> Task | None:
         """Takes the first task of a queue; None if it need not be computed any more."""
         queue = self._queues[signature]
         task = queue.popleft()
         self._rows[signature] -= task.room
         if not queue:
             del self._queues[signature]
-        return task if _begin(task) else None
+        return task if task.begin() else None
 
-    def _compute(self, signature: str, tasks: list[_Task]) -> None:
+    def _compute(self, signature: str, tasks: list[Task]) -> None:
         rows = sum(task.rows for task in tasks)
         try:
             self._observe(signature, rows, time.monotonic() - tasks[0].since)
@@ -370,21 +370,3 @@ class Batcher:
             rows = slice(start, start + task.rows)
             task.future.set_result({name: value[rows] for name, value in outputs.items()})
             start += task.rows
-
-
-def _rows(tasks: Iterable[_Task]) -> int:
-    return sum(task.room for task in tasks)
-
-
-def _begin(task: _Task) -> bool:
-    """Returns whether a task is to be computed: its client waits, and its deadline is to come."""
-    if not task.future.set_running_or_notify_cancel():
-        return False
-    if task.deadline is not None and time.monotonic() >= task.deadline:
-        task.future.set_exception(
-            RequestFailed(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed before its turn came"
-            )
-        )
-        return False
-    return True

@@ -313,6 +313,53 @@ def test_long_batches_use_all_threads_and_quick_ones_half(model, monkeypatch, li
     assert len(model.batches) == 6
 
 
+@pytest.mark.parametrize(
+    ("settings", "requests", "sizes"),
+    [
+        ({"num_batch_threads": 2}, 9, [5, 4]),
+        ({"num_batch_threads": 2}, 7, [7]),  # So few that a half costs as much.
+        ({"num_batch_threads": 1}, 9, [9]),  # On one core nobody is answered meanwhile.
+        ({"num_batch_threads": 2, "batch_timeout_seconds": 0.2}, 9, [9]),
+    ],
+)
+def test_quick_batches_are_halves_of_many(model, monkeypatch, settings, requests, sizes):
+    monkeypatch.setattr(batching, "_LONG", 60.0)
+    batcher = _batcher(model, **settings)
+    thread = _held(model, batcher)
+    futures = [batcher.submit("merged", _of(str(i))) for i in range(requests)]
+    model.free.set()
+    for i, future in enumerate(futures):
+        assert future.result(10)["y"].tolist() == [f"{i}{i}"]
+    thread.join(10)
+    assert [len(rows) for name, rows in model.batches if name == "merged"] == sizes
+    batcher.close()
+
+
+def test_quick_batch_waits_for_half_of_those_that_came_together(model, monkeypatch):
+    monkeypatch.setattr(batching, "_LONG", 60.0)
+    monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
+    monkeypatch.setattr(batching, "_RECENT", 60.0)
+    batcher = _batcher(model, num_batch_threads=2)
+    thread = _held(model, batcher)
+    model.seconds = 1.0
+    futures = [batcher.submit("merged", _of(str(i))) for i in range(8)]
+    model.free.set()
+    for future in futures[:4]:
+        future.result(10)
+    # Those that were answered come back while the others are computed, some of them later.
+    again = [batcher.submit("merged", _of(x)) for x in "ab"]
+    for future in futures:
+        future.result(10)
+    time.sleep(0.2)
+    again += [batcher.submit("merged", _of(x)) for x in "cd"]
+    for future in again:
+        future.result(10)
+    thread.join(10)
+    merged = [rows for name, rows in model.batches if name == "merged"]
+    assert merged == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["a", "b", "c", "d"]]
+    batcher.close()
+
+
 def test_large_requests_are_not_left_over_by_shares(model, monkeypatch):
     monkeypatch.setattr(batching, "_LONG", 0.0)
     batcher = _batcher(model, num_batch_threads=2, max_batch_size=64)
