@@ -222,24 +222,19 @@ async def _load(address: str, kind: str, concurrency: int, seconds: float) -> li
 
 def ask(server: Server, kind: str, concurrency: int, seconds: float, *, by: str = SHARED) -> dict:
     """Returns the figures of a server under a load of Python's clients, or of h2load."""
-    spent, asking, begin = server.cpu_seconds(), _cpu_seconds(), time.perf_counter()
+    spent, asking, begin = server.cpu_seconds(), os.times(), time.perf_counter()
     if by == H2LOAD:
         from sigline.serving import protos
 
         message = _requests(kind)[0]
         times, took = http2_load.ask(server.address, protos.PREDICT, message, concurrency, seconds)
-        asking = _cpu_seconds() - asking
+        asked = sum(os.times()[2:4]) - sum(asking[2:4])
         server.finish()
     else:
         times = asyncio.run(_load(server.address, kind, concurrency, seconds))
-        took, asking = time.perf_counter() - begin, _cpu_seconds() - asking
-    return _figures(times, took, cpu=server.cpu_seconds() - spent, asking=asking)
-
-
-def _cpu_seconds() -> float:
-    """Returns the CPU time of this process and of those that it started and that have ended."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+        took = time.perf_counter() - begin
+        asked = sum(os.times()[:2]) - sum(asking[:2])
+    return _figures(times, took, cpu=server.cpu_seconds() - spent, asking=asked)
 
 
 def measure(

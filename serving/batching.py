@@ -26,9 +26,9 @@ from sigline.serving.peaks import Peak
 
 # Longest wait, in seconds, for as many requests as are expected.
 _LONGEST_PATIENCE = 0.005
-# For how long, in seconds, what was says how many requests come together.
+# For how long, in seconds, it counts how many requests came together.
 _RECENT = 0.05
-# Requests of which short batches are a half: of fewer a half costs almost as much as all of them.
+# Quick requests that are halved: a batch of half of fewer takes almost as long as one of all.
 _MANY = 8
 # Seconds from which a batch takes long: of shorter ones Python's share is too large for that others
 # are computed meanwhile.
@@ -109,7 +109,7 @@ class Batcher:
         # By signature: requests to expect, seconds that the last batch took, and when it ended.
         self._last: dict[str, tuple[int, float, float]] = {}
         # By signature: the most requests at a time, waiting or computed, of late.
-        self._peaks = collections.defaultdict(lambda: Peak(_RECENT))
+        self._peaks: dict[str, Peak] = collections.defaultdict(lambda: Peak(_RECENT))
         # Of signatures of which a batch is being collected: how many more requests wake its thread.
         self._awaited: dict[str, int] = {}
         # Until when a signature's requests are computed one by one.
@@ -151,9 +151,9 @@ class Batcher:
                     f"The queue of {signature} is full: {waiting} rows are waiting, of at most "
                     f"{self._config.max_enqueued_rows}",
                 )
-            peak = self._peaks[signature]
-            peak.add(self._there(signature) + 1)
-            at_once = idle and peak.value() == 1 and not self._config.batch_timeout_seconds
+            alone = self._expected(signature)[0] == 1
+            at_once = idle and alone and not self._config.batch_timeout_seconds
+            self._peaks[signature].add(self._there(signature) + 1)
             if at_once:
                 batch = Batch(signature, is_long=False)
                 self._running.append(batch)
@@ -218,8 +218,7 @@ class Batcher:
             with self._lock:
                 if batch.tasks:
                     end = time.monotonic()
-                    # Those that have just been answered are counted too: they may ask again.
-                    expected = min(self._share(batch), self._there(batch.signature))
+                    expected = self._expected_after(batch)
                     self._last[batch.signature] = expected, end - begin, end
                 self._running.remove(batch)
 
@@ -239,22 +238,36 @@ class Batcher:
         computed = sum(size(x.tasks) for x in self._running if x.signature == signature)
         return computed + size(self._queues.get(signature, ()))
 
-    def _share(self, batch: Batch, size: Callable[[Collection[Task]], int] = len) -> int:
-        """Returns how many of a signature's requests, or their rows, a batch is to have.
+    def _parts(self, batch: Batch) -> int:
+        """Returns into how many batches a signature's requests are divided.
 
-        Batches that take long, of which each thread computes one, share what is there. Of others,
-        which are short beside the answering, half of what comes together is computed while the
-        other half is answered, unless they are told to wait for more.
+        Batches that take long share what is there, one a thread. Others are short beside the
+        answering: half of many requests is computed while the other half is answered, unless it is
+        told to wait for more.
         """
-        there = self._there(batch.signature, size)
+        threads = self._config.num_batch_threads
         if batch.is_long:
-            return max(1, -(-there // min(self._config.num_batch_threads, _MOST_SHARES)))
-        # Those that are being answered may come back.
-        there = max(there, self._peaks[batch.signature].value())
-        parts = min(self._config.num_batch_threads, 2)
-        if there < _MANY or self._config.batch_timeout_seconds:
-            parts = 1
-        return max(1, -(-there // parts))
+            return min(threads, _MOST_SHARES)
+        if self._config.batch_timeout_seconds or self._most(batch) < _MANY:
+            return 1
+        return min(threads, 2)
+
+    def _most(self, batch: Batch) -> int:
+        """Returns how many requests there are, or were of late: who is answered may come back."""
+        return max(self._there(batch.signature), self._peaks[batch.signature].value())
+
+    def _share(self, batch: Batch, there: int) -> int:
+        """Returns a batch's share of what there is, at least 1."""
+        return max(1, -(-there // self._parts(batch)))
+
+    def _expected_after(self, batch: Batch) -> int:
+        """Returns for how many requests the next batch waits: who is answered may ask again."""
+        there = self._there(batch.signature)
+        if batch.is_long:
+            return self._share(batch, there)
+        if self._parts(batch) == 1:
+            return len(batch.tasks)
+        return min(self._share(batch, self._most(batch)), there)
 
     def _take(self) -> Batch | None:
         """Returns the next batch, of the signature that has waited longest for its turn."""
@@ -293,8 +306,10 @@ class Batcher:
         self._wait_for_more(batch)
         del self._awaited[signature]
         # The time that a long one takes goes with its rows.
-        size = room if batch.is_long else len
-        share = self._share(batch, size)
+        size, there = len, self._most(batch)
+        if batch.is_long:
+            size, there = room, self._there(signature, room)
+        share = self._share(batch, there)
         while size(batch.tasks) < share and (queue := self._queues.get(signature)):
             if batch.rows + queue[0].room > most:
                 return

@@ -15,20 +15,22 @@ class Peak:
         self._seconds = seconds
         # Largest of the span of time that ends then, and of the one before.
         self._end = 0.0
-        self._now = self._before = 0
+        self._last = self._before = 0
 
     def add(self, number: int) -> None:
         """Takes a number, at least 0, that is observed now."""
         self._turn()
-        self._now = max(self._now, number)
+        self._last = max(self._last, number)
 
     def value(self) -> int:
         """Returns the largest, 0 if there is none."""
         self._turn()
-        return max(self._now, self._before)
+        return max(self._last, self._before)
 
     def _turn(self) -> None:
-        now = time.monotonic()
-        if now >= self._end:
-            self._before = self._now if now < self._end + self._seconds else 0
-            self._now, self._end = 0, now + self._seconds
+        late = time.monotonic() - self._end
+        if late < 0:
+            return
+        follows = late < self._seconds
+        self._before, self._last = (self._last if follows else 0), 0
+        self._end += self._seconds if follows else late + self._seconds

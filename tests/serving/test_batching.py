@@ -318,7 +318,7 @@ def test_long_batches_use_all_threads_and_quick_ones_half(model, monkeypatch, li
     [
         ({"num_batch_threads": 2}, 9, [5, 4]),
         ({"num_batch_threads": 2}, 7, [7]),  # So few that a half costs as much.
-        ({"num_batch_threads": 1}, 9, [9]),  # On one core nobody is answered meanwhile.
+        ({"num_batch_threads": 1}, 9, [9]),  # One core does one thing at a time.
         ({"num_batch_threads": 2, "batch_timeout_seconds": 0.2}, 9, [9]),
     ],
 )
@@ -346,6 +346,8 @@ def test_quick_batch_waits_for_half_of_those_that_came_together(model, monkeypat
     model.free.set()
     for future in futures[:4]:
         future.result(10)
+    while batcher.waiting()["merged"]:
+        time.sleep(0.01)
     # Those that were answered come back while the others are computed, some of them later.
     again = [batcher.submit("merged", _of(x)) for x in "ab"]
     for future in futures:

@@ -39,6 +39,15 @@ def test_number_counts_for_once_to_twice_the_time(clock):
     assert peak.value() == 0
 
 
+def test_number_does_not_count_longer_if_it_is_seldom_asked_for(clock):
+    peak = Peak(1.0)
+    peak.add(8)
+    clock.now += 1.9
+    assert peak.value() == 8
+    clock.now += 0.2
+    assert peak.value() == 0
+
+
 def test_nothing_is_kept_over_a_long_silence(clock):
     peak = Peak(1.0)
     peak.add(8)
