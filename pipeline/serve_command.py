@@ -55,6 +55,12 @@ def add_parser(commands) -> None:
         default=True,
         help="receive and answer on one core, compute on all; yes",
     )
+    batching.add_argument(
+        "--intra-op-parallelism",
+        type=int,
+        default=0,
+        help="most threads that share an operation; 1 suits small models, 0 is one a core",
+    )
 
     access = parser.add_argument_group("access")
     access.add_argument("--tls-certificate", type=Path, help="PEM file, with those that signed it")
@@ -107,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         limits=_given(Limits, arguments),
         batching=_given(BatchingConfig, arguments),
         one_core=arguments.one_core,
+        intra_op_parallelism=arguments.intra_op_parallelism,
         poll_seconds=arguments.poll_seconds,
         tls=access.Tls(*tls_files, arguments.tls_client_ca) if all(tls_files) else None,
         api_keys=access.read_keys(arguments.api_key_file) if arguments.api_key_file else (),

@@ -41,13 +41,24 @@ class LoadedVersion:
     path as TF Serving.
     """
 
-    def __init__(self, directory: str | Path, version: int):
-        """Loads the model; raises TensorFlow's error if it cannot."""
+    def __init__(self, directory: str | Path, version: int, *, intra_op_parallelism: int = 0):
+        """Loads the model.
+
+        Args:
+            directory: A SavedModel.
+            version: Its number.
+            intra_op_parallelism: Most threads that share an operation, 0 for one a core. Counts
+                for the whole process, and once: when the first model is loaded.
+
+        Raises:
+            tf.errors.OpError: If it cannot be loaded.
+        """
         self.version = version
         graph = tf.Graph()
         config = tf.compat.v1.ConfigProto()
         # A thread that waits for work would keep the core from those that receive and answer.
         config.experimental.disable_thread_spinning = True
+        config.intra_op_parallelism_threads = intra_op_parallelism
         with graph.as_default():
             self._session = tf.compat.v1.Session(graph=graph, config=config)
             meta_graph = tf.compat.v1.saved_model.load(self._session, _TAGS, str(directory))

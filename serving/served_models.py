@@ -65,6 +65,7 @@ class ServedModels:
         event: Callable[..., None] = lambda name, **fields: None,
         poll_seconds: float = 1.0,
         verifier: signing.Verifier | None = None,
+        intra_op_parallelism: int = 0,
     ):
         """Knows what to serve; `start` loads it.
 
@@ -76,12 +77,14 @@ class ServedModels:
             event: Is told what happens to versions: a name and fields.
             poll_seconds: Time between two looks at the folders.
             verifier: Knows who may have signed a version; None to serve unsigned ones too.
+            intra_op_parallelism: Most threads that share an operation; 0 for one a core.
         """
         self._batching = batching
         self._observe = observe
         self._event = event
         self._poll_seconds = poll_seconds
         self._verifier = verifier
+        self._intra_op_parallelism = intra_op_parallelism
         self._lock = threading.Lock()
         # One change of what is loaded at a time.
         self._changing = threading.Lock()
@@ -338,7 +341,7 @@ class ServedModels:
                 f"Received: {directory}"
             )
         metadata = _metadata(directory)
-        engine = LoadedVersion(directory, number)
+        engine = LoadedVersion(directory, number, intra_op_parallelism=self._intra_op_parallelism)
         try:
             warmup.replay(engine, directory)
         except BaseException:

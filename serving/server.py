@@ -62,6 +62,8 @@ class ServerConfig:
         batching: How requests are computed together.
         one_core: Whether the threads that receive and answer stay on one core; models are computed
             on all.
+        intra_op_parallelism: Most threads that share an operation of a model, 0 for one a core; no
+            effect if the process has used TensorFlow before.
         poll_seconds: Time between two looks at the folders of versions.
         tls: Its certificate; None for plain text.
         verify_key: File of public keys by one of which versions must be signed; None for no such.
@@ -81,6 +83,7 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     one_core: bool = True
+    intra_op_parallelism: int = 0
     poll_seconds: float = 1.0
     tls: access.Tls | None = None
     verify_key: Path | None = None
@@ -89,6 +92,13 @@ class ServerConfig:
     log_requests: bool = False
     lame_duck_seconds: float = 0.0
     grace_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.intra_op_parallelism < 0:
+            raise ValueError(
+                "intra_op_parallelism must be 0, for one a core, or more. "
+                f"Received: {self.intra_op_parallelism}"
+            )
 
 
 class ModelServer:
@@ -113,6 +123,7 @@ class ModelServer:
             event=_log_event,
             poll_seconds=config.poll_seconds,
             verifier=signing.Verifier(config.verify_key) if config.verify_key else None,
+            intra_op_parallelism=config.intra_op_parallelism,
         )
         self._requests = Requests(
             self.models, config.limits, self.metrics, log_all=config.log_requests

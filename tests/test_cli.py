@@ -27,6 +27,10 @@ def test_scenes_are_written(tmp_path, capsys):
         (["ask", "--images", ".", "a", "--top", "0"], "--top must be at least 1"),
         (["run", "--environment", "nothing"], "must be a YAML file"),
         (["serve", "--base-path", "/nonexistent"], "must hold a version directory"),
+        (
+            ["serve", "--base-path", "x", "--intra-op-parallelism", "-1"],
+            "intra_op_parallelism must be 0, for one a core, or more. Received: -1",
+        ),
     ],
 )
 def test_mistake_is_one_line_and_exit_code_two(capsys, arguments, message):

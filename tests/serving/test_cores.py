@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -92,3 +94,24 @@ def test_requests_are_answered_on_one_core_and_computed_on_all(every, tmp_path, 
     assert all(len(cores) == (1 if one_core else len(every)) for cores in answering)
     computing = [cores for name, cores in used.items() if name.startswith("batcher")]
     assert computing == [every] * len(every)
+
+
+def test_operations_are_shared_by_as_many_threads_as_is_said(tmp_path):
+    # The first model that a process loads decides: each has a process of its own.
+    small_servers.write_version(tmp_path, 1)
+    command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(tmp_path)]
+    command += ["--port", "0", "--no-rest", "--intra-op-parallelism"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    servers = [subprocess.Popen([*command, str(n)], **pipes) for n in (1, 32)]
+    try:
+        for server in servers:
+            address = server.stdout.readline().split()[-1]
+            client = Client(address)
+            assert client.embed_texts(["3"]).tolist() == [[1, 3]]
+            client.close()
+        one, many = (len(os.listdir(f"/proc/{x.pid}/task")) for x in servers)
+    finally:
+        for server in servers:
+            server.terminate()
+        assert [server.wait(60) for server in servers] == [0, 0]
+    assert many - one > 16
