@@ -59,6 +59,7 @@ bench-evaluate: $(BENCH)/.ready
 # Takes half an hour on two cores; SigLIP B/16 takes most of it.
 bench-serving: $(READY)
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/operation_threads.py
 
 # What LiT, patience and a teacher are good for, on scenes. Takes half an hour on two cores, and goes
 # on where it was stopped.

@@ -4,12 +4,11 @@ One request is one text, or one picture. Measured are requests per second, how l
 the CPU time for each of the server and of those who ask, for a tiny model and one of the size of
 SigLIP B/16, at several numbers of requests at a time (128 of B/16 would wait for minutes): as the
 direct call of the loaded SavedModel's signature by as many threads, as calls of the server's own
-session in the same way, as the server with its batches, as the server without, and for the tiny
-model with one thread an operation; those who ask share the cores with it. For eight at a time in
-twice as many rounds, and once more with h2load in place of the Python clients, if it is installed,
-and with the model on one core and those who ask on another. Then the same while versions are
-swapped, and, with `--soak-seconds`, what memory the server with the first model holds under a load
-of good and bad requests.
+session in the same way, as the server with its batches, and as the server without; those who ask
+share the cores with it. For eight at a time in twice as many rounds, and once more with h2load in
+place of the Python clients, if it is installed, and with the model on one core and those who ask on
+another. Then the same while versions are swapped, and, with `--soak-seconds`, what memory the
+server with the first model holds under a load of good and bad requests.
 
 The server is a process of its own. Writes `serving.json` and `serving.md` below `--output`.
 """
@@ -39,7 +38,6 @@ SECONDS = {"tiny": 6.0, "B/16": 12.0}
 ROUNDS = 3
 DIRECT, SESSION = "direct call", "its session"
 BATCHED, SINGLE = "server", "server, no batches"
-ONE_THREAD = "server, one thread an operation"
 SHARED, APART, H2LOAD = "shared", "apart", "shared, h2load"
 TEXT, IMAGE = "text", "image"
 KINDS = (TEXT, IMAGE)
@@ -263,8 +261,6 @@ def measure(
     servers = {BATCHED: Server(base)}
     if cores == SHARED:
         servers[SINGLE] = Server(base, "--max-batch-size", "1")
-    if cores != APART and size == "tiny":
-        servers[ONE_THREAD] = Server(base, "--intra-op-parallelism", "1")
     if cores == APART:
         os.sched_setaffinity(0, every - first)
     starts = {name: server.start_seconds for name, server in servers.items()}
