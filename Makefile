@@ -56,7 +56,7 @@ bench-input: $(BENCH)/.ready
 bench-evaluate: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/evaluate.py
 
-# Takes half an hour on two cores; SigLIP B/16 takes most of it.
+# Takes three quarters of an hour on two cores; SigLIP B/16 takes most of it.
 bench-serving: $(READY)
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/operation_threads.py
