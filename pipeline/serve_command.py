@@ -58,8 +58,8 @@ def add_parser(commands) -> None:
     batching.add_argument(
         "--intra-op-parallelism",
         type=int,
-        default=0,
-        help="most threads that share an operation; 1 suits small models, 0 is one a core",
+        help="most threads that share an operation, 0 for one a core; 1 below 32 MiB of weights, "
+        "else 0",
     )
 
     access = parser.add_argument_group("access")

@@ -1,6 +1,7 @@
 """A loaded model version: checked inputs in, arrays out."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from sigline.serving import failures
 from sigline.serving.failures import RequestFailed
 
 _TAGS = ["serve"]
+_VARIABLES = "variables/variables.data-*"
+# Bytes of weights below which one thread computes an operation: in a small model several wait for
+# each other longer than they compute, see `benchmarks/operation_threads.py`.
+_SMALL = 32 * 2**20
+# Sessions else share the threads of the first one in the process, and so their number.
+os.environ.setdefault("TF_OVERRIDE_GLOBAL_THREADPOOL", "1")
 # Runs a call in the thread that makes it: to hand a short text over to TensorFlow's threads and to
 # wait for them takes as long as to embed it. Pictures are decoded at once by many.
 _AT_ONCE = tf.compat.v1.RunOptions(inter_op_thread_pool=-1)
@@ -63,19 +70,25 @@ class LoadedVersion:
     same path as TF Serving.
     """
 
-    def __init__(self, directory: str | Path, version: int, *, intra_op_parallelism: int = 0):
+    def __init__(
+        self, directory: str | Path, version: int, *, intra_op_parallelism: int | None = None
+    ):
         """Loads the model.
 
         Args:
             directory: A SavedModel.
             version: Its number.
-            intra_op_parallelism: Most threads that share an operation, 0 for one a core. Counts
-                for the whole process, and once: when the first model is loaded.
+            intra_op_parallelism: Most threads that share an operation, 0 for one a core; by default
+                one if the weights take less than 32 MiB, else one a core. No effect in a process
+                that has used TensorFlow before this module was imported.
 
         Raises:
             tf.errors.OpError: If it cannot be loaded.
         """
         self.version = version
+        if intra_op_parallelism is None:
+            weights = sum(x.stat().st_size for x in Path(directory).glob(_VARIABLES))
+            intra_op_parallelism = 1 if weights < _SMALL else 0
         graph = tf.Graph()
         config = tf.compat.v1.ConfigProto()
         # A thread that waits for work would keep the core from those that receive and answer.
@@ -115,7 +128,7 @@ class LoadedVersion:
         """
         self.definition(signature)
         wanted = self._callables[signature].types
-        if types == wanted:
+        if types == wanted:  # As nearly always.
             return
         if set(types) != set(wanted):
             extra, missing = (

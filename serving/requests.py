@@ -120,7 +120,7 @@ class Requests:
         finally:
             seconds = time.perf_counter() - begin
             # Names that no model has would each be a time series for good.
-            known = model if model in self.models.served() else "unknown"
+            known = model if self.models.knows(model) else "unknown"
             self.metrics.request(known, api=api, entrypoint=entrypoint, code=code, seconds=seconds)
             if self._log_all:
                 fields = {"model": model, "api": api, "entrypoint": entrypoint, "code": code}

@@ -50,7 +50,7 @@ class _Model:
     missing: bool = False
 
     def available(self) -> list[int]:
-        return sorted(n for n, v in self.versions.items() if v.state == State.AVAILABLE)
+        return sorted([n for n, v in self.versions.items() if v.state is State.AVAILABLE])
 
 
 class ServedModels:
@@ -65,7 +65,7 @@ class ServedModels:
         event: Callable[..., None] = lambda name, **fields: None,
         poll_seconds: float = 1.0,
         verifier: signing.Verifier | None = None,
-        intra_op_parallelism: int = 0,
+        intra_op_parallelism: int | None = None,
     ):
         """Knows what to serve; `start` loads it.
 
@@ -77,7 +77,7 @@ class ServedModels:
             event: Is told what happens to versions: a name and fields.
             poll_seconds: Time between two looks at the folders.
             verifier: Knows who may have signed a version; None to serve unsigned ones too.
-            intra_op_parallelism: Most threads that share an operation; 0 for one a core.
+            intra_op_parallelism: Most threads that share an operation; see `LoadedVersion`.
         """
         self._batching = batching
         self._observe = observe
@@ -179,6 +179,11 @@ class ServedModels:
                 for name, model in self._models.items()
                 for number, version in model.versions.items()
             }
+
+    def knows(self, name: str) -> bool:
+        """Returns whether there is such a model, whether it serves or not."""
+        with self._lock:
+            return name in self._models
 
     def ready(self) -> bool:
         """Returns whether every model has a version that serves."""

@@ -47,7 +47,8 @@ class Served:
         self.metadata = metadata
         self._batcher = batcher
         self._requests = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
 
     @property
     def version(self) -> int:
@@ -66,19 +67,20 @@ class Served:
 
     def enter(self) -> None:
         """Counts a request."""
-        with self._changed:
+        with self._lock:
             self._requests += 1
 
     def leave(self) -> None:
         """Counts it off."""
-        with self._changed:
+        with self._lock:
             self._requests -= 1
-            self._changed.notify_all()
+            if not self._requests:
+                self._idle.notify_all()
 
     def close(self) -> None:
         """Waits until every request is answered, and frees the model."""
-        with self._changed:
+        with self._idle:
             while self._requests:
-                self._changed.wait()
+                self._idle.wait()
         self._batcher.close()
         self.engine.close()

@@ -62,8 +62,8 @@ class ServerConfig:
         batching: How requests are computed together.
         one_core: Whether the threads that receive and answer stay on one core; models are computed
             on all.
-        intra_op_parallelism: Most threads that share an operation of a model, 0 for one a core; no
-            effect if the process has used TensorFlow before.
+        intra_op_parallelism: Most threads that share an operation of a model, 0 for one a core; by
+            default one for a version whose weights take less than 32 MiB, else one a core.
         poll_seconds: Time between two looks at the folders of versions.
         tls: Its certificate; None for plain text.
         verify_key: File of public keys by one of which versions must be signed; None for no such.
@@ -83,7 +83,7 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     one_core: bool = True
-    intra_op_parallelism: int = 0
+    intra_op_parallelism: int | None = None
     poll_seconds: float = 1.0
     tls: access.Tls | None = None
     verify_key: Path | None = None
@@ -94,7 +94,7 @@ class ServerConfig:
     grace_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.intra_op_parallelism < 0:
+        if self.intra_op_parallelism is not None and self.intra_op_parallelism < 0:
             raise ValueError(
                 "intra_op_parallelism must be 0, for one a core, or more. "
                 f"Received: {self.intra_op_parallelism}"

@@ -96,8 +96,39 @@ def test_requests_are_answered_on_one_core_and_computed_on_all(every, tmp_path, 
     assert computing == [every] * len(every)
 
 
-def test_operations_are_shared_by_as_many_threads_as_is_said(tmp_path):
-    # The first model that a process loads decides: each has a process of its own.
+_COUNT = """
+import os, sys
+from sigline.serving import engine
+
+def threads_more(**options):
+    before = len(os.listdir("/proc/self/task"))
+    loaded.append(engine.LoadedVersion(sys.argv[1], 1, **options))
+    return len(os.listdir("/proc/self/task")) - before
+
+loaded = [engine.LoadedVersion(sys.argv[1], 1)]
+counts = [threads_more(intra_op_parallelism=n) for n in (1, 32, 0)]
+counts.append(threads_more())
+engine._SMALL = 0
+counts.append(threads_more())
+for one in loaded:
+    one.close()
+print(*counts)
+"""
+
+
+def test_each_version_has_as_many_threads_for_an_operation_as_it_is_to_have(every, tmp_path):
+    small_servers.write_version(tmp_path, 1)
+    # In a process that has used TensorFlow before they would share those that there are.
+    command = [sys.executable, "-c", _COUNT, str(tmp_path / "1")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    one, many, each, of_small, of_large = map(int, answer.stdout.split())
+    assert many - one >= 31
+    assert each - one >= len(every) - 1
+    assert of_small == one
+    assert of_large == each
+
+
+def test_server_says_how_many_threads_share_an_operation(tmp_path):
     small_servers.write_version(tmp_path, 1)
     command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(tmp_path)]
     command += ["--port", "0", "--no-rest", "--intra-op-parallelism"]
