@@ -2,9 +2,10 @@
 
 What `sigline serve --intra-op-parallelism` chooses: texts and pictures, one, four and sixteen at a
 time, by the server's session, without a server around it. Models have random weights and go from
-that of the demo to SigLIP B/16. TensorFlow knows one number of such threads for a process, so each
-variant is a process of its own; they take turns, and are compared within a turn. Writes
-`operation_threads.json` and `operation_threads.md` below `--output`.
+that of the demo to SigLIP B/16. Each variant is a process of its own; they take turns, and are
+compared within a turn. By default the server has one thread for models below 32 MiB of weights,
+and one a core for others. Writes `operation_threads.json` and `operation_threads.md` below
+`--output`.
 """
 
 import argparse
@@ -123,7 +124,8 @@ def markdown(results: dict) -> str:
         f"{results['processor']}, {results['cpu_count']} threads, {results['date']}; "
         f"`{results['command']}`; {results['rounds']} rounds of {SECONDS:g} s each, medians. "
         "A call of a model's signature alone on the machine, with one thread an operation "
-        "(`--intra-op-parallelism 1`) and with one a core (the default).",
+        "(`--intra-op-parallelism 1`) and with one a core (`0`). By default the server has one "
+        "below 32 MiB of weights, and one a core above.",
         "",
         "| model | weights, MiB | request | rows | ms with one | with one a core "
         "| times (least, most) | CPU ms with one | with one a core |",

@@ -63,4 +63,4 @@ class Batch:
 
 def room(tasks: Collection[Task]) -> int:
     """Returns the rows that requests count for."""
-    return sum(task.room for task in tasks)
+    return sum([task.room for task in tasks])

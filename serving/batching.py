@@ -137,7 +137,7 @@ class Batcher:
         Raises:
             RequestFailed: RESOURCE_EXHAUSTED if too much is waiting, UNAVAILABLE after `close`.
         """
-        rows = max((len(value) for value in inputs.values() if value.ndim), default=1)
+        rows = max([len(value) for value in inputs.values() if value.ndim], default=1)
         # What has no rows takes room too.
         task = Task(inputs, rows, max(rows, 1), deadline, time.monotonic())
         with self._lock:
@@ -230,12 +230,12 @@ class Batcher:
         threads = self._config.num_batch_threads
         if len(self._running) >= threads:
             return False
-        quick = sum(not batch.is_long for batch in self._running)
+        quick = sum([not batch.is_long for batch in self._running])
         return self._is_long(signature) or quick < max(1, threads // 2)
 
     def _there(self, signature: str, size: Callable[[Collection[Task]], int] = len) -> int:
         """Returns how many requests of a signature wait or are computed, or their rows."""
-        computed = sum(size(x.tasks) for x in self._running if x.signature == signature)
+        computed = sum([size(x.tasks) for x in self._running if x.signature == signature])
         return computed + size(self._queues.get(signature, ()))
 
     def _parts(self, batch: Batch) -> int:
@@ -293,9 +293,10 @@ class Batcher:
 
     def _next(self) -> str | None:
         """Returns a signature whose requests can be taken, since no thread is collecting them."""
-        return next(
-            (x for x in self._queues if x not in self._awaited and self._may_begin(x)), None
-        )
+        for signature in self._queues:
+            if signature not in self._awaited and self._may_begin(signature):
+                return signature
+        return None
 
     def _fill(self, batch: Batch) -> None:
         """Adds to a batch of one what may be computed with it."""
