@@ -4,12 +4,16 @@ import argparse
 import os
 import sys
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sigline.schemas import digests, ownership
+
 _BATCH = 256
+_EMBED = "sigline embed"
 
 
 def add_parsers(commands) -> None:
@@ -114,6 +118,7 @@ def _ask(arguments: argparse.Namespace) -> int:
 def _embed(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix != ".npz":
         raise ValueError(f"--output must end in .npz. Received: --output {arguments.output}")
+    _check_output(arguments.output)
     from sigline.serving import client as serving_client
 
     client = serving_client.Client(
@@ -135,12 +140,39 @@ def _embed(arguments: argparse.Namespace) -> int:
             np.savez(scratch, embedding=vectors)
         else:
             np.savez(scratch, embedding=vectors, name=np.array(names, str))
+        _mark(scratch)
+        _check_output(arguments.output)
         os.replace(scratch, arguments.output)
     finally:
         scratch.unlink(missing_ok=True)
     _tell_skipped(unreadable)
     print(f"Wrote {len(vectors)} embeddings of {vectors.shape[1]} numbers to {arguments.output}")
     return 0
+
+
+def _mark(path: Path) -> None:
+    """Writes into an archive, as its comment, by which `_check_output` knows it again."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = _comment(archive)
+
+
+def _check_output(path: Path) -> None:
+    """Refuses to write over a file that this command did not write, or that was changed since."""
+    if not (path.exists() or path.is_symlink()):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            own = archive.comment == _comment(archive) and not path.is_symlink()
+    except (OSError, zipfile.BadZipFile):
+        own = False
+    if not own:
+        raise ownership.not_own(path, _EMBED)
+
+
+def _comment(archive: zipfile.ZipFile) -> bytes:
+    """Returns who wrote an archive, with the digest of what is in it."""
+    content = [[item.filename, item.file_size, item.CRC] for item in archive.infolist()]
+    return f"Written by {_EMBED}; {digests.json_digest(content)}".encode()
 
 
 def _lines(path: Path) -> list[str]:

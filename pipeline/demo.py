@@ -4,6 +4,7 @@ import dataclasses
 import io
 import shutil
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sigline import quiet
 from sigline.components.scenes import generate, grammar
 from sigline.pipeline import environment as environments
-from sigline.schemas import record
+from sigline.schemas import ownership, record
 
 COUNT = 4000
 SEED = 0
@@ -34,6 +35,8 @@ _QUERIES = (
 _TOP = 6
 _TILE = 96
 _FONT_SIZE = 13
+_COMMAND = "sigline demo"
+_SHEET = "contact_sheet.png"
 
 
 def run(output: Path, *, shuffle_captions: bool = False) -> int:
@@ -46,6 +49,7 @@ def run(output: Path, *, shuffle_captions: bool = False) -> int:
     started = time.monotonic()
     faults = FAULTS | ({generate.SHUFFLED_CAPTIONS: 1.0} if shuffle_captions else {})
     data = output / "data"
+    ownership.OutputFolder(output, _COMMAND).check([_SHEET])
     generate.write_scenes(data, count=COUNT, seed=SEED, faults=faults)
     seconds = {"generate scenes": time.monotonic() - started}
     quiet.import_tfx()
@@ -94,8 +98,11 @@ def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
         for item in (seen, held_out):
             _ask_image(client, item)
         _ask_text(client, _QUERIES[0], list(paths))
-        sheet = Path(environment.root) / "contact_sheet.png"
+        root = ownership.OutputFolder(environment.root, _COMMAND)
+        root.check([_SHEET])
+        sheet = Path(environment.root) / _SHEET
         _contact_sheet(client, _QUERIES, paths).save(sheet)
+        root.record([_SHEET])
         client.close()
     return sheet
 
@@ -111,14 +118,19 @@ def _eval_records(examples_dir: str) -> list[record.ImageTextRecord]:
 def _write_images(
     records: Sequence[record.ImageTextRecord], folder: Path
 ) -> dict[Path, record.ImageTextRecord]:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     paths = {}
-    for item in records:
-        suffix = "png" if item.image.startswith(b"\x89PNG") else "jpg"
-        path = folder / f"{item.source}-{item.key}.{suffix}"
-        path.write_bytes(item.image)
-        paths[path] = item
+    scratch = folder / f".tmp-{uuid.uuid4().hex}"
+    scratch.mkdir(parents=True)
+    try:
+        for item in records:
+            suffix = "png" if item.image.startswith(b"\x89PNG") else "jpg"
+            name = f"{item.source}-{item.key}.{suffix}"
+            (scratch / name).write_bytes(item.image)
+            paths[folder / name] = item
+        # A folder of this name may be someone's own.
+        ownership.OutputFolder(folder, _COMMAND).place(scratch)
+    finally:
+        shutil.rmtree(scratch)
     return paths
 
 

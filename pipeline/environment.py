@@ -1,8 +1,10 @@
 """What operators own: paths, data, limits and the recipe to run, read strictly from YAML."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import yaml
 
 from sigline.pipeline import beam_arguments
-from sigline.schemas import versions
+from sigline.schemas import ownership, versions
 
 VARIABLE = "SIGLINE_ENVIRONMENT"
 # Stands for the number of a span in `input_base`.
@@ -203,6 +205,27 @@ def load(path: str | Path) -> Environment:
     if not all(isinstance(x, str) and x for item in teachers.items() for x in item):
         raise ValueError(f"{path}: teachers must be paths by name. Received: teachers={teachers}")
     return Environment(**data)
+
+
+def check_root(environment: Environment) -> None:
+    """Refuses a root where files of someone else are in the way of what a run writes.
+
+    Raises:
+        ValueError: If the root is a file, or its database is not one of TFX.
+    """
+    if os.path.isfile(environment.root):
+        raise ValueError(f"root must be a folder. Received: root={environment.root}")
+    store = Path(environment.metadata_path)
+    if not store.exists() or (store.is_file() and not store.stat().st_size):
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
+            query = "SELECT count(*) FROM sqlite_master WHERE name = 'MLMDEnv'"
+            own = database.execute(query).fetchone()[0] == 1
+    except sqlite3.Error:
+        own = False
+    if not own:
+        raise ownership.not_own(store, "sigline run", "`root`")
 
 
 def to_json(environment: Environment) -> str:

@@ -1,18 +1,32 @@
 """`sigline gate`: judges a SavedModel alone, as continuous integration does."""
 
 import argparse
+import contextlib
 import json
+import shutil
 import tempfile
 import time
+import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from sigline import quiet
 from sigline.pipeline import judged_data
-from sigline.schemas import record, signatures
+from sigline.schemas import artifacts, ownership, record, signatures
 
 BLESSED, NOT_BLESSED = 0, 1
 JUNIT_FILE, SUMMARY_FILE, CLIP_BENCHMARK_FOLDER = "junit.xml", "summary.md", "clip_benchmark"
+_COMMAND = "sigline gate"
+# What is written in any case.
+_FILES = (
+    artifacts.METRICS_FILE,
+    artifacts.VERDICT_FILE,
+    artifacts.REPORT_FILE,
+    JUNIT_FILE,
+    SUMMARY_FILE,
+    CLIP_BENCHMARK_FOLDER,
+)
 
 
 def add_parser(commands) -> None:
@@ -81,9 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         if path is not None and not (path / "saved_model.pb").is_file():
             raise ValueError(f"--{name} must be the folder of a SavedModel. Received: {path}")
     limits = _gate(arguments.gate, arguments.model)
-    with tempfile.TemporaryDirectory() as scratch:
-        output = arguments.output or Path(scratch) / "output"
-        output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, _output(arguments.output) as output:
         data = judged_data.open_split(arguments.data, arguments.split, "--data", Path(scratch))
         inputs = Inputs(
             split_dir=data.split_dir,
@@ -110,9 +122,28 @@ def run(arguments: argparse.Namespace) -> int:
         text = summary.markdown(verdict, judgement.results, title=arguments.model.name)
         (output / SUMMARY_FILE).write_text(text)
         _write_for_clip_benchmark(output / CLIP_BENCHMARK_FOLDER, arguments, judgement)
+        if arguments.output is not None:
+            ownership.OutputFolder(arguments.output, _COMMAND).place(output)
     print(summary.table(verdict))
     print("Blessed." if verdict.blessed else "Not blessed.")
     return BLESSED if verdict.blessed else NOT_BLESSED
+
+
+@contextlib.contextmanager
+def _output(folder: Path | None) -> Iterator[Path]:
+    """Gives a new folder to write to, on the file system of the one that the user names."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
+    # Before minutes of work, and once more when it is done.
+    ownership.OutputFolder(folder, _COMMAND).check(list(_FILES))
+    scratch = folder / f".tmp-{uuid.uuid4().hex}"
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
 
 
 def _train_dir(folder: Path, option: str, scratch: str) -> str:

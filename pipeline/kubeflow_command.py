@@ -98,11 +98,16 @@ def _parameters(given: list[str]) -> dict[str, str]:
 
 def _compile(arguments: argparse.Namespace) -> int:
     from sigline.pipeline import environment as environments
-    from sigline.pipeline.kubeflow import compiling, packages
+    from sigline.pipeline.kubeflow import packages, settings
 
     environment = environments.load(arguments.environment)
-    suffix = "json" if arguments.engine == compiling.VERTEX else "yaml"
+    suffix = "json" if arguments.engine == "vertex" else "yaml"
     output = arguments.output or Path(f"{environment.pipeline_name}.{suffix}")
+    # What is wrong is said before TFX is imported, which takes half a minute.
+    settings.read(environment.kubeflow)
+    packages.check_output(output)
+    from sigline.pipeline.kubeflow import compiling
+
     spec = compiling.compile_pipeline(environment, output, engine=arguments.engine)
     tasks = spec["components"][packages.GRAPH]["dag"]["tasks"]
     print(f"{output}: {len(tasks)} tasks and a report at the end")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sigline import quiet
 from sigline.pipeline import ask_commands
-from sigline.schemas import retrieval
+from sigline.schemas import ownership, retrieval
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -78,6 +78,7 @@ def _index(arguments: argparse.Namespace) -> int:
     if config.kind == retrieval.FAISS:
         faiss_index.module()
     corpus = arguments.corpus or arguments.output.with_name(f"{arguments.output.name}.corpus")
+    _check_corpus(corpus)
     embed = transforms.EmbedCorpus(
         str(arguments.data),
         str(arguments.model),
@@ -103,6 +104,20 @@ def _index(arguments: argparse.Namespace) -> int:
         f"{about['recall']:.4f}"
     )
     return 0
+
+
+def _check_corpus(folder: Path) -> None:
+    """Refuses a folder whose manifest is not one of embeddings, as it would be replaced."""
+    from sigline.components.index import corpus
+
+    path = folder / corpus.MANIFEST_FILE
+    if path.exists():
+        try:
+            own = {"format", "shards"} <= set(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            own = False
+        if not own:
+            raise ownership.not_own(path, "sigline index", "--corpus")
 
 
 def _search(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import re
 from pathlib import Path
 
 from sigline.components.publish import publishing
@@ -119,7 +120,19 @@ def _label(arguments: argparse.Namespace) -> int:
         policy,
         labels,
     )
+    _check_comments(arguments.config)
     model_config.replace(arguments.config, model)
     words = ", ".join(f"{label} is {number}" for label, number in sorted(labels.items()))
     print(f"Wrote {arguments.config}: {words or 'the newest version, without labels'}")
     return 0
+
+
+def _check_comments(config: Path) -> None:
+    """Refuses a config with comments, which would be lost: it is read and written as a message."""
+    text = config.read_text() if config.is_file() else ""
+    bare = re.sub(r"'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"", "", text)
+    if "#" in bare:
+        raise ValueError(
+            "config must hold no comments, which would be lost: remove them, or write the labels "
+            f"into it by hand. Received: {config}"
+        )

@@ -25,6 +25,10 @@ from sigline.pipeline import (
     versions_command,
 )
 
+_CLAIM_FILE = "run.json"
+# What `sigline train` writes below its output.
+_TRAINED = ("checkpoints", "logs", "model", "weights")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line, runs the command and returns the exit code."""
@@ -212,6 +216,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     name = arguments.environment
     loaded = environment.load(name) if name else environment.active()
+    environment.check_root(loaded)
     quiet.import_tfx()
     from sigline.pipeline import run
 
@@ -245,6 +250,7 @@ def _train(arguments: argparse.Namespace) -> int:
         labels=_labels(arguments.labels),
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
+    _check_claimed(arguments.output, of=_TRAINED)
     _claim(arguments.output, [job.identity])
     result, metadata = job.run(arguments.output, model_dir)
     if metadata is None:
@@ -380,8 +386,7 @@ def _select(arguments: argparse.Namespace) -> int:
         raise ValueError("select needs at least one of the options that say what to choose.")
     if (arguments.entries is None) != (arguments.entry_limit is None):
         raise ValueError("--entries and --entry-limit must be given together.")
-    partial = arguments.output.with_name(f"{arguments.output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = arguments.output.with_name(f".tmp-{uuid.uuid4().hex}-{arguments.output.name}")
     transform = transforms.Curate(
         str(arguments.data.resolve()),
         str(partial),
@@ -392,14 +397,16 @@ def _select(arguments: argparse.Namespace) -> int:
         target_dir=str(arguments.target.resolve()) if arguments.target else None,
         split=arguments.split,
     )
-    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
-        _ = pipeline | transform
     name = f"Split-{arguments.split}"
-    selection = Selection.from_json((partial / name / SELECTION_FILE).read_text())
-    if not selection.selected:
-        shutil.rmtree(partial)
-        raise ValueError("No record was chosen; choose less strictly.")
-    os.replace(partial, arguments.output)
+    try:
+        with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
+            _ = pipeline | transform
+        selection = Selection.from_json((partial / name / SELECTION_FILE).read_text())
+        if not selection.selected:
+            raise ValueError("No record was chosen; choose less strictly.")
+        os.rename(partial, arguments.output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     folder = arguments.output / name
     total = sum(shard.records for shard in selection.shards.values())
     print(f"Chose {selection.selected} of {total} records; train on them with --data {folder}")
@@ -433,6 +440,8 @@ def _embed(arguments: argparse.Namespace) -> int:
     # What an interrupted run leaves is taken up again if it is of the same data and tower.
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
     tower = partial / "tower"
+    # A run that is stopped while it exports the tower leaves no claim, and nothing else.
+    _check_claimed(partial, but=("tower",))
     if not tower.exists():
         export.export_image_tower(tower, model, config=model.config)
     splits = tuple(arguments.split or ["train"])
@@ -445,7 +454,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     _claim(partial, [transform.claim, *splits])
     with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
         _ = pipeline | transform
-    os.replace(partial, arguments.output)
+    os.rename(partial, arguments.output)
     print(f"Wrote embeddings to {arguments.output}")
     return 0
 
@@ -486,9 +495,30 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_claimed(
+    output: Path, *, of: tuple[str, ...] | None = None, but: tuple[str, ...] = ()
+) -> None:
+    """Refuses a folder that holds files of someone else where a run would write.
+
+    Args:
+        output: The folder; it need not exist.
+        of: Names that the run writes; None for a folder that is the run's alone.
+        but: Names that a run leaves there before it claims the folder.
+    """
+    if (output / _CLAIM_FILE).is_file():
+        return
+    names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    others = [name for name in names if name not in but and not name.startswith(".tmp-")]
+    if in_the_way := [name for name in others if of is None or name in of]:
+        raise ValueError(
+            f"{output / in_the_way[0]} is in the way: no run of sigline wrote it. Move it away, or "
+            "name another place with --output."
+        )
+
+
 def _claim(output: Path, identity: list[str]) -> None:
     """Writes beside the checkpoints what they belong to; refuses those of another run."""
-    path, text = output / "run.json", json.dumps(identity)
+    path, text = output / _CLAIM_FILE, json.dumps(identity)
     if not path.exists():
         # Several workers may be here at once, all with the same text.
         scratch = output / f".tmp-run-{uuid.uuid4().hex}.json"

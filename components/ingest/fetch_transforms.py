@@ -38,7 +38,7 @@ from sigline.components.ingest.sources import (
     family,
     unicode_text,
 )
-from sigline.schemas import digests, record
+from sigline.schemas import digests, ownership, record
 
 COUNTS_FILE = "counts.json"
 # Whose files hold no images, but may hold their URLs.
@@ -108,6 +108,7 @@ class Fetch(beam.PTransform):
             for found in readers.input_parts(input_base, BeamFiles(), self._source)
             for part in found[1:]
         ]
+        _check_counts(posixpath.join(output_dir, COUNTS_FILE))
         self._output_dir = output_dir
         self._shard_rows = shard_rows
         self._block = _FetchBlock(output_dir, config, threads, again=again)
@@ -131,14 +132,51 @@ def _write_counts(blocks: list[tuple[str, dict[str, int]]], output_dir: str) -> 
     names = {name for name, _ in blocks}
     found = (posixpath.basename(path) for path in BeamFiles().find(output_dir))
     shards = ((name, _SHARD.fullmatch(name)) for name in found)
-    stale = [name for name, match in shards if match and name[: match.start(1)] not in names]
-    FileSystems.delete([posixpath.join(output_dir, name) for name in stale])
+    old: dict[str, list[str]] = {}
+    for name, match in shards:
+        if match and name[: match.start(1)] not in names:
+            old.setdefault(name[: match.start(1)], []).append(posixpath.join(output_dir, name))
+    stale = [paths for paths in old.values() if any(map(_is_of_shard, paths))]
+    FileSystems.delete([path for paths in stale for path in paths])
     counted = rules.add_counts(counts for _, counts in blocks)
     by_status = dict(sorted(counted.items()))
     counts = {"input": sum(counted.values()), "by_status": by_status}
     content = json.dumps(counts, sort_keys=True, indent=1).encode()
     files.write_file(posixpath.join(output_dir, COUNTS_FILE), content)
     return by_status
+
+
+def _is_of_shard(path: str) -> bool:
+    """Returns whether a file is of a shard that was fetched, and not someone's of a like name."""
+    name = posixpath.basename(path)
+    try:
+        if name.endswith("_stats.json"):
+            return "rows_digest" in json.loads(files.read_text(path))
+        prefix = f"{posixpath.splitext(name)[0]}-"
+        if name.endswith(".jsonl"):
+            first = files.read_text(path).partition("\n")[0]
+            return json.loads(first)["key"].startswith(prefix)
+        with (
+            FileSystems.open(path, compression_type="uncompressed") as handle,
+            tarfile.open(fileobj=handle, mode="r|") as archive,
+        ):
+            member = archive.next()
+            return member is not None and member.name.startswith(prefix)
+    except (ValueError, KeyError, TypeError, AttributeError, tarfile.TarError):
+        return False
+
+
+def _check_counts(path: str) -> None:
+    """Refuses a folder whose file of counts is not one of fetching, as it would be replaced."""
+    if not FileSystems.exists(path):
+        return
+    try:
+        counts = json.loads(files.read_text(path))
+        own = counts["input"] == sum(counts["by_status"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        own = False
+    if not own:
+        raise ownership.not_own(path, "sigline data fetch")
 
 
 def _blocks(

@@ -25,6 +25,8 @@ from sigline.schemas import signatures, versions
 SAVED_MODEL = "saved_model.pb"
 _SCRATCH_PREFIX = ".tmp-"
 _LOCK = ".publish.lock"
+# What a publisher that was killed leaves; other files of the folder are not its own.
+_SCRATCH = re.compile(r"\.tmp-[0-9a-f]{32}")
 _WITHDRAWN = re.compile(r"\.withdrawn-(\d+)")
 _NOTE_SUFFIX = ".json"
 _WARM_UP = f"{signatures.ASSETS_DIR}/{signatures.WARMUP_FILE}"
@@ -104,7 +106,8 @@ def publish(
     own = versions.content(model)
     with _locked(base):
         for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            if _SCRATCH.fullmatch(stale.name):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         found = versions.directories(base)
         newest = max(found, default=0)
         digest = _digest_if_same(found[newest], own, added) if newest else None
@@ -283,10 +286,14 @@ def restore(base: str | Path, version: int) -> Path:
 
 
 def _remove_old(base: Path, keep: int) -> None:
-    """Removes all but the newest versions; each vanishes as a whole."""
+    """Removes all but the newest versions; each vanishes as a whole.
+
+    Versions without a manifest were put there by someone else, and stay.
+    """
     live = versions.directories(base)
     oldest = sorted(live)[-keep:][0]
     found = live | {item.version: item.path for item in withdrawn(base)}
+    found = {n: path for n, path in found.items() if (path / versions.MANIFEST).is_file()}
     for number in sorted(x for x in found if x < oldest):
         scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
         os.rename(found[number], scratch)

@@ -65,12 +65,15 @@ def publish(
         # What was written of it must not pass for the model.
         _delete([posixpath.join(target, marker)])
         raise
+    # What has no manifest was put there by someone else, and stays.
+    own_numbers = {number for number, names in found.items() if versions.MANIFEST in names}
     # Only now, so that a number that was begun is never given again.
-    for half in sorted(set(found) - set(whole)):
+    for half in sorted(own_numbers - set(whole)):
         _remove(f"{base}/{half}", marker)
     if keep is not None:
         for old in [*whole, number][:-keep]:
-            _remove(f"{base}/{old}", marker)
+            if old in own_numbers:
+                _remove(f"{base}/{old}", marker)
     return Published(number, target, digest, copied=True)
 
 
@@ -101,7 +104,9 @@ def _copy(
     content = {**added, versions.MANIFEST: manifest.encode()}
     if sign is not None:
         content[versions.SIGNATURE] = sign(manifest.encode())
-    for name in [*sorted({*held, *content} - {marker}), marker]:
+    # The manifest first, by which a version that was begun is known as sigline's.
+    ends = {versions.MANIFEST, marker}
+    for name in [versions.MANIFEST, *sorted({*held, *content} - ends), marker]:
         path = posixpath.join(target, name)
         with FileSystems.create(path, compression_type="uncompressed") as handle:
             if name in content:
@@ -118,11 +123,13 @@ def _copy(
 
 
 def _remove(directory: str, marker: str) -> None:
-    """Removes a version, the file first without which nobody loads it."""
+    """Removes a version, the file first without which nobody loads it, the manifest last."""
     paths = files.BeamFiles().find(directory)
-    first = posixpath.join(directory, marker)
+    first, last = (posixpath.join(directory, name) for name in (marker, versions.MANIFEST))
     _delete([first])
-    FileSystems.delete([path for path in paths if path != first])
+    if others := [path for path in paths if path not in (first, last)]:
+        FileSystems.delete(others)
+    _delete([last])
 
 
 def _delete(paths: list[str]) -> None:

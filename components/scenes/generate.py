@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 import tarfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image
 
 from sigline.components.scenes.draw import draw_scene
 from sigline.components.scenes.grammar import label_set, sample_scene
-from sigline.schemas import record
+from sigline.schemas import ownership, record
 
 TRAIN_SOURCE = "scenes"
 HELD_OUT_SOURCE = "scenes-heldout"
@@ -88,26 +90,38 @@ def write_scenes(
 
     Returns:
         The number of planted faults by name.
+
+    Raises:
+        ValueError: If `count` is too small, or the folder holds files of these names that an
+            earlier call did not write.
     """
     if count < 20:
         raise ValueError(f"count must be at least 20. Received: count={count}")
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    for source in (TRAIN_SOURCE, HELD_OUT_SOURCE):
-        # Shards of an earlier call would mix with the new ones.
-        for stale in output.glob(f"{source}-[0-9]*"):
-            stale.unlink()
+    folder = ownership.OutputFolder(output, "sigline data scenes")
     num_held_out = round(count * _HELD_OUT_SHARE)
     num_train = count - num_held_out
     train = [_make_pair(seed, index, held_out=False) for index in range(num_train)]
     train = _plant(train, faults or {}, np.random.default_rng([seed, _FAULT_STREAM]))
     held_out = [_make_pair(seed, num_train + i, held_out=True) for i in range(num_held_out)]
-    for source, pairs in ((TRAIN_SOURCE, train), (HELD_OUT_SOURCE, held_out)):
-        for shard, start in enumerate(range(0, len(pairs), _SHARD_PAIRS)):
-            _write_shard(output / f"{source}-{shard:05d}.tar", pairs[start : start + _SHARD_PAIRS])
-    (output / record.CLASSES_FILE).write_text(label_set().to_json())
     planted = {pair.key: pair.fault for pair in train if pair.fault}
-    (output / FAULTS_FILE).write_text(json.dumps(planted, indent=1, sort_keys=True))
+    # Beside the folder: what a killed call leaves must not be read as data.
+    scratch = output.with_name(f".tmp-{uuid.uuid4().hex}-{output.name}")
+    scratch.mkdir(parents=True)
+    try:
+        for source, pairs in ((TRAIN_SOURCE, train), (HELD_OUT_SOURCE, held_out)):
+            for shard, start in enumerate(range(0, len(pairs), _SHARD_PAIRS)):
+                path = scratch / f"{source}-{shard:05d}.tar"
+                _write_shard(path, pairs[start : start + _SHARD_PAIRS])
+        (scratch / record.CLASSES_FILE).write_text(label_set().to_json())
+        (scratch / FAULTS_FILE).write_text(json.dumps(planted, indent=1, sort_keys=True))
+        # Shards of an earlier call go, since they would mix with the new ones; so would others.
+        for source in (TRAIN_SOURCE, HELD_OUT_SOURCE):
+            names = {path.name for path in output.glob(f"{source}-[0-9]*")}
+            folder.check(sorted(names - {path.name for path in scratch.iterdir()}))
+        folder.place(scratch)
+    finally:
+        shutil.rmtree(scratch)
     return {name: list(planted.values()).count(name) for name in FAULTS}
 
 

@@ -104,8 +104,10 @@ def compile_pipeline(
         The specification that was written.
 
     Raises:
-        ValueError: If the environment cannot run on the engine.
+        ValueError: If the environment cannot run on the engine, or a file is in the way that an
+            earlier call did not write.
     """
+    packages.check_output(path)
     asked = settings.read(environment.kubeflow)
     _check(environment, asked, engine)
     path = Path(path)
@@ -123,12 +125,12 @@ def compile_pipeline(
             "pipelineSpec": spec,
             "runtimeConfig": runtime,
         }
-        text = json.dumps(job, indent=1, sort_keys=True)
+        text = packages.marked_json(job)
     else:
         if asked.pipeline_root:
             spec["defaultPipelineRoot"] = asked.pipeline_root
         documents = [spec, {"platforms": {"kubernetes": platform_config.platform(spec, asked)}}]
-        text = yaml.safe_dump_all(documents, sort_keys=True)
+        text = packages.marked_yaml(yaml.safe_dump_all(documents, sort_keys=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text)

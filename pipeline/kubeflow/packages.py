@@ -1,5 +1,6 @@
 """Compiled pipelines as files: what is in them, and the parameters that a run of one takes."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +9,15 @@ from typing import Any
 
 import yaml
 
+from sigline.schemas import digests, ownership
+
 # The graph of all tasks but the last, as TFX calls it.
 GRAPH = "tfx-dag"
 # What a backend puts the name of the run for, and where its pods have it.
 RUN_ID, RUN_LABEL = "{{$.pipeline_job_uuid}}", "metadata.labels['pipeline/runid']"
+COMMAND = "sigline kubeflow compile"
+# Vertex AI's labels have at most 63 characters.
+_LABEL, _LABEL_LENGTH = "sigline-digest", 40
 _KINDS = {
     "STRING": (str, str),
     "NUMBER_INTEGER": (int, int),
@@ -102,6 +108,37 @@ def read(path: str | Path) -> Package:
     platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {}
     executors = platform.get("deploymentSpec", {}).get("executors", {})
     return Package(spec, executors)
+
+
+def marked_yaml(text: str) -> str:
+    """Returns a package for Kubeflow with the mark by which `check_output` knows it again."""
+    return ownership.stamped(text, COMMAND)
+
+
+def marked_json(job: Mapping[str, Any]) -> str:
+    """Returns a package for Vertex AI as text, with the mark as one of the job's labels."""
+    labels = {_LABEL: digests.json_digest(job)[:_LABEL_LENGTH]}
+    return json.dumps({**job, "labels": labels}, indent=1, sort_keys=True)
+
+
+def check_output(path: str | Path) -> None:
+    """Refuses to write a package over a file that is none, or that was changed since.
+
+    Raises:
+        ValueError: With the path.
+    """
+    path = Path(path)
+    if path.suffix != ".json" or not path.exists():
+        ownership.check_stamped(path, COMMAND)
+        return
+    try:
+        job = json.loads(path.read_bytes())
+        labels = job.pop("labels")
+        own = labels == {_LABEL: digests.json_digest(job)[:_LABEL_LENGTH]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        own = False
+    if not own or path.is_symlink():
+        raise ownership.not_own(path, COMMAND)
 
 
 def is_of(kind: str, value: Any) -> bool:

@@ -503,3 +503,18 @@ def test_what_is_no_table_is_refused(tmp_path):
 def test_wrong_settings_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         FetchConfig(**values)
+
+
+def test_files_of_like_names_and_counts_of_someone_else_stay(server, tmp_path):
+    _table(tmp_path / "tables", _rows(server)[:1])
+    output = tmp_path / "out"
+    output.mkdir()
+    # A time to the millisecond has as many digits as a shard's name.
+    names = [f"photos-20231231235959123{end}" for end in (".tar", ".jsonl", "_stats.json")]
+    for name in names:
+        (output / name).write_text('{"key": "mine"}')
+    _fetch(tmp_path / "tables", output)
+    assert all((output / name).read_text() == '{"key": "mine"}' for name in names)
+    (output / "counts.json").write_text('{"input": 3, "written": 3}')
+    with pytest.raises(ValueError, match=r"counts\.json is in the way: sigline data fetch did not"):
+        _fetch(tmp_path / "tables", output)

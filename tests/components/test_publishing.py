@@ -51,7 +51,8 @@ def test_number_of_a_foreign_version_is_respected(model, tmp_path):
 
 
 def test_leftovers_of_a_killed_publisher_are_cleared(model, tmp_path):
-    stale = tmp_path / "serving" / ".tmp-dead"
+    # As `uuid.uuid4().hex` names what is being written.
+    stale = tmp_path / "serving" / f".tmp-{'0a' * 16}"
     stale.mkdir(parents=True)
     publishing.publish(model, tmp_path / "serving")
     assert not stale.exists()
@@ -187,3 +188,15 @@ def test_what_is_added_belongs_to_the_version(model, tmp_path):
     publishing.rollback(base)
     with pytest.raises(RuntimeError, match="withdrawn as version 2"):
         publishing.publish(model, base, extras={"warm_up": b"others"})
+
+
+def test_files_and_versions_of_someone_else_stay(model, tmp_path):
+    base = tmp_path / "serving"
+    foreign = [base / ".tmp-notes", base / ".tmp-mine" / "x", base / "1" / "saved_model.pb"]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    for content in (b"2", b"3", b"4"):
+        _publish(model, base, content, keep=1)
+    assert all(path.read_text() == "mine" for path in foreign)
+    assert sorted(versions.directories(base)) == [1, 4]

@@ -209,3 +209,13 @@ def test_folder_without_a_model_is_refused(tmp_path):
 
 def test_beam_finds_this_file_system():
     assert FileSystems.get_scheme(BASE) == "bucket"
+
+
+def test_objects_of_someone_else_stay(tmp_path, bucket):
+    foreign = [f"{BASE}/1/notes.txt", f"{BASE}/2/saved_model.pb"]
+    bucket.objects.update(dict.fromkeys(foreign, b"mine"))
+    for weights in (b"3", b"4"):
+        model = _model(tmp_path / weights.decode(), weights)
+        remote_transforms.publish(model, BASE, keep=1)
+    assert all(bucket.objects[path] == b"mine" for path in foreign)
+    assert not any(path.startswith(f"{BASE}/3/") for path in bucket.objects)

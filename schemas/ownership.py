@@ -1,0 +1,161 @@
+"""Which files a command may write over: those that it wrote before, and that nobody changed since.
+
+A folder of outputs holds a hidden list of what was written there, with the SHA-256 of each file. A
+text file of its own carries a first line with the SHA-256 of what follows.
+"""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+
+from sigline.schemas import digests
+
+LIST_FILE = ".sigline-written.json"
+_STAMP = re.compile(r"# Written by (sigline[a-z -]*); SHA-256 of what follows: ([0-9a-f]{64})\n")
+
+
+class OutputFolder:
+    """A folder that a command writes files to, again and again.
+
+    Example:
+        `output = OutputFolder(folder, "sigline gate")`, then `output.check(names)` before the work
+        and `output.record(names)` after it.
+    """
+
+    def __init__(self, folder: str | Path, command: str, *, option: str = "--output"):
+        """Reads the list of what was written there.
+
+        Args:
+            folder: The folder; it need not exist.
+            command: Who writes, as the list says.
+            option: What a user names another folder with, for messages.
+
+        Raises:
+            ValueError: If the folder is a file.
+        """
+        self._folder, self._command, self._option = Path(folder), command, option
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(
+                f"{option} must be a folder, or not exist yet. Received: {option} {folder}"
+            )
+        self._digests = _listed(self._folder / LIST_FILE)
+
+    def check(self, names: list[str]) -> None:
+        """Refuses to write over files that sigline did not write, or that were changed since.
+
+        Args:
+            names: Files or folders to be written, relative to the folder.
+
+        Raises:
+            ValueError: With the path of the first file that stays as it is.
+        """
+        for name in names:
+            path = self._folder / name
+            files = sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else [path]
+            for file in files:
+                if not file.is_dir() and not self._is_own(file):
+                    raise not_own(file, self._command, self._option)
+
+    def place(self, written: str | Path) -> None:
+        """Moves all files of another folder here, in place of those of the command's last call.
+
+        A file that is there already with the same bytes stays as it is.
+
+        Args:
+            written: A folder on the same file system; its files are gone afterwards.
+
+        Raises:
+            ValueError: As `check`, before anything is moved.
+        """
+        written = Path(written)
+        fresh = digests.tree_files(written)
+        differing = [name for name, digest in fresh.items() if self._digest(name) != digest]
+        self.check(differing)
+        for name in self._digests:
+            path = self._folder / name
+            if name not in fresh and self._is_own(path):
+                path.unlink(missing_ok=True)
+        self._digests = {}
+        for name in differing:
+            (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(written / name, self._folder / name)
+        self.record(list(fresh))
+
+    def _digest(self, name: str) -> str | None:
+        """Returns the digest of a file that is there; None for anything else."""
+        path = self._folder / name
+        return digests.file_digest(path) if path.is_file() and not path.is_symlink() else None
+
+    def record(self, names: list[str]) -> None:
+        """Notes that files are as the command wrote them; folders count with all below them."""
+        for name in names:
+            path = self._folder / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    place = file.relative_to(self._folder).as_posix()
+                    self._digests[place] = digests.file_digest(file)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        listed = {"written_by": self._command, "files": dict(sorted(self._digests.items()))}
+        scratch = self._folder / f".tmp-{uuid.uuid4().hex}"
+        scratch.write_text(json.dumps(listed, indent=1) + "\n")
+        os.replace(scratch, self._folder / LIST_FILE)
+
+    def _is_own(self, path: Path) -> bool:
+        if path.is_symlink():
+            return False
+        if not path.exists():
+            return True
+        digest = self._digests.get(path.relative_to(self._folder).as_posix())
+        return digest is not None and path.is_file() and digests.file_digest(path) == digest
+
+
+def not_own(path: str | Path, command: str, option: str = "--output") -> ValueError:
+    """Returns the error of a command that would write over a file of someone else."""
+    return ValueError(
+        f"{path} is in the way: {command} did not write it, or it was changed since. "
+        f"Move it away, or name another place with {option}."
+    )
+
+
+def stamped(text: str, command: str) -> str:
+    """Returns a text with a first line, a comment, by which `check_stamped` knows it again."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"# Written by {command}; SHA-256 of what follows: {digest}\n{text}"
+
+
+def check_stamped(path: str | Path, command: str, option: str = "--output") -> None:
+    """Refuses to write over a text file that `stamped` did not make, or that was changed since.
+
+    Raises:
+        ValueError: With the path.
+    """
+    path = Path(path)
+    if not (path.exists() or path.is_symlink()):
+        return
+    try:
+        # As it lies there: a line end that an editor changed is a change.
+        text = path.read_bytes().decode() if path.is_file() and not path.is_symlink() else ""
+    except UnicodeDecodeError:
+        text = ""
+    match = _STAMP.match(text)
+    rest = text[match.end() :] if match else ""
+    if match is None or hashlib.sha256(rest.encode()).hexdigest() != match[2]:
+        raise not_own(path, command, option)
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Returns digests by name; of a list that cannot be read none, so that nothing is own."""
+    try:
+        files = json.loads(path.read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if not isinstance(files, dict):
+        return {}
+    # A name that leads out of the folder is nothing that was written there.
+    inside = {
+        name: x for name, x in files.items() if not (Path(name).is_absolute() or ".." in name)
+    }
+    return {name: value for name, value in inside.items() if isinstance(value, str)}
