@@ -85,8 +85,13 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
         window = [history.window(environment, plan, data.ingested.outputs["examples"])]
         window[0].add_upstream_node(data.checked)
         trained_on = window[0].outputs[baseline.EXAMPLES]
+    # Parameters of their own only where they are asked for.
+    brought = {"weights": environment.weights, "weights_vocabulary": plan.vocabulary_digest}
     vocabulary = TrainVocabulary(
-        examples=trained_on, recipe=plan.text_tower, code_digest=plan.vocabulary_code
+        examples=trained_on,
+        recipe=plan.text_tower,
+        code_digest=plan.vocabulary_code,
+        **(brought if environment.weights else {}),
     )
     vocabulary.add_upstream_node(data.checked)
     embedding = _embedding(environment, plan, data.ingested)

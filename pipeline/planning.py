@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer import start
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights import checkpoint, inheritance, vocabularies
+from sigline.trainer.weights.checkpoint import Weights
 
 PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARIES = (
@@ -68,6 +70,8 @@ class Plan:
         tower_config: The config of the frozen image tower, as JSON; empty if images are not
             embedded before training.
         weights_digest: Digest of the weights that training starts from; empty for none.
+        vocabulary_digest: Digest of the vocabulary that these weights bring; empty where a
+            vocabulary is trained.
         teacher_digests: Digests of the teachers' weights by name, as JSON.
         gate: The recipe's `Gate`, as JSON.
         evaluation: What is measured, as JSON.
@@ -83,6 +87,7 @@ class Plan:
     text_tower: str
     tower_config: str
     weights_digest: str
+    vocabulary_digest: str
     teacher_digests: str
     gate: str
     evaluation: str
@@ -118,6 +123,8 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
     config = trainer_config.override(
         trainer_config.load_recipe(environment.recipe), environment.overrides
     )
+    weights = _weights(environment, config)
+    config = _inherited(config, weights, environment)
     gate = trainer_config.load_gate(environment.recipe).changed(environment.gate)
     gate = gate.changed({} if thresholds is None else thresholds)
     data = spans.resolve(environment.input_base, environment.span)
@@ -130,7 +137,8 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
         config=config.to_json(),
         text_tower=json.dumps(dataclasses.asdict(config.text_tower), sort_keys=True),
         tower_config=_tower_config(environment, config),
-        weights_digest=_weights_digest(environment, config),
+        weights_digest="" if weights is None else weights.digest(),
+        vocabulary_digest=_vocabulary_digest(config, weights),
         teacher_digests=_teacher_digests(environment, config),
         gate=gate.to_json(),
         evaluation=evaluation(environment).to_json(),
@@ -272,14 +280,33 @@ def _version(name: str) -> str:
         return ""
 
 
-def _weights_digest(environment: Environment, config: TrainConfig) -> str:
-    """Returns the digest of the weights that training starts from; empty if it starts from none."""
+def _weights(environment: Environment, config: TrainConfig) -> Weights | None:
+    """Returns the weights that training starts from; None if it starts from none."""
     if bool(environment.weights) != bool(config.pretrained):
         raise ValueError(
             "The environment's `weights` and the recipe's `pretrained` must be given together. "
             f"Received: weights={environment.weights!r}, pretrained={list(config.pretrained)}"
         )
-    return checkpoint.load(environment.weights).digest() if environment.weights else ""
+    return checkpoint.load(environment.weights) if environment.weights else None
+
+
+def _inherited(
+    config: TrainConfig, weights: Weights | None, environment: Environment
+) -> TrainConfig:
+    """Returns the configuration with what the weights decide, and says what that changed."""
+    inherited = inheritance.inherit(config, weights, environment.overrides)
+    for line in inheritance.differences(config, inherited):
+        print(f"From the weights: {line}", file=sys.stderr)
+    return inherited
+
+
+def _vocabulary_digest(config: TrainConfig, weights: Weights | None) -> str:
+    """Returns the digest of the vocabulary that weights bring; empty if one is to be trained."""
+    if not inheritance.brings_vocabulary(config, weights):
+        return ""
+    brought = inheritance.vocabulary(config, weights, None)
+    assert brought is not None
+    return vocabularies.digest(brought)
 
 
 def _teacher_digests(environment: Environment, config: TrainConfig) -> str:

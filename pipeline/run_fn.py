@@ -17,7 +17,7 @@ from sigline.schemas import digests
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer.job import Job
-from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights import checkpoint, inheritance
 
 _KNOWN = ("recipe", "overrides", "vocabulary", "weights", "teachers", "labels")
 
@@ -28,6 +28,7 @@ def run_fn(fn_args: FnArgs) -> None:
     Args:
         fn_args: TFX's. Of `custom_config`, `recipe` names the recipe; `overrides` is a list of
             `KEY=VALUE`; `vocabulary`, `weights` and `labels` are paths, `teachers` paths by name.
+            Weights whose token table is pretrained bring their vocabulary.
             `train_steps`, if given, are the steps.
 
     Raises:
@@ -44,6 +45,8 @@ def run_fn(fn_args: FnArgs) -> None:
     if fn_args.train_steps:
         overrides.append(f"steps={fn_args.train_steps}")
     config = trainer_config.override(trainer_config.load_recipe(custom["recipe"]), overrides)
+    weights = checkpoint.load(custom["weights"]) if "weights" in custom else None
+    config = inheritance.inherit(config, weights, overrides)
     labels = custom.get("labels")
     teachers = custom.get("teachers", {})
     job = Job(
@@ -54,7 +57,7 @@ def run_fn(fn_args: FnArgs) -> None:
         code_digest=digests.source_digest(
             Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
         ),
-        weights=checkpoint.load(custom["weights"]) if "weights" in custom else None,
+        weights=weights,
         teachers={name: checkpoint.load(path) for name, path in teachers.items()},
         labels=LabelSet.from_json(Path(labels).read_text()) if labels else None,
     )

@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
         help="folder with training TFRecords; several are mixed, see data.mixture",
     )
     train.add_argument(
-        "--vocabulary", type=Path, help="SentencePiece model; for recipes with a text tower"
+        "--vocabulary",
+        type=Path,
+        help="SentencePiece model; for recipes with a text tower, unless the weights bring it",
     )
     train.add_argument(
         "--output", "--workdir", required=True, type=Path, help="checkpoints, logs and model"
@@ -229,7 +231,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from sigline.trainer import config as trainer_config
     from sigline.trainer import two_tower
     from sigline.trainer.job import Job
-    from sigline.trainer.weights import checkpoint
+    from sigline.trainer.weights import checkpoint, inheritance
 
     config = trainer_config.override(
         trainer_config.load_recipe(arguments.recipe), arguments.overrides
@@ -237,15 +239,19 @@ def _train(arguments: argparse.Namespace) -> int:
     model_dir = arguments.output / "model"
     if model_dir.exists():
         raise ValueError(f"output holds a finished model already. Received: {model_dir}")
-    vocabulary = _vocabulary(arguments.vocabulary, config)
+    recipe, weights = config, checkpoint.load(arguments.weights) if arguments.weights else None
+    config = inheritance.inherit(recipe, weights, arguments.overrides)
+    for line in inheritance.differences(recipe, config):
+        print(f"From the weights: {line}", file=sys.stderr)
+    brought = inheritance.brings_vocabulary(config, weights)
     job = Job(
         config=config,
         folders=arguments.data,
-        vocabulary=vocabulary,
+        vocabulary=_vocabulary(arguments.vocabulary, config, brought=brought),
         code_digest=digests.source_digest(
             Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
         ),
-        weights=checkpoint.load(arguments.weights) if arguments.weights else None,
+        weights=weights,
         teachers={name: checkpoint.load(x) for name, x in _named(arguments.teacher).items()},
         labels=_labels(arguments.labels),
     )
@@ -259,16 +265,19 @@ def _train(arguments: argparse.Namespace) -> int:
     trained = {name: variable.numpy() for name, variable in variables.items()}
     weights_dir = arguments.output / "weights"
     if not weights_dir.exists():
-        held = checkpoint.Weights(config, trained, vocabulary, result.initial_digest)
+        held = checkpoint.Weights(config, trained, job.vocabulary, result.initial_digest)
         checkpoint.save(weights_dir, held)
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0
 
 
-def _vocabulary(path: Path | None, config) -> bytes | None:
+def _vocabulary(path: Path | None, config, *, brought: bool) -> bytes | None:
+    if path is None and brought:
+        return None
     if (path is None) != (config.text is None):
         raise ValueError(
-            "--vocabulary must be given for a recipe with a text tower, and for no other. "
+            "--vocabulary must be given for a recipe with a text tower, and for no other; weights "
+            "whose token table is pretrained bring theirs. "
             f"Received: --vocabulary {path}, recipe={config.name}"
         )
     return path.read_bytes() if path else None
@@ -426,7 +435,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     from sigline.components.embed import transforms
     from sigline.trainer import config as trainer_config
     from sigline.trainer import export, start
-    from sigline.trainer.weights import checkpoint
+    from sigline.trainer.weights import checkpoint, inheritance
 
     if arguments.output.exists():
         raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
@@ -435,6 +444,11 @@ def _embed(arguments: argparse.Namespace) -> int:
     if arguments.recipe is not None:
         config = trainer_config.load_recipe(arguments.recipe)
     config = trainer_config.override(config, arguments.overrides)
+    # As the training does: a recipe that freezes its image tower takes it over whole.
+    tower = start.tower_config(config).pretrained
+    config = inheritance.inherit(
+        dataclasses.replace(config, pretrained=tower), weights, arguments.overrides
+    )
     model = start.frozen_tower(config, weights)
     digest = export.image_digest(model)
     # What an interrupted run leaves is taken up again if it is of the same data and tower.
@@ -460,11 +474,11 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 
 def _import_weights(arguments: argparse.Namespace) -> int:
-    from sigline.trainer.weights import checkpoint
+    from sigline.trainer.weights import checkpoint, inheritance
 
     weights = checkpoint.load(arguments.source, drop=arguments.drop)
     if arguments.vocabulary is not None:
-        weights = dataclasses.replace(weights, vocabulary=arguments.vocabulary.read_bytes())
+        weights = inheritance.with_vocabulary(weights, arguments.vocabulary.read_bytes())
     checkpoint.save(arguments.output, weights)
     count = sum(value.size for value in weights.parameters.values())
     towers = sorted({name.split("/")[0] for name in weights.parameters if "/" in name})

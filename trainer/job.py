@@ -12,6 +12,7 @@ from sigline.schemas import digests
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import data, export, loop
 from sigline.trainer.config import TrainConfig
+from sigline.trainer.weights import inheritance
 from sigline.trainer.weights.checkpoint import Weights
 
 
@@ -22,7 +23,8 @@ class Job:
     Attributes:
         config: The configuration.
         folders: Folder with the training shards, or several to mix.
-        vocabulary: A serialized SentencePiece model; None for a model of images alone.
+        vocabulary: A serialized SentencePiece model; None for a model of images alone, or for that
+            of the weights, which it is in any case if `config.pretrained` names the token table.
         code_digest: Of the code that trains.
         weights: What the parameters that `config.pretrained` names start from.
         teachers: Weights of the teachers that `config.distillation` names.
@@ -38,6 +40,8 @@ class Job:
     labels: LabelSet | None = None
 
     def __post_init__(self) -> None:
+        vocabulary = inheritance.vocabulary(self.config, self.weights, self.vocabulary)
+        object.__setattr__(self, "vocabulary", vocabulary)
         classes, labels = self.config.image.classes, self.labels
         if classes is not None and labels is not None and len(labels.names) != classes:
             raise ValueError(

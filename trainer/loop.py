@@ -29,6 +29,7 @@ from sigline.trainer.damage import Repairs
 from sigline.trainer.feed import Feed
 from sigline.trainer.teachers import Teacher, View
 from sigline.trainer.teachers import make as make_teachers
+from sigline.trainer.weights import inheritance
 from sigline.trainer.weights.checkpoint import Weights
 
 
@@ -75,7 +76,8 @@ def train(
     Args:
         config: The configuration.
         split_dir: Folder with the training shards, or several to mix; see `DataConfig.mixture`.
-        vocabulary: A serialized SentencePiece model; None for a model of images alone.
+        vocabulary: A serialized SentencePiece model; None for a model of images alone, or for that
+            of the weights.
         checkpoint_dir: Folder of this run's checkpoints; if it holds one, training goes on there.
             Several workers must share it; the first one writes.
         log_dir: Folder for TensorBoard events; none are written if it is not given.
@@ -86,7 +88,7 @@ def train(
 
     Raises:
         ValueError: If the global batch size is not a multiple of the number of replicas, or the
-            weights or teachers are not what the configuration asks for.
+            weights, their vocabulary or the teachers are not what the configuration asks for.
         RuntimeError: If the loss is no longer finite, data cannot be read or a checkpoint cannot be
             written.
         preemption.Preempted: If SIGTERM came; the state was saved.
@@ -95,6 +97,7 @@ def train(
         strategy = strategies.make_strategy(config.strategy)
     assert strategy is not None
     _check_divisible(config.global_batch_size, strategy.num_replicas_in_sync)
+    vocabulary = inheritance.vocabulary(config, weights, vocabulary)
     with strategy.scope():
         model = two_tower.build(config)
         start.start_from(model, weights, config)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sigline.trainer import checkpoints
 from sigline.trainer.config import BlockConfig, TrainConfig
-from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights import checkpoint, vocabularies
 from sigline.trainer.weights.checkpoint import Weights
 
 # Reads an ingredient; of many large models only one is held at a time.
@@ -143,12 +143,17 @@ class _Kin:
 
     towers: Any
     parameters: Mapping[str, tuple[int, ...]]
-    vocabulary: bytes | None
+    vocabulary: str | None
 
     @classmethod
     def of(cls, weights: Weights) -> "_Kin":
         shapes = {key: value.shape for key, value in weights.parameters.items()}
-        return cls(_answers(weights.config), shapes, weights.vocabulary)
+        words = weights.vocabulary
+        return cls(
+            _answers(weights.config),
+            shapes,
+            None if words is None else vocabularies.content_digest(words),
+        )
 
 
 class _Pot:

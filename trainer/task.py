@@ -82,11 +82,10 @@ def run(task: Task) -> None:
     from sigline.trainer.weights import checkpoint
 
     config = trainer_config.from_json(task.config)
-    vocabulary = Path(task.vocabulary).read_bytes()
     job = Job(
         config=config,
         folders=list(task.folders) if len(task.folders) > 1 else task.folders[0],
-        vocabulary=vocabulary,
+        vocabulary=Path(task.vocabulary).read_bytes(),
         code_digest=task.code_digest,
         weights=checkpoint.load(task.weights) if task.weights else None,
         teachers={name: checkpoint.load(path) for name, path in task.teachers.items()},
@@ -97,11 +96,11 @@ def run(task: Task) -> None:
         result, metadata = job.run(work_dir, task.model_dir)
         _keep_first(Path(work_dir) / _MODEL, Path(task.model_dir))
     shutil.copytree(os.path.join(work_dir, "logs"), task.run_dir, dirs_exist_ok=True)
-    if task.parity_split and config.text is not None:
+    if task.parity_split and config.text is not None and job.vocabulary is not None:
         # Of a GPU, which a serving machine does not have.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         path = os.path.join(task.run_dir, artifacts.PARITY_FILE)
-        parity.write(path, result.model, config, vocabulary, task.parity_split)
+        parity.write(path, result.model, config, job.vocabulary, task.parity_split)
     training = {
         "steps": config.steps,
         "first_step": result.first_step,

@@ -16,7 +16,7 @@ from sigline.trainer.config import (
     LossConfig,
     TrainConfig,
 )
-from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights import checkpoint, vocabularies
 from sigline.trainer.weights.checkpoint import Weights
 
 _CLASS_EMBEDDINGS = "class_embeddings"
@@ -63,7 +63,7 @@ def make(
     Args:
         weights: The teachers' weights by their names.
         config: The student's configuration.
-        vocabulary: The student's; a teacher that has none of its own shares it.
+        vocabulary: The student's; a teacher that reads texts has one of its own.
         labels: Classes for teachers that tell classes by their texts.
 
     Raises:
@@ -119,7 +119,7 @@ def _make_one(
     wanted = [r"image/.*"] + ([r"(?!image/).*"] if reads else [])
     for key, value in checkpoint.fitted(weights, shapes, wanted).items():
         variables[key].assign(value)
-    tokenizer = _tokenizer(name, weights.vocabulary or vocabulary, settings) if reads else None
+    tokenizer = _tokenizer(name, weights.vocabulary, settings) if reads else None
     if by_texts:
         assert tokenizer is not None
         if labels is None:
@@ -135,7 +135,7 @@ def _make_one(
         _check_classes(name, labels if by_texts else None, settings, config)
     own_pixels = _pixels(settings.image) != _pixels(config.image)
     own_texts = "pairs" in targets and (
-        _words(settings) != _words(config) or (weights.vocabulary or vocabulary) != vocabulary
+        _words(settings) != _words(config) or not _same(weights.vocabulary, vocabulary)
     )
     view = View(settings.image if own_pixels else None, tokenizer if own_texts else None)
     return Teacher(model, variables, targets, view)
@@ -144,11 +144,16 @@ def _make_one(
 def _tokenizer(name: str, vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer:
     if vocabulary is None:
         raise ValueError(
-            f"The teacher {name} must come with its vocabulary, or the student must have one. "
-            "Received: none"
+            f"The teacher {name} reads texts and must come with the vocabulary of its token table. "
+            "Add it: `sigline weights import WEIGHTS --vocabulary FILE --output "
+            "FOLDER`. Received: vocabulary of the teacher=none"
         )
     assert config.text is not None
     return preprocess.Tokenizer(vocabulary, config.text)
+
+
+def _same(one: bytes | None, other: bytes | None) -> bool:
+    return one == other or (one is not None and other is not None and vocabularies.same(one, other))
 
 
 def _check_classes(

@@ -1,1 +1,1 @@
-"""A SentencePiece vocabulary, trained from the captions of the training split."""
+"""The vocabulary of a run: trained from its captions, or brought by the weights it starts from."""

@@ -20,13 +20,22 @@ def TrainVocabulary(
     vocabulary: OutputArtifact[Vocabulary],
     recipe: Parameter[str],
     code_digest: Parameter[str],
+    weights: Parameter[str] = "",
+    weights_vocabulary: Parameter[str] = "",
 ):
     """Trains a vocabulary from the captions of the training split, canonicalised as in training.
 
-    `recipe` is the text tower's configuration as JSON; the digest is there for the cache only.
+    Where training starts from the token table of weights, `weights_vocabulary` is the digest of
+    their vocabulary, and that is handed on instead. `recipe` is the text tower's configuration as
+    JSON; the digest of the code is there for the cache only.
     """
     del code_digest
     import json
+
+    output = os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE)
+    if weights_vocabulary:
+        _hand_on(weights, weights_vocabulary, output)
+        return
 
     from sigline.trainer.config import TextTowerConfig
 
@@ -36,7 +45,22 @@ def TrainVocabulary(
     split_dirs = [artifact_utils.get_split_uri([item], record.TRAIN_SPLIT) for item in ordered]
     captions = itertools.chain.from_iterable(_captions(path, config) for path in split_dirs)
     model = train_vocabulary(captions, vocabulary_size=config.vocabulary_size)
-    with open(os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE), "wb") as handle:
+    with open(output, "wb") as handle:
+        handle.write(model)
+
+
+def _hand_on(weights: str, digest: str, output: str) -> None:
+    """Writes the vocabulary of weights; raises ValueError if it is not the one planned with."""
+    from sigline.trainer.weights import checkpoint, vocabularies
+
+    model = checkpoint.load_vocabulary(weights)
+    received = "none" if model is None else vocabularies.digest(model)
+    if model is None or received != digest:
+        raise ValueError(
+            "The vocabulary of the weights must not change during a run. Received: "
+            f"weights={weights}, vocabulary={received[:12]}, at the start of the run {digest[:12]}"
+        )
+    with open(output, "wb") as handle:
         handle.write(model)
 
 

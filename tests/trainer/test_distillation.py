@@ -411,3 +411,21 @@ def test_embedded_images_cannot_be_shown_to_a_teacher(pairs, tmp_path):
 def test_model_that_reads_needs_a_vocabulary(pairs):
     with pytest.raises(ValueError, match="needs a vocabulary"):
         start.make_tokenizer(None, pairs)
+
+
+def test_teacher_without_its_vocabulary_reads_no_texts(classes, pairs, vocabulary):
+    # The student's would be another one: the rows of the teacher's token table mean other pieces.
+    with pytest.raises(ValueError, match="teacher siglip reads texts and must come with the vocab"):
+        _made(pairs, {"siglip": _weights(pairs)}, vocabulary=vocabulary)
+    by_texts = dataclasses.replace(
+        classes, distillation=(config.DistillationConfig("siglip"),), data=pairs.data
+    )
+    with pytest.raises(ValueError, match="teacher siglip reads texts and must come with the vocab"):
+        _made(by_texts, {"siglip": _weights(pairs)}, vocabulary=vocabulary)
+
+
+def test_texts_are_tokenized_once_for_one_vocabulary_in_other_bytes(pairs, vocabulary):
+    # With a field at its end that SentencePiece does not know.
+    extended = vocabulary + bytes([0xC2, 0x0C, 0x01, 0x78])
+    made = _made(pairs, {"siglip": _weights(pairs, extended)}, vocabulary=vocabulary)
+    assert made["siglip"].view == teachers.View()

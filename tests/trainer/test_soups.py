@@ -254,3 +254,13 @@ def test_lineage_is_kept_with_weights(fine_tuned, tmp_path):
     (tmp_path / "w" / checkpoint.LINEAGE_FILE).write_text("[]")
     with pytest.raises(ValueError, match="must hold a text initial_digest"):
         checkpoint.load(tmp_path / "w")
+
+
+def test_one_vocabulary_in_other_bytes_is_no_other(fine_tuned, vocabulary):
+    # With a field at its end that SentencePiece does not know.
+    words = {"a": vocabulary, "b": vocabulary + bytes([0xC2, 0x0C, 0x01, 0x78])}
+    models = {n: dataclasses.replace(fine_tuned[n], vocabulary=x) for n, x in words.items()}
+    assert soups.uniform(_loads(models)).weights.vocabulary == vocabulary
+    models["b"] = dataclasses.replace(fine_tuned["b"], vocabulary=b"other words")
+    with pytest.raises(ValueError, match="different vocabulary"):
+        soups.uniform(_loads(models))

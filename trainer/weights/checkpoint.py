@@ -132,6 +132,18 @@ def load(source: str | Path, *, drop: Iterable[str] = ()) -> Weights:
     )
 
 
+def load_vocabulary(source: str | Path) -> bytes | None:
+    """Reads the vocabulary alone of what `load` reads; None if there is none.
+
+    Raises:
+        ValueError: As `load`, of the vocabulary.
+    """
+    source = Path(source)
+    if (source / CONFIG_FILE).is_file():
+        return load_description(source).vocabulary
+    return _their_vocabulary(source)[0] if source.is_dir() else None
+
+
 def save(folder: str | Path, weights: Weights, *, notes: Mapping[str, bytes] | None = None) -> None:
     """Writes our own folder; it appears only when it is whole.
 

@@ -1,22 +1,42 @@
-"""Vocabularies of Hugging Face's `tokenizer.json`, as the SentencePiece models they were made from.
+"""Vocabularies as files: which are the same, and those of Hugging Face's `tokenizer.json`.
 
-Gemma's, which SigLIP 2 reads with, is published in that form alone: pieces, and the pairs that
-merge into them in the order in which they merge. SentencePiece has a score for each piece instead,
+Gemma's, which SigLIP 2 reads with, is published as `tokenizer.json` alone: pieces, and the pairs
+that merge into them in the order in which they merge. SentencePiece has a score for each piece instead,
 and merges any pair whose piece is in the vocabulary. For a vocabulary that was a SentencePiece
 model once both are the same; for another one, such as CLIP's, they are not, and it is refused.
 """
 
 import enum
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+from sigline.schemas import digests
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNKNOWN = "<unk>"
 _BPE = 2
+# What a SentencePiece model that is silent does; see its `sentencepiece_model.proto`.
+_UNIGRAM = 1
+_TRAINER_DEFAULTS = {
+    "model_type": _UNIGRAM,
+    "treat_whitespace_as_suffix": False,
+    "byte_fallback": False,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": -1,
+}
+_NORMALIZER_DEFAULTS = {
+    "precompiled_charsmap": b"",
+    "add_dummy_prefix": True,
+    "remove_extra_whitespaces": True,
+    "escape_whitespaces": True,
+}
 
 
 class _Kind(enum.IntEnum):
@@ -24,6 +44,55 @@ class _Kind(enum.IntEnum):
 
     NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
     BYTE = 6
+
+
+def digest(vocabulary: bytes) -> str:
+    """Returns the SHA-256 of a vocabulary's bytes."""
+    return hashlib.sha256(vocabulary).hexdigest()
+
+
+def same(one: bytes, other: bytes) -> bool:
+    """Whether two vocabularies make the same tokens of any text; see `content_digest`."""
+    return one == other or content_digest(one) == content_digest(other)
+
+
+def content_digest(vocabulary: bytes) -> str:
+    """Returns the digest of what decides the tokens of a vocabulary; of its bytes if unreadable.
+
+    The same pieces are written beside other notes, such as the names of the files that they were
+    trained on, and in other orders of fields.
+    """
+    content = _content(vocabulary)
+    return digest(vocabulary) if content is None else digests.json_digest(content)
+
+
+def _content(vocabulary: bytes) -> Any:
+    """Returns what of a vocabulary decides tokens, as JSON; None if it cannot be read."""
+    if vocabulary.startswith(b"{"):
+        try:
+            return json.loads(vocabulary)
+        except ValueError:
+            return None
+    try:
+        model = _model_class().FromString(vocabulary)
+    except message.DecodeError:
+        return None
+
+    def fields(part: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        values = {n: getattr(part, n) if part.HasField(n) else x for n, x in defaults.items()}
+        return {n: x.hex() if isinstance(x, bytes) else x for n, x in values.items()}
+
+    pieces = [
+        (item.piece, item.score, item.type if item.HasField("type") else _Kind.NORMAL)
+        for item in model.pieces
+    ]
+    if not pieces:
+        return None
+    return (
+        pieces,
+        fields(model.trainer_spec, _TRAINER_DEFAULTS),
+        fields(model.normalizer_spec, _NORMALIZER_DEFAULTS),
+    )
 
 
 def from_tokenizer_json(content: bytes) -> bytes:
@@ -74,7 +143,7 @@ def from_tokenizer_json(content: bytes) -> bytes:
 
 
 def _model_class() -> Any:
-    """Returns the message of a SentencePiece model, as far as it is written here.
+    """Returns the message of a SentencePiece model, as far as it is read or written here.
 
     The package `sentencepiece` brings one, which loads with the newest protobuf only.
     """
@@ -88,6 +157,7 @@ def _model_class() -> Any:
         "Trainer": [
             ("model_type", 3, types.TYPE_INT32),
             ("vocab_size", 4, types.TYPE_INT32),
+            ("treat_whitespace_as_suffix", 24, types.TYPE_BOOL),
             ("byte_fallback", 35, types.TYPE_BOOL),
             ("unk_id", 40, types.TYPE_INT32),
             ("bos_id", 41, types.TYPE_INT32),
@@ -96,6 +166,7 @@ def _model_class() -> Any:
         ],
         "Normalizer": [
             ("name", 1, types.TYPE_STRING),
+            ("precompiled_charsmap", 2, types.TYPE_BYTES),
             ("add_dummy_prefix", 3, types.TYPE_BOOL),
             ("remove_extra_whitespaces", 4, types.TYPE_BOOL),
             ("escape_whitespaces", 5, types.TYPE_BOOL),
@@ -106,8 +177,8 @@ def _model_class() -> Any:
     file = descriptor_pb2.FileDescriptorProto(
         name="sigline/sentencepiece.proto", package="sigline.sentencepiece", syntax="proto2"
     )
-    for message, described in fields.items():
-        entry = file.message_type.add(name=message)
+    for name_of_message, described in fields.items():
+        entry = file.message_type.add(name=name_of_message)
         for name, number, kind in described:
             label = types.LABEL_REPEATED if name == "pieces" else types.LABEL_OPTIONAL
             field = entry.field.add(name=name, number=number, label=label)

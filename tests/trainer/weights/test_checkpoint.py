@@ -14,9 +14,10 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def given(tiny):
+def given(tiny, vocabulary):
     model = two_tower.build(dataclasses.replace(tiny, seed=7))
-    return Weights(tiny, {n: v.numpy() for n, v in two_tower.named_variables(model).items()})
+    parameters = {n: v.numpy() for n, v in two_tower.named_variables(model).items()}
+    return Weights(tiny, parameters, vocabulary)
 
 
 def _shapes(settings):
