@@ -23,6 +23,13 @@ _PNG_PALETTE = 3
 _FLOAT_PIXELS = 1 << 20
 # ASCII punctuation, as string.punctuation: what SigLIP's canonicalisation removes.
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
+# White space as Python's `re` has it, by which SigLIP's is squeezed; RE2's own is that of ASCII.
+_WHITE_SPACE = (
+    r"[\s\x0b\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
+    r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
+)
+# A code point that is no character, in place of NUL, at which lower-casing would cut a text.
+_NUL, _NO_CHARACTER = "\x00", "\U0010ffff"
 
 
 def decode_image(
@@ -232,11 +239,13 @@ def canonicalize(text: tf.Tensor, config: TextTowerConfig) -> tf.Tensor:
     """
     text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
     if config.lowercase:
+        text = tf.strings.regex_replace(text, _NUL, _NO_CHARACTER)
         text = tf.strings.lower(text, encoding="utf-8")
+        text = tf.strings.regex_replace(text, _NO_CHARACTER, _NUL)
     if config.strip_punctuation:
         text = tf.strings.regex_replace(text, _PUNCTUATION, "")
     if config.squeeze_whitespace:
-        text = tf.strings.strip(tf.strings.regex_replace(text, r"\s+", " "))
+        text = tf.strings.strip(tf.strings.regex_replace(text, _WHITE_SPACE, " "))
     return text
 
 

@@ -1,4 +1,5 @@
 import io
+import re
 import string
 import struct
 import zlib
@@ -305,3 +306,17 @@ def test_ids_equal_sentencepiece_with_sticky_end(tokenizer, vocabulary):
 def test_vocabulary_larger_than_the_table_is_refused(vocabulary):
     with pytest.raises(ValueError, match=r"text\.vocabulary_size must be at least"):
         preprocess.Tokenizer(vocabulary, TextTowerConfig(vocabulary_size=10))
+
+
+@pytest.mark.parametrize("first", [*range(0, 0x3100, 0x100), 0xFE00, 0xFF00, 0x1F600])
+def test_every_character_is_canonicalized_as_siglips_authors_do(first):
+    # By Python, as big_vision's `canonicalize_text` and transformers' SiglipTokenizer. The letter
+    # left out is of a Unicode release that the Python of these tests knows and ICU does not.
+    characters = (chr(i) for i in range(first, first + 0x100) if i != 0x2C2F)
+    text = "".join(f"a{character}B " for character in characters)
+    removed = text.lower().translate(str.maketrans("", "", string.punctuation))
+    assert _canonicalized(text) == re.sub(r"\s+", " ", removed).strip()
+
+
+def _canonicalized(text):
+    return preprocess.canonicalize(tf.constant(text), TextTowerConfig()).numpy().decode()

@@ -1,9 +1,10 @@
 """Vocabularies as files: which are the same, and those of Hugging Face's `tokenizer.json`.
 
 Gemma's, which SigLIP 2 reads with, is published as `tokenizer.json` alone: pieces, and the pairs
-that merge into them in the order in which they merge. SentencePiece has a score for each piece instead,
-and merges any pair whose piece is in the vocabulary. For a vocabulary that was a SentencePiece
-model once both are the same; for another one, such as CLIP's, they are not, and it is refused.
+that merge into them in the order in which they merge. SentencePiece has a score for each piece
+instead, and merges any pair whose piece is in the vocabulary. For a vocabulary that was a
+SentencePiece model once both are the same; for another one, such as CLIP's, they are not, and it
+is refused.
 """
 
 import enum
