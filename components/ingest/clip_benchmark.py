@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sigline.components.ingest import images, rules
+from sigline.components.ingest import images
+from sigline.components.ingest.captions import normalize_text
 from sigline.components.ingest.readers.webdataset import WebDatasetReader
 from sigline.components.ingest.sources import Files, Part, RawPair, SourceConfig
 from sigline.schemas import record
@@ -138,7 +139,7 @@ def _record(
     label: tuple[int, ...] = ()
     if benchmark.type == RETRIEVAL:
         lines = (pair.text or b"").decode().splitlines()
-        captions = tuple(dict.fromkeys(filter(None, map(rules.normalize_text, lines))))
+        captions = tuple(dict.fromkeys(filter(None, map(normalize_text, lines))))
         if not captions:
             raise ValueError("there is no caption")
     else:

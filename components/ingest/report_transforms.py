@@ -73,7 +73,7 @@ def _of_row(split: str, row: rules.Row):
     content = {
         "key": unicode_text(row.key),
         "source": unicode_text(row.source),
-        "text": list(row.text),
+        "text": list(dict.fromkeys(row.text)),
     }
     return split, (_order(row.shard, row.position), content, row.place, None)
 

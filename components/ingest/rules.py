@@ -4,21 +4,20 @@ import hashlib
 import itertools
 import json
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sigline.components.ingest import filters, images, reasons
-from sigline.components.ingest.filters import Caption, FilterConfig
+from sigline.components.ingest import class_labels, filters, images, reasons, remarks
+from sigline.components.ingest.captions import captions_of, check_unicode, decode_text
+from sigline.components.ingest.class_labels import ClassNames
+from sigline.components.ingest.filters import Caption, FilterConfig, Refusal
 from sigline.components.ingest.fingerprints import View
 from sigline.components.ingest.sources import MAX_SIDE_BYTES, Place, RawPair, SourceConfig
 from sigline.components.ingest.tags import TagConfig
 from sigline.schemas import record
 
-# Characters of a caption; normalising one takes the square of them at worst.
-_MAX_CAPTION = 10_000
 # Characters of what is said of a rejection.
 _MAX_DETAIL = 500
 
@@ -125,6 +124,7 @@ class Row:
         number: The part of the input, and which of its pairs this is; the part is negative for
             pairs of evaluation sets and of earlier examples, which are not written.
         earlier: The split of earlier examples that it is in; empty for others.
+        remarks: What was left out of it, of `remarks`.
         place: Where the stored bytes of the image are; None for those of the pair, if they have no
             place of their own or are stored in another form.
     """
@@ -146,6 +146,7 @@ class Row:
     meta: str
     tags: tuple[str, ...] = ()
     earlier: str = ""
+    remarks: tuple[str, ...] = ()
 
     def to_record(self, image: bytes) -> record.ImageTextRecord:
         """Joins the row with its image."""
@@ -166,7 +167,10 @@ class Row:
 
 
 def examine(
-    pair: RawPair, config: IngestConfig, number: tuple[int, int] = (0, 0)
+    pair: RawPair,
+    config: IngestConfig,
+    number: tuple[int, int] = (0, 0),
+    classes: ClassNames | None = None,
 ) -> tuple[Row, bytes] | Rejection:
     """Turns a raw pair into a row and its image as it is stored, or says why it is rejected.
 
@@ -176,10 +180,11 @@ def examine(
         pair: The pair.
         config: The configuration.
         number: The part of the input, and which of its pairs this is.
+        classes: The classes of the input, if it names them.
     """
     try:
-        return _row(pair, config, number)
-    except (images.ImageError, filters.Refusal, _PairError) as error:
+        return _row(pair, config, number, classes or ClassNames())
+    except (images.ImageError, Refusal) as error:
         return _rejection(pair, error.reason, str(error))
 
 
@@ -188,43 +193,44 @@ def _rejection(pair: RawPair, reason: str, detail: str) -> Rejection:
     return Rejection(pair.key, pair.shard, pair.position, reason, detail, pair.place)
 
 
-class _PairError(Exception):
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason = reason
-
-
-def _row(pair: RawPair, config: IngestConfig, number: tuple[int, int]) -> tuple[Row, bytes]:
+def _row(
+    pair: RawPair, config: IngestConfig, number: tuple[int, int], classes: ClassNames
+) -> tuple[Row, bytes]:
     if pair.problem is not None:
-        raise _PairError(*pair.problem)
-    _check_unicode(pair.key, "the key")
+        raise Refusal(*pair.problem)
+    check_unicode(pair.key, "the key")
     if pair.image is None:
-        raise _PairError(reasons.MISSING_IMAGE, "the sample has no image")
+        raise Refusal(reasons.MISSING_IMAGE, "the sample has no image")
     if number[0] < 0:
         # Of evaluation sets only the picture must be good.
         metadata, captions = _as_far_as_good(pair, config)
+        left_out = []
     else:
         metadata = _metadata(pair)
-        captions = filters.kept_captions(_captions(pair, metadata, config), config.filters)
+        captions, left_out = captions_of(pair, metadata, config.filters)
+        captions = filters.kept_captions(captions, config.filters)
     image = images.check_image(
         pair.image, config.limits, config.storage, mirrored=config.duplicates.mirrored
     )
     filters.check_picture(image.views[0], config.filters)
-    label = metadata.pop("label", None)
-    label = _labels(label if pair.label is None else pair.label) if number[0] >= 0 else ()
+    label, others, label_remarks = _labels(pair.label, metadata.pop("label", None), classes)
     for name in ("caption", "captions", "key", "status"):
         metadata.pop(name, None)
     try:
         extra = plain(metadata | dict(pair.extra or {}))
+        if others:
+            # Beside a column of that name it gets another one.
+            name = next(x for x in ("label", "class_label", "source_label") if x not in extra)
+            extra[name] = plain(others[0] if len(others) == 1 else others)
     except RecursionError:
-        raise _PairError(reasons.INVALID_METADATA, "the metadata is nested too deep") from None
+        raise Refusal(reasons.INVALID_METADATA, "the metadata is nested too deep") from None
     texts = tuple(caption.text for caption in captions)
     extra = plain(filters.scored(image.stored, texts, extra, config.filters))
     meta = json.dumps(extra, sort_keys=True, ensure_ascii=False)
-    _check_unicode(meta, "the metadata")
+    check_unicode(meta, "the metadata")
     if len(meta) > MAX_SIDE_BYTES:
         detail = f"metadata of {len(meta)} characters, the limit is {MAX_SIDE_BYTES}"
-        raise _PairError(reasons.INVALID_METADATA, detail)
+        raise Refusal(reasons.INVALID_METADATA, detail)
     row = Row(
         key=pair.key or image.sha256.hex(),
         source=pair.source,
@@ -241,31 +247,33 @@ def _row(pair: RawPair, config: IngestConfig, number: tuple[int, int]) -> tuple[
         views=image.views,
         label=label,
         meta=meta,
+        remarks=(*pair.remarks, *left_out, *label_remarks),
     )
     return row, image.stored
+
+
+def _labels(
+    column: Any, beside: Any, classes: ClassNames
+) -> tuple[tuple[int, ...], list[Any], list[str]]:
+    """Returns the class ids of a pair, what is no class of its labels, and remarks on both.
+
+    What a column or a file of its own says comes before what the metadata beside it says.
+    """
+    labels = [class_labels.resolve(value, classes) for value in (column, beside)]
+    ids = next((label.ids for label in labels if label.ids), ())
+    others = [item for label in labels for item in label.others]
+    others += labels[1].ids if ids != labels[1].ids else ()
+    missing = sum(label.missing for label in labels)
+    found = [remarks.LABELS_IN_META] * len(others) + [remarks.LABELS_MISSING] * missing
+    return ids, others, found
 
 
 def _as_far_as_good(pair: RawPair, config: IngestConfig) -> tuple[dict[str, Any], list[Caption]]:
     """Returns captions as far as there are any, and no metadata."""
     try:
-        return {}, _captions(pair, _metadata(pair), config)
-    except _PairError:
+        return {}, captions_of(pair, _metadata(pair), config.filters)[0]
+    except Refusal:
         return {}, []
-
-
-def _labels(value: Any) -> tuple[int, ...]:
-    """Returns class ids; a text may hold one, as in tables and `.cls` files."""
-    if isinstance(value, bytes):
-        value = _decode_text(value, "label")
-    if isinstance(value, str):
-        value = value.strip()
-        value = int(value) if value.isdecimal() and len(value) < 20 else value or None
-    items = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(item) is int and 0 <= item < 2**63 for item in items):
-        raise _PairError(
-            reasons.INVALID_METADATA, "label must be a class id of at least 0, or a list of such"
-        )
-    return tuple(items)
 
 
 def plain(value: Any) -> Any:
@@ -284,88 +292,16 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
-def _check_unicode(text: str, name: str) -> None:
-    """Refuses lone surrogates, which JSON and file names may hold, but no UTF-8 text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _PairError(reasons.INVALID_UTF8, f"{name} holds half of a surrogate pair") from None
-
-
-def _decode_text(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _PairError(
-            reasons.INVALID_UTF8, f"{name}: {error.reason} at byte {error.start}"
-        ) from None
-
-
 def _metadata(pair: RawPair) -> dict[str, Any]:
     if pair.metadata is None:
         return {}
     try:
-        value = json.loads(_decode_text(pair.metadata, "metadata"))
+        value = json.loads(decode_text(pair.metadata, "metadata"))
     except (ValueError, RecursionError) as error:  # Also for integers too long to convert.
-        raise _PairError(reasons.INVALID_METADATA, f"metadata is no JSON: {error}") from None
+        raise Refusal(reasons.INVALID_METADATA, f"metadata is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise _PairError(reasons.INVALID_METADATA, "metadata is no JSON object")
+        raise Refusal(reasons.INVALID_METADATA, "metadata is no JSON object")
     return value
-
-
-def _captions(pair: RawPair, metadata: dict[str, Any], config: IngestConfig) -> list[Caption]:
-    """Returns the distinct captions with their languages, the caption file's first.
-
-    The metadata may hold `caption`, one text, and `captions`: texts, or texts by language.
-    """
-    found: dict[str, str] = {}
-
-    def _add(text: Any, language: Any) -> None:
-        if isinstance(text, bytes):
-            text = _decode_text(text, "a caption")
-        language = language or record.UNKNOWN_LANGUAGE
-        if text is None:
-            return
-        if not isinstance(text, str):
-            raise _PairError(
-                reasons.INVALID_METADATA, f"a caption must be a text, not {type(text).__name__}"
-            )
-        if len(text) > _MAX_CAPTION:
-            detail = f"a caption of {len(text)} characters, the limit is {_MAX_CAPTION}"
-            raise _PairError(reasons.TEXT_TOO_LONG, detail)
-        _check_unicode(text, "a caption")
-        _check_unicode(language, "a language")
-        text = normalize_text(filters.clean(text, config.filters))
-        if text and found.get(text, record.UNKNOWN_LANGUAGE) == record.UNKNOWN_LANGUAGE:
-            found[text] = language
-
-    for text, language in pair.captions or ():
-        _add(text, language)
-    if pair.text is not None:
-        _add(_decode_text(pair.text, "text"), record.UNKNOWN_LANGUAGE)
-    if metadata.get("caption") is not None:
-        _add(metadata["caption"], record.UNKNOWN_LANGUAGE)
-    captions = metadata.get("captions") or {}
-    by_language = captions if isinstance(captions, dict) else {record.UNKNOWN_LANGUAGE: captions}
-    for language, texts in by_language.items():
-        for text in texts if isinstance(texts, list) else [texts]:
-            _add(text, language)
-    if found:
-        return [Caption(text, language) for text, language in found.items()]
-    given = pair.text is not None or pair.captions or captions
-    if not given and metadata.get("caption") is None:
-        raise _PairError(
-            reasons.MISSING_TEXT, "the sample has neither a caption file nor a caption"
-        )
-    raise _PairError(reasons.EMPTY_TEXT, "every caption is empty or white space")
-
-
-def normalize_text(text: str) -> str:
-    """Returns the NFC form without control characters, white space squeezed."""
-    text = unicodedata.normalize("NFC", text)
-    if not text.isprintable():
-        text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
-    return " ".join(text.split())
 
 
 class Forest:
@@ -439,6 +375,12 @@ def is_evaluated(row: Row, config: IngestConfig) -> bool:
     return of_sets or row.source in config.eval_sources
 
 
+def remarks_on(row: Row) -> list[str]:
+    """Returns what was left out of a row or is there twice, of `remarks`."""
+    further = len(row.text) - len(set(row.text))
+    return [*row.remarks, *[remarks.CAPTIONS_IN_FURTHER_LANGUAGES] * further]
+
+
 def rejected(row: Row, reason: str, detail: str, other: Place | None = None) -> Rejection:
     """Returns the rejection of a row."""
     detail = detail[:_MAX_DETAIL]
@@ -452,13 +394,14 @@ PROFILED = ("aspect", "captions", "language", "shorter side", "source", "tag", "
 def profile(row: Row) -> list[tuple[str, str]]:
     """Returns what a pair counts for in the report: features and values, few of each."""
     captions = [("language", language) for language in row.language]
-    captions += [("words", _range(len(text.split()))) for text in row.text]
+    texts = dict.fromkeys(row.text)
+    captions += [("words", _range(len(text.split()))) for text in texts]
     aspect = math.log2(row.width / row.height)
     return [
         *captions,
         *(("tag", tag) for tag in row.tags),
         ("source", row.source),
-        ("captions", str(len(row.text))),
+        ("captions", str(len(texts))),
         ("shorter side", _range(min(row.width, row.height))),
         ("aspect", f"{2 ** (round(2 * aspect) / 2):.2f}"),
     ]
@@ -472,8 +415,9 @@ def _range(value: int) -> str:
 
 def rank(row: Row, config: IngestConfig) -> tuple:
     """Returns what orders the copies of a picture, the best first; no two are equal."""
-    longest = max((len(text) for text in row.text), default=0)
-    return (-row.width * row.height, -len(row.text), -longest, order_key(row, config))
+    texts = set(row.text)
+    longest = max(map(len, texts), default=0)
+    return (-row.width * row.height, -len(texts), -longest, order_key(row, config))
 
 
 def without_captions(row: Row, unwanted: Container[str]) -> Row | None:

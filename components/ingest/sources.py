@@ -1,12 +1,13 @@
 """Where the pairs of an input lie: its files, the parts they are read in, and their columns."""
 
 import errno
+import functools
 import gzip
 import posixpath
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from sigline.components.ingest import reasons
@@ -18,6 +19,8 @@ MAX_SIDE_BYTES = 2**20
 # What reading a damaged compressed file raises; other errors may pass and are tried again.
 DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile)
 _URLS = ("http://", "https://")
+# A byte order mark and a zero-width space, which copied URLs come with.
+_INVISIBLE_BLANKS = "\ufeff\u200b"
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # Tried in this order where the configuration names none; open_clip, img2dataset, DataComp,
 # TensorFlow Datasets and Hugging Face use them.
@@ -34,11 +37,14 @@ IMAGE_COLUMNS = (
     "filename",
     "path",
     "url",
+    "image_url",
+    "img_url",
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "image/text")
 KEY_COLUMNS = ("key", "uid", "__key__", "id")
 LANGUAGE_COLUMNS = ("language", "lang")
 LABEL_COLUMNS = ("label", "cls", "image/class/label")
+QUOTING = NO_QUOTES, MINIMAL_QUOTES = "none", "minimal"
 
 
 class Files(Protocol):
@@ -70,6 +76,10 @@ class SourceConfig:
         language: Column of the captions' language.
         label: Column of class ids.
         delimiter: Of tables; tab for `.tsv` and comma otherwise if empty.
+        quoting: Of tables: `none`, quotes are characters like others; or `minimal`, a field that
+            begins with a quote ends with one, and a doubled quote in it is one. If empty, `none`
+            for `.tsv` and `minimal` otherwise.
+        columns: Names of the columns of CSV and TSV files whose first line is a row already.
         class_folders: Whether the folders of an image folder are classes. Their position in order
             is the label, and their name the caption of images that have none.
     """
@@ -83,6 +93,8 @@ class SourceConfig:
     language: str = ""
     label: str = ""
     delimiter: str = ""
+    quoting: str = ""
+    columns: tuple[str, ...] = ()
     class_folders: bool = False
 
     def __post_init__(self) -> None:
@@ -90,6 +102,16 @@ class SourceConfig:
             raise ValueError(
                 "source.delimiter must be one character. "
                 f"Received: source.delimiter={self.delimiter!r}"
+            )
+        if self.quoting not in ("", *QUOTING):
+            raise ValueError(
+                f"source.quoting must be one of {', '.join(QUOTING)}, or empty. "
+                f"Received: source.quoting={self.quoting!r}"
+            )
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(
+                "source.columns must name each column once. "
+                f"Received: source.columns={', '.join(self.columns)}"
             )
 
     def below(self, base: str) -> "SourceConfig":
@@ -151,6 +173,7 @@ class RawPair:
         label: Class ids, from a column.
         extra: All other columns.
         problem: Why the sample, or what follows it, could not be read.
+        remarks: What was left out though the pair is good, of `remarks`.
     """
 
     key: str
@@ -167,6 +190,8 @@ class RawPair:
     label: Any = None
     extra: Mapping[str, Any] | None = None
     problem: Problem | None = None
+    # Fetching knows its finished shards by how their rows are written.
+    remarks: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Reader(Protocol):
@@ -198,32 +223,53 @@ class Columns(NamedTuple):
 
     @classmethod
     def choose(cls, present: Collection[str], config: SourceConfig) -> "Columns":
-        """Returns those of a table; what the configuration names is taken and nothing else."""
+        """Returns those of a table; what the configuration names is taken and nothing else.
 
-        def first(named: str, usual: tuple[str, ...]) -> str | None:
-            candidates = (named,) if named else usual
-            return next((name for name in candidates if name in present), None)
+        Names are compared without regard to case where none is the same to the letter.
+        """
+        return _chosen(tuple(present), config)
 
-        captions = tuple(name for name in config.caption if name in present)
-        if not config.caption:
-            usual = first("", CAPTION_COLUMNS)
-            captions = () if usual is None else (usual,)
-        return cls(
-            image=first(config.image, IMAGE_COLUMNS),
-            captions=captions,
-            key=first(config.key, KEY_COLUMNS),
-            language=first(config.language, LANGUAGE_COLUMNS),
-            label=first(config.label, LABEL_COLUMNS),
-        )
+
+def column_named(name: str, present: Collection[str]) -> str | None:
+    """Returns the column that a name means: the same to the letter, else but for case."""
+    if name in present:
+        return name
+    folded = name.strip().casefold()
+    return next((other for other in present if other.strip().casefold() == folded), None)
+
+
+# Tables of text name the columns of each of their rows.
+@functools.lru_cache(maxsize=64)
+def _chosen(present: tuple[str, ...], config: SourceConfig) -> Columns:
+    def first(named: str, usual: tuple[str, ...]) -> str | None:
+        names = (column_named(name, present) for name in ((named,) if named else usual))
+        return next((name for name in names if name is not None), None)
+
+    captions = [column_named(name, present) for name in config.caption]
+    if not config.caption:
+        captions = [first("", CAPTION_COLUMNS)]
+    return Columns(
+        image=first(config.image, IMAGE_COLUMNS),
+        captions=tuple(dict.fromkeys(name for name in captions if name is not None)),
+        key=first(config.key, KEY_COLUMNS),
+        language=first(config.language, LANGUAGE_COLUMNS),
+        label=first(config.label, LABEL_COLUMNS),
+    )
+
+
+def url_of(text: str) -> str | None:
+    """Returns the URL that a text is, without blanks around it; None for a text that is none."""
+    text = text.strip().strip(_INVISIBLE_BLANKS).strip()
+    return text if text[:8].lower().startswith(_URLS) else None
 
 
 def image_below(root: str, path: str) -> dict[str, Any]:
     """Returns the field of a pair for an image that is named from a root, or its problem."""
     prefix = posixpath.join(root, "")
     named = path.removeprefix(prefix)
-    if named.startswith(_URLS):
-        detail = f"{named[:200]!r} is a URL; `sigline data fetch` fetches it first"
-        return {"image_url": named, "problem": Problem(reasons.UNSAFE_PATH, detail)}
+    if (url := url_of(named)) is not None:
+        detail = f"{url[:200]!r} is a URL; `sigline data fetch` fetches it first"
+        return {"image_url": url, "problem": Problem(reasons.UNSAFE_PATH, detail)}
     inner = posixpath.normpath(named)
     outside = inner.startswith("/") or inner == "." or inner.split("/")[0] == ".."
     if outside or "\0" in path or "\\" in path or "://" in named or not _is_name(path):

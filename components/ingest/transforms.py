@@ -33,6 +33,7 @@ from sigline.components.ingest import (
     rules,
     tag_transforms,
 )
+from sigline.components.ingest.class_labels import ClassNames
 from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.images import ImageLimits
 from sigline.components.ingest.sources import (
@@ -92,12 +93,17 @@ def copy_classes(base: str, examples_dir: str) -> None:
     Raises:
         ValueError: If the file is no label set.
     """
+    labels = _read_classes(base)
+    if labels is not None:
+        write_file(posixpath.join(examples_dir, record.CLASSES_FILE), labels.to_json().encode())
+
+
+def _read_classes(base: str) -> LabelSet | None:
     path = posixpath.join(base, record.CLASSES_FILE)
     if not FileSystems.exists(path):
-        return
+        return None
     with FileSystems.open(path) as handle:
-        labels = LabelSet.from_json(handle.read().decode())
-    write_file(posixpath.join(examples_dir, record.CLASSES_FILE), labels.to_json().encode())
+        return LabelSet.from_json(handle.read().decode())
 
 
 class Ingest(beam.PTransform):
@@ -114,7 +120,7 @@ class Ingest(beam.PTransform):
         """Finds the parts of the input.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are none, or the input's `classes.json` is no label set.
         """
         super().__init__()
         config = replace(config, source=config.source.below(input_base))
@@ -136,6 +142,8 @@ class Ingest(beam.PTransform):
                 for number, (base, split, part) in enumerate(others)
             ),
         ]
+        labels = _read_classes(input_base)
+        self._classes = ClassNames(labels.names if labels is not None else ())
         self._examples_dir = examples_dir
         self._report_dir = report_dir
         self._config = config
@@ -148,14 +156,17 @@ class Ingest(beam.PTransform):
             | "SpreadParts" >> beam.Reshuffle()
             | "ExaminePart"
             >> ParDoByTag(
-                _ExaminePart(self._examples_dir, self._config), (_ROW, _REJECTED, _READ, _APART)
+                _ExaminePart(self._examples_dir, self._config, self._classes),
+                (_ROW, _REJECTED, _READ, _APART),
             )
         )
         apart = (
             scanned[_APART]
             | "SpreadImages" >> beam.Reshuffle()
             | "ExamineImage"
-            >> ParDoByTag(_ExamineImage(self._examples_dir, self._config), (_ROW, _REJECTED))
+            >> ParDoByTag(
+                _ExamineImage(self._examples_dir, self._config, self._classes), (_ROW, _REJECTED)
+            )
         )
         examined = {
             name: (scanned[name], apart[name]) | f"All_{name}" >> beam.Flatten()
@@ -210,6 +221,11 @@ class Ingest(beam.PTransform):
             | "ReasonsOfEvalSets" >> beam.Map(lambda item: item[1].reason)
             | "CountEvalSets" >> beam.combiners.Count.PerElement()
         )
+        remarks = (
+            rows
+            | "RemarksOfRow" >> beam.FlatMapTuple(lambda _, row: rules.remarks_on(row))
+            | "CountRemarks" >> beam.combiners.Count.PerElement()
+        )
         profile = rows | "Profile" >> report_transforms.Profile()
         samples = {"kept": rows, "rejected": rejected} | "Samples" >> report_transforms.Samples()
         return (
@@ -224,6 +240,7 @@ class Ingest(beam.PTransform):
                 AsSingleton(parts | "AddParts" >> beam.CombineGlobally(rules.add_counts)),
                 AsDict(evaluated),
                 AsDict(tagged),
+                AsDict(remarks),
                 self._examples_dir,
                 self._report_dir,
                 self._config.eval_sources,
@@ -272,9 +289,10 @@ def _settle() -> None:
 class _Examine(beam.DoFn):
     """Examines pairs; keeps the images that must wait in one file for each bundle."""
 
-    def __init__(self, examples_dir: str, config: rules.IngestConfig):
+    def __init__(self, examples_dir: str, config: rules.IngestConfig, classes: ClassNames):
         self._folder = posixpath.join(examples_dir, _WAITING_FOLDER)
         self._config = config
+        self._classes = classes
         # What is evaluated on is so whatever training leaves out.
         self._unfiltered = replace(config, filters=FilterConfig(), limits=ImageLimits())
         self._waiting: Any = None
@@ -292,7 +310,7 @@ class _Examine(beam.DoFn):
 
     def _outcome(self, part: int, number: int, pair: RawPair):
         config = self._config if part >= 0 else self._unfiltered
-        found = rules.examine(pair, config, (part, number))
+        found = rules.examine(pair, config, (part, number), self._classes)
         if isinstance(found, rules.Rejection):
             return _REJECTED, ((part, number), found)
         row, image = found
@@ -489,6 +507,7 @@ def _write_report(
     counted: Counter,
     not_protected: dict[str, int],
     tagged: dict[str, int],
+    remarks: dict[str, int],
     examples_dir: str,
     report_dir: str,
     eval_sources: tuple[str, ...],
@@ -539,6 +558,8 @@ def _write_report(
         # Pairs of evaluation sets that could not be looked at.
         "eval_sets_unreadable": not_protected,
         "splits": records,
+        # What was left out of pairs that are written.
+        "remarks": dict(remarks),
     }
     for name, content in (
         (artifacts.PROFILE_FILE, profile),

@@ -232,7 +232,7 @@ def test_class_file_is_the_label():
     assert pair.label == b"7"
 
 
-TABLE = b'image,caption,license\na.png,a dog,cc0\nb/c.png,"one, two\nthree",by\n'
+TABLE = b'image,caption,license\na.png,a dog,cc0\nb/c.png,"one\ntwo ""three""",by\n'
 
 
 @pytest.mark.parametrize(
@@ -240,19 +240,18 @@ TABLE = b'image,caption,license\na.png,a dog,cc0\nb/c.png,"one, two\nthree",by\n
     [
         ("d/t.csv", TABLE),
         ("d/t.csv.gz", gzip.compress(TABLE, mtime=0)),
-        ("d/t.csv", b"\xef\xbb\xbf" + TABLE.replace(b"\n", b"\r\n").replace(b"two\r", b"two")),
-        ("d/t.tsv", b'image\tcaption\tlicense\na.png\ta dog\tcc0\nb/c.png\t"one, two\nthree"\tby'),
+        ("d/t.csv", b"\xef\xbb\xbf" + TABLE.replace(b"\n", b"\r\n").replace(b"one\r", b"one")),
         (
             "d/t.jsonl",
             b'{"image": "a.png", "caption": "a dog", "license": "cc0"}\n\n'
-            b'{"image": "b/c.png", "caption": ["one, two\\nthree"], "license": "by"}',
+            b'{"image": "b/c.png", "caption": ["one\\ntwo \\"three\\""], "license": "by"}',
         ),
     ],
 )
 def test_table_gives_paths_captions_and_all_other_columns(path, content):
     first, second = _read("table", path, content)
     assert (first.image_path, first.captions) == ("d/a.png", (("a dog", None),))
-    assert (second.image_path, second.captions) == ("d/b/c.png", (("one, two\nthree", None),))
+    assert (second.image_path, second.captions) == ("d/b/c.png", (('one\ntwo "three"', None),))
     assert [pair.extra for pair in (first, second)] == [{"license": "cc0"}, {"license": "by"}]
     assert first.image is None
     assert first.source == "t"

@@ -173,8 +173,6 @@ def _samples():
         "json_caption_number": ("invalid_metadata", meta(b'{"caption": 7}')),
         "json_latin": ("invalid_utf8", meta(b'{"a": "\xe9"}')),
         "json_half_surrogate": ("invalid_utf8", meta(b'{"caption": "half \\ud800"}')),
-        "label_negative": ("invalid_metadata", meta(b'{"label": -1}')),
-        "label_words": ("invalid_metadata", meta(b'{"label": "cat"}')),
         "score_high": ("score_out_of_range", scored(0.9)),
         "score_words": ("score_out_of_range", scored("high")),
         "score_missing": ("score_out_of_range", {"png": png, "txt": text, "json": b"{}"}),
@@ -189,6 +187,8 @@ def _samples():
         "moving": (WRITTEN, image(_animation(), "gif")),
         "colors_of_print": (WRITTEN, image(encode(picture(904).convert("CMYK"), "JPEG"), "jpg")),
         "byte_order_mark": (WRITTEN, words(b"\xef\xbb\xbf" + text)),
+        "label_negative": (WRITTEN, meta(b'{"label": -1, "punsafe": 0.1}')),
+        "label_words": (WRITTEN, meta(b'{"label": "cat", "punsafe": 0.1}')),
         "entities": (WRITTEN, words("salt &amp; pepper on the table")),
     }
     found = {}

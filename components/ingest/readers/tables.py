@@ -1,9 +1,7 @@
 """Tables in text files: CSV, TSV and JSON Lines, and lists of image files."""
 
 import codecs
-import collections
 import contextlib
-import csv
 import gzip
 import io
 import json
@@ -12,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from sigline.components.ingest import reasons
+from sigline.components.ingest.readers.delimited import Dialect, named_rows
 from sigline.components.ingest.readers.folders import side_file
 from sigline.components.ingest.readers.values import pair_of
 from sigline.components.ingest.sources import (
@@ -30,8 +29,6 @@ _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _SUFFIXES = (".csv", ".tsv", *_JSON_SUFFIXES)
 # No line is longer; csv itself allows fields of an eighth of that.
 _MAX_LINE_BYTES = 2**20
-# No row spans more of them.
-_MAX_ROW_LINES = 100
 # What one worker reads of JSON Lines and lists at a time.
 _PART_BYTES = 64 * 2**20
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -56,8 +53,7 @@ class TableReader:
         if plain.endswith(_JSON_SUFFIXES):
             rows = _objects(_lines(part, files))
         else:
-            delimiter = config.delimiter or ("\t" if plain.endswith(".tsv") else ",")
-            rows = _rows(_lines(part, files), delimiter)
+            rows = named_rows(_lines(part, files), Dialect.of(part.path, config), config)
         for position, values in rows:
             if isinstance(values, Problem):
                 yield _broken(part.path, position, values)
@@ -121,6 +117,8 @@ def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
         if part.path.endswith(".gz"):
             handle = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=handle)))
         try:
+            if _ends_lines_by_returns(handle):
+                handle = cast(BinaryIO, io.BufferedReader(_Returns(handle)))
             if offset:
                 # The line that reaches into this part belongs to the part before.
                 handle.seek(offset - 1)
@@ -153,6 +151,34 @@ def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
             yield offset, Problem(reasons.DAMAGED_ARCHIVE, detail)
 
 
+def _ends_lines_by_returns(handle: BinaryIO) -> bool:
+    """Whether carriage returns alone end the lines of a file, as on old Macs."""
+    first = handle.readline(_MAX_LINE_BYTES)
+    handle.seek(0)
+    return b"\r" in first and not first.endswith(b"\n")
+
+
+class _Returns(io.RawIOBase):
+    """Reads a file with a line feed for each carriage return: what it holds keeps its place."""
+
+    def __init__(self, handle: BinaryIO):
+        self._handle = handle
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._handle.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._handle.read(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(content)] = content
+        return len(content)
+
+
 def _line(handle: BinaryIO) -> tuple[bytes, int]:
     """Returns the next line, or the first of its bytes if it is too long, and its size."""
     line = piece = handle.readline(_MAX_LINE_BYTES + 1)
@@ -180,67 +206,3 @@ def _objects(
             yield offset, value
         else:
             yield offset, line
-
-
-class _Rows:
-    """The rows of a table. One that breaks its rules ends with its first line."""
-
-    def __init__(self, lines: Iterator[tuple[int, bytes | Problem]], delimiter: str):
-        self._lines = lines
-        self._delimiter = delimiter
-        self._used: list[tuple[int, bytes | Problem]] = []
-        self._again: collections.deque[tuple[int, bytes | Problem]] = collections.deque()
-
-    def __iter__(self) -> Iterator[tuple[int, list[str] | Problem]]:
-        while True:
-            try:
-                for row in csv.reader(self._texts(), delimiter=self._delimiter, strict=True):
-                    if row:
-                        yield self._used[0][0], row
-                    self._used.clear()
-            except csv.Error as error:
-                offset = self._used[0][0]
-                # A quote that nothing closes must not swallow the rows after it.
-                self._again.extendleft(reversed(self._used[1:]))
-                self._used.clear()
-                yield offset, Problem(reasons.INVALID_ROW, f"the row is no CSV: {error}")
-                continue
-            item = self._next()
-            if item is None:
-                return
-            offset, problem = item
-            assert isinstance(problem, Problem)
-            yield offset, problem
-
-    def _next(self) -> tuple[int, bytes | Problem] | None:
-        return self._again.popleft() if self._again else next(self._lines, None)
-
-    def _texts(self) -> Iterator[str]:
-        while (item := self._next()) is not None:
-            if isinstance(item[1], Problem):
-                self._again.appendleft(item)
-                return
-            self._used.append(item)
-            if len(self._used) > _MAX_ROW_LINES:
-                raise csv.Error(f"no end within {_MAX_ROW_LINES} lines; a quote is not closed")
-            yield item[1].decode("utf-8", "surrogateescape")
-
-
-def _rows(
-    lines: Iterator[tuple[int, bytes | Problem]], delimiter: str
-) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
-    """Yields the rows of a table by the names of its first one."""
-    header: list[str] | None = None
-    for offset, row in _Rows(lines, delimiter):
-        if isinstance(row, Problem):
-            yield offset, row
-            if header is None:
-                # Without the names of its columns the rest means nothing.
-                return
-        elif header is None:
-            header = [name.strip() for name in row]
-        elif len(row) != len(header) or len(set(header)) != len(header):
-            detail = f"{len(row)} values for the columns {', '.join(header)[:500]}"
-            yield offset, Problem(reasons.INVALID_ROW, detail)
-        else:
-            yield offset, dict(zip(header, row, strict=True))

@@ -4,7 +4,7 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from sigline.components.ingest import reasons
+from sigline.components.ingest import cells, reasons, remarks
 from sigline.components.ingest.sources import (
     Columns,
     Problem,
@@ -33,7 +33,9 @@ def pair_of(
         (columns.captions, reasons.MISSING_TEXT),
     ):
         if not name and "problem" not in fields:
-            detail = f"no such column among {', '.join(values)[:500]}"
+            detail = f"no such column among {', '.join(values)[:400]}"
+            if len(values) == 1 and any(mark in next(iter(values)) for mark in ",;|\t"):
+                detail += "; source.delimiter names the character that parts the columns"
             fields["problem"] = Problem(reason, detail)
     image = values.get(columns.image) if columns.image else None
     if isinstance(image, Mapping):
@@ -42,11 +44,15 @@ def pair_of(
         fields |= image_below(config.root or posixpath.dirname(shard), image)
     elif isinstance(image, bytes) and image:
         fields["image"] = image
-    captions = [(text, None) for name in columns.captions for text in _texts(values[name])]
-    languages = [_text(x) for x in _texts(values.get(columns.language))] if columns.language else []
+    captions = [item for name in columns.captions for item in _captions(values[name])]
+    languages = _items(values.get(columns.language)) if columns.language else []
+    noted: tuple[str, ...] = ()
     if captions and len(languages) in (1, len(captions)):
         languages *= len(captions) // len(languages)
-        captions = [(text, x) for (text, _), x in zip(captions, languages, strict=True)]
+        named = zip(captions, languages, strict=True)
+        captions = [(text, tag or _tag(other)) for (text, tag), other in named]
+    elif captions and languages:
+        noted = (remarks.LANGUAGES_UNMATCHED,) * len(languages)
     taken = {columns.image, columns.key, columns.language, columns.label, *columns.captions}
     return RawPair(
         key=_text(values.get(columns.key)) if columns.key else "",
@@ -56,15 +62,42 @@ def pair_of(
         captions=tuple(captions),
         label=values.get(columns.label) if columns.label else None,
         extra={name: value for name, value in values.items() if name not in taken},
+        remarks=noted,
         **fields,
     )
 
 
-def _texts(value: Any) -> list[Any]:
-    """Returns captions: a column may hold one or a list."""
-    if value is None or value != value:  # Not a number stands for nothing in data frames.
+def _captions(value: Any) -> list[tuple[Any, Any]]:
+    """Returns the captions of a cell with their languages: one, a list, or either by language."""
+    if isinstance(value, Mapping):
+        return [(text, tag) for tag, texts in value.items() for text in _items(texts)]
+    return [(text, None) for text in _items(value)]
+
+
+def _items(value: Any) -> list[Any]:
+    """Returns the texts of a cell, which may hold one, or a list, also one written as text."""
+    if isinstance(value, str | bytes) and (items := _listed(value)) is not None:
+        value = items
+    # Not a number stands for nothing in data frames, and a word may.
+    if cells.is_missing(value) and not isinstance(value, str | bytes):
         return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+    return list(cells.flat(value))
+
+
+def _listed(value: str | bytes) -> list[Any] | None:
+    """Returns the list of texts that a text is; one of numbers alone is a text."""
+    try:
+        items = cells.listed(value if isinstance(value, str) else value.decode())
+    except UnicodeDecodeError:
+        return None
+    if items is None:
+        return None
+    texts = [item for item in cells.flat(items) if item is not None]
+    return items if not texts or any(isinstance(item, str) for item in texts) else None
+
+
+def _tag(value: Any) -> str | None:
+    return None if cells.is_missing(value) else _text(value) or None
 
 
 def _text(value: Any) -> str:
@@ -72,4 +105,5 @@ def _text(value: Any) -> str:
         value = value[0] if value else None
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
-    return "" if value is None else str(value)
+    is_number = not isinstance(value, str)
+    return "" if is_number and cells.is_missing(value) else str(value)

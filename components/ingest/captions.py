@@ -1,0 +1,149 @@
+"""The captions of a pair: from its files, its metadata and its columns, each once a language."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from sigline.components.ingest import cells, filters, reasons, remarks
+from sigline.components.ingest.filters import Caption, FilterConfig, Refusal
+from sigline.components.ingest.sources import RawPair
+from sigline.schemas import record
+
+# Characters of a caption; normalising one takes the square of them at worst.
+_MAX_CHARACTERS = 10_000
+# Categories that show nothing of their own: controls, formats, half surrogates, separators, and
+# marks that need a letter to stand on.
+_INVISIBLE_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me"))
+# Letters and symbols that are drawn as nothing: fillers of Hangul, the empty pattern of Braille,
+# the musical null note head and the place of an object; and what Unicode sets aside for characters
+# that are ignored, or never is one.
+_INVISIBLE = re.compile(
+    "[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\ufffc\ufdd0-\ufdef\ufffe\uffff"
+    "\U0001d159\U000e0000-\U000e0fff]"
+)
+
+
+def captions_of(
+    pair: RawPair, metadata: Mapping[str, Any], config: FilterConfig
+) -> tuple[list[Caption], list[str]]:
+    """Returns the captions with their languages, the columns' and the caption file's first.
+
+    The metadata may hold `caption`, one text, and `captions`: texts, or texts by language. A
+    caption that reads the same in several languages is there once for each of them, one after the
+    other; one whose language is known is not there with an unknown one, too.
+
+    Args:
+        pair: The pair.
+        metadata: Its metadata.
+        config: How captions are cleaned.
+
+    Returns:
+        The captions, and `remarks` on what was left out.
+
+    Raises:
+        Refusal: If there is none, or one cannot be read.
+    """
+    collected = _Captions(config)
+    for text, language in pair.captions or ():
+        collected.add(text, language)
+    if pair.text is not None:
+        collected.add(decode_text(pair.text, "text"))
+    collected.add(metadata.get("caption"))
+    captions = metadata.get("captions")
+    by_language = captions if isinstance(captions, dict) else {None: captions}
+    for language, texts in by_language.items():
+        for text in texts if isinstance(texts, list) else [texts]:
+            collected.add(text, language)
+    return collected.result()
+
+
+class _Captions:
+    """Captions as they are collected, in order."""
+
+    def __init__(self, config: FilterConfig):
+        self._config = config
+        # Languages by how they compare, for each text.
+        self._languages: dict[str, dict[str, str]] = {}
+        self._missing: list[str] = []
+        self._empty = 0
+
+    def add(self, text: Any, language: Any = None) -> None:
+        """Adds a caption, unless it stands for none or nothing of it is visible."""
+        if isinstance(text, bytes):
+            text = decode_text(text, "a caption")
+        if cells.is_missing(text):
+            self._missing += [text] if isinstance(text, str) else []
+            return
+        if not isinstance(text, str):
+            detail = f"a caption must be a text, not {type(text).__name__}"
+            raise Refusal(reasons.INVALID_METADATA, detail)
+        if len(text) > _MAX_CHARACTERS:
+            detail = f"a caption of {len(text)} characters, the limit is {_MAX_CHARACTERS}"
+            raise Refusal(reasons.TEXT_TOO_LONG, detail)
+        language = record.UNKNOWN_LANGUAGE if cells.is_missing(language) else str(language)
+        check_unicode(text, "a caption")
+        check_unicode(language, "a language")
+        text = normalize_text(filters.clean(text, self._config))
+        if not is_visible(text):
+            self._empty += 1
+            return
+        known = self._languages.setdefault(text, {})
+        known.setdefault(language.replace("_", "-").casefold(), language or record.UNKNOWN_LANGUAGE)
+
+    def result(self) -> tuple[list[Caption], list[str]]:
+        """Returns the captions, and remarks on what was left out."""
+        captions, found = [], []
+        for text, languages in self._languages.items():
+            tags = [tag for tag in languages.values() if tag != record.UNKNOWN_LANGUAGE]
+            captions += [Caption(text, tag) for tag in tags or [record.UNKNOWN_LANGUAGE]]
+        if captions:
+            found += [remarks.CAPTIONS_MISSING] * len(self._missing)
+            return captions, found + [remarks.CAPTIONS_EMPTY] * self._empty
+        if self._empty:
+            raise Refusal(reasons.EMPTY_TEXT, "nothing of any caption is visible")
+        if self._missing:
+            detail = f"the caption {self._missing[0].strip()!r} stands for a missing value"
+            raise Refusal(reasons.MISSING_TEXT, detail)
+        raise Refusal(reasons.MISSING_TEXT, "the sample has neither a caption file nor a caption")
+
+
+def normalize_text(text: str) -> str:
+    """Returns the NFC form without control characters, white space squeezed."""
+    text = unicodedata.normalize("NFC", text)
+    if not text.isprintable():
+        text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
+    return " ".join(text.split())
+
+
+def is_visible(text: str) -> bool:
+    """Whether anything of a text is seen: one of zero-width characters or fillers is empty."""
+    return any(
+        unicodedata.category(char) not in _INVISIBLE_CATEGORIES and not _INVISIBLE.match(char)
+        for char in text
+    )
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Refuses lone surrogates, which JSON and file names may hold, but no UTF-8 text.
+
+    Raises:
+        Refusal: If there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refusal(reasons.INVALID_UTF8, f"{name} holds half of a surrogate pair") from None
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Returns the text of bytes in UTF-8, with or without a byte order mark.
+
+    Raises:
+        Refusal: If they are in another encoding.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        detail = f"{name}: {error.reason} at byte {error.start}"
+        raise Refusal(reasons.INVALID_UTF8, detail) from None

@@ -1,0 +1,111 @@
+"""What the cells of tables hold: lists that are written as text, and words for nothing."""
+
+import ast
+import json
+import numbers
+import re
+import warnings
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from sigline.components.ingest.sources import MAX_SIDE_BYTES
+
+# What pandas reads as missing, and how Python, SQL, R and spreadsheets write it. `Nan` is not among
+# them: it is a name.
+MISSING_WORDS = frozenset(
+    (
+        "nan",
+        "NaN",
+        "NAN",
+        "-nan",
+        "-NaN",
+        "None",
+        "none",
+        "NONE",
+        "null",
+        "Null",
+        "NULL",
+        "NA",
+        "N/A",
+        "n/a",
+        "<NA>",
+        "NaT",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "1.#IND",
+        "-1.#IND",
+        "1.#QNAN",
+        "-1.#QNAN",
+    )
+)
+# An item of a list as Python and NumPy write it, with what follows: NumPy puts blanks between.
+_ITEM = re.compile(
+    r"""\s*+(?P<item>u?'(?:[^'\\]|\\.)*+'|u?"(?:[^"\\]|\\.)*+"|[\w.+-]++)"""
+    r"""(?:\s*+,|\s++|(?=\]))\s*+""",
+    re.DOTALL,
+)
+_NO_VALUE = ("None", "nan", "NaN", "null", "NA", "NaT")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: None, not a number, or one of `MISSING_WORDS`."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        return value.strip() in MISSING_WORDS
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    return value is None or (isinstance(value, numbers.Number) and bool(value != value))
+
+
+def listed(text: str) -> list[Any] | None:
+    """Returns the list that a text is, as JSON, Python or NumPy write it; None for other texts.
+
+    Nothing is evaluated but string literals.
+    """
+    text = text.strip()
+    if not text.startswith("[") or not text.endswith("]") or len(text) > MAX_SIDE_BYTES:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return _python_list(text)
+    return value if isinstance(value, list) else None
+
+
+def _python_list(text: str) -> list[Any] | None:
+    items, place, end = [], 1, len(text) - 1
+    while place < end:
+        match = _ITEM.match(text, place)
+        if match is None:
+            return None
+        try:
+            items.append(_literal(match["item"]))
+        except (ValueError, SyntaxError):
+            return None
+        place = match.end()
+    return items if place == end else None
+
+
+def _literal(item: str) -> Any:
+    if item in _NO_VALUE:
+        return None
+    if item[-1] in "'\"" and "\\" not in item:
+        return item.removeprefix("u")[1:-1]
+    with warnings.catch_warnings():
+        # Of escapes that Python does not know.
+        warnings.simplefilter("ignore")
+        return ast.literal_eval(item)
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """Yields the items of lists in lists, in order, however deep; of another value the value."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list | tuple):
+            stack.extend(reversed(value))
+        else:
+            yield value
