@@ -147,6 +147,8 @@ def rows(outcome: RunReport) -> list[tuple[str, str]]:
         ("pairs written", splits),
         ("pairs rejected", str(counts["rejected"])),
         *((f"  {reason}", str(n)) for reason, n in counts["rejected_by_reason"].items()),
+        # Counts of earlier runs have no remarks.
+        *((name.replace("_", " "), str(n)) for name, n in counts.get("remarks", {}).items()),
         ("steps", f"{training['steps']} of {training['global_batch_size']} pairs"),
         ("images per second", f"{training['images_per_second']:.0f} ({wait})"),
     ]

@@ -39,7 +39,8 @@ class ImageTextRecord:
     Attributes:
         key: Stable id: the source's key, else the SHA-256 of the image bytes in hex.
         image: JPEG or PNG bytes.
-        text: One or more captions, normalised to NFC.
+        text: One or more captions, normalised to NFC. One that reads the same in several languages
+            is there once for each of them.
         language: BCP-47 tag of each caption, `und` where unknown; as long as `text`.
         source: Data set or shard family that the pair came from.
         width: Width of the stored image in pixels.

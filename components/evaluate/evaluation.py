@@ -204,7 +204,7 @@ class Texts:
     embedding: np.ndarray
     pairs: np.ndarray
     first: np.ndarray
-    slices: dict[str, list[str]]
+    slices: dict[str, list[slices.Value]]
 
 
 def distinct_texts(split: EmbeddedSplit) -> Texts:
@@ -252,8 +252,8 @@ def _retrieval(split: EmbeddedSplit) -> dict[str, Measure]:
     return found
 
 
-def _transposed(rows: Iterable[dict[str, str]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _transposed(rows: Iterable[dict[str, slices.Value]]) -> dict[str, list[slices.Value]]:
+    found: dict[str, list[slices.Value]] = {}
     for row in rows:
         for name, value in row.items():
             found.setdefault(name, []).append(value)

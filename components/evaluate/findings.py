@@ -138,7 +138,8 @@ def _by_caption(
         best = np.argsort(-scores, kind="stable")[:_FOUND]
         shown = tuple((texts.text[t], float(scores[t])) for t in best)
         record = split.records[i]
-        found.append(Example(record.unit, record.text, shown, bool(ranks[i] == 0), int(ranks[i])))
+        own = tuple(dict.fromkeys(record.text))
+        found.append(Example(record.unit, own, shown, bool(ranks[i] == 0), int(ranks[i])))
     return tuple(found)
 
 

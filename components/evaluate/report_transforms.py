@@ -59,7 +59,7 @@ def _as_text(value: object) -> str:
 
 def _data(split: EmbeddedSplit) -> list[tuple[str, str]]:
     records = split.records
-    captions = sum(len(record.text) for record in records)
+    captions = sum(len(set(record.text)) for record in records)
     languages = Counter(tag for record in records for tag in record.language)
     return [
         ("records", f"{len(records):,}"),

@@ -14,7 +14,11 @@ _WORDS = (5, 10, 20, 40)
 _PIXELS = (64, 128, 224, 384, 768)
 
 
-def of_record(record: EvalRecord) -> dict[str, str]:
+# Of one dimension: the slice that a unit is in, or several.
+Value = str | tuple[str, ...]
+
+
+def of_record(record: EvalRecord) -> dict[str, Value]:
     """Returns the slice of a record in each dimension; of captions the first one counts."""
     return {
         "source": record.source,
@@ -23,13 +27,24 @@ def of_record(record: EvalRecord) -> dict[str, str]:
     }
 
 
-def of_caption(record: EvalRecord, number: int) -> dict[str, str]:
-    """Returns the slice of one of a record's captions in each dimension."""
+def of_caption(record: EvalRecord, number: int) -> dict[str, Value]:
+    """Returns the slice of one of a record's captions in each dimension.
+
+    A caption that reads the same in several languages is in the slices of them all.
+    """
+    text = record.text[number]
+    pairs = zip(record.text, record.language, strict=True)
+    languages = tuple(dict.fromkeys(tag for other, tag in pairs if other == text))
     return {
         "source": record.source,
-        "language": record.language[number],
-        "caption_words": _bucket(len(record.text[number].split()), _WORDS, "words"),
+        "language": languages if len(languages) > 1 else languages[0],
+        "caption_words": _bucket(len(text.split()), _WORDS, "words"),
     }
+
+
+def members(value: Value) -> tuple[str, ...]:
+    """Returns the slices that a unit is in."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _bucket(value: int, bounds: tuple[int, ...], unit: str) -> str:
@@ -54,7 +69,7 @@ def _renumbered(clusters: np.ndarray | None, inside: np.ndarray) -> np.ndarray |
 
 
 def sliced(
-    name: str, measure: intervals.Measure, slices: Mapping[str, list[str]]
+    name: str, measure: intervals.Measure, slices: Mapping[str, list[Value]]
 ) -> dict[str, intervals.Measure]:
     """Returns a mean for each slice, as `NAME/DIMENSION=VALUE`.
 
@@ -63,18 +78,18 @@ def sliced(
     Args:
         name: The metric's name.
         measure: A mean over units; others cannot be sliced and give nothing.
-        slices: By dimension, the slice of each unit.
+        slices: By dimension, the slice of each unit, or several.
     """
     if measure.values is None:
         return {}
     found = {}
     for dimension, values in slices.items():
-        distinct = sorted(set(values))
+        of_units = [members(value) for value in values]
+        distinct = sorted({value for of_unit in of_units for value in of_unit})
         if len(distinct) < 2:
             continue
-        array = np.array(values)
         for value in distinct:
-            inside = np.flatnonzero(array == value)
+            inside = np.flatnonzero([value in of_unit for of_unit in of_units])
             found[f"{name}/{dimension}={value}"] = intervals.mean(
                 [measure.units[i] for i in inside],
                 measure.values[inside],

@@ -50,7 +50,7 @@ def _path(name: str) -> Any:
 
 def _write(
     units: Sequence[str],
-    rows: Sequence[Mapping[str, str]],
+    rows: Sequence[Mapping[str, slices.Value]],
     measures: Mapping[str, Measure],
     output_dir: str,
 ) -> None:
@@ -65,7 +65,9 @@ def _write(
         if "/" not in name and measure.values is not None and set(measure.units) <= set(place)
     }
     dimensions = sorted({name for row in rows for name in row})
-    columns: dict[str, list] = {name: [[row[name]] for row in rows] for name in dimensions}
+    columns: dict[str, list] = {
+        name: [list(slices.members(row[name])) for row in rows] for name in dimensions
+    }
     for name, measure in chosen.items():
         values, weights = [[0.0] for _ in units], [[0.0] for _ in units]
         assert measure.values is not None

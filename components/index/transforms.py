@@ -125,7 +125,9 @@ class _EmbedShard(beam.DoFn):
                     unreadable.append(f"{item.source}/{item.key}")
                     continue
                 small = corpus.thumbnail(item.image) if self._thumbnails else None
-                rows.append(corpus.Row(item.key, item.source, item.text, vector, small))
+                # A caption of several languages is shown once.
+                texts = tuple(dict.fromkeys(item.text))
+                rows.append(corpus.Row(item.key, item.source, texts, vector, small))
         return rows, unreadable
 
 

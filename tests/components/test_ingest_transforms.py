@@ -181,12 +181,49 @@ def test_broken_classes_file_is_refused(tmp_path):
         transforms.copy_classes(str(tmp_path), str(tmp_path / "out"))
 
 
+def test_counts_name_what_is_left_out_of_pairs(tmp_path):
+    (tmp_path / "in").mkdir()
+    samples = _samples(4)
+    for key, image, _ in samples:
+        (tmp_path / "in" / f"{key}.png").write_bytes(image)
+    rows = [
+        {"caption": {"de": "Gorilla", "en": ["gorilla", "Gorilla"]}, "label": "GREAT ape"},
+        {"caption": "['a dog', 'nan']", "label": "1.0"},
+        {"caption": "a lynx", "label": "lynx"},
+        {"caption": "nothing", "label": float("nan")},
+    ]
+    lines = [json.dumps(row | {"image": f"k{i:03d}.png"}) for i, row in enumerate(rows)]
+    (tmp_path / "in" / "pairs.jsonl").write_text("\n".join(lines))
+    (tmp_path / "in" / "classes.json").write_text('{"names": ["great ape", "dog"]}')
+    output = _ingest(tmp_path / "in", tmp_path, rules.IngestConfig())
+    counts = _counts(output)
+    assert (counts["written"], counts["rejected"]) == (4, 0)
+    assert counts["remarks"] == {
+        "captions_in_further_languages": 1,
+        "captions_missing": 1,
+        "labels_in_meta": 1,
+        "labels_missing": 1,
+    }
+    records = [item for split in ("train", "eval") for item in _records(output, split)]
+    by_text = {item.text[0]: item for item in records}
+    assert by_text["Gorilla"].label == (0,)
+    assert by_text["Gorilla"].text == ("Gorilla", "Gorilla", "gorilla")
+    assert by_text["Gorilla"].language == ("de", "en", "en")
+    assert by_text["a dog"].label == (1,)
+    assert (by_text["a lynx"].label, by_text["a lynx"].meta) == ((), '{"label": "lynx"}')
+
+
 @pytest.mark.slow
 def test_noto_emoji_ingests_completely(noto_emoji, tmp_path):
     output = _ingest(noto_emoji, tmp_path, rules.IngestConfig())
     counts = _counts(output)
     assert counts["input"] == 3374 == counts["written"]
+    # 333 of the 37,114 names are that of another language, too.
+    assert counts["remarks"] == {"captions_in_further_languages": 333}
     for record in _records(output, "eval")[:50]:
+        assert set(record.language) == set(
+            ["ar", "de", "en", "es", "fr", "hi", "ja", "ko", "pt", "ru", "zh"]
+        )
         image = Image.open(io.BytesIO(record.image))
         assert not image.has_transparency_data
         assert len(record.text) == len(record.language) >= 1

@@ -193,3 +193,23 @@ def test_student_is_compared_with_its_teacher():
     p /= p.sum()
     expected = (p[0] - p[1]) * 2.0
     assert found["teacher_divergence"] == pytest.approx(0.75 * expected)
+
+
+def test_caption_of_several_languages_is_in_the_slices_of_them_all():
+    """`cat` is French, too, say; without that tag the slice of French would hold one text less."""
+    records = (
+        EvalRecord("1", "a", (), ("cat", "cat", "chat"), ("en", "fr", "fr"), 64, 64, "00"),
+        EvalRecord("2", "a", (), ("dog", "chien"), ("en", "fr"), 64, 64, "01"),
+    )
+    split = EmbeddedSplit(records, AXES[[0, 1]], AXES[[0, 0, 2, 1, 0]], NONE)
+    texts = evaluation.distinct_texts(split)
+    assert texts.text == ("cat", "chat", "dog", "chien")
+    assert texts.slices["language"] == [("en", "fr"), "fr", "en", "fr"]
+    found = evaluation.measures(View(split))
+    # `cat` and `dog` are found; `chat` ties with both images, and `chien` is like the cat.
+    assert found["text_to_image_recall@1/language=en"].value == pytest.approx(1.0)
+    assert found["text_to_image_recall@1/language=en"].units == ("cat", "dog")
+    assert found["text_to_image_recall@1/language=fr"].units == ("cat", "chat", "chien")
+    assert found["text_to_image_recall@1/language=fr"].value == pytest.approx(1 / 3)
+    # Of images the first caption counts.
+    assert found["image_to_text_recall@1/language=fr"].units == ("a/1",)
