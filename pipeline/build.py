@@ -10,11 +10,11 @@ import sigline.quiet
 
 sigline.quiet.import_tfx()
 
-from tfx.components import ExampleValidator, InfraValidator, StatisticsGen
+from tfx.components.example_validator.component import ExampleValidator
+from tfx.components.statistics_gen.component import StatisticsGen
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
-from tfx.proto import infra_validator_pb2
 from tfx.types.channel import Channel
 
 from tensorflow_data_validation import StatsOptions  # isort: skip  # After tfx.
@@ -238,6 +238,10 @@ def _publishing(environment: Environment, run: str) -> dict[str, Any]:
 def _infra_check(environment: Environment, plan: Plan, ingested, trained, evaluated) -> BaseNode:
     """Returns the node that serves the candidate: sigline's own, or TFX's on a cluster."""
     if environment.infra == TFX:
+        # Kubernetes' client, which it imports, takes seconds.
+        from tfx.components.infra_validator.component import InfraValidator
+        from tfx.proto import infra_validator_pb2
+
         return InfraValidator(
             model=trained.outputs["model"],
             serving_spec=infra_validator_pb2.ServingSpec(
