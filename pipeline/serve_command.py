@@ -33,6 +33,11 @@ def add_parser(commands) -> None:
 
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-message-bytes", type=int, help="largest request; 16 MiB")
+    limits.add_argument(
+        "--max-buffered-bytes",
+        type=int,
+        help="REST bodies in memory, of all requests, decompressed; 16 of the largest",
+    )
     limits.add_argument("--max-items", type=int, help="most images or texts of a request; 1,024")
     limits.add_argument("--max-text-bytes", type=int, help="longest text; 64 KiB")
     limits.add_argument("--max-requests", type=int, help="requests at a time; 256")

@@ -47,6 +47,16 @@ def invalid(message: str) -> RequestFailed:
     return RequestFailed(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
+def client_left() -> RequestFailed:
+    """Returns what becomes of a request whose client has left: no failure of the server."""
+    return RequestFailed(grpc.StatusCode.CANCELLED, "The client has gone")
+
+
+def late() -> RequestFailed:
+    """Returns the failure of a request whose deadline has passed."""
+    return RequestFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed")
+
+
 def of_operation(code: int, message: str) -> RequestFailed:
     """Returns the failure of an operation of the graph, with the line that says what is wrong.
 

@@ -48,8 +48,12 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                 lambda engine, signature: self._arrays(request, engine, signature),
                 output_filter=list(request.output_filter),
                 timeout_seconds=context.time_remaining(),
-                on_wait=lambda future: context.add_callback(future.cancel),
+                on_wait=lambda future: _cancel_with(context, future),
             )
+            if not context.is_active():
+                # Nobody reads the answer.
+                remaining = context.time_remaining()
+                raise failures.late() if remaining == 0 else failures.client_left()
             response = predict_pb2.PredictResponse()
             response.model_spec.name = target.name
             response.model_spec.version.value = answer.version
@@ -180,6 +184,12 @@ def metadata(requests: Requests, target: Target) -> get_model_metadata_pb2.GetMo
 def _target(spec) -> Target:
     version = spec.version.value if spec.HasField("version") else None
     return Target(spec.name, version, spec.version_label, spec.signature_name)
+
+
+def _cancel_with(context, future) -> None:
+    """Cancels a computation when its client leaves, or now if it has left."""
+    if not context.add_callback(future.cancel):
+        future.cancel()
 
 
 @contextlib.contextmanager

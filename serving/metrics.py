@@ -70,7 +70,8 @@ class Metrics:
         with self._lock:
             self._counts[model, code] = self._counts.get((model, code), 0) + 1
         self._child(self._latency, model, api, entrypoint).observe(1e6 * seconds)
-        if code != "OK":
+        # A client that leaves is no failure.
+        if code not in ("OK", "CANCELLED"):
             self._failures.labels(model, code).inc()
 
     def batch(self, model: str, signature: str, rows: int, seconds: float) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from sigline.schemas import signatures
 from sigline.serving import failures
+from sigline.serving.buffered_bytes import BufferedBytes
 from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
 from sigline.serving.metrics import Metrics
@@ -20,6 +21,7 @@ from sigline.serving.served_models import ServedModels
 
 # What gRPC says is left where there is no deadline is hundreds of years.
 _NO_DEADLINE = 365 * 24 * 3600.0
+_BUFFERED_MESSAGES = 16
 _LOG = logging.getLogger("sigline.serving")
 
 
@@ -33,6 +35,8 @@ class Limits:
         max_text_bytes: Longest text; of a longer one a model would read the beginning only.
         max_requests: Requests at a time; more are refused.
         timeout_seconds: Deadline of requests that bring none, as over REST.
+        max_buffered_bytes: Most bytes of HTTP bodies in memory at a time, decompressed, of all
+            requests; by default 16 of the largest body.
     """
 
     max_message_bytes: int = 16 * 2**20
@@ -40,6 +44,7 @@ class Limits:
     max_text_bytes: int = 64 * 2**10
     max_requests: int = 256
     timeout_seconds: float = 30.0
+    max_buffered_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_message_bytes", "max_items", "max_text_bytes", "max_requests"):
@@ -48,6 +53,15 @@ class Limits:
         if self.timeout_seconds <= 0:
             raise ValueError(
                 f"timeout_seconds must be more than 0. Received: {self.timeout_seconds}"
+            )
+        if self.max_buffered_bytes is None:
+            most = _BUFFERED_MESSAGES * self.max_message_bytes
+            object.__setattr__(self, "max_buffered_bytes", most)
+        elif self.max_buffered_bytes < self.max_message_bytes:
+            raise ValueError(
+                "max_buffered_bytes must be at least max_message_bytes. "
+                f"Received: max_buffered_bytes={self.max_buffered_bytes}, "
+                f"max_message_bytes={self.max_message_bytes}"
             )
 
 
@@ -77,6 +91,32 @@ class Answer:
     outputs: dict[str, np.ndarray]
 
 
+class Departure:
+    """Whether the client of a request has left, and the computation to cancel if it does."""
+
+    def __init__(self):
+        """Begins with a client that waits."""
+        self._lock = threading.Lock()
+        self._has_left = False
+        self._future: concurrent.futures.Future | None = None
+
+    def watch(self, future: concurrent.futures.Future) -> None:
+        """Names the computation, which is cancelled at once if the client has left."""
+        with self._lock:
+            self._future = future
+            has_left = self._has_left
+        if has_left:
+            future.cancel()
+
+    def leave(self) -> None:
+        """Says that the client has left."""
+        with self._lock:
+            self._has_left = True
+            future = self._future
+        if future is not None:
+            future.cancel()
+
+
 class Requests:
     """Answers requests, whatever they came by."""
 
@@ -87,6 +127,8 @@ class Requests:
         self.metrics = metrics
         self._log_all = log_all
         self._room = threading.Semaphore(limits.max_requests)
+        assert limits.max_buffered_bytes is not None
+        self.buffered = BufferedBytes(limits.max_buffered_bytes)
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
@@ -168,13 +210,14 @@ class Requests:
             try:
                 outputs = future.result(max(0.0, deadline - time.monotonic()))
             except concurrent.futures.CancelledError:
-                raise RequestFailed(grpc.StatusCode.CANCELLED, "The client has gone") from None
+                # gRPC ends a call at its deadline, too.
+                if time.monotonic() >= deadline:
+                    raise failures.late() from None
+                raise failures.client_left() from None
             except concurrent.futures.TimeoutError:
                 # What has not begun is not begun any more.
                 future.cancel()
-                raise RequestFailed(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed"
-                ) from None
+                raise failures.late() from None
             return Answer(served.version, signature, {name: outputs[name] for name in wanted})
 
     def _check_size(self, inputs: dict[str, np.ndarray]) -> None:

@@ -4,27 +4,44 @@ import asyncio
 import base64
 import binascii
 import concurrent.futures
+import contextlib
 import json
+import logging
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
-from aiohttp import web
+from aiohttp import http_exceptions, web
 from google.protobuf import json_format
 
-from sigline.serving import failures, grpc_services, metrics, tensors
+from sigline.serving import content_encoding, failures, grpc_services, metrics, tensors
+from sigline.serving.buffered_bytes import Holding
+from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
-from sigline.serving.requests import Requests, Target
+from sigline.serving.requests import Departure, Requests, Target
 
 _API = "REST"
 _MODEL = "/v1/models/{model:[^/:]+}"
 _BASE64 = "b64"
 _BYTES_SUFFIX = "_bytes"
 _START_SECONDS = 30.0
+_MOST_PARSED = 4
+_UNSUPPORTED_MEDIA_TYPE = 415
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Returns whether a record is about this server, not about what a client sent."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, http_exceptions.HttpProcessingError)
+
+
+_HTTP_LOG = logging.getLogger("sigline.serving.http")
+_HTTP_LOG.addFilter(_is_ours)
 
 
 class RestServer:
@@ -62,8 +79,18 @@ class RestServer:
         # As many as are let in, so that none waits for a thread.
         self._pool = concurrent.futures.ThreadPoolExecutor(requests.limits.max_requests)
         self._loop = asyncio.new_event_loop()
+        # As many as parse at a time: a body of numbers or lists takes up to 25 times its size.
+        self._parsing = threading.BoundedSemaphore(_MOST_PARSED)
         self._runner = web.AppRunner(
-            self._app(), access_log=None, handle_signals=False, shutdown_timeout=grace_seconds
+            self._app(),
+            access_log=None,
+            logger=_HTTP_LOG,
+            handle_signals=False,
+            shutdown_timeout=grace_seconds,
+            # aiohttp would decompress a body on the event loop, before its size is checked.
+            auto_decompress=False,
+            # So that what a client no longer waits for is not computed.
+            handler_cancellation=True,
         )
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
         self._thread.start()
@@ -121,7 +148,10 @@ class RestServer:
         try:
             return await handler(request)
         except RequestFailed as failure:
-            return _error(failure.http_status, str(failure))
+            response = _error(failure.http_status, str(failure))
+            if failure.http_status == _UNSUPPORTED_MEDIA_TYPE:
+                response.headers["Accept-Encoding"] = ", ".join(content_encoding.SUPPORTED)
+            return response
         except web.HTTPException as error:
             return _error(error.status, f"{request.method} {request.path}: {error.reason}")
         except Exception as error:  # A defect of ours must not show its trace.
@@ -140,45 +170,71 @@ class RestServer:
             self._requests.observed(target.name, api=_API, entrypoint="predict"),
             # Before the body is read: what waits must not take memory either.
             self._requests.admitted(),
+            self._requests.buffered.holding() as held,
         ):
-            body = await self._body(request)
-            return await self._loop.run_in_executor(
-                self._pool, self._predict, target, body, deadline
+            codings = content_encoding.codings(request.headers.getall("Content-Encoding", ()))
+            body = _Body(await self._body(request, held, deadline), codings, held)
+            client = Departure()
+            work = self._loop.run_in_executor(
+                self._pool, self._predict, target, body, deadline, client
             )
+            # Nobody reads its failure once the client has left.
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                client.leave()
+                # Its place is free when its thread is.
+                await asyncio.wait([work])
+                raise
 
-    async def _body(self, request: web.Request) -> bytes:
-        limits = self._requests.limits
+    async def _body(self, request: web.Request, held: Holding, deadline: float) -> bytearray:
+        """Reads a body as it came, within the limits."""
+        most = self._requests.limits.max_message_bytes
+        if (request.content_length or 0) > most:
+            raise content_encoding.too_large(most)
+        body = bytearray()
         try:
-            return await asyncio.wait_for(request.read(), limits.timeout_seconds)
-        except web.HTTPRequestEntityTooLarge:
-            message = f"The body may have {limits.max_message_bytes} bytes"
-            code = grpc.StatusCode.RESOURCE_EXHAUSTED
-            raise RequestFailed(code, message, http_status=413) from None
+            async with asyncio.timeout(deadline - time.monotonic()):
+                async for piece in request.content.iter_any():
+                    held.take(len(piece))
+                    body += piece
+                    if len(body) > most:
+                        raise content_encoding.too_large(most)
         except TimeoutError:
             message = "The body did not arrive in time"
             raise RequestFailed(grpc.StatusCode.DEADLINE_EXCEEDED, message) from None
+        except ConnectionError:
+            raise failures.client_left() from None
+        except web.RequestPayloadError as error:
+            raise failures.invalid(f"The body cannot be read: {_first_line(error)}") from None
+        return body
 
-    def _predict(self, target: Target, body: bytes, deadline: float) -> web.Response:
-        content = _parsed(body)
-        target = Target(target.name, target.version, target.label, _signature(content))
-        answer = self._requests.predict(
-            target,
-            lambda engine, signature: _inputs(content, engine.definition(signature).inputs),
-            timeout_seconds=max(0.0, deadline - time.monotonic()),
-        )
-        outputs = {name: _jsonable(name, value) for name, value in answer.outputs.items()}
-        if "instances" not in content:
-            whole = outputs if len(outputs) > 1 else next(iter(outputs.values()))
-            return _json({"outputs": whole})
-        for name, value in outputs.items():
-            if not isinstance(value, list) or len(value) != len(content["instances"]):
-                raise failures.invalid(
-                    f"Output {name} has no row for each instance; send `inputs` instead"
-                )
-        if len(outputs) == 1:
-            return _json({"predictions": next(iter(outputs.values()))})
-        rows = zip(*outputs.values(), strict=True)
-        return _json({"predictions": [dict(zip(outputs, row, strict=True)) for row in rows]})
+    def _predict(
+        self, target: Target, body: "_Body", deadline: float, client: Departure
+    ) -> web.Response:
+        with contextlib.ExitStack() as parsing:
+            if not self._parsing.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise failures.late()
+            parsing.callback(self._parsing.release)
+            content = _parsed(body.decoded(self._requests.limits.max_message_bytes, deadline))
+            num_rows = len(content["instances"]) if "instances" in content else None
+            target = Target(target.name, target.version, target.label, _signature(content))
+
+            def read(engine: LoadedVersion, signature: str) -> dict[str, np.ndarray]:
+                try:
+                    return _inputs(content, engine.definition(signature).inputs)
+                finally:
+                    content.clear()
+                    parsing.close()
+
+            answer = self._requests.predict(
+                target,
+                read,
+                timeout_seconds=max(0.0, deadline - time.monotonic()),
+                on_wait=client.watch,
+            )
+        return _predictions(answer.outputs, num_rows)
 
     async def _status(self, request: web.Request) -> web.Response:
         target = _target(request)
@@ -219,13 +275,56 @@ class RestServer:
         return web.Response(status=200 if ready else 503, text="ok\n" if ready else "not ready\n")
 
 
+@dataclass
+class _Body:
+    """A body as it came.
+
+    Attributes:
+        content: Its bytes.
+        codings: Of `Content-Encoding`, in the order they were applied in.
+        held: What the request holds.
+    """
+
+    content: bytes | bytearray
+    codings: tuple[str, ...]
+    held: Holding
+
+    def decoded(self, max_bytes: int, deadline: float) -> bytes | bytearray:
+        """Returns it without its codings; once, since it frees the bytes that came."""
+        content, self.content = self.content, b""
+        return content_encoding.decode(
+            content,
+            self.codings,
+            max_bytes=max_bytes,
+            deadline=deadline,
+            grew=self.held.take,
+            shrank=self.held.free,
+        )
+
+
+def _predictions(values: Mapping[str, np.ndarray], num_rows: int | None) -> web.Response:
+    """Returns the answer in rows, or in columns if `num_rows` is None."""
+    outputs = {name: _jsonable(name, value) for name, value in values.items()}
+    if num_rows is None:
+        return _json({"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))})
+    for name, value in outputs.items():
+        if not isinstance(value, list) or len(value) != num_rows:
+            raise failures.invalid(
+                f"Output {name} has no row for each instance; send `inputs` instead"
+            )
+    if len(outputs) == 1:
+        return _json({"predictions": next(iter(outputs.values()))})
+    rows = zip(*outputs.values(), strict=True)
+    return _json({"predictions": [dict(zip(outputs, row, strict=True)) for row in rows]})
+
+
 def _target(request: web.Request) -> Target:
     found = request.match_info
     version = int(found["version"]) if "version" in found else None
     return Target(found["model"], version, found.get("label", ""))
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
+def _parsed(body: bytes | bytearray) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except RecursionError:
@@ -330,6 +429,10 @@ def _json(content: Any, status: int = 200) -> web.Response:
     return web.Response(
         status=status, text=json.dumps(content, indent=None), content_type="application/json"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _error(status: int, message: str) -> web.Response:
