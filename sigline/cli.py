@@ -167,6 +167,14 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument(
         "--drop", action="append", default=[], metavar="REGEX", help="tensors that are not wanted"
     )
+    bring.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="what the source does not tell, such as image.size=256 or text.pool=gap",
+    )
     bring.set_defaults(run=_import_weights)
     send = weights.add_parser("export", help="write weights for Hugging Face transformers")
     send.add_argument("source", type=Path, help="folder of weights")
@@ -476,7 +484,9 @@ def _embed(arguments: argparse.Namespace) -> int:
 def _import_weights(arguments: argparse.Namespace) -> int:
     from sigline.trainer.weights import checkpoint, inheritance
 
-    weights = checkpoint.load(arguments.source, drop=arguments.drop)
+    weights = checkpoint.load(
+        arguments.source, drop=arguments.drop, assignments=arguments.assignments
+    )
     if arguments.vocabulary is not None:
         weights = inheritance.with_vocabulary(weights, arguments.vocabulary.read_bytes())
     checkpoint.save(arguments.output, weights)
@@ -486,6 +496,10 @@ def _import_weights(arguments: argparse.Namespace) -> int:
     print(
         f"Wrote {count:,} parameters ({', '.join(towers)}) {words} vocabulary to {arguments.output}"
     )
+    for item in weights.assumed:
+        print(f"Assumed {item}")
+    if weights.assumed:
+        print("The source does not tell these; --set KEY=VALUE says otherwise.")
     return 0
 
 

@@ -15,6 +15,7 @@ from sigline.schemas import digests
 from sigline.schemas.gate import Gate
 from sigline.trainer import config_checks as checks
 from sigline.trainer import strict
+from sigline.trainer.strict import later
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ImageTowerConfig:
 
     Attributes:
         size: Side of the square input in pixels.
-        patch: Side of a patch in pixels; divides `size`.
+        patch: Side of a patch in pixels; divides `size`, unless `drop_remainder`.
         width: Width of the residual stream.
         depth: Number of blocks.
         mlp_dim: Hidden width of the MLPs.
@@ -68,11 +69,18 @@ class ImageTowerConfig:
         classes: Outputs of a classification head beside the embedding; None for no head.
         resize: `squash` to a square, as SigLIP, or `crop`: the shorter side to `size`, then the
             middle.
-        interpolation: `bilinear` or `bicubic`.
+        interpolation: `bilinear` or `bicubic`; with `resampler=pillow` also `box`, `hamming` or
+            `lanczos`.
         antialias: Whether resizing to `size` is antialiased; SigLIP's contract is False.
         mean: What is subtracted from pixels in [0, 1], by channel.
         std: What they are then divided by; with the mean of one half they come to [-1, 1].
         block: Variations of the blocks.
+        drop_remainder: Whether pixels on the right and below that fill no patch are left out of the
+            tower, as released models of patches of 14 at 384 do; else `patch` must divide `size`.
+        resampler: Whose arithmetic resizes: `tensorflow` (big_vision's, cut to whole levels) or
+            `pillow` (that of Hugging Face's processors, always antialiased, rounded).
+        resize_side: Side in pixels that is resized to before the middle of `size` is cut out; None
+            for `size`.
     """
 
     size: int = 224
@@ -96,6 +104,14 @@ class ImageTowerConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     block: BlockConfig = field(default_factory=BlockConfig)
+    drop_remainder: bool = later(False)
+    resampler: str = later("tensorflow")
+    resize_side: int | None = later(None)
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.size // self.patch
 
     @property
     def output_dim(self) -> int:
@@ -374,7 +390,7 @@ class TrainConfig:
 
     def to_json(self) -> str:
         """Returns the configuration as JSON text with sorted keys."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
+        return json.dumps(strict.to_dict(self), sort_keys=True, indent=1)
 
     def digest(self) -> str:
         """Returns the SHA-256 of the JSON form."""

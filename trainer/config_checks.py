@@ -11,7 +11,8 @@ _CHOICES = {
     "image.pool": ("map", "gap", "tok", "last"),
     "image.positions": ("learned", "sincos2d"),
     "image.resize": ("squash", "crop"),
-    "image.interpolation": ("bilinear", "bicubic"),
+    "image.interpolation": ("bilinear", "bicubic", "box", "hamming", "lanczos"),
+    "image.resampler": ("tensorflow", "pillow"),
     "image.block.activation": ("gelu_tanh", "gelu", "quick_gelu"),
     "text.pool": ("last", "first", "end", "gap", "max", "map"),
     "text.block.activation": ("gelu_tanh", "gelu", "quick_gelu"),
@@ -145,11 +146,7 @@ def _check_towers(config: Config) -> None:
                 f"{name}.num_heads must divide {name}.width. "
                 f"Received: {name}.width={tower.width}, {name}.num_heads={tower.num_heads}"
             )
-    if config.image.size % config.image.patch:
-        raise ValueError(
-            "image.patch must divide image.size; pixels would be dropped otherwise. "
-            f"Received: image.size={config.image.size}, image.patch={config.image.patch}"
-        )
+    _check_pixels(config.image)
     text = config.text
     if text is not None and text.pool == "end" and text.end_id is None:
         raise ValueError("text.end_id must be given with text.pool=end. Received: text.end_id=None")
@@ -157,6 +154,35 @@ def _check_towers(config: Config) -> None:
         raise ValueError(
             "image.token_dropout must be 0 with image.pool=last: the last patch may be left out. "
             f"Received: image.token_dropout={config.image.token_dropout}"
+        )
+
+
+def _check_pixels(image: Any) -> None:
+    if image.size < image.patch:
+        raise ValueError(
+            "image.size must be at least image.patch. "
+            f"Received: image.size={image.size}, image.patch={image.patch}"
+        )
+    if image.size % image.patch and not image.drop_remainder:
+        raise ValueError(
+            "image.patch must divide image.size; pixels on the right and below would be dropped "
+            "otherwise, which image.drop_remainder=true allows. "
+            f"Received: image.size={image.size}, image.patch={image.patch}"
+        )
+    if image.resize_side is not None and image.resize_side < image.size:
+        raise ValueError(
+            "image.resize_side must be at least image.size, or none. "
+            f"Received: image.resize_side={image.resize_side}, image.size={image.size}"
+        )
+    if image.resampler == "pillow" and not image.antialias:
+        raise ValueError(
+            "image.antialias must be true with image.resampler=pillow, which always antialiases. "
+            "Received: image.antialias=False"
+        )
+    if image.resampler != "pillow" and image.interpolation not in ("bilinear", "bicubic"):
+        raise ValueError(
+            f"image.interpolation={image.interpolation} needs image.resampler=pillow. "
+            f"Received: image.resampler={image.resampler!r}"
         )
 
 

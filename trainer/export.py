@@ -6,7 +6,6 @@ then fills instead of the one that the signatures read. Nothing is `jit_compile`
 stock server refuses.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import tensorflow as tf
 import sigline
 from sigline.schemas import digests, signatures
 from sigline.schemas.labels import LabelSet
-from sigline.trainer import preprocess, two_tower
+from sigline.trainer import preprocess, strict, two_tower
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.two_tower import TwoTower, named_variables
 
@@ -246,7 +245,7 @@ def model_digest(
 
 def image_digest(model: TwoTower) -> str:
     """Returns the digest of all that decides embeddings of images: weights and configuration."""
-    image = dataclasses.asdict(model.config.image)
+    image = strict.to_dict(model.config.image)
     # What is dropped in training changes no answer.
     del image["token_dropout"], image["block"]["dropout"], image["block"]["stochastic_depth"]
     # Nor does the head beside them, which reads the embedding.

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from sigline.trainer import pieces
+from sigline.trainer import pieces, resampling
 from sigline.trainer.config import DataConfig, ImageTowerConfig, TextTowerConfig
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -139,19 +139,29 @@ def resize_image(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
     """Resizes `(height, width, 3)` uint8 to the tower's square, as its configuration says.
 
     By default the aspect ratio is ignored, and it is bilinear without antialiasing, then truncated
-    back to uint8: the contract that released SigLIP models were trained with.
+    back to uint8: the contract that released SigLIP models were trained with. With
+    `resampler=pillow` every level is the one that Pillow gives.
 
     Returns:
         Shape `(size, size, 3)`, uint8.
     """
-    size = tf.constant([config.size, config.size])
+    size = tf.constant([config.size, config.size], tf.int64)
+    side = config.resize_side or config.size
     if config.resize == "crop":
-        sides = tf.shape(image)[:2]
-        scaled = sides * config.size // tf.reduce_min(sides)
-        begin = (scaled - size) // 2
-        image = _resized(image, scaled, config)
-        return tf.slice(image, tf.concat([begin, [0]], 0), [config.size, config.size, 3])
-    return _resized(image, size, config)
+        sides = tf.shape(image, tf.int64)[:2]
+        scaled = sides * side // tf.reduce_min(sides)
+    else:
+        scaled = tf.constant([side, side], tf.int64)
+    # What is resized to the size of the tower already is not cut.
+    whole = config.resize != "crop" and side == config.size
+    begin = (scaled - size) // 2
+    if config.resampler == "pillow":
+        window = None if whole else tf.concat([begin, size], 0)
+        return resampling.resize(image, scaled, config.interpolation, window=window)
+    image = _resized(image, tf.cast(scaled, tf.int32), config)
+    if whole:
+        return image
+    return tf.slice(image, tf.concat([begin, [0]], 0), [config.size, config.size, 3])
 
 
 def _resized(image: tf.Tensor, size: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:

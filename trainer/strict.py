@@ -10,6 +10,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+# Marks fields that `to_dict` leaves out at their default.
+_LATER = "later"
+
 
 def build(cls: type, data: Any, path: str = "") -> Any:
     """Returns an instance of a dataclass from what `json.loads` or `dataclasses.asdict` returned.
@@ -37,6 +40,28 @@ def build(cls: type, data: Any, path: str = "") -> Any:
     if missing := sorted(set(needed) - set(data)):
         raise ValueError(f"Missing key {', '.join(path + item for item in missing)}.")
     return cls(**{name: _checked(hints[name], value, path + name) for name, value in data.items()})
+
+
+def later(default: Any) -> Any:
+    """Returns a field that `to_dict` leaves out at its default.
+
+    For options that come after models were published: their digests stay what they were.
+    """
+    return dataclasses.field(default=default, metadata={_LATER: True})
+
+
+def to_dict(value: Any) -> Any:
+    """Returns a dataclass as a dictionary, as `dataclasses.asdict`, without defaults of `later`."""
+    if isinstance(value, tuple | list):
+        return type(value)(to_dict(item) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    found = {}
+    for item in dataclasses.fields(value):
+        held = getattr(value, item.name)
+        if not (item.metadata.get(_LATER) and held == item.default):
+            found[item.name] = to_dict(held)
+    return found
 
 
 def _is_required(item: dataclasses.Field) -> bool:

@@ -169,7 +169,14 @@ def _check_classes(
 
 def _pixels(image: ImageTowerConfig) -> tuple:
     """Returns what decides the bytes that a tower gets."""
-    return image.size, image.resize, image.interpolation, image.antialias
+    return (
+        image.size,
+        image.resize,
+        image.interpolation,
+        image.antialias,
+        image.resampler,
+        image.resize_side,
+    )
 
 
 def _words(config: TrainConfig) -> dict[str, Any]:

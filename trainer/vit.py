@@ -28,7 +28,7 @@ class VisionTransformer(Container):
     ):
         super().__init__(**kwargs)
         self.config = config
-        self.grid = config.size // config.patch
+        self.grid = config.grid
         self.embedding = dense(
             config.width,
             precision=precision,
@@ -146,8 +146,10 @@ def _patches(images, patch: int):
     """Cuts `(batch, size, size, 3)` into `(batch, patches, 3 * patch**2)`, row by row.
 
     The same as a convolution whose kernel and stride are the patch, but one plain product, which
-    needs no convolution gradient.
+    needs no convolution gradient. Pixels on the right and below that fill no patch are left out.
     """
     grid = images.shape[1] // patch
+    if images.shape[1] % patch:
+        images = images[:, : grid * patch, : grid * patch]
     x = tf.reshape(images, (-1, grid, patch, grid, patch, 3))
     return tf.reshape(tf.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, grid * grid, 3 * patch * patch))

@@ -7,7 +7,9 @@ Run in an environment with `transformers` and `torch` (`make parity` has one):
 
 import io
 import itertools
+import json
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import sentencepiece
 import torch
 import transformers
 from make_texts import BYTE_PAIR_TEXTS, TEXTS
+from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -30,19 +33,36 @@ _SIZES = {
 }
 _VISION = {**_SIZES, "image_size": 12, "patch_size": 4}
 LENGTH, VOCABULARY = 16, 220
+# Side of pictures that patches of 4 do not divide; they are the same 3 x 3 patches.
+REMAINDER_SIZE = 14
+# Descriptions of image processors, by the type of their models.
+PROCESSORS = (
+    ("siglip", {"image_processor_type": "SiglipImageProcessor"}),
+    ("siglip", {"image_processor_type": "SiglipImageProcessorFast", "resample": 2}),
+    ("siglip", {"resample": 1, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}),
+    ("siglip", {"resample": 4, "do_normalize": False, "do_convert_rgb": None}),
+    ("siglip", {"resample": 5, "do_rescale": False, "image_mean": 100.0, "image_std": 50.0}),
+    ("siglip", {"size": [12, 12], "rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1}),
+    ("siglip", {"size": {"height": 16, "width": 16}, "do_center_crop": True, "crop_size": 12}),
+    ("clip", {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 12}}),
+    ("clip", {"feature_extractor_type": "CLIPFeatureExtractor", "size": 12, "crop_size": 12}),
+    ("clip", {"image_processor_type": "CLIPImageProcessorFast", "size": {"shortest_edge": 17}}),
+)
+PROCESSED_SIZE = 12
 
 
-def build(kind: str) -> transformers.PreTrainedModel:
+def build(kind: str, *, image_size: int = _VISION["image_size"]) -> transformers.PreTrainedModel:
     """Returns a small model whose weights are all random, biases and norms too."""
     torch.manual_seed(0)
+    vision = {**_VISION, "image_size": image_size}
     text = {**_SIZES, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
     if kind == "siglip":
-        config = transformers.SiglipConfig(text_config=text, vision_config=_VISION)
+        config = transformers.SiglipConfig(text_config=text, vision_config=vision)
         model = transformers.SiglipModel(config)
     else:
         text |= {"eos_token_id": VOCABULARY - 1}
         # Another width, so that no projection can be mixed up with another.
-        vision = {**_VISION, "hidden_size": 40}
+        vision |= {"hidden_size": 40}
         config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
         model = transformers.CLIPModel(config)
     with torch.no_grad():
@@ -54,10 +74,10 @@ def build(kind: str) -> transformers.PreTrainedModel:
     return model.eval()
 
 
-def inputs(kind: str) -> dict[str, np.ndarray]:
+def inputs(kind: str, *, image_size: int = _VISION["image_size"]) -> dict[str, np.ndarray]:
     """Returns pixels as `transformers` takes them, channels first, and tokens."""
     rng = np.random.default_rng(0)
-    pixels = rng.uniform(-1, 1, (3, 3, 12, 12)).astype(np.float32)
+    pixels = rng.uniform(-1, 1, (3, 3, image_size, image_size)).astype(np.float32)
     ids = rng.integers(3, VOCABULARY - 1, (5, LENGTH))
     for row, length in enumerate((4, 9, 12, 16, 1)):
         # CLIP looks for the first end of text, SigLIP takes the last token.
@@ -174,10 +194,44 @@ def write_byte_pairs(folder: Path) -> None:
     safetensors.numpy.save_file(tokens, str(folder / "expected.safetensors"))
 
 
+def described(kind: str, changes: dict) -> dict:
+    """Returns a `preprocessor_config.json` for pictures of `PROCESSED_SIZE`."""
+    side = {"height": PROCESSED_SIZE, "width": PROCESSED_SIZE}
+    sizes = {"size": side} if kind == "siglip" else {"crop_size": side}
+    names = {"siglip": "SiglipImageProcessor", "clip": "CLIPImageProcessor"}
+    return {"image_processor_type": names[kind]} | sizes | changes
+
+
+def processed(description: dict, pictures: list[Image.Image]) -> np.ndarray:
+    """Returns the pixels that `transformers` makes of pictures by Pillow, channels last."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(description))
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return processor(pictures, return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+
+
+def write_processors(folder: Path) -> None:
+    """Writes descriptions of image processors, pictures, and the pixels made of them."""
+    rng = np.random.default_rng(0)
+    # Also of two levels only, at which filters overshoot.
+    shapes = ((37, 23), (13, 60), (12, 12), (24, 48))
+    arrays = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+    arrays[1] = (arrays[1] > 127).astype(np.uint8) * 255
+    held = {f"picture_{i}": array for i, array in enumerate(arrays)}
+    descriptions = [[kind, described(kind, changes)] for kind, changes in PROCESSORS]
+    pictures = [Image.fromarray(array) for array in arrays]
+    for i, (_, description) in enumerate(descriptions):
+        held[f"pixels_{i}"] = processed(description, pictures).astype(np.float32)
+    folder.mkdir(exist_ok=True)
+    (folder / "descriptions.json").write_text(json.dumps(descriptions, indent=1) + "\n")
+    _save(folder / "expected.safetensors", held)
+
+
 def main() -> None:
     """Writes a folder for each model."""
     write_byte_pairs(HERE / "byte_pairs")
     write_siglip_2(HERE / "siglip2")
+    write_processors(HERE / "processors")
     for kind in KINDS:
         folder = HERE / kind
         model, given = build(kind), inputs(kind)
@@ -185,11 +239,16 @@ def main() -> None:
         expected = given | answers(model, given)
         if kind == "siglip":
             expected["tokens"] = tokens(folder / "spiece.model")
-        safetensors.numpy.save_file(
-            {n: np.ascontiguousarray(x) for n, x in expected.items()},
-            str(folder / "expected.safetensors"),
-        )
+        _save(folder / "expected.safetensors", expected)
+        given = inputs(kind, image_size=REMAINDER_SIZE)
+        found = answers(build(kind, image_size=REMAINDER_SIZE), given)
+        _save(folder / "remainder.safetensors", given | found)
     print(f"transformers {transformers.__version__}, torch {torch.__version__}", file=sys.stderr)
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors.numpy.save_file(whole, str(path))
 
 
 if __name__ == "__main__":

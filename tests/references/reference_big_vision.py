@@ -9,7 +9,17 @@ ATTENTION = "MultiHeadDotProductAttention_0"
 
 
 def random_parameters(
-    *, width=16, heads=2, depth=2, mlp=24, patch=4, grid=3, pool="map", text=True, seed=0
+    *,
+    width=16,
+    heads=2,
+    depth=2,
+    mlp=24,
+    patch=4,
+    grid=3,
+    pool="map",
+    text=True,
+    text_pool="last",
+    seed=0,
 ) -> dict[str, np.ndarray]:
     """Returns parameters of a two-tower model by their names, all random, float32."""
     rng = np.random.default_rng(seed)
@@ -43,6 +53,12 @@ def random_parameters(
             mlp_block(f"{name}/encoderblock_{i}/MlpBlock_0")
         norm(f"{name}/encoder_norm")
 
+    def map_head(name):
+        make(f"{name}/probe", 1, 1, width)
+        attention(f"{name}/{ATTENTION}")
+        norm(f"{name}/LayerNorm_0")
+        mlp_block(f"{name}/MlpBlock_0")
+
     make("img/embedding/kernel", patch, patch, 3, width)
     make("img/embedding/bias", width)
     make("img/pos_embedding", 1, grid * grid, width)
@@ -50,10 +66,7 @@ def random_parameters(
     if pool == "tok":
         make("img/cls", 1, 1, width)
     if pool == "map":
-        make("img/MAPHead_0/probe", 1, 1, width)
-        attention(f"img/MAPHead_0/{ATTENTION}")
-        norm("img/MAPHead_0/LayerNorm_0")
-        mlp_block("img/MAPHead_0/MlpBlock_0")
+        map_head("img/MAPHead_0")
     if text:
         make("txt/Embed_0/embedding", 30, width)
         make("txt/pos_embedding", 1, 5, width)
@@ -62,6 +75,8 @@ def random_parameters(
         make("txt/head/bias", width)
         make("t", 1)
         make("b", 1)
+    if text and text_pool == "map":
+        map_head("txt/MAPHead_0")
     return found
 
 
@@ -120,14 +135,23 @@ def embed_image(p, images: np.ndarray) -> np.ndarray:
         return _unit(x[:, 0])
     if "img/MAPHead_0/probe" not in p:
         return _unit(x.mean(1))
-    pooled = _attention(
-        p, f"img/MAPHead_0/{ATTENTION}", np.repeat(p["img/MAPHead_0/probe"], len(x), 0), x
-    )
-    mapped = _norm(p, "img/MAPHead_0/LayerNorm_0", pooled)
-    return _unit((pooled + _mlp(p, "img/MAPHead_0/MlpBlock_0", mapped))[:, 0])
+    return _unit(_map_head(p, "img/MAPHead_0", x))
 
 
-def embed_text(p, ids: np.ndarray) -> np.ndarray:
+def _map_head(p, name, x):
+    pooled = _attention(p, f"{name}/{ATTENTION}", np.repeat(p[f"{name}/probe"], len(x), 0), x)
+    mapped = _norm(p, f"{name}/LayerNorm_0", pooled)
+    return (pooled + _mlp(p, f"{name}/MlpBlock_0", mapped))[:, 0]
+
+
+def embed_text(p, ids: np.ndarray, *, pool: str = "last") -> np.ndarray:
     """Returns unit embeddings of tokens `(batch, length)`."""
     x = _encoder(p, "txt/Encoder_0", p["txt/Embed_0/embedding"][ids] + p["txt/pos_embedding"])
-    return _unit(x[:, -1] @ p["txt/head/kernel"] + p["txt/head/bias"])
+    pools = {
+        "last": lambda: x[:, -1],
+        "first": lambda: x[:, 0],
+        "gap": lambda: x.mean(1),
+        "max": lambda: x.max(1),
+        "map": lambda: _map_head(p, "txt/MAPHead_0", x),
+    }
+    return _unit(pools[pool]() @ p["txt/head/kernel"] + p["txt/head/bias"])

@@ -1,113 +1,77 @@
 """Checkpoints of big_vision in `.npz`: two towers, the image tower of LiT, and plain ViTs.
 
-What the towers are is read from names and shapes. Older layouts are brought into the present one:
-positions inside the encoder, positions that count the class token, blocks numbered through, the
-attention pool not in a group of its own, and blocks stacked for a loop.
+What the towers are is read from names and shapes. What these do not tell is said by the user, or
+assumed and listed.
 """
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from sigline.trainer.config import ImageTowerConfig, LossConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.weights import big_vision_layouts, choices, grids
 from sigline.trainer.weights.links import Link, reshaped, same
 
-_SIDES = ("params/", "opt/target/")
-_ATTENTION = "MultiHeadDotProductAttention_0"
-# Of the first ViTs, whose sub-layers were numbered through (`fix_old_checkpoints` there).
-_OLD_BLOCKS = (
-    ("MultiHeadDotProductAttention_1", _ATTENTION),
-    ("LayerNorm_2", "LayerNorm_1"),
-    ("MlpBlock_3", "MlpBlock_0"),
+_ATTENTION = big_vision_layouts.ATTENTION
+# What no file tells.
+_CHOICES = (
+    "image.size",
+    "image.pool",
+    "text.pool",
+    "text.end_id",
+    "text.causal",
+    *choices.PIXELS,
+    *choices.TEXTS,
 )
-_POOL = ("probe", "LayerNorm_0", "MlpBlock_0", _ATTENTION)
+# Rows of the token tables of SigLIP 2, and the text rules that it was trained with.
+_SIGLIP_2_VOCABULARY = 256_000
+_SIGLIP_2_TEXTS = {
+    "strip_punctuation": False,
+    "squeeze_whitespace": False,
+    "end_piece": "<eos>",
+    "pad_piece": "<pad>",
+}
 
 
-def normalized(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the parameters of a checkpoint under the names of today's big_vision.
-
-    Optimizer state is left out. Names of a plain ViT get the prefix `img/`.
-    """
-    found = {}
-    for side in _SIDES:
-        found = {n.removeprefix(side): x for n, x in tensors.items() if n.startswith(side)}
-        if found:
-            break
-    found = {n: _plain_type(x) for n, x in (found or dict(tensors)).items()}
-    if not any(name.startswith(("img/", "txt/")) for name in found):
-        found = {f"img/{name}": value for name, value in found.items()}
-    found = _unstacked(found)
-    image = {n.removeprefix("img/"): x for n, x in found.items() if n.startswith("img/")}
-    others = {n: x for n, x in found.items() if not n.startswith("img/")}
-    return {f"img/{n}": x for n, x in _today(image).items()} | others
-
-
-def _plain_type(x: np.ndarray) -> np.ndarray:
-    """Returns bfloat16, which comes back from npz files as two bytes without a type, as float32."""
-    if x.dtype.kind == "V" and x.dtype.itemsize == 2:
-        return (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return x
-
-
-def _unstacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parts blocks that are stacked along a first axis."""
-    found = {}
-    for name, value in tensors.items():
-        before, stacked, after = name.partition("/encoderblock/")
-        if not stacked:
-            found[name] = value
-            continue
-        for i, one in enumerate(value):
-            found[f"{before}/encoderblock_{i}/{after}"] = one
-    return found
-
-
-def _today(image: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Brings older layouts of an image tower into the present one."""
-    found = {}
-    for name, value in image.items():
-        name = name.replace("Transformer/posembed_input/pos_embedding", "pos_embedding")
-        found[name] = value
-    if any("encoderblock_0/MlpBlock_3" in name for name in found):
-        for old, new in _OLD_BLOCKS:
-            pattern = re.compile(rf"(Transformer/encoderblock_\d+)/{old}/")
-            found = {pattern.sub(rf"\1/{new}/", name): x for name, x in found.items()}
-    if "probe" in found:
-        found = {
-            f"MAPHead_0/{name}" if name.split("/")[0] in _POOL else name: value
-            for name, value in found.items()
-        }
-    table = found.get("pos_embedding")
-    if "cls" in found and table is not None and math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
-        found["cls"] = found["cls"] + table[:, :1]
-        found["pos_embedding"] = table[:, 1:]
-    return found
-
-
-def settings(tensors: Mapping[str, np.ndarray]) -> TrainConfig:
+def settings(
+    tensors: Mapping[str, np.ndarray], assignments: Iterable[str] = ()
+) -> tuple[TrainConfig, list[str]]:
     """Returns a configuration whose towers are those of `normalized` tensors.
 
     A tower that is not there gets its default; its training is a default's.
 
+    Args:
+        tensors: The parameters.
+        assignments: `KEY=VALUE` of what the file does not tell.
+
+    Returns:
+        The configuration, and what is assumed in it.
+
     Raises:
-        ValueError: If there is no image tower, or a text tower of another kind.
+        ValueError: If there is no image tower, a tower of another kind, or an assignment of
+            something that the file does tell.
     """
     if "img/embedding/kernel" not in tensors:
         raise ValueError(
             "The checkpoint has no image tower of big_vision. "
             f"Received: {', '.join(sorted(tensors)[:5])}, ..."
         )
-    image = _image_tower(tensors)
+    chosen = choices.parsed(assignments, _CHOICES)
+    size = chosen.pop("image.size", None)
+    image, assumed = _image_tower(tensors, size, chosen)
     loss = LossConfig(name="softmax" if "t" in tensors and "b" not in tensors else "sigmoid")
     text = TextTowerConfig()
     if has_text(tensors):
-        text = _text_tower(tensors)
-    return TrainConfig(
+        text, of_text = _text_tower(tensors, chosen)
+        assumed += of_text
+    elif keys := sorted(key for key in chosen if key.startswith("text.")):
+        raise ValueError(f"The checkpoint has no text tower. Received: --set {keys[0]}=...")
+    found = TrainConfig(
         name="big_vision_imported", steps=1, global_batch_size=1, image=image, text=text, loss=loss
     )
+    return choices.applied(found, chosen), assumed
 
 
 def has_text(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -134,20 +98,99 @@ def _sizes(tensors: Mapping[str, np.ndarray], encoder: str) -> dict[str, Any]:
     return {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
 
 
-def _image_tower(tensors: Mapping[str, np.ndarray]) -> ImageTowerConfig:
-    patch = tensors["img/embedding/kernel"].shape[0]
-    learned = "img/pos_embedding" in tensors
-    grid = math.isqrt(tensors["img/pos_embedding"].shape[1]) if learned else 224 // patch
-    pool = "map" if "img/MAPHead_0/probe" in tensors else "tok" if "img/cls" in tensors else "gap"
+def _image_tower(
+    tensors: Mapping[str, np.ndarray], size: str | None, chosen: Mapping[str, str]
+) -> tuple[ImageTowerConfig, list[str]]:
+    """Returns the image tower, and what is assumed of it.
+
+    Args:
+        tensors: The parameters.
+        size: What the user says of the side of the pictures.
+        chosen: What else.
+    """
+    patch = _patch(tensors["img/embedding/kernel"])
+    side, assumed = _size(tensors.get("img/pos_embedding"), patch, size)
+    told = "map" if "img/MAPHead_0/probe" in tensors else "tok" if "img/cls" in tensors else None
+    pool = chosen.get("image.pool", told or "gap")
+    if told is not None or pool in ("map", "tok"):
+        _check_pool("image", pool, told)
+    elif "image.pool" not in chosen:
+        assumed.append("image.pool=gap")
+    if not any(key in chosen for key in choices.PIXELS):
+        assumed.append("pixels as of big_vision: bilinear, image.antialias=false")
     head = tensors.get("img/head/kernel")
-    return ImageTowerConfig(
-        size=grid * patch,
+    tower = ImageTowerConfig(
+        size=side,
         patch=patch,
         pool=pool,
-        positions="learned" if learned else "sincos2d",
+        positions="learned" if "img/pos_embedding" in tensors else "sincos2d",
+        drop_remainder=bool(side % patch),
         **{_head_of(tensors): None if head is None else head.shape[1]},
         **_sizes(tensors, "img/Transformer"),
     )
+    return tower, assumed
+
+
+def _patch(kernel: np.ndarray) -> int:
+    """Returns the side of a patch."""
+    if kernel.ndim == 2:
+        raise ValueError(
+            "Towers for pictures of any aspect (NaFlex) cannot be read, only those for squares. "
+            f"Received: img/embedding/kernel of shape {kernel.shape}"
+        )
+    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != 3:
+        raise ValueError(
+            "Patches must be square, of 3 channels. "
+            f"Received: img/embedding/kernel of shape {kernel.shape}"
+        )
+    return kernel.shape[0]
+
+
+def _size(table: np.ndarray | None, patch: int, asked: str | None) -> tuple[int, list[str]]:
+    """Returns the side of the pictures, and what is assumed of it.
+
+    Args:
+        table: Learned positions; None for fixed ones.
+        patch: Side of a patch.
+        asked: What the user says of it.
+    """
+    if asked is not None and not (asked.isdecimal() and int(asked) >= patch):
+        raise ValueError(
+            f"image.size must be a whole number of at least {patch}, a patch. "
+            f"Received: image.size={asked}"
+        )
+    if table is None:
+        if asked is None:
+            raise ValueError(
+                "The file has fixed positions and does not tell how large its pictures are. Import "
+                "it by `sigline weights import --set image.size=N`. Received: no img/pos_embedding"
+            )
+        return int(asked), []
+    if table.ndim != 3:
+        raise ValueError(
+            "Positions must be a table of patches. "
+            f"Received: img/pos_embedding of shape {table.shape}"
+        )
+    grid = grids.side(table.shape[1])
+    if asked is None:
+        grids.check_square(table[0])
+        size = grids.size(grid, patch)
+        return size, [f"image.size={size}: {grid} x {grid} patches of {patch} pixels"]
+    if int(asked) // patch != grid:
+        raise ValueError(
+            f"image.size must be {grid * patch} to {grid * patch + patch - 1}, since the file has "
+            f"positions of {grid} x {grid} patches of {patch} pixels. Received: image.size={asked}"
+        )
+    return int(asked), []
+
+
+def _check_pool(tower: str, pool: str, told: str | None) -> None:
+    """Refuses a pool that the file has no parameters for, or that leaves some of it unused."""
+    if pool != told:
+        raise ValueError(
+            f"{tower}.pool must be {told or 'one without parameters'}, which is what the file "
+            f"holds. Received: {tower}.pool={pool}"
+        )
 
 
 def _head_of(tensors: Mapping[str, np.ndarray]) -> str:
@@ -156,12 +199,32 @@ def _head_of(tensors: Mapping[str, np.ndarray]) -> str:
     return "projection" if pair else "classes"
 
 
-def _text_tower(tensors: Mapping[str, np.ndarray]) -> TextTowerConfig:
-    return TextTowerConfig(
-        vocabulary_size=tensors["txt/Embed_0/embedding"].shape[0],
+def _text_tower(
+    tensors: Mapping[str, np.ndarray], chosen: Mapping[str, str]
+) -> tuple[TextTowerConfig, list[str]]:
+    """Returns the text tower, and what is assumed of it; see `_image_tower`."""
+    rows = tensors["txt/Embed_0/embedding"].shape[0]
+    told = "map" if "txt/MAPHead_0/probe" in tensors else None
+    pool = chosen.get("text.pool", told or "last")
+    assumed = []
+    if told is not None or pool == "map":
+        _check_pool("text", pool, told)
+    elif "text.pool" not in chosen:
+        assumed.append("text.pool=last")
+    texts: dict[str, Any] = _SIGLIP_2_TEXTS if rows == _SIGLIP_2_VOCABULARY else {}
+    if not any(key in chosen for key in choices.TEXTS):
+        assumed.append(f"texts as of SigLIP{' 2' if texts else ''}")
+    end_id = chosen.get("text.end_id")
+    tower = TextTowerConfig(
+        vocabulary_size=rows,
         length=tensors["txt/pos_embedding"].shape[1],
+        pool=pool,
+        # What it is exactly is checked with the other choices.
+        end_id=0 if end_id is not None and pool == "end" else None,
+        **texts,
         **_sizes(tensors, "txt/Encoder_0"),
     )
+    return tower, assumed
 
 
 def links(config: TrainConfig, *, text: bool, scalars: bool) -> list[Link]:
@@ -180,6 +243,8 @@ def links(config: TrainConfig, *, text: bool, scalars: bool) -> list[Link]:
             *_encoder("txt/Encoder_0", "text", config.text_tower),
             *_dense("txt/head", "text/head"),
         ]
+        if config.text_tower.pool == "map":
+            found += _pool("txt/MAPHead_0", "text/pool", config.text_tower)
     if scalars:
         names = {"t": "log_temperature"} | ({"b": "bias"} if config.loss.name == "sigmoid" else {})
         found += [
@@ -206,17 +271,21 @@ def _image_links(image: ImageTowerConfig) -> list[Link]:
     if image.pool == "tok":
         found.append(same("img/cls", "image/token"))
     if image.pool == "map":
-        found += [
-            same("img/MAPHead_0/probe", "image/pool/probe"),
-            *_attention(f"img/MAPHead_0/{_ATTENTION}", "image/pool/attention", image),
-            *_norm("img/MAPHead_0/LayerNorm_0", "image/pool/norm"),
-            *_mlp("img/MAPHead_0/MlpBlock_0", "image/pool/mlp"),
-        ]
+        found += _pool("img/MAPHead_0", "image/pool", image)
     if image.projection is not None:
         found += _dense("img/head", "image/projection")
     if image.classes is not None:
         found += _dense("img/head", "image/head")
     return found
+
+
+def _pool(theirs: str, ours: str, tower: ImageTowerConfig | TextTowerConfig) -> list[Link]:
+    return [
+        same(f"{theirs}/probe", f"{ours}/probe"),
+        *_attention(f"{theirs}/{_ATTENTION}", f"{ours}/attention", tower),
+        *_norm(f"{theirs}/LayerNorm_0", f"{ours}/norm"),
+        *_mlp(f"{theirs}/MlpBlock_0", f"{ours}/mlp"),
+    ]
 
 
 def _dense(theirs: str, ours: str) -> list[Link]:

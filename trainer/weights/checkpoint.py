@@ -25,7 +25,15 @@ from sigline.schemas import digests
 from sigline.trainer import config as trainer_config
 from sigline.trainer import pieces, positions
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import big_vision, hugging_face, links, vocabularies
+from sigline.trainer.weights import (
+    big_vision,
+    big_vision_layouts,
+    choices,
+    hugging_face,
+    links,
+    processor,
+    vocabularies,
+)
 
 CONFIG_FILE = "sigline.json"
 PARAMETERS_FILE = "parameters.safetensors"
@@ -69,12 +77,14 @@ class Weights:
             that the source did not have are left out.
         vocabulary: A serialized SentencePiece model, if the source had one.
         initial_digest: Digest of the parameters that the training began with, if that is known.
+        assumed: What a foreign source did not tell, and was assumed of it.
     """
 
     config: TrainConfig
     parameters: Mapping[str, np.ndarray]
     vocabulary: bytes | None = None
     initial_digest: str | None = None
+    assumed: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Returns the digest of all that decides answers."""
@@ -107,12 +117,16 @@ def _digests(parameters: Mapping[str, np.ndarray]) -> dict[str, list]:
     }
 
 
-def load(source: str | Path, *, drop: Iterable[str] = ()) -> Weights:
+def load(
+    source: str | Path, *, drop: Iterable[str] = (), assignments: Iterable[str] = ()
+) -> Weights:
     """Reads weights, whatever their format.
 
     Args:
         source: A folder of ours or of Hugging Face, or an `.npz` of big_vision.
         drop: Regular expressions of whole names in a foreign checkpoint that are not wanted.
+        assignments: `KEY=VALUE` of what a foreign checkpoint does not tell, such as
+            `text.pool=gap`.
 
     Raises:
         ValueError: If the format is none of these, or the checkpoint does not hold exactly what its
@@ -120,12 +134,16 @@ def load(source: str | Path, *, drop: Iterable[str] = ()) -> Weights:
     """
     source = Path(source)
     if source.suffix == ".npz" and source.is_file():
-        return _load_big_vision(source, list(drop))
+        return _load_big_vision(source, list(drop), assignments)
     if (source / PARAMETERS_FILE).is_file():
+        if assignments := list(assignments):
+            raise ValueError(
+                f"Weights of sigline's own tell all themselves. Received: --set {assignments[0]}"
+            )
         parameters = _read(source / PARAMETERS_FILE)
         return dataclasses.replace(load_description(source), parameters=parameters)
     if (source / _THEIR_CONFIG).is_file():
-        return _load_hugging_face(source, [*drop, _THEIR_BUFFERS])
+        return _load_hugging_face(source, [*drop, _THEIR_BUFFERS], assignments)
     raise ValueError(
         f"Weights must be a folder with {PARAMETERS_FILE} (ours), {_THEIR_CONFIG} (Hugging Face) "
         f"or an .npz of big_vision. Received: {source}"
@@ -276,23 +294,33 @@ def _resampled(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return positions.resample(value, grid) if square else value
 
 
-def _load_hugging_face(folder: Path, drop: list[str]) -> Weights:
-    settings = hugging_face.settings(json.loads((folder / _THEIR_CONFIG).read_text()))
+def _load_hugging_face(folder: Path, drop: list[str], assignments: Iterable[str]) -> Weights:
+    described = json.loads((folder / _THEIR_CONFIG).read_text())
+    settings = hugging_face.settings(described)
+    chosen = choices.parsed(assignments, (*choices.PIXELS, *choices.TEXTS))
+    assumed: list[str] = []
+    # A processor that cannot be followed is passed over where the user says what it should do.
+    if not any(key in chosen for key in choices.PIXELS):
+        pixels, assumed = processor.pixels(folder, described["model_type"], settings.image.size)
+        settings = dataclasses.replace(
+            settings, image=dataclasses.replace(settings.image, **pixels)
+        )
     tensors = {}
     for path in _their_files(folder):
         tensors |= _read(path)
     vocabulary, texts = _their_vocabulary(folder)
     if settings.text is not None:
         settings = dataclasses.replace(settings, text=dataclasses.replace(settings.text, **texts))
+    settings = choices.applied(settings, chosen)
     parameters = links.read(hugging_face.links(settings), tensors, drop=drop)
-    patches = (settings.image.size // settings.image.patch) ** 2
+    patches = settings.image.grid**2
     found = parameters["image/positions"].shape[1]
     if found != patches:
         raise ValueError(
             f"{folder / _THEIR_CONFIG} must be that of the weights. Received: positions of {found} "
             f"patches, image_size and patch_size of {patches}"
         )
-    return Weights(config=settings, parameters=parameters, vocabulary=vocabulary)
+    return Weights(settings, parameters, vocabulary=vocabulary, assumed=tuple(assumed))
 
 
 def _their_vocabulary(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
@@ -351,16 +379,16 @@ def _their_files(folder: Path) -> list[Path]:
     return [folder / _THEIR_WEIGHTS]
 
 
-def _load_big_vision(path: Path, drop: list[str]) -> Weights:
+def _load_big_vision(path: Path, drop: list[str], assignments: Iterable[str]) -> Weights:
     with np.load(path, allow_pickle=False) as file:
-        tensors = big_vision.normalized({name: file[name] for name in file.files})
+        tensors = big_vision_layouts.normalized({name: file[name] for name in file.files})
     kept = links.dropped(tensors, drop)
-    settings = big_vision.settings(kept)
+    settings, assumed = big_vision.settings(kept, assignments)
     found = big_vision.links(settings, text=big_vision.has_text(kept), scalars="t" in kept)
     parameters = links.read(found, kept)
     if "t" in kept and settings.loss.name == "softmax":
         parameters["bias"] = np.zeros((), np.float32)
-    return Weights(config=settings, parameters=parameters)
+    return Weights(config=settings, parameters=parameters, assumed=tuple(assumed))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

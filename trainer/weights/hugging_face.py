@@ -16,6 +16,7 @@ from sigline.trainer.config import (
     TextTowerConfig,
     TrainConfig,
 )
+from sigline.trainer.weights import processor
 from sigline.trainer.weights.links import Link, same, transposed
 
 _ACTIVATIONS = {
@@ -61,15 +62,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "attention_dropout": 0.0,
     },
 }
-# What CLIP's pixels are normalised by, and how they are resized.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # A CLIP config.json from before `transformers` looked at it names this one.
 _LEGACY_CLIP_END_ID = 2
 
 
 def settings(config: dict[str, Any]) -> TrainConfig:
     """Returns a configuration whose model is that of a `config.json`; its training is a default's.
+
+    Pixels are as the model's usual processor makes them.
 
     Args:
         config: The content of the file.
@@ -104,11 +104,6 @@ def settings(config: dict[str, Any]) -> TrainConfig:
             patch_bias=False,
             projection=projection,
             projection_bias=False,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-            resize="crop",
-            interpolation="bicubic",
-            antialias=True,
         )
         end_id = of_text["eos_token_id"]
         # Older files name a token that the model never looked for: it took the highest one.
@@ -117,6 +112,7 @@ def settings(config: dict[str, Any]) -> TrainConfig:
             text, pool="end", end_id=end_id, causal=True, head_bias=False, strip_punctuation=False
         )
         loss = LossConfig(name="softmax")
+    image = dataclasses.replace(image, **processor.fields({}, kind, image.size))
     return TrainConfig(
         name=f"{kind}_imported", steps=1, global_batch_size=1, image=image, text=text, loss=loss
     )
@@ -151,9 +147,16 @@ def _image_tower(tower: dict[str, Any]) -> ImageTowerConfig:
             "Images must be square with 3 channels. Received: "
             f"image_size={size}, patch_size={patch}, num_channels={tower['num_channels']}"
         )
-    # A convolution drops the pixels that fill no patch, at 384 and patches of 14 six on the right
-    # and below. Here the whole picture is resized to those that are seen.
-    return ImageTowerConfig(size=size // patch * patch, patch=patch, **_sizes(tower))
+    if size < patch:
+        raise ValueError(
+            "image_size must be at least patch_size. "
+            f"Received: image_size={size}, patch_size={patch}"
+        )
+    # The convolution there drops the pixels that fill no patch, at 384 and patches of 14 six on the
+    # right and below.
+    return ImageTowerConfig(
+        size=size, patch=patch, drop_remainder=bool(size % patch), **_sizes(tower)
+    )
 
 
 def _text_tower(tower: dict[str, Any]) -> TextTowerConfig:
@@ -180,7 +183,10 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
     described = _as_siglip(config) if siglip else _as_clip(config)
     written = settings(described)
     image, text = _serving(config.image), _serving(config.text_tower)
-    if written.image != image or not _same_text(written.text_tower, text):
+    # Pixels are no part of a model there.
+    pixels = {name: getattr(image, name) for name in processor.FIELDS}
+    same_image = dataclasses.replace(written.image, **pixels) == image
+    if not same_image or not _same_text(written.text_tower, text):
         raise ValueError(
             "Only SigLIP's and CLIP's own towers can be written for transformers. "
             f"Received: image={image}, text={text}"

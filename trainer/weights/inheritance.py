@@ -12,7 +12,7 @@ from typing import Any
 
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import vocabularies
+from sigline.trainer.weights import processor, vocabularies
 from sigline.trainer.weights.checkpoint import Weights
 
 TOKEN_TABLE = "text/tokens"
@@ -27,7 +27,7 @@ _WORDS = (
     "end_piece",
     "pad_piece",
 )
-_PIXELS = ("resize", "interpolation", "antialias", "mean", "std")
+_PIXELS = processor.FIELDS
 _FIELDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("text", TOKEN_TABLE, _WORDS),
     ("text", "text/positions", ("length",)),
@@ -79,6 +79,9 @@ def _fields(tower: str, ours: Any, weights: Weights, names: list[str]) -> dict[s
         if place == tower and any(re.fullmatch(pattern, name) for name in names)
         for field in fields
     }
+    if taken.get("resize_side") is not None:
+        # As much is cut off at another resolution.
+        taken["resize_side"] = max(round(theirs.resize_side * ours.size / theirs.size), ours.size)
     if any(name.startswith(f"{tower}/encoder/") for name in names):
         block = {field: getattr(theirs.block, field) for field in _BLOCK_FIELDS}
         taken["block"] = dataclasses.replace(ours.block, **block)

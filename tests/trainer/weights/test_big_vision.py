@@ -3,8 +3,8 @@ import pytest
 import reference_big_vision as reference
 import tensorflow as tf
 
-from sigline.trainer import two_tower
-from sigline.trainer.weights import checkpoint
+from sigline.trainer import positions, two_tower
+from sigline.trainer.weights import checkpoint, grids
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12, 3)).astype(np.float32)
 IDS = np.random.default_rng(0).integers(0, 30, (4, 5))
@@ -97,6 +97,14 @@ def test_pool_that_is_not_in_a_group_is_understood(tmp_path):
     _check_image(_save(tmp_path / "old.npz", inlined), parameters)
 
 
+def test_positions_inside_the_encoder_are_found(tmp_path):
+    # The layout of most ViTs before 2022.
+    parameters = reference.random_parameters(pool="gap", text=False)
+    plain = {name.removeprefix("img/"): value for name, value in parameters.items()}
+    plain["Transformer/pos_embedding"] = plain.pop("pos_embedding")
+    _check_image(_save(tmp_path / "old.npz", plain), parameters)
+
+
 def test_stacked_blocks_are_parted(tmp_path):
     parameters = reference.random_parameters()
     stacked = {}
@@ -154,3 +162,176 @@ def test_quantised_weights_are_refused(tmp_path):
     path = _save(tmp_path / "x.npz", parameters)
     with pytest.raises(ValueError, match=r"not quantised\. Received: txt/head/kernel int8"):
         checkpoint.load(path)
+
+
+def _import_text(path, *assignments):
+    """Returns the embeddings of texts, and what was assumed."""
+    weights = checkpoint.load(path, assignments=assignments)
+    return _image_tower(weights).embed_text(tf.constant(IDS, tf.int32)), weights.assumed
+
+
+@pytest.mark.parametrize("pool", ["last", "first", "gap", "max", "map"])
+def test_pool_of_texts_is_the_chosen_one(tmp_path, pool):
+    parameters = reference.random_parameters(text_pool=pool)
+    path = _save(tmp_path / "x.npz", parameters)
+    found, assumed = _import_text(path, f"text.pool={pool}")
+    expected = reference.embed_text(parameters, IDS, pool=pool)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not [item for item in assumed if "text.pool" in item]
+
+
+def test_pool_that_the_file_does_not_tell_is_assumed_and_said(tmp_path):
+    parameters = reference.random_parameters()
+    found, assumed = _import_text(_save(tmp_path / "x.npz", parameters))
+    np.testing.assert_allclose(found, reference.embed_text(parameters, IDS), atol=1e-5)
+    assert assumed == (
+        "image.size=12: 3 x 3 patches of 4 pixels",
+        "pixels as of big_vision: bilinear, image.antialias=false",
+        "text.pool=last",
+        "texts as of SigLIP",
+    )
+
+
+def test_attention_pool_of_texts_is_told_by_the_file(tmp_path):
+    parameters = reference.random_parameters(text_pool="map")
+    path = _save(tmp_path / "x.npz", parameters)
+    found, assumed = _import_text(path)
+    expected = reference.embed_text(parameters, IDS, pool="map")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "text.pool=last" not in assumed
+    with pytest.raises(ValueError, match=r"text\.pool must be map, .*Received: text\.pool=gap"):
+        checkpoint.load(path, assignments=["text.pool=gap"])
+    without = _save(tmp_path / "y.npz", reference.random_parameters())
+    with pytest.raises(ValueError, match=r"text\.pool must be one without parameters"):
+        checkpoint.load(without, assignments=["text.pool=map"])
+
+
+def test_positions_of_texts_that_were_added_twice_are_folded(tmp_path):
+    parameters = reference.random_parameters()
+    table = parameters["txt/pos_embedding"]
+    second = np.random.default_rng(1).standard_normal(table.shape).astype(np.float32)
+    twice = parameters | {"txt/pos_embedding": table - second}
+    path = _save(tmp_path / "x.npz", twice | {"txt/Encoder_0/pos_embedding": second})
+    found, _ = _import_text(path)
+    np.testing.assert_allclose(found, reference.embed_text(parameters, IDS), atol=1e-5)
+
+
+def test_pictures_of_patches_to_spare_have_the_size_that_is_chosen(tmp_path):
+    parameters = reference.random_parameters(text=False)
+    path = _save(tmp_path / "x.npz", parameters)
+    weights = checkpoint.load(path, assignments=["image.size=14"])
+    assert (weights.config.image.size, weights.config.image.grid) == (14, 3)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 14, 14, 3)).astype(np.float32)
+    found = _image_tower(weights).embed_image(tf.constant(images))
+    expected = reference.embed_image(parameters, images[:, :12, :12])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for size in (11, 16):
+        with pytest.raises(ValueError, match=f"must be 12 to 15, .*Received: image.size={size}"):
+            checkpoint.load(path, assignments=[f"image.size={size}"])
+    with pytest.raises(ValueError, match="must be a whole number of at least 4, a patch"):
+        checkpoint.load(path, assignments=["image.size=large"])
+
+
+def test_released_model_of_27_patches_of_14_has_pictures_of_384():
+    assert grids.size(27, 14) == 384
+    assert grids.size(16, 14) == 224
+    assert grids.size(24, 16) == 384
+
+
+@pytest.mark.parametrize("patches", [4 * 6, 5 * 7, 10])
+def test_patches_that_are_no_square_are_refused(tmp_path, patches):
+    parameters = reference.random_parameters(text=False)
+    parameters["img/pos_embedding"] = np.zeros((1, patches, 16), np.float32)
+    path = _save(tmp_path / "x.npz", parameters)
+    with pytest.raises(ValueError, match=f"square pictures .* positions of {patches} patches"):
+        checkpoint.load(path)
+
+
+def _smooth_positions(height, width, dim=64, seed=0):
+    """Returns positions whose neighbours are alike, as learned ones are."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    places = np.stack([y.ravel() / 3, x.ravel() / 3], 1)
+    waves = np.cos(places @ rng.standard_normal((2, dim)) + rng.uniform(0, 6, dim))
+    return (waves + 0.3 * rng.standard_normal(waves.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 9), (9, 4), (2, 18), (7, 28), (8, 18)])
+def test_positions_of_another_form_are_refused(height, width):
+    with pytest.raises(ValueError, match=f"as those of {height} x {width} patches.*image.size=N"):
+        grids.check_square(_smooth_positions(height, width))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 6, 7, 12, 14, 16, 24])
+def test_positions_of_a_square_pass(side):
+    for seed in range(20):
+        grids.check_square(_smooth_positions(side, side, seed=seed))
+        rng = np.random.default_rng(seed)
+        grids.check_square(rng.standard_normal((side * side, 16)))
+        # Rows, or columns, that are hardly told apart.
+        rows = rng.standard_normal((side, 64)).cumsum(axis=0)
+        small = 0.05 * rng.standard_normal((side * side, 64))
+        grids.check_square(np.repeat(rows, side, axis=0) + small)
+        grids.check_square(np.tile(rows, (side, 1)) + small)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((5, 7, 3, 16), r"Patches must be square.*\(5, 7, 3, 16\)"),
+        ((4, 4, 1, 16), "of 3 channels"),
+        ((48, 16), r"any aspect \(NaFlex\)"),
+    ],
+)
+def test_patches_of_another_kind_are_refused(tmp_path, shape, message):
+    parameters = reference.random_parameters(text=False)
+    parameters["img/embedding/kernel"] = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(_save(tmp_path / "x.npz", parameters))
+
+
+def test_fixed_positions_need_the_size_of_the_pictures(tmp_path):
+    parameters = reference.random_parameters(text=False)
+    del parameters["img/pos_embedding"]
+    path = _save(tmp_path / "x.npz", parameters)
+    with pytest.raises(ValueError, match=r"does not tell how large .*--set image\.size=N"):
+        checkpoint.load(path)
+    weights = checkpoint.load(path, assignments=["image.size=12"])
+    assert not [item for item in weights.assumed if "image.size" in item]
+    parameters["img/pos_embedding"] = positions.sincos_2d(3, 16)
+    expected = reference.embed_image(parameters, IMAGES)
+    found = _image_tower(weights).embed_image(tf.constant(IMAGES))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_the_file_tells_is_not_set(tmp_path):
+    path = _save(tmp_path / "x.npz", reference.random_parameters())
+    with pytest.raises(ValueError, match=r"the file does not tell: image\.size, .*image\.width=3"):
+        checkpoint.load(path, assignments=["image.width=3"])
+    with pytest.raises(ValueError, match=r"Received: 'text\.pool'"):
+        checkpoint.load(path, assignments=["text.pool"])
+    with pytest.raises(ValueError, match=r"text\.pool must be one of last, .*Received.*'mean'"):
+        checkpoint.load(path, assignments=["text.pool=mean"])
+    with pytest.raises(ValueError, match=r"text\.end_id must be given with text\.pool=end"):
+        checkpoint.load(path, assignments=["text.pool=end"])
+    chosen = checkpoint.load(path, assignments=["text.pool=end", "text.end_id=1"])
+    assert (chosen.config.text.pool, chosen.config.text.end_id) == ("end", 1)
+    alone = _save(tmp_path / "y.npz", reference.random_parameters(text=False))
+    with pytest.raises(ValueError, match=r"has no text tower\. Received: --set text\.pool"):
+        checkpoint.load(alone, assignments=["text.pool=gap"])
+
+
+def test_text_rules_of_siglip_2_are_told_by_its_vocabulary(tmp_path):
+    parameters = reference.random_parameters()
+    parameters["txt/Embed_0/embedding"] = np.zeros((256_000, 16), np.float32)
+    weights = checkpoint.load(_save(tmp_path / "x.npz", parameters))
+    text = weights.config.text
+    assert (text.strip_punctuation, text.end_piece, text.pad_piece) == (False, "<eos>", "<pad>")
+    assert "texts as of SigLIP 2" in weights.assumed
+
+
+def test_weights_of_our_own_tell_all_themselves(tmp_path):
+    path = _save(tmp_path / "x.npz", reference.random_parameters())
+    checkpoint.save(tmp_path / "w", checkpoint.load(path))
+    with pytest.raises(ValueError, match=r"tell all themselves\. Received: --set text\.pool=gap"):
+        checkpoint.load(tmp_path / "w", assignments=["text.pool=gap"])

@@ -231,6 +231,7 @@ def test_folder_of_no_known_format_is_refused(tmp_path):
         ({"vision_config": {"attention_dropout": 0.1}}, "attention_dropout must be 0"),
         ({"vision_config": {"num_channels": 1}}, "must be square with 3 channels"),
         ({"vision_config": {"image_size": [8, 12]}}, "must be square with 3 channels"),
+        ({"vision_config": {"image_size": 3}}, "image_size must be at least patch_size"),
     ],
 )
 def test_model_that_the_towers_cannot_be_is_refused(change, message):
@@ -253,7 +254,8 @@ def test_config_that_is_silent_gets_the_published_defaults():
     assert clip.text.block.norm_epsilon == clip.image.block.norm_epsilon == 1e-5
 
 
-def test_pixels_that_fill_no_patch_are_not_part_of_the_tower():
+def test_pictures_have_the_published_size_whatever_the_patches():
+    # google/siglip-so400m-patch14-384: 27 x 27 patches, and six pixels that fill none.
     tower = {"image_size": 384, "patch_size": 14, "hidden_size": 1152, "num_attention_heads": 16}
     settings = hugging_face.settings(
         {
@@ -262,7 +264,23 @@ def test_pixels_that_fill_no_patch_are_not_part_of_the_tower():
             "text_config": {"hidden_size": 1152, "num_attention_heads": 16},
         }
     )
-    assert settings.image.size == 378
+    assert (settings.image.size, settings.image.grid) == (384, 27)
+    described = hugging_face.config_json(settings)["vision_config"]
+    assert (described["image_size"], described["patch_size"]) == (384, 14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_that_fill_no_patch_are_dropped_as_there(kind, tmp_path):
+    folder = shutil.copytree(GOLDEN / kind, tmp_path / kind)
+    described = json.loads((folder / "config.json").read_text())
+    described["vision_config"]["image_size"] = 14
+    (folder / "config.json").write_text(json.dumps(described))
+    expected = safetensors.numpy.load_file(str(GOLDEN / kind / "remainder.safetensors"))
+    assert expected["pixels"].shape[2:] == (14, 14)
+    check_answers(folder, expected, expected)
+    checkpoint.save_hugging_face(tmp_path / "out", checkpoint.load(folder))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["vision_config"]["image_size"] == 14
 
 
 def test_tower_that_transformers_does_not_have_is_not_written(tmp_path):
@@ -297,6 +315,7 @@ def test_what_only_training_does_is_no_reason_not_to_write(tmp_path):
 def test_clip_gets_the_pixels_of_its_processor():
     image = checkpoint.load(GOLDEN / "clip").config.image
     assert (image.resize, image.interpolation, image.antialias) == ("crop", "bicubic", True)
+    assert image.resampler == "pillow"
     white = preprocess.to_model_range(tf.fill((1, 1, 3), tf.constant(255, tf.uint8)), image)
     # Of the published mean and deviation: (1 - mean) / std.
     np.testing.assert_allclose(white[0, 0], [1.930336, 2.074884, 2.145897], rtol=1e-5)
