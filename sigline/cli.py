@@ -14,6 +14,7 @@ import sigline
 from sigline import quiet
 from sigline.pipeline import (
     ask_commands,
+    fetch_command,
     gate_command,
     kubeflow_command,
     lineage_command,
@@ -61,25 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--faults", default="", help="NAME=SHARE,... to plant")
     scenes.set_defaults(run=_scenes)
-    fetch = data.add_parser("fetch", help="fetch the images of tables of URLs as WebDataset shards")
-    fetch.add_argument("--input", required=True, type=Path, help="folder of the tables")
-    fetch.add_argument("--output", required=True, type=Path, help="folder to write to, or go on in")
-    fetch.add_argument("--format", default="auto", help="of the tables; `list` is never told")
-    fetch.add_argument("--url-column", default="", help="column of the URL, if not a usual name")
-    fetch.add_argument("--caption-column", action="append", default=[], help="columns of captions")
-    fetch.add_argument("--shard-rows", type=int, default=1000, help="rows of a shard")
-    fetch.add_argument("--threads", type=int, default=16, help="requests at a time")
-    fetch.add_argument("--per-host", type=int, help="requests to one host at a time")
-    fetch.add_argument("--host-interval", type=float, help="least seconds between two of them")
-    fetch.add_argument("--retries", type=int, help="attempts after the first")
-    fetch.add_argument("--timeout", type=float, help="seconds until something arrives")
-    fetch.add_argument("--max-bytes", type=int, help="largest file")
-    fetch.add_argument("--user-agent", help="what the fetcher calls itself")
-    fetch.add_argument(
-        "--allow-network", action="append", help="network to fetch from that is not public"
-    )
-    fetch.add_argument("--again", action="store_true", help="try again what failed for the moment")
-    fetch.set_defaults(run=_fetch)
+    fetch_command.add_parser(data)
     schema = data.add_parser("schema", help="infer a schema for the pipeline from statistics")
     schema.add_argument(
         "--statistics", required=True, type=Path, help="StatisticsGen's folder of the splits"
@@ -323,45 +306,6 @@ def _recipes(arguments: argparse.Namespace) -> int:
     for name in names:
         card = str(trainer_config.recipe_module(name).__doc__).strip()
         print(f"{name:{max(map(len, names))}}  {card.splitlines()[0]}")
-    return 0
-
-
-def _fetch(arguments: argparse.Namespace) -> int:
-    quiet.import_tensorflow()
-    import apache_beam as beam
-
-    from sigline.components.ingest import fetch, fetch_transforms
-    from sigline.components.ingest.sources import SourceConfig
-
-    given = {
-        "per_host": arguments.per_host,
-        "host_interval_s": arguments.host_interval,
-        "retries": arguments.retries,
-        "timeout_s": arguments.timeout,
-        "max_bytes": arguments.max_bytes,
-        "user_agent": arguments.user_agent,
-        "allowed_networks": tuple(arguments.allow_network) if arguments.allow_network else None,
-    }
-    source = SourceConfig(
-        format=arguments.format,
-        image=arguments.url_column,
-        caption=tuple(arguments.caption_column),
-    )
-    transform = fetch_transforms.Fetch(
-        str(arguments.input.resolve()),
-        str(arguments.output.resolve()),
-        fetch.FetchConfig(**{name: value for name, value in given.items() if value is not None}),
-        source=source,
-        shard_rows=arguments.shard_rows,
-        threads=arguments.threads,
-        again=arguments.again,
-    )
-    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
-        _ = pipeline | transform
-    counts = json.loads((arguments.output / fetch_transforms.COUNTS_FILE).read_text())
-    for status, number in sorted(counts["by_status"].items(), key=lambda item: -item[1]):
-        print(f"{number:>10} {status}")
-    print(f"What became of each row is listed beside the shards in {arguments.output}")
     return 0
 
 

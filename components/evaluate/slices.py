@@ -37,7 +37,7 @@ def of_caption(record: EvalRecord, number: int) -> dict[str, Value]:
     languages = tuple(dict.fromkeys(tag for other, tag in pairs if other == text))
     return {
         "source": record.source,
-        "language": languages if len(languages) > 1 else languages[0],
+        "language": languages[0] if len(languages) == 1 else languages,
         "caption_words": _bucket(len(text.split()), _WORDS, "words"),
     }
 

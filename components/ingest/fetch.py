@@ -223,7 +223,7 @@ class Fetcher:
             ):
                 target = response.headers.get("Location")
                 if response.status in _REDIRECT_CODES and target:
-                    return urljoin(url, target)
+                    return urljoin(url, _as_sent(target))
                 return self._read(response, deadline)
         except _Refused as error:
             return Fetched(PRIVATE_ADDRESS, detail=str(error))
@@ -441,6 +441,14 @@ def _seconds(value: str | None) -> float:
     """Returns what a Retry-After header asks for; dates are left to the back-off."""
     value = (value or "").strip()
     return float(value) if value.isascii() and value.isdecimal() and len(value) < 10 else 0.0
+
+
+def _as_sent(header: str) -> str:
+    """Returns a header's text: many servers send UTF-8, which is read as Latin-1."""
+    try:
+        return header.encode("latin-1").decode("utf-8").strip()
+    except UnicodeError:
+        return header.strip()
 
 
 def _too_large(limit: int) -> Fetched:

@@ -27,8 +27,9 @@ from apache_beam.io.filesystems import FileSystems
 
 from sigline.components import files
 from sigline.components.files import BeamFiles
-from sigline.components.ingest import fetch, readers, rules
+from sigline.components.ingest import fetch, fetch_tables, readers, rules
 from sigline.components.ingest.fetch import FetchConfig, Fetched, Fetcher
+from sigline.components.ingest.fetch_tables import TablePart
 from sigline.components.ingest.sources import (
     IMAGE_SUFFIXES,
     Part,
@@ -41,11 +42,15 @@ from sigline.components.ingest.sources import (
 from sigline.schemas import digests, ownership, record
 
 COUNTS_FILE = "counts.json"
-# Whose files hold no images, but may hold their URLs.
-_FORMATS = ("table", "parquet", "list", "huggingface")
 _NO_URL = "no_url"
+# Of rows that nothing was asked for.
+_NOT_ASKED = (_NO_URL, fetch.INVALID_URL)
+# What the metadata of a pair holds of itself; columns of such names get others.
+_OWN_NAMES = ("caption", "captions", "key", "label", "status", "url")
 # Settings that decide what is taken, not how it is asked for.
 _DECIDING = ("max_bytes", "max_redirects", "opt_outs", "user_agent_token", "allowed_networks")
+# The part that a shard is of, by its name.
+_PART = re.compile(r"(.+-\d{12})\d+")
 # A shard's files: of its table's family, part and place.
 _SHARD = re.compile(r".+-\d{17}(\.tar|\.jsonl|_stats\.json)")
 
@@ -88,26 +93,16 @@ class Fetch(beam.PTransform):
             again: Whether rows of finished shards are tried again that may end otherwise now.
 
         Raises:
-            ValueError: If there are no tables, or a number is out of range.
+            ValueError: If there are no tables, one lacks a column, or a number is out of range.
         """
         super().__init__()
         for name, value in (("shard_rows", shard_rows), ("threads", threads)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
-        self._source = (source or SourceConfig()).below(input_base)
-        name, _ = readers.input_files(input_base, BeamFiles(), self._source)
-        if name not in _FORMATS:
-            raise ValueError(
-                f"input must hold tables of URLs: {', '.join(_FORMATS)}. Received: {name}"
-            )
         inside = posixpath.join(input_base, "")
-        if posixpath.join(output_dir, "").startswith(inside):
-            raise ValueError(f"output must not lie in the input. Received: output={output_dir}")
-        self._parts = [
-            (_part_name(part, inside), found)
-            for found in readers.input_parts(input_base, BeamFiles(), self._source)
-            for part in found[1:]
-        ]
+        tables = fetch_tables.find(input_base, output_dir, BeamFiles(), source or SourceConfig())
+        self._parts = [(_part_name(item.part, inside), item) for item in tables.parts]
+        self._tables = {name: item.part.path.removeprefix(inside) for name, item in self._parts}
         _check_counts(posixpath.join(output_dir, COUNTS_FILE))
         self._output_dir = output_dir
         self._shard_rows = shard_rows
@@ -119,15 +114,17 @@ class Fetch(beam.PTransform):
             pbegin
             | "Parts" >> beam.Create(self._parts)
             | "SpreadParts" >> beam.Reshuffle()
-            | "Blocks" >> beam.FlatMap(_blocks, self._source, self._shard_rows)
+            | "Blocks" >> beam.FlatMap(_blocks, self._shard_rows)
             | "SpreadBlocks" >> beam.Reshuffle()
             | "FetchBlock" >> beam.ParDo(self._block)
             | "AllBlocks" >> beam.combiners.ToList()
-            | "WriteCounts" >> beam.Map(_write_counts, self._output_dir)
+            | "WriteCounts" >> beam.Map(_write_counts, self._output_dir, self._tables)
         )
 
 
-def _write_counts(blocks: list[tuple[str, dict[str, int]]], output_dir: str) -> dict[str, int]:
+def _write_counts(
+    blocks: list[tuple[str, dict[str, int]]], output_dir: str, tables: dict[str, str]
+) -> dict[str, int]:
     # Shards of rows that the tables no longer hold, or of other numbers of rows.
     names = {name for name, _ in blocks}
     found = (posixpath.basename(path) for path in BeamFiles().find(output_dir))
@@ -140,7 +137,11 @@ def _write_counts(blocks: list[tuple[str, dict[str, int]]], output_dir: str) -> 
     FileSystems.delete([path for paths in stale for path in paths])
     counted = rules.add_counts(counts for _, counts in blocks)
     by_status = dict(sorted(counted.items()))
-    counts = {"input": sum(counted.values()), "by_status": by_status}
+    counts = {
+        "input": sum(counted.values()),
+        "by_status": by_status,
+        "tables_without_urls": _without_urls(blocks, tables),
+    }
     content = json.dumps(counts, sort_keys=True, indent=1).encode()
     files.write_file(posixpath.join(output_dir, COUNTS_FILE), content)
     return by_status
@@ -179,10 +180,19 @@ def _check_counts(path: str) -> None:
         raise ownership.not_own(path, "sigline data fetch")
 
 
-def _blocks(
-    item: tuple[str, tuple[str, Part]], source: SourceConfig, shard_rows: int
-) -> Iterator[Block]:
-    name, (format_name, part) = item
+def _without_urls(blocks: list[tuple[str, dict[str, int]]], tables: dict[str, str]) -> list[str]:
+    """Returns the tables of which no row names a URL that could be asked for."""
+    by_table: dict[str, Counter[str]] = {}
+    for name, counts in blocks:
+        match = _PART.fullmatch(name)
+        assert match is not None
+        table = tables[match[1]]
+        by_table.setdefault(table, Counter()).update(counts)
+    return sorted(name for name, counts in by_table.items() if set(counts) <= set(_NOT_ASKED))
+
+
+def _blocks(item: tuple[str, TablePart], shard_rows: int) -> Iterator[Block]:
+    name, (format_name, part, source) = item
     rows = readers.READERS[format_name].scan(part, BeamFiles(), source, 0)
     for place in itertools.count():
         block = tuple(itertools.islice(rows, shard_rows))
@@ -364,7 +374,9 @@ def _about(row: RawPair) -> bytes:
     for text, language in row.captions or ():
         text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
         captions.setdefault(language or record.UNKNOWN_LANGUAGE, []).append(text)
-    about = dict(row.extra or {}) | {"url": row.image_url, "captions": captions}
+    columns = dict(row.extra or {})
+    about = {f"source_{x}" if x in _OWN_NAMES else x: value for x, value in columns.items()}
+    about |= {"url": row.image_url, "captions": captions}
     if row.key:
         about["source_key"] = row.key
     if row.label is not None:

@@ -24,6 +24,7 @@ _INVISIBLE_BLANKS = "\ufeff\u200b"
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # Tried in this order where the configuration names none; open_clip, img2dataset, DataComp,
 # TensorFlow Datasets and Hugging Face use them.
+URL_COLUMNS = ("url", "image_url", "img_url")
 IMAGE_COLUMNS = (
     "image",
     "jpg",
@@ -36,9 +37,7 @@ IMAGE_COLUMNS = (
     "file_name",
     "filename",
     "path",
-    "url",
-    "image_url",
-    "img_url",
+    *URL_COLUMNS,
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "image/text")
 KEY_COLUMNS = ("key", "uid", "__key__", "id")

@@ -11,6 +11,7 @@ import socket
 import tarfile
 import threading
 import time
+from urllib.parse import unquote
 
 import apache_beam as beam
 import numpy as np
@@ -116,6 +117,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _to(self, argument):
         self._send(b"", 302, Location=argument)
+
+    def _moved(self, argument):
+        # Servers send addresses as their file systems have them, which `send_header` refuses.
+        location = bytes.fromhex(argument)
+        self.wfile.write(b"HTTP/1.0 302 Found\r\nLocation: " + location + b"\r\n\r\n")
+
+    def _named(self, argument):
+        self._ok(unquote(argument).rpartition(" ")[2])
 
     def _astray(self, _):
         self._send(b"", 302, Location="http://[x")
@@ -371,6 +380,7 @@ def test_every_row_ends_in_the_report_and_images_in_shards(server, tmp_path):
     assert counts == {
         "input": 10,
         "by_status": {"http_404": 1, "http_503": 1, "no_url": 2, "opted_out": 1, "success": 5},
+        "tables_without_urls": [],
     }
     names = sorted(path.name for path in (tmp_path / "fetched").iterdir())
     shards = [f"{PART}{i:05d}" for i in range(3)]
@@ -518,3 +528,37 @@ def test_files_of_like_names_and_counts_of_someone_else_stay(server, tmp_path):
     (output / "counts.json").write_text('{"input": 3, "written": 3}')
     with pytest.raises(ValueError, match=r"counts\.json is in the way: sigline data fetch did not"):
         _fetch(tmp_path / "tables", output)
+
+
+@pytest.mark.parametrize(
+    ("location", "asked"),
+    [
+        ("/named/b\u00fccher \u00df 5.png".encode(), "/named/b%C3%BCcher%20%C3%9F%205.png"),
+        ("/named/caf\u00e9 5.png".encode("latin-1"), "/named/caf%C3%A9%205.png"),
+        (b"/named/caf%C3%A9%205.png", "/named/caf%C3%A9%205.png"),
+        (b"  /named/a b 5.png  ", "/named/a%20b%205.png"),
+    ],
+    ids=ascii,
+)
+def test_redirection_to_a_raw_address_is_followed(server, location, asked):
+    found = Fetcher(LOCAL).fetch(f"{server.url}/moved/{location.hex()}")
+    assert (found.status, found.content) == (fetch.SUCCESS, _png(5))
+    assert server.asked[asked] == 1
+
+
+def test_names_of_hosts_that_are_not_ascii_are_resolved_and_checked(server, monkeypatch):
+    """`xn--bcher-kva` is the registered form of `b\u00fccher`."""
+    resolve, names = socket.getaddrinfo, []
+
+    def _resolve(host, *arguments, **options):
+        names.extend(host for _ in range("example" in host))
+        address = "127.0.0.2" if "geheim" in host else "127.0.0.1"
+        return resolve(address, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", _resolve)
+    port = server.server_port
+    assert Fetcher(LOCAL).fetch(f"http://b\u00fccher.example:{port}/ok/5.png").content == _png(5)
+    target = f"HTTP://b\u00fccher-geheim.example:{port}/ok/5.png".encode()
+    found = Fetcher(LOCAL).fetch(f"http://B\u00dcCHER.example:{port}/moved/{target.hex()}")
+    assert found.status == fetch.PRIVATE_ADDRESS
+    assert names == ["xn--bcher-kva.example"] * 2 + ["xn--bcher-geheim-dlb.example"]

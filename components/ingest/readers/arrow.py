@@ -1,7 +1,7 @@
 """Parquet files, and data sets that Hugging Face `datasets` saved to disk."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +35,18 @@ class _ArrowReader:
         """Yields a pair for each row of a part."""
         yield from _pairs(self._batches(part, files), part, config)
 
+    def columns(self, path: str, files: Files, config: SourceConfig) -> list[str] | None:
+        """Returns the names of a file's columns; None for one that cannot be read."""
+        try:
+            with files.open(path) as handle:
+                return self._schema(handle).names
+        except _UNREADABLE as error:
+            _raise_if_it_may_pass(error)
+            return None
+
+    def _schema(self, handle: BinaryIO) -> pa.Schema:
+        raise NotImplementedError
+
     def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
         raise NotImplementedError
 
@@ -56,6 +68,9 @@ class ParquetReader(_ArrowReader):
             count = 0
         yield from (Part(path, i, i + 1) for i in range(count)) if count else [Part(path)]
 
+    def _schema(self, handle: BinaryIO) -> pa.Schema:
+        return pq.read_schema(handle)
+
     def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
         with files.open(part.path) as handle:
             file = pq.ParquetFile(handle)
@@ -75,11 +90,14 @@ class HuggingFaceReader(_ArrowReader):
         """Yields the file: a stream has no index."""
         yield Part(path)
 
+    def _schema(self, handle: BinaryIO) -> pa.Schema:
+        if _is_file(handle):
+            return pa.ipc.open_file(handle).schema
+        return pa.ipc.open_stream(handle).schema
+
     def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
         with files.open(part.path) as handle:
-            is_file = handle.read(len(_FILE_MAGIC)) == _FILE_MAGIC
-            handle.seek(0)
-            if is_file:
+            if _is_file(handle):
                 opened = pa.ipc.open_file(handle)
                 batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
             else:
@@ -88,6 +106,13 @@ class HuggingFaceReader(_ArrowReader):
                 _checked(batch)
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield batch.slice(start, _BATCH_ROWS)
+
+
+def _is_file(handle: BinaryIO) -> bool:
+    """Whether a file is one with an index, and no stream."""
+    is_file = handle.read(len(_FILE_MAGIC)) == _FILE_MAGIC
+    handle.seek(0)
+    return is_file
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:

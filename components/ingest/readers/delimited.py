@@ -186,3 +186,31 @@ def row_in_header(names: list[str], config: SourceConfig) -> str | None:
         return None
     rows = (x for x in names if url_of(x) or x.lower().endswith(IMAGE_SUFFIXES))
     return next(rows, None)
+
+
+def first_row_columns(row: list[str], path: str, config: SourceConfig) -> list[str]:
+    """Returns the names of the columns of a table whose first row is given.
+
+    Raises:
+        ValueError: If that row is no header and the configuration names no columns; or if it does,
+            and the row is a header, or has another number of fields.
+    """
+    cells = [cell.strip() for cell in row]
+    named = f"{path} has {len(cells)} fields in its first row: {', '.join(cells)[:200]!r}"
+    if not config.columns:
+        if row_in_header(cells, config) is not None:
+            raise ValueError(
+                "A table without a header needs the names of its columns, such as --columns "
+                f"caption url, or source.columns of an environment. Received: {named}"
+            )
+        return cells
+    if {cell.casefold() for cell in cells} == {name.casefold() for name in config.columns}:
+        raise ValueError(
+            f"columns are for tables without a header; leave them out. Received: {named}"
+        )
+    if len(cells) != len(config.columns):
+        raise ValueError(
+            f"columns must name each of a table's columns. Received: columns="
+            f"{', '.join(config.columns)}; {named}"
+        )
+    return list(config.columns)

@@ -4,13 +4,19 @@ import codecs
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from sigline.components.ingest import reasons
-from sigline.components.ingest.readers.delimited import Dialect, named_rows
+from sigline.components.ingest.readers.delimited import (
+    Dialect,
+    Rows,
+    first_row_columns,
+    named_rows,
+)
 from sigline.components.ingest.readers.folders import side_file
 from sigline.components.ingest.readers.values import pair_of
 from sigline.components.ingest.sources import (
@@ -29,6 +35,8 @@ _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _SUFFIXES = (".csv", ".tsv", *_JSON_SUFFIXES)
 # No line is longer; csv itself allows fields of an eighth of that.
 _MAX_LINE_BYTES = 2**20
+# Rows whose names are those of the columns of JSON Lines.
+_NAMING_ROWS = 1000
 # What one worker reads of JSON Lines and lists at a time.
 _PART_BYTES = 64 * 2**20
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -60,6 +68,23 @@ class TableReader:
             else:
                 columns = Columns.choose(values, config)
                 yield pair_of(values, columns, config, shard=part.path, position=position)
+
+    def columns(self, path: str, files: Files, config: SourceConfig) -> list[str] | None:
+        """Returns the names of a table's columns; None for one that cannot be read.
+
+        Those of JSON Lines are the names in its first rows.
+
+        Raises:
+            ValueError: If the first row names no columns, or the configuration names other columns.
+        """
+        lines = _lines(Part(path), files)
+        if path.removesuffix(".gz").endswith(_JSON_SUFFIXES):
+            if config.columns:
+                raise ValueError(f"JSON Lines name their columns. Received: columns for {path}")
+            objects = (values for _, values in itertools.islice(_objects(lines), _NAMING_ROWS))
+            return list(dict.fromkeys(x for row in objects if isinstance(row, dict) for x in row))
+        _, row = next(iter(Rows(lines, Dialect.of(path, config))), (0, None))
+        return first_row_columns(row, path, config) if isinstance(row, list) else None
 
 
 class ListReader:

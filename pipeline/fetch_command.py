@@ -1,0 +1,152 @@
+"""`sigline data fetch`: fetches the images of tables of URLs into WebDataset shards."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sigline import quiet
+
+
+def add_parser(commands) -> None:
+    """Adds the command."""
+    fetch = commands.add_parser(
+        "fetch", help="fetch the images of tables of URLs as WebDataset shards"
+    )
+    fetch.add_argument("--input", required=True, type=Path, help="folder of the tables")
+    fetch.add_argument("--output", required=True, type=Path, help="folder to write to, or go on in")
+    fetch.add_argument("--format", default="auto", help="of the tables; `list` is never told")
+    fetch.add_argument("--url-column", default="", help="column of the URL, if not a usual name")
+    fetch.add_argument("--caption-column", action="append", default=[], help="columns of captions")
+    fetch.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns of CSV and TSV files without a header, such as: caption url",
+    )
+    fetch.add_argument("--delimiter", default="", help="of CSV files; a comma by default")
+    fetch.add_argument(
+        "--quoting",
+        choices=("none", "minimal"),
+        default="",
+        help="whether quotes are characters (none, as in .tsv) or enclose fields (as in .csv)",
+    )
+    fetch.add_argument("--shard-rows", type=int, default=1000, help="rows of a shard")
+    fetch.add_argument("--threads", type=int, default=16, help="requests at a time")
+    fetch.add_argument("--per-host", type=int, help="requests to one host at a time")
+    fetch.add_argument("--host-interval", type=float, help="least seconds between two of them")
+    fetch.add_argument("--retries", type=int, help="attempts after the first")
+    fetch.add_argument("--timeout", type=float, help="seconds until something arrives")
+    fetch.add_argument("--max-bytes", type=int, help="largest file")
+    fetch.add_argument("--user-agent", help="what the fetcher calls itself")
+    fetch.add_argument(
+        "--allow-network", action="append", help="network to fetch from that is not public"
+    )
+    fetch.add_argument("--again", action="store_true", help="try again what failed for the moment")
+    fetch.set_defaults(run=_run)
+
+
+class _LocalFiles:
+    """Files of this machine, for what is checked before Beam is imported."""
+
+    def open(self, path: str) -> BinaryIO:
+        return open(path, "rb")
+
+    def find(self, folder: str) -> list[str]:
+        return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    # What is wrong with the arguments is said before what takes seconds to import.
+    from sigline.components.ingest import fetch_tables
+
+    folders = settings.pop("input_base"), settings.pop("output_dir")
+    tables = fetch_tables.find(*folders, _LocalFiles(), settings["source"])
+    for name in tables.without_captions[:5]:
+        print(
+            f"sigline: {name} has no column with a usual name for captions; its images come "
+            "without any, unless --caption-column names one.",
+            file=sys.stderr,
+        )
+    quiet.silence()
+    import apache_beam as beam
+
+    from sigline.components.ingest import fetch_transforms
+
+    transform = fetch_transforms.Fetch(*folders, settings.pop("config"), **settings)
+    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
+        _ = pipeline | transform
+    counts = json.loads((arguments.output / fetch_transforms.COUNTS_FILE).read_text())
+    for status, number in sorted(counts["by_status"].items(), key=lambda item: -item[1]):
+        print(f"{number:>10} {status}")
+    print(f"What became of each row is listed beside the shards in {arguments.output}")
+    failures = problems(counts)
+    for problem in failures:
+        print(f"sigline: {problem}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of the transform.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    from sigline.components.ingest import fetch
+    from sigline.components.ingest.sources import SourceConfig
+
+    if not arguments.input.is_dir():
+        raise ValueError(f"--input must be a folder with tables. Received: {arguments.input}")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ValueError(
+            f"--output must be a folder, or not exist yet. Received: {arguments.output}"
+        )
+    for name in ("shard_rows", "threads"):
+        if getattr(arguments, name) < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{option} must be at least 1. Received: {option} {getattr(arguments, name)}"
+            )
+    chosen = {
+        "per_host": arguments.per_host,
+        "host_interval_s": arguments.host_interval,
+        "retries": arguments.retries,
+        "timeout_s": arguments.timeout,
+        "max_bytes": arguments.max_bytes,
+        "user_agent": arguments.user_agent,
+        "allowed_networks": tuple(arguments.allow_network) if arguments.allow_network else None,
+    }
+    names = (name.strip() for item in arguments.columns for name in item.split(","))
+    return {
+        "input_base": str(arguments.input.resolve()),
+        "output_dir": str(arguments.output.resolve()),
+        "config": fetch.FetchConfig(**{k: v for k, v in chosen.items() if v is not None}),
+        "source": SourceConfig(
+            format=arguments.format,
+            image=arguments.url_column,
+            caption=tuple(arguments.caption_column),
+            delimiter=arguments.delimiter,
+            quoting=arguments.quoting,
+            columns=tuple(name for name in names if name),
+        ),
+        "shard_rows": arguments.shard_rows,
+        "threads": arguments.threads,
+        "again": arguments.again,
+    }
+
+
+def problems(counts: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each thing for which a run of a command counts as failed."""
+    if not counts["input"]:
+        return ["the tables hold no rows."]
+    found = [
+        f"no row of {name} names a URL that could be asked for; the list beside its shards says "
+        "why, row by row."
+        for name in counts["tables_without_urls"]
+    ]
+    if not counts["by_status"].get("success"):
+        found.append(f"none of the {counts['input']:,} images was fetched.")
+    return found
