@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from sigline.schemas import signatures
+from sigline.schemas import progress, signatures
 
 
 def load(directory: str):
@@ -59,6 +59,7 @@ def embed(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> np.
 def embed_images(model, encoded: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the embeddings of encoded images, and which of them could be decoded, `(images,)`."""
     found = call(model, signatures.EMBED_IMAGE_SAFE, encoded)
+    progress.advance(len(encoded), "images")
     return found[signatures.EMBEDDING], found[signatures.VALID]
 
 

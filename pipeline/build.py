@@ -1,6 +1,5 @@
 """Wires the components into a pipeline; wiring only."""
 
-import dataclasses
 import json
 import os
 import uuid
@@ -23,19 +22,18 @@ from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
 from sigline.components.index import faiss_index
 from sigline.components.index.component import IndexCorpus
-from sigline.components.index.options import IndexConfig
 from sigline.components.ingest.component import IngestExamples
 from sigline.components.publish.component import DescribeModel, PublishIndex, PublishModel
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
-from sigline.pipeline import baseline, beam_arguments, planning
+from sigline.pipeline import baseline, beam_arguments, checks, planning
 from sigline.pipeline.environment import TFX, Environment
 from sigline.pipeline.history import History, MetadataHistory
 from sigline.pipeline.planning import Plan
 from sigline.pipeline.tfx_infra import CheckServing
 from sigline.pipeline.tfx_tower import ExportFrozenTower
 from sigline.pipeline.tfx_trainer import TrainModel
-from sigline.schemas import record, retrieval
+from sigline.schemas import retrieval
 
 # Of the image tensorflow/serving, the newest that is released.
 _TF_SERVING = "2.20.0"
@@ -276,17 +274,9 @@ def _indexed(
     published,
 ) -> list[BaseNode]:
     """Returns the nodes that make the examples searchable, if the environment asks for them."""
-    if environment.index is None:
+    config = checks.index(environment)
+    if config is None:
         return []
-    try:
-        config = IndexConfig(**environment.index)
-    except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(IndexConfig))
-        raise ValueError(f"index has the keys {known}. Received: {error}") from None
-    if unknown := sorted(set(config.splits) - set(record.SPLITS)):
-        raise ValueError(
-            f"index.splits must name some of {', '.join(record.SPLITS)}. Received: {unknown}"
-        )
     if config.kind == retrieval.FAISS:
         faiss_index.module()
     index = IndexCorpus(

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sigline import quiet
 from sigline.components.scenes import generate, grammar
 from sigline.pipeline import environment as environments
-from sigline.schemas import ownership, record
+from sigline.schemas import ownership, progress, record
 
 COUNT = 4000
 SEED = 0
@@ -50,7 +50,8 @@ def run(output: Path, *, shuffle_captions: bool = False) -> int:
     faults = FAULTS | ({generate.SHUFFLED_CAPTIONS: 1.0} if shuffle_captions else {})
     data = output / "data"
     ownership.OutputFolder(output, _COMMAND).check([_SHEET])
-    generate.write_scenes(data, count=COUNT, seed=SEED, faults=faults)
+    with progress.part("generate scenes"):
+        generate.write_scenes(data, count=COUNT, seed=SEED, faults=faults)
     seconds = {"generate scenes": time.monotonic() - started}
     quiet.import_tfx()
     from sigline.pipeline import run as pipeline_run
@@ -75,7 +76,9 @@ def _run_and_ask(
     extra = []
     if outcome.released:
         asked = time.monotonic()
-        extra.append(("contact sheet", str(_serve_and_ask(environment, outcome))))
+        with progress.part("serve and ask"):
+            sheet = _serve_and_ask(environment, outcome)
+        extra.append(("contact sheet", str(sheet)))
         seconds["serve and ask"] = time.monotonic() - asked
     seconds["total"] = time.monotonic() - started
     extra += [(f"seconds: {name}", f"{spent:.1f}") for name, spent in seconds.items()]

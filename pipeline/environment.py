@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from sigline.pipeline import beam_arguments
-from sigline.schemas import ownership, versions
+from sigline.schemas import ownership, suggestions, versions
 
 VARIABLE = "SIGLINE_ENVIRONMENT"
 # Stands for the number of a span in `input_base`.
@@ -189,7 +190,8 @@ def load(path: str | Path) -> Environment:
     if unknown or missing:
         problem = f"Unknown keys: {unknown}. " if unknown else ""
         problem += f"Missing keys: {missing}. " if missing else ""
-        raise ValueError(f"{path}: {problem}Known keys: {', '.join(fields)}")
+        meant = _meant(str(unknown[0]), fields) if unknown else ""
+        raise ValueError(f"{path}: {problem}Known keys: {', '.join(fields)}.{meant}")
     for name, value in data.items():
         expected: type = list if name in ("overrides", "beam_args") else str
         expected = dict if name in _MAPPINGS else expected
@@ -205,6 +207,20 @@ def load(path: str | Path) -> Environment:
     if not all(isinstance(x, str) and x for item in teachers.items() for x in item):
         raise ValueError(f"{path}: teachers must be paths by name. Received: teachers={teachers}")
     return Environment(**data)
+
+
+def _meant(name: str, fields: Iterable[str]) -> str:
+    """Returns what an unknown key may be: one of the environment, or one of its recipe."""
+    from sigline.trainer import config, strict
+
+    keys = strict.keys(config.TrainConfig)
+    known = list(fields)
+    found = suggestions.nearest(name, [*known, *keys])
+    if found is None:
+        return ""
+    if found in known:
+        return f" Did you mean {found}?"
+    return f" Did you mean {found} of the recipe? It is set by overrides: [{found}=VALUE]."
 
 
 def check_root(environment: Environment) -> None:

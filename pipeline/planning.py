@@ -20,19 +20,13 @@ sigline.quiet.import_tfx()
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from sigline.components.evaluate.options import Options, corruption
-from sigline.components.ingest import reasons, rules
 from sigline.components.ingest import transforms as ingest_transforms
-from sigline.components.ingest.component import config_from_json
 from sigline.components.ingest.rules import IngestConfig
 from sigline.components.ingest.sources import SourceConfig
 from sigline.components.publish import signing
-from sigline.components.validate import gate as data_gate
-from sigline.pipeline import spans
+from sigline.pipeline import checks, spans
 from sigline.pipeline.environment import Environment
 from sigline.schemas import artifacts, digests, record
-from sigline.schemas.labels import LabelSet
-from sigline.trainer import config as trainer_config
 from sigline.trainer import start
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import checkpoint, inheritance, vocabularies
@@ -116,17 +110,11 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
     if environment.signing_key:
         # Before anything runs.
         signing.signer(environment.signing_key)
-    ingest_settings = config_from_json(json.dumps(environment.ingest, sort_keys=True))
-    limits = data_gate.DataGate(**environment.data_gate)
-    _check_limits(limits, "data_gate")
-    _check_limits(limits.warning, "data_gate.warn")
-    config = trainer_config.override(
-        trainer_config.load_recipe(environment.recipe), environment.overrides
-    )
-    weights = _weights(environment, config)
-    config = _inherited(config, weights, environment)
-    gate = trainer_config.load_gate(environment.recipe).changed(environment.gate)
-    gate = gate.changed({} if thresholds is None else thresholds)
+    settings = checks.settings(environment)
+    ingest_settings = settings.ingest
+    weights = _weights(environment, settings.config)
+    config = _inherited(settings.config, weights, environment)
+    gate = settings.gate.changed({} if thresholds is None else thresholds)
     data = spans.resolve(environment.input_base, environment.span)
     return Plan(
         input_base=data.base,
@@ -141,7 +129,7 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
         vocabulary_digest=_vocabulary_digest(config, weights),
         teacher_digests=_teacher_digests(environment, config),
         gate=gate.to_json(),
-        evaluation=evaluation(environment).to_json(),
+        evaluation=settings.evaluation.to_json(),
         ingest_code=_code_digest(
             "schemas", "components/ingest", "components/files.py", "components/outputs.py"
         ),
@@ -191,44 +179,6 @@ def schema_file(environment: Environment) -> Path:
             f"schema must be a schema in TFDV's text form. Received: {path}: {error}"
         ) from None
     return path
-
-
-def evaluation(environment: Environment) -> Options:
-    """Returns what is measured; files of prompts are read here, so that the cache knows them."""
-    given = dict(environment.evaluation)
-    files, corrupt = given.pop("labels", {}), given.pop("corrupt", [])
-    probes = given.pop("probes", False)
-    kinds = isinstance(files, dict), isinstance(corrupt, list), isinstance(probes, bool)
-    if given or not all(kinds):
-        raise ValueError(
-            "evaluation has labels (files by name), probes (true or false) and corrupt (a list). "
-            f"Received: evaluation={environment.evaluation}"
-        )
-    labels = {}
-    for name, path in files.items():
-        try:
-            labels[str(name)] = LabelSet.from_json(Path(path).read_text())
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"evaluation.labels must be label sets. {name}: {error}") from None
-    asked = tuple(corruption(str(text), "evaluation.corrupt") for text in corrupt)
-    return Options(labels, probes, asked)
-
-
-def _check_limits(limits: data_gate.DataGate, name: str) -> None:
-    """Refuses limits of what there is not, before anything runs."""
-    columns = (record.KEY, record.TEXT, record.LANGUAGE, record.SOURCE, record.WIDTH, record.HEIGHT)
-    known = {
-        "max_shares": reasons.ALL,
-        "max_change": (*reasons.ALL, data_gate.REJECTED),
-        "max_shift": rules.PROFILED,
-        "max_drift": (*columns, record.LABEL, record.TAG),
-        "max_skew": (*columns, record.LABEL, record.TAG),
-    }
-    for limit, names in known.items():
-        if unknown := sorted(set(getattr(limits, limit)) - set(names)):
-            raise ValueError(
-                f"{name}.{limit} must name some of {', '.join(names)}. Received: {unknown}"
-            )
 
 
 def input_digest(base: str, config: IngestConfig) -> str:
@@ -282,11 +232,7 @@ def _version(name: str) -> str:
 
 def _weights(environment: Environment, config: TrainConfig) -> Weights | None:
     """Returns the weights that training starts from; None if it starts from none."""
-    if bool(environment.weights) != bool(config.pretrained):
-        raise ValueError(
-            "The environment's `weights` and the recipe's `pretrained` must be given together. "
-            f"Received: weights={environment.weights!r}, pretrained={list(config.pretrained)}"
-        )
+    checks.check_weights(config, environment.weights)
     return checkpoint.load(environment.weights) if environment.weights else None
 
 
@@ -311,11 +257,6 @@ def _vocabulary_digest(config: TrainConfig, weights: Weights | None) -> str:
 
 def _teacher_digests(environment: Environment, config: TrainConfig) -> str:
     """Returns the digests of the teachers' weights by name, as JSON."""
-    if set(environment.teachers) != set(config.teachers):
-        raise ValueError(
-            "The environment's `teachers` must be those of the recipe. Received: "
-            f"{', '.join(sorted(environment.teachers)) or 'none'}; the recipe's: "
-            f"{', '.join(config.teachers) or 'none'}"
-        )
+    checks.check_teachers(config, environment.teachers)
     found = {name: checkpoint.load(path).digest() for name, path in environment.teachers.items()}
     return json.dumps(found, sort_keys=True)

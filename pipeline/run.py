@@ -8,6 +8,7 @@ from typing import Any
 from sigline.components.validate.component import DataGateError
 from sigline.pipeline import build, report
 from sigline.pipeline.environment import Environment
+from sigline.schemas import progress
 
 EXIT_OK = 0
 EXIT_NOT_BLESSED = 1
@@ -19,16 +20,18 @@ def run(environment: Environment, dag_runner: Any = None) -> report.RunReport | 
 
     Args:
         environment: What to run.
-        dag_runner: A TFX runner; `LocalDagRunner` if not given.
+        dag_runner: A TFX runner; one that says what it is at if not given.
 
     Returns:
         The report; None where nothing ran, as under `tfx pipeline create`, which only compiles.
     """
-    from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+    from sigline.pipeline.narrated_runner import NarratedRunner
 
     os.makedirs(environment.root, exist_ok=True)
     before = report.num_runs(environment.metadata_path)
-    (dag_runner or LocalDagRunner()).run(build.build(environment))
+    with progress.part("plan the run"):
+        pipeline = build.build(environment)
+    (dag_runner or NarratedRunner()).run(pipeline)
     if report.num_runs(environment.metadata_path) == before:
         return None
     return report.read_report(environment.metadata_path)
@@ -44,7 +47,8 @@ def main(load: Callable[[], Environment], dag_runner: Any = None) -> int:
         outcome = run(load(), dag_runner)
         return EXIT_OK if outcome is None else print_outcome(outcome)
 
-    return guarded(_run)
+    with progress.shown():
+        return guarded(_run)
 
 
 def guarded(work: Callable[[], int]) -> int:

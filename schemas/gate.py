@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from sigline.schemas import suggestions
+
 # What metrics are sliced by.
 DIMENSIONS = ("source", "language", "caption_words", "image_size", "prompts", "corruption")
 
@@ -99,8 +101,10 @@ class Gate:
         known = [item.name for item in fields(cls)]
         _check_mapping("A gate", data)
         if unknown := sorted(set(data) - set(known)):
+            meant = suggestions.did_you_mean(str(unknown[0]), known)
             raise ValueError(
-                f"A gate has the keys {', '.join(known)}. Received: {', '.join(map(str, unknown))}"
+                f"A gate has the keys {', '.join(known)}. "
+                f"Received: {', '.join(map(str, unknown))}.{meant}"
             )
         return cls(**data)
 

@@ -23,7 +23,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from sigline.schemas import signatures, tfrecord
+from sigline.schemas import progress, signatures, tfrecord
 from sigline.serving import protos
 from sigline.serving.client import Client
 from sigline.serving.transport import Options, RequestError
@@ -61,6 +61,8 @@ def _running(base_path: str | Path, model_name: str, started: list) -> Iterator[
     command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(base_path)]
     # The pipe to its standard input ends with this process, and the server with the pipe.
     command += ["--port", "0", "--no-rest", "--model-name", model_name, "--until-stdin-closes"]
+    # Its standard error is for what is wrong.
+    command.append("--quiet")
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
@@ -181,10 +183,15 @@ def check_serving(
     try:
         with tempfile.TemporaryDirectory() as base:
             os.symlink(Path(model_dir).resolve(), Path(base) / "1")
+            progress.note("starting a server")
             with _running(base, "sigline", processes) as address:
+                progress.note("asking the server")
                 latencies = _exercise(address, images, texts, golden)
+                progress.note("running each signature by TF Serving's loader")
                 inputs = _loaded(loader)
+                progress.note("timing requests")
                 alone = _alone(address, images, texts)
+                progress.note("recording requests to warm up by")
                 warm_up = _warm_up(address, inputs)
     # What was killed for its memory fails in many ways.
     except (RuntimeError, OSError) as error:

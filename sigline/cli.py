@@ -25,7 +25,9 @@ from sigline.pipeline import (
     soup_command,
     versions_command,
 )
+from sigline.schemas import progress
 
+_COMMANDS = argparse._SubParsersAction
 _CLAIM_FILE = "run.json"
 # What `sigline train` writes below its output.
 _TRAINED = ("checkpoints", "logs", "model", "weights")
@@ -37,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     from sigline.trainer.preemption import Preempted
 
     try:
-        return arguments.run(arguments)
+        with progress.shown(quiet=arguments.quiet):
+            return arguments.run(arguments)
     except Preempted as notice:
         print(f"sigline: {notice}", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -187,7 +190,18 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("runs/demo"))
     demo.add_argument("--shuffle-captions", action="store_true", help="plant data the gate refuses")
     demo.set_defaults(run=_demo)
+    _add_quiet(parser)
     return parser
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Adds `--quiet` to the commands that have no commands below them."""
+    below = [action for action in parser._actions if isinstance(action, _COMMANDS)]
+    if not below:
+        parser.add_argument("--quiet", action="store_true", help="say nothing of how far it is")
+    for action in below:
+        for command in action.choices.values():
+            _add_quiet(command)
 
 
 def _scenes(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ import types
 import warnings
 from collections.abc import Iterator
 
+from sigline.schemas import progress
+
 # Optional packages that the stack imports where they are installed, for notebooks, scikit-learn's
 # estimators and MongoDB. Together they take a fifth of the time of the import.
 _OPTIONAL = ("IPython", "ipywidgets", "pymongo", "sklearn")
@@ -109,7 +111,7 @@ def import_on_demand(name: str) -> None:
 def import_tensorflow() -> None:
     """Imports TensorFlow quietly."""
     silence()
-    with hidden_stderr(), absent(*_OPTIONAL):
+    with progress.part("import TensorFlow"), hidden_stderr(), absent(*_OPTIONAL):
         import tensorflow as tf
     tf.get_logger().setLevel("ERROR")
     _quiet_absl()
@@ -123,7 +125,7 @@ def import_tfx() -> None:
     InfraValidator take a third of the time, and a pipeline of sigline has none of them by default.
     """
     silence()
-    with hidden_stderr(), absent(*_OPTIONAL):
+    with progress.part("import TFX"), hidden_stderr(), absent(*_OPTIONAL):
         importlib.import_module("tfx")
         for name in _LARGE:
             import_on_demand(name)

@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sigline.schemas import digests
+from sigline.schemas import digests, suggestions
 from sigline.schemas.gate import Gate
 from sigline.trainer import config_checks as checks
 from sigline.trainer import strict
@@ -442,7 +442,7 @@ def recipe_module(name: str) -> types.ModuleType:
         return importlib.import_module(f"sigline.trainer.recipes.{name}")
     message = f"Unknown recipe. Received: name={name!r}. Known recipes: {', '.join(known)}"
     if not is_of_other_package(name):
-        raise ValueError(message)
+        raise ValueError(f"{message}.{suggestions.did_you_mean(name, known)}")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -4,6 +4,8 @@ import math
 import re
 from typing import Any
 
+from sigline.schemas import suggestions
+
 # What is checked is a `TrainConfig`, whose module imports this one.
 Config = Any
 
@@ -90,7 +92,8 @@ def check(config: Config) -> None:
         value = _get(config, key)
         if value not in allowed and not _is_left_out(config, key):
             raise ValueError(
-                f"{key} must be one of {', '.join(allowed)}. Received: {key}={value!r}"
+                f"{key} must be one of {', '.join(allowed)}. Received: {key}={value!r}."
+                f"{suggestions.did_you_mean(str(value), allowed)}"
             )
     for key, least in _AT_LEAST.items():
         value = _get(config, key)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sigline.schemas import digests
+from sigline.schemas import digests, progress
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import data, export, loop
 from sigline.trainer.config import TrainConfig
@@ -95,6 +95,7 @@ class Job:
             The result, and the model's metadata; None of a worker that does not write.
         """
         work_dir = Path(work_dir)
+        progress.note("reading the data and making the model")
         result = loop.train(
             self.config,
             split_dir=self.folders,
@@ -107,12 +108,15 @@ class Job:
         )
         if not result.is_chief:
             return result, None
-        metadata = export.export(
-            model_dir,
-            result.model,
-            config=self.config,
-            vocabulary=self.vocabulary,
-            labels=self.labels,
-            provenance=self.provenance | {"initial_digest": result.initial_digest},
-        )
+        provenance = self.provenance | {"initial_digest": result.initial_digest}
+        progress.note("")
+        with progress.part("export the model"):
+            metadata = export.export(
+                model_dir,
+                result.model,
+                config=self.config,
+                vocabulary=self.vocabulary,
+                labels=self.labels,
+                provenance=provenance,
+            )
         return result, metadata

@@ -1,12 +1,12 @@
 """What a run shows of itself: a progress line, TensorBoard scalars, rates."""
 
-import sys
+import contextlib
 import time
 from pathlib import Path
 
 import tensorflow as tf
-from tqdm import tqdm
 
+from sigline.schemas import progress
 from sigline.trainer.config import TrainConfig
 
 # Examples of a batch that are written for looking at.
@@ -58,7 +58,7 @@ class Meter:
 
 
 class Report:
-    """The progress line of a terminal or a log file, and TensorBoard events beside it."""
+    """The line that says how far the training is, and TensorBoard events beside it."""
 
     def __init__(
         self,
@@ -76,30 +76,32 @@ class Report:
             log_dir: Folder for events; none are written if it is None.
             silent: Whether to leave the progress line to another process.
         """
-        # A log file gets a line a quarter minute, a terminal a live bar.
-        interval = 0.5 if sys.stderr.isatty() else 15.0
-        self._bar = tqdm(
-            total=config.steps,
-            initial=first_step,
-            desc=config.name,
-            unit="step",
-            mininterval=interval,
-            dynamic_ncols=True,
-            disable=silent,
-        )
+        self._stack = contextlib.ExitStack()
+        self._silent, self._is_first = silent, True
+        if not silent:
+            training = progress.part(
+                f"train {config.name}", total=config.steps, unit="steps", first=first_step
+            )
+            self._stack.enter_context(training)
+            # On the first step the program of all of them is made.
+            progress.note("compiling")
         self._writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
 
     def __enter__(self) -> "Report":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._bar.close()
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)
         if self._writer is not None:
             self._writer.close()
 
     def step_done(self) -> None:
         """Moves the line on."""
-        self._bar.update()
+        if not self._silent:
+            progress.advance()
+            if self._is_first:
+                progress.note("")
+            self._is_first = False
 
     def show_batch(self, number: int, images: tf.Tensor, texts: list[str]) -> None:
         """Writes what the model is trained on, so that one can look at it.
@@ -127,11 +129,11 @@ class Report:
             number: Steps done.
             values: By name; `loss`, `images_per_second` and `data_wait_fraction` are shown.
         """
-        self._bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
-            f"data wait {values['data_wait_fraction']:.0%}",
-            refresh=False,
-        )
+        if not self._silent:
+            progress.note(
+                f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
+                f"data wait {values['data_wait_fraction']:.0%}"
+            )
         if self._writer is not None:
             with self._writer.as_default(step=number):
                 for name, value in values.items():

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from sigline.schemas import suggestions
+
 # Marks fields that `to_dict` leaves out at their default.
 _LATER = "later"
 
@@ -32,9 +34,10 @@ def build(cls: type, data: Any, path: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
+        meant = suggestions.did_you_mean(path + str(unknown[0]), keys(cls, path))
         raise ValueError(
             f"Unknown key {', '.join(path + item for item in unknown)}. "
-            f"Known keys: {', '.join(path + item for item in hints)}"
+            f"Known keys: {', '.join(path + item for item in hints)}.{meant}"
         )
     needed = [item.name for item in dataclasses.fields(cls) if _is_required(item)]
     if missing := sorted(set(needed) - set(data)):
@@ -64,6 +67,15 @@ def to_dict(value: Any) -> Any:
     return found
 
 
+def keys(cls: type, path: str = "") -> list[str]:
+    """Returns the keys that `override` takes, with those of groups below them."""
+    names = []
+    for name, hint in typing.get_type_hints(cls).items():
+        group = _group(hint)
+        names += [path + name] if group is None else keys(group, f"{path}{name}.")
+    return names
+
+
 def _is_required(item: dataclasses.Field) -> bool:
     return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
@@ -80,18 +92,32 @@ def override(cls: type, data: dict[str, Any], assignments: Iterable[str]) -> Any
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"An override reads KEY=VALUE. Received: {assignment!r}")
-        _assign(cls, data, key.split("."), text, key)
+        try:
+            _assign(cls, data, key.split("."), text, key)
+        except _UnknownKey as unknown:
+            meant = suggestions.did_you_mean(key, keys(cls))
+            raise ValueError(
+                f"Unknown key {key}. Known keys: {', '.join(unknown.known)}.{meant}"
+            ) from None
     # Checked as a whole: values that only fit together may come in any order.
     return build(cls, data)
 
 
-def _assign(cls: type, data: dict[str, Any], keys: list[str], text: str, full_key: str) -> None:
+class _UnknownKey(Exception):
+    """A key that is none; holds those that are known in its place."""
+
+    def __init__(self, known: list[str]):
+        super().__init__()
+        self.known = known
+
+
+def _assign(cls: type, data: dict[str, Any], path: list[str], text: str, full_key: str) -> None:
     hints = typing.get_type_hints(cls)
-    head, *rest = keys
-    prefix = full_key[: len(full_key) - len(".".join(keys))]
+    head, *rest = path
+    prefix = full_key[: len(full_key) - len(".".join(path))]
     known = ", ".join(prefix + item for item in hints)
     if head not in hints:
-        raise ValueError(f"Unknown key {full_key}. Known keys: {known}")
+        raise _UnknownKey([prefix + item for item in hints])
     # A group that may be left out is reached into only where it is there.
     group = _group(hints[head])
     nested = group is not None and data[head] is not None

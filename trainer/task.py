@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import sigline.quiet
-from sigline.schemas import artifacts, versions
+from sigline.schemas import artifacts, progress, versions
 from sigline.schemas.labels import LabelSet
 
 # Below a run's checkpoints.
@@ -100,6 +100,7 @@ def run(task: Task) -> None:
         # Of a GPU, which a serving machine does not have.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         path = os.path.join(task.run_dir, artifacts.PARITY_FILE)
+        progress.note("embedding records for the infra check")
         parity.write(path, result.model, config, job.vocabulary, task.parity_split)
     training = {
         "steps": config.steps,
@@ -148,10 +149,11 @@ def main(argv: Sequence[str]) -> int:
     """
     # A write after the reader's end must not keep the checkpoint from being saved.
     sys.stderr = cast(TextIO, _Unbroken(sys.stderr))
-    sigline.quiet.import_tensorflow()
-    threading.Thread(target=_stop_at_the_end_of_input, daemon=True).start()
     try:
-        run(Task(**json.loads(Path(argv[0]).read_text())))
+        with progress.shown():
+            sigline.quiet.import_tensorflow()
+            threading.Thread(target=_stop_at_the_end_of_input, daemon=True).start()
+            run(Task(**json.loads(Path(argv[0]).read_text())))
     except Exception as error:  # The border to the process that started it.
         traceback.print_exc()
         print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)

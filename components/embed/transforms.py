@@ -12,7 +12,7 @@ from apache_beam.pvalue import AsDict
 
 from sigline.components import files, served_model
 from sigline.components.embed import manifest
-from sigline.schemas import digests, examples, record, signatures
+from sigline.schemas import digests, examples, progress, record, signatures
 
 _BATCH = 64
 
@@ -122,6 +122,7 @@ class _EmbedShard(beam.DoFn):
         records = [tf_example.decode(serialized) for serialized in batch]
         images = [item.image for item in records]
         found = served_model.call(self._model, signatures.EMBED_IMAGE_SAFE, images)
+        progress.advance(len(images), "images")
         valid = found[signatures.VALID]
         if not valid.all():
             keys = [item.key for item, good in zip(records, valid, strict=True) if not good]

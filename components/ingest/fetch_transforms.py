@@ -39,7 +39,7 @@ from sigline.components.ingest.sources import (
     family,
     unicode_text,
 )
-from sigline.schemas import digests, ownership, record
+from sigline.schemas import digests, ownership, progress, record
 
 COUNTS_FILE = "counts.json"
 _NO_URL = "no_url"
@@ -346,6 +346,7 @@ def _write_shard(
         tarfile.open(fileobj=handle, mode="w|", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for key, row, found in results:
+            progress.advance(1, "rows")
             statuses[found.status] += 1
             url = unicode_text(row.image_url or "")
             lines.append({"key": key, "url": url, "status": found.status, "detail": found.detail})

@@ -46,7 +46,7 @@ from sigline.components.ingest.sources import (
     is_no_file,
 )
 from sigline.components.outputs import ParDoByTag
-from sigline.schemas import artifacts, digests, record
+from sigline.schemas import artifacts, digests, progress, record
 from sigline.schemas.labels import LabelSet
 
 _ROW, _REJECTED, _READ, _APART = "row", "rejected", "read", "apart"
@@ -311,6 +311,7 @@ class _Examine(beam.DoFn):
     def _outcome(self, part: int, number: int, pair: RawPair):
         config = self._config if part >= 0 else self._unfiltered
         found = rules.examine(pair, config, (part, number), self._classes)
+        progress.advance(1, "pairs")
         if isinstance(found, rules.Rejection):
             return _REJECTED, ((part, number), found)
         row, image = found
@@ -463,6 +464,7 @@ class _WriteShard(beam.DoFn):
         from sigline.schemas import tf_example
 
         (split, shard, shards), rows = item
+        progress.note(f"writing {split}")
         rows = sorted(
             (row for row in rows if row is not None),
             key=lambda row: rules.order_key(row, self._config),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sigline.schemas import suggestions
+
 DEFAULT = "default"
 _UNITS = {"Gi": 2**30, "Mi": 2**20, "G": 10**9, "M": 10**6}
 _CPU = re.compile(r"\d+(\.\d+)?|\d+m")
@@ -158,7 +160,8 @@ def _filled(kind: type, where: str, values: Any) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a mapping. Received: {values!r}")
     if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"{where} has the keys {', '.join(fields)}. Received: {unknown}")
+        meant = suggestions.did_you_mean(str(unknown[0]), fields)
+        raise ValueError(f"{where} has the keys {', '.join(fields)}. Received: {unknown}.{meant}")
     if "image" not in values and fields["image"].default is dataclasses.MISSING:
         raise ValueError(f"{where}.image must name a container image. Received: no image")
     found = {}

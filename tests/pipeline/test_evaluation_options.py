@@ -6,7 +6,7 @@ import pytest
 
 from sigline.components.evaluate.corruptions import Corruption
 from sigline.components.evaluate.options import Options
-from sigline.pipeline import environment, planning
+from sigline.pipeline import environment
 from sigline.schemas.labels import LabelSet
 
 GERMAN = LabelSet(("Hund", "Katze"), ("ein Bild von {}", "{}"))
@@ -27,10 +27,10 @@ def test_files_are_read_before_anything_runs(tmp_path):
     given = _environment(
         tmp_path, labels={"de": str(tmp_path / "de.json")}, probes=True, corrupt=["blur@3"]
     )
-    found = planning.evaluation(given)
+    found = checks.evaluation(given)
     assert found == Options({"de": GERMAN}, True, (Corruption("blur", 3),))
     assert Options.from_json(found.to_json()) == found
-    nothing = planning.evaluation(dataclasses.replace(given, evaluation={}))
+    nothing = checks.evaluation(dataclasses.replace(given, evaluation={}))
     assert nothing == Options()
     assert Options.from_json(nothing.to_json()) == nothing
 
@@ -47,4 +47,4 @@ def test_files_are_read_before_anything_runs(tmp_path):
 )
 def test_mistake_is_refused(tmp_path, evaluation, message):
     with pytest.raises(ValueError, match=message):
-        planning.evaluation(_environment(tmp_path, **evaluation))
+        checks.evaluation(_environment(tmp_path, **evaluation))

@@ -1,0 +1,166 @@
+"""What an environment asks for, read and checked without TensorFlow, Beam or TFX.
+
+Importing those takes half a minute, after which nobody should hear of a wrong key.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sigline.components.evaluate.options import Options, corruption
+from sigline.components.index.options import IndexConfig
+from sigline.components.ingest import reasons, rules
+from sigline.components.ingest.options import config_from_json
+from sigline.components.validate import gate as data_gate
+from sigline.pipeline.environment import Environment
+from sigline.schemas import record, suggestions, versions
+from sigline.schemas.gate import Gate
+from sigline.schemas.labels import LabelSet
+from sigline.trainer import config as trainer_config
+from sigline.trainer.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sections of an environment.
+
+    Attributes:
+        ingest: How the pairs are read.
+        limits: What the data must satisfy.
+        config: The recipe, with its overrides.
+        gate: What a model must reach.
+        evaluation: What is measured.
+        index: What the index is to be; None for no index.
+    """
+
+    ingest: rules.IngestConfig
+    limits: data_gate.DataGate
+    config: TrainConfig
+    gate: Gate
+    evaluation: Options
+    index: IndexConfig | None
+
+
+def settings(environment: Environment) -> Settings:
+    """Reads the sections of an environment.
+
+    Raises:
+        ValueError: If a key is unknown, a value is wrong, or the recipe has no gate.
+    """
+    config = trainer_config.override(
+        trainer_config.load_recipe(environment.recipe), environment.overrides
+    )
+    limits = _filled(data_gate.DataGate, "data_gate", environment.data_gate)
+    check_limits(limits, "data_gate")
+    check_limits(limits.warning, "data_gate.warn")
+    return Settings(
+        ingest=config_from_json(json.dumps(environment.ingest, sort_keys=True)),
+        limits=limits,
+        config=config,
+        gate=trainer_config.load_gate(environment.recipe).changed(environment.gate),
+        evaluation=evaluation(environment),
+        index=index(environment),
+    )
+
+
+def check(environment: Environment) -> None:
+    """Refuses an environment whose sections are wrong, or that names what is not there.
+
+    Raises:
+        ValueError: With the key and the value.
+    """
+    config = settings(environment).config
+    if not environment.spans and not versions.is_remote(environment.input_base):
+        base = Path(environment.input_base)
+        if not base.is_dir() or not any(base.iterdir()):
+            raise ValueError(
+                "input_base must be a folder with pairs in a format that ingest reads. "
+                f"Received: input_base={base}"
+            )
+    paths = {name: getattr(environment, name) for name in ("schema", "weights", "signing_key")}
+    paths |= {f"teachers.{name}": path for name, path in environment.teachers.items()}
+    for name, path in paths.items():
+        if path and not versions.is_remote(path) and not os.path.exists(path):
+            raise ValueError(f"{name} must be a path that is there. Received: {name}={path}")
+    check_weights(config, environment.weights)
+    check_teachers(config, environment.teachers)
+
+
+def check_weights(config: TrainConfig, weights: str) -> None:
+    """Refuses weights that the recipe does not start from, and a recipe without those it needs."""
+    if bool(weights) != bool(config.pretrained):
+        raise ValueError(
+            "The environment's `weights` and the recipe's `pretrained` must be given together. "
+            f"Received: weights={weights!r}, pretrained={list(config.pretrained)}"
+        )
+
+
+def check_teachers(config: TrainConfig, teachers: dict[str, str]) -> None:
+    """Refuses other teachers than those that the recipe names."""
+    if set(teachers) != set(config.teachers):
+        raise ValueError(
+            "The environment's `teachers` must be those of the recipe. Received: "
+            f"{', '.join(sorted(teachers)) or 'none'}; the recipe's: "
+            f"{', '.join(config.teachers) or 'none'}"
+        )
+
+
+def index(environment: Environment) -> IndexConfig | None:
+    """Returns what the index is to be; None for no index."""
+    if environment.index is None:
+        return None
+    config = _filled(IndexConfig, "index", environment.index)
+    if unknown := sorted(set(config.splits) - set(record.SPLITS)):
+        raise ValueError(
+            f"index.splits must name some of {', '.join(record.SPLITS)}. Received: {unknown}"
+        )
+    return config
+
+
+def _filled(kind: type, name: str, values: dict[str, Any]) -> Any:
+    known = [item.name for item in dataclasses.fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        meant = suggestions.did_you_mean(unknown[0], known)
+        raise ValueError(f"{name} has the keys {', '.join(known)}. Received: {unknown}.{meant}")
+    return kind(**values)
+
+
+def evaluation(environment: Environment) -> Options:
+    """Returns what is measured; files of prompts are read here, so that the cache knows them."""
+    given = dict(environment.evaluation)
+    files, corrupt = given.pop("labels", {}), given.pop("corrupt", [])
+    probes = given.pop("probes", False)
+    kinds = isinstance(files, dict), isinstance(corrupt, list), isinstance(probes, bool)
+    if given or not all(kinds):
+        raise ValueError(
+            "evaluation has labels (files by name), probes (true or false) and corrupt (a list). "
+            f"Received: evaluation={environment.evaluation}"
+        )
+    labels = {}
+    for name, path in files.items():
+        try:
+            labels[str(name)] = LabelSet.from_json(Path(path).read_text())
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"evaluation.labels must be label sets. {name}: {error}") from None
+    asked = tuple(corruption(str(text), "evaluation.corrupt") for text in corrupt)
+    return Options(labels, probes, asked)
+
+
+def check_limits(limits: data_gate.DataGate, name: str) -> None:
+    """Refuses limits of what there is not, before anything runs."""
+    columns = (record.KEY, record.TEXT, record.LANGUAGE, record.SOURCE, record.WIDTH, record.HEIGHT)
+    known = {
+        "max_shares": reasons.ALL,
+        "max_change": (*reasons.ALL, data_gate.REJECTED),
+        "max_shift": rules.PROFILED,
+        "max_drift": (*columns, record.LABEL, record.TAG),
+        "max_skew": (*columns, record.LABEL, record.TAG),
+    }
+    for limit, names in known.items():
+        if unknown := sorted(set(getattr(limits, limit)) - set(names)):
+            raise ValueError(
+                f"{name}.{limit} must name some of {', '.join(names)}. Received: {unknown}"
+            )

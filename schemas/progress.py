@@ -1,0 +1,231 @@
+"""What a command is doing: one line for each part of it, which ends with the time that it took.
+
+Nothing is shown until a command asks for it by `shown`. A terminal gets a live line; a log file, or
+another program, gets a line whenever nothing was said for some seconds. Lines go to standard error.
+
+Example:
+    with progress.part("read", total=len(files), unit="files"):
+        for path in files:
+            read(path)
+            progress.advance()
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# No silence is longer than five seconds, though a heartbeat may be late on a busy machine.
+_LOG_SECONDS, _BEAT_SECONDS = 4.0, 0.5
+# A part that is over before gets one line, when it ends, or none.
+_BRIEF_SECONDS = 1.0
+# The rate of a shorter time tells little of the rest.
+_ESTIMATE_SECONDS = 10.0
+_CLEAR = "\r\033[K"
+# Set, it keeps a process and those that it starts from showing anything.
+QUIET_VARIABLE = "SIGLINE_QUIET"
+
+
+@dataclass(eq=False)
+class _Part:
+    name: str
+    total: int | None
+    unit: str
+    is_silent_if_brief: bool
+    started: float
+    count: int
+    first: int
+    note: str = ""
+    is_announced: bool = False
+
+    def how_far(self) -> list[str]:
+        """Returns the count and the note, where there are some."""
+        words = []
+        if self.total is not None:
+            words.append(f"{self.count:,} of {self.total:,} {self.unit}".rstrip())
+        elif self.count:
+            words.append(f"{self.count:,} {self.unit}".rstrip())
+        return [*words, *([self.note] if self.note else [])]
+
+    def seconds_left(self) -> float | None:
+        """Returns an estimate from the rate so far; None where there is none yet."""
+        done, spent = self.count - self.first, time.monotonic() - self.started
+        if self.total is None or done < 1 or spent < _ESTIMATE_SECONDS:
+            return None
+        return (self.total - self.count) * spent / done
+
+
+class _Screen:
+    """Standard error, as a terminal or as a file of lines, and the thread that writes to it."""
+
+    def __init__(self, descriptor: int):
+        # A descriptor of its own: standard error is hidden while libraries are imported.
+        self._descriptor = os.dup(descriptor)
+        self._is_terminal = os.isatty(self._descriptor)
+        self._written = time.monotonic()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        os.close(self._descriptor)
+
+    def write(self, line: str, *, is_last: bool) -> None:
+        """Writes a line; on a terminal the next one takes its place, unless it is the last."""
+        self._written = time.monotonic()
+        # Whoever read it may have gone, which must end no training.
+        with contextlib.suppress(OSError):
+            if self._is_terminal:
+                columns = os.get_terminal_size(self._descriptor).columns or 80
+                line = _CLEAR + (f"{line}\n" if is_last else line[: columns - 1])
+            else:
+                line = f"{line}\n"
+            os.write(self._descriptor, line.encode(errors="replace"))
+
+    def _beat(self) -> None:
+        every = _BEAT_SECONDS if self._is_terminal else _LOG_SECONDS
+        while not self._stopped.wait(_BEAT_SECONDS):
+            with _LOCK:
+                if not _PARTS:
+                    continue
+                now, outermost = time.monotonic(), _PARTS[0]
+                is_new = not outermost.is_announced and now - outermost.started >= _BRIEF_SECONDS
+                if is_new or (outermost.is_announced and now - self._written >= every):
+                    outermost.is_announced = True
+                    self.write(_line(), is_last=False)
+
+
+_LOCK = threading.RLock()
+# The parts that are under way, the outermost first.
+_PARTS: list[_Part] = []
+_screen: _Screen | None = None
+
+
+@contextlib.contextmanager
+def shown(*, quiet: bool = False) -> Iterator[None]:
+    """Shows parts on standard error while the context lasts; inside of another one, does nothing.
+
+    Args:
+        quiet: Whether to show nothing after all, nor to let processes that are started meanwhile.
+    """
+    global _screen
+    if quiet:
+        with _quiet_environment():
+            yield
+        return
+    descriptor = None
+    if _screen is None and not os.environ.get(QUIET_VARIABLE):
+        # What stands for standard error may be no file, or be closed.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            descriptor = sys.stderr.fileno()
+    if descriptor is None:
+        yield
+        return
+    _screen = _Screen(descriptor)
+    try:
+        yield
+    finally:
+        _screen.close()
+        _screen = None
+
+
+@contextlib.contextmanager
+def _quiet_environment() -> Iterator[None]:
+    before = os.environ.get(QUIET_VARIABLE)
+    os.environ[QUIET_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[QUIET_VARIABLE]
+        else:
+            os.environ[QUIET_VARIABLE] = before
+
+
+@contextlib.contextmanager
+def part(
+    name: str,
+    *,
+    total: int | None = None,
+    unit: str = "",
+    first: int = 0,
+    is_silent_if_brief: bool = True,
+) -> Iterator[None]:
+    """Says that a part of the work has begun, how far it is, and what time it took.
+
+    A part inside of another one shares its line. Parts belong to the process, not to a thread.
+
+    Args:
+        name: Of the part.
+        total: How many `advance` counts to; None where that is not known.
+        unit: What is counted, in the plural.
+        first: How many were done before.
+        is_silent_if_brief: Whether a part of less than a second leaves no line.
+    """
+    now = time.monotonic()
+    made = _Part(name, total, unit, is_silent_if_brief, now, first, first)
+    with _LOCK:
+        _PARTS.append(made)
+    ending = "failed after"
+    try:
+        yield
+        ending = "done in"
+    finally:
+        with _LOCK:
+            _PARTS.remove(made)
+            spent = time.monotonic() - now
+            is_worth_a_line = spent >= _BRIEF_SECONDS or not is_silent_if_brief
+            if _screen is not None and not _PARTS and is_worth_a_line:
+                if made.total is None:
+                    # What it was at last says nothing of the whole.
+                    made.note = ""
+                words = [*made.how_far(), f"{ending} {duration(spent)}"]
+                _screen.write(f"{name}: {', '.join(words)}", is_last=True)
+
+
+def advance(count: int = 1, unit: str = "") -> None:
+    """Counts on the innermost part; where there is none, does nothing.
+
+    Args:
+        count: How many more are done.
+        unit: What is counted, for a part that was begun without a unit.
+    """
+    with _LOCK:
+        if _PARTS:
+            _PARTS[-1].count += count
+            _PARTS[-1].unit = _PARTS[-1].unit or unit
+
+
+def note(text: str) -> None:
+    """Says what the innermost part is at, in place of what was said before."""
+    with _LOCK:
+        if _PARTS:
+            _PARTS[-1].note = text
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as people read it: `0.3 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _line() -> str:
+    """Returns the line of all parts that are under way."""
+    names = ", ".join(item.name for item in _PARTS)
+    # The innermost part that has something to say.
+    words = next((words for item in reversed(_PARTS) if (words := item.how_far())), [])
+    words.append(duration(time.monotonic() - _PARTS[0].started))
+    left = _PARTS[-1].seconds_left()
+    if left is not None:
+        words.append(f"about {duration(left)} left")
+    return f"{names}: {', '.join(words)}"
