@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sigline import arguments as checks
 from sigline.schemas import digests, ownership
 
 _BATCH = 256
@@ -91,6 +92,8 @@ def _ask(arguments: argparse.Namespace) -> int:
         )
     if arguments.top < 1:
         raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
+    checks.check_file(arguments.image, "--image")
+    checks.check_folder(images, "--images")
     from sigline.serving import client as serving_client
 
     client = serving_client.Client(
@@ -118,6 +121,8 @@ def _ask(arguments: argparse.Namespace) -> int:
 def _embed(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix != ".npz":
         raise ValueError(f"--output must end in .npz. Received: --output {arguments.output}")
+    checks.check_file(arguments.texts, "--texts")
+    checks.check_folder(arguments.images, "--images")
     _check_output(arguments.output)
     from sigline.serving import client as serving_client
 

@@ -182,7 +182,7 @@ def load(path: str | Path) -> Environment:
         raise ValueError(
             f"environment must be a YAML file or one of: {packaged}. Received: environment={name}"
         )
-    data = yaml.safe_load(path.read_text()) or {}
+    data = _mapping(path)
     fields = {item.name: item for item in dataclasses.fields(Environment)}
     unknown = sorted(set(data) - set(fields))
     required = [n for n, f in fields.items() if _is_required(f)]
@@ -207,6 +207,17 @@ def load(path: str | Path) -> Environment:
     if not all(isinstance(x, str) and x for item in teachers.items() for x in item):
         raise ValueError(f"{path}: teachers must be paths by name. Received: teachers={teachers}")
     return Environment(**data)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise ValueError(f"{path} must be a YAML file: {problem}") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ValueError(f"{path} must hold keys and values, such as `recipe: siglip_small`.")
+    return data
 
 
 def _meant(name: str, fields: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sigline import quiet
+from sigline.schemas import progress
 
 
 def add_parser(commands) -> None:
@@ -77,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from sigline.components.ingest import fetch_transforms
 
     transform = fetch_transforms.Fetch(*folders, settings.pop("config"), **settings)
-    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
+    with progress.part("fetch"), beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
         _ = pipeline | transform
     counts = json.loads((arguments.output / fetch_transforms.COUNTS_FILE).read_text())
     for status, number in sorted(counts["by_status"].items(), key=lambda item: -item[1]):

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from sigline import arguments as checks
 from sigline import quiet
 from sigline.pipeline import judged_data
-from sigline.schemas import artifacts, ownership, record, signatures
+from sigline.schemas import artifacts, ownership, progress, record, signatures
 
 BLESSED, NOT_BLESSED = 0, 1
 JUNIT_FILE, SUMMARY_FILE, CLIP_BENCHMARK_FOLDER = "junit.xml", "summary.md", "clip_benchmark"
@@ -83,18 +84,17 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Judges, prints the table and returns the exit code."""
     started = time.monotonic()
+    from sigline.components.evaluate.options import corruption
+
+    limits = _check(arguments)
+    corruptions = tuple(corruption(text, "--corrupt") for text in arguments.corrupt)
+    given_labels = judged_data.label_sets(arguments.labels)
     quiet.import_tensorflow()
     import apache_beam as beam
 
     from sigline.components.evaluate import judge_transforms, summary
     from sigline.components.evaluate.inputs import Inputs
-    from sigline.components.evaluate.options import corruption
 
-    for name in ("model", "baseline", "teacher"):
-        path = getattr(arguments, name)
-        if path is not None and not (path / "saved_model.pb").is_file():
-            raise ValueError(f"--{name} must be the folder of a SavedModel. Received: {path}")
-    limits = _gate(arguments.gate, arguments.model)
     with tempfile.TemporaryDirectory() as scratch, _output(arguments.output) as output:
         data = judged_data.open_split(arguments.data, arguments.split, "--data", Path(scratch))
         inputs = Inputs(
@@ -107,15 +107,16 @@ def run(arguments: argparse.Namespace) -> int:
             ),
             support_dir=arguments.support and _train_dir(arguments.support, "--support", scratch),
             teacher_dir=str(arguments.teacher) if arguments.teacher else None,
-            corruptions=tuple(corruption(text, "--corrupt") for text in arguments.corrupt),
+            corruptions=corruptions,
             logs_dir=str(arguments.logs) if arguments.logs else None,
-            labels=judged_data.label_sets(arguments.labels) or data.labels,
+            labels=given_labels or data.labels,
             captioned=data.captioned,
         )
         pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-        judgement = judge_transforms.judge(
-            inputs, limits, str(output), pipeline, with_tfma=arguments.tfma
-        )
+        with progress.part("judge"):
+            judgement = judge_transforms.judge(
+                inputs, limits, str(output), pipeline, with_tfma=arguments.tfma
+            )
         verdict = judgement.verdict
         spent = time.monotonic() - started
         (output / JUNIT_FILE).write_text(summary.junit(verdict, seconds=spent))
@@ -127,6 +128,23 @@ def run(arguments: argparse.Namespace) -> int:
     print(summary.table(verdict))
     print("Blessed." if verdict.blessed else "Not blessed.")
     return BLESSED if verdict.blessed else NOT_BLESSED
+
+
+def _check(arguments: argparse.Namespace):
+    """Returns the gate; refuses arguments that are wrong before TensorFlow is imported."""
+    for name in ("model", "baseline", "teacher"):
+        path = getattr(arguments, name)
+        if path is not None and not (path / "saved_model.pb").is_file():
+            raise ValueError(f"--{name} must be the folder of a SavedModel. Received: {path}")
+    checks.check_folder(arguments.data, "--data")
+    for path in arguments.train_data:
+        checks.check_folder(path, "--train-data")
+    checks.check_folder(arguments.support, "--support")
+    checks.check_folder(arguments.logs, "--logs")
+    checks.check_file(arguments.gate, "--gate")
+    if arguments.output is not None:
+        ownership.OutputFolder(arguments.output, _COMMAND).check(list(_FILES))
+    return _gate(arguments.gate, arguments.model)
 
 
 @contextlib.contextmanager

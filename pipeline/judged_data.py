@@ -81,5 +81,8 @@ def label_sets(assignments: Sequence[str]) -> dict[str, LabelSet]:
         name, path = (name, path) if separator else (DEFAULT_PROMPTS, assignment)
         if name in found:
             raise ValueError(f"--labels must have other names. Received: {assignment} again")
-        found[name] = LabelSet.from_json(Path(path).read_text())
+        try:
+            found[name] = LabelSet.from_json(Path(path).read_text())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"--labels must be label sets. Received: {path}: {error}") from None
     return found

@@ -97,10 +97,12 @@ def _parameters(given: list[str]) -> dict[str, str]:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
+    from sigline.pipeline import checks
     from sigline.pipeline import environment as environments
     from sigline.pipeline.kubeflow import packages, settings
 
     environment = environments.load(arguments.environment)
+    checks.settings(environment)
     suffix = "json" if arguments.engine == "vertex" else "yaml"
     output = arguments.output or Path(f"{environment.pipeline_name}.{suffix}")
     # What is wrong is said before TFX is imported, which takes half a minute.
@@ -115,7 +117,10 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
+    from sigline import arguments as checks
     from sigline.pipeline.kubeflow import dry_run, packages, records
+
+    checks.check_file(arguments.package, "PACKAGE")
 
     def show(task: dry_run.TaskRun) -> None:
         again = f", {task.attempts} attempts" if task.attempts > 1 else ""

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from sigline import arguments as checks
+
 
 def add_parser(commands) -> None:
     """Adds the command."""
@@ -19,6 +21,8 @@ def add_parser(commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    checks.check_folder(arguments.model, "MODEL")
+    checks.check_file(arguments.metadata, "--metadata")
     from sigline.pipeline import lineage, report
 
     metadata = arguments.metadata or _above(arguments.model)

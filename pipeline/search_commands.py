@@ -6,9 +6,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from sigline import arguments as checks
 from sigline import quiet
 from sigline.pipeline import ask_commands
-from sigline.schemas import ownership, retrieval
+from sigline.schemas import ownership, progress, retrieval, signatures
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -60,11 +61,8 @@ def add_parsers(commands) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    quiet.import_tensorflow()
-    import apache_beam as beam
-
-    from sigline.components.index import build_transforms, faiss_index, transforms
     from sigline.components.index.options import IndexConfig
+    from sigline.schemas import record
 
     config = IndexConfig(
         kind=arguments.kind,
@@ -73,12 +71,18 @@ def _index(arguments: argparse.Namespace) -> int:
         thumbnails=not arguments.no_thumbnails,
         **({"splits": tuple(arguments.split)} if arguments.split else {}),
     )
-    if arguments.output.exists():
-        raise ValueError(f"--output must not exist yet. Received: --output {arguments.output}")
-    if config.kind == retrieval.FAISS:
-        faiss_index.module()
+    checks.check_folder(arguments.model, "--model", holds="saved_model.pb")
+    checks.check_folder(arguments.data, "--data", holds=record.MANIFEST_FILE)
+    checks.check_absent(arguments.output, "--output")
     corpus = arguments.corpus or arguments.output.with_name(f"{arguments.output.name}.corpus")
     _check_corpus(corpus)
+    quiet.import_tensorflow()
+    import apache_beam as beam
+
+    from sigline.components.index import build_transforms, faiss_index, transforms
+
+    if config.kind == retrieval.FAISS:
+        faiss_index.module()
     embed = transforms.EmbedCorpus(
         str(arguments.data),
         str(arguments.model),
@@ -87,14 +91,14 @@ def _index(arguments: argparse.Namespace) -> int:
         thumbnails=config.thumbnails,
     )
     runner = [x for x in arguments.beam_arg if x.startswith("--runner")]
-    with beam.Pipeline(
-        argv=arguments.beam_arg if runner else ["--runner=FnApiRunner", *arguments.beam_arg]
-    ) as pipeline:
+    argv = arguments.beam_arg if runner else ["--runner=FnApiRunner", *arguments.beam_arg]
+    with progress.part("embed the images"), beam.Pipeline(argv=argv) as pipeline:
         _ = pipeline | embed
     try:
-        about = build_transforms.build(
-            [str(corpus)], str(arguments.model), arguments.output, config
-        )
+        with progress.part("build the index"):
+            about = build_transforms.build(
+                [str(corpus)], str(arguments.model), arguments.output, config
+            )
     except build_transforms.IndexRefused as error:
         print(f"sigline: {error}", file=sys.stderr)
         return 1
@@ -123,6 +127,8 @@ def _check_corpus(folder: Path) -> None:
 def _search(arguments: argparse.Namespace) -> int:
     if (arguments.text is None) == (arguments.image is None):
         raise ValueError("Give either TEXT or --image FILE.")
+    checks.check_file(arguments.image, "--image")
+    _check_opened(arguments)
     from sigline.serving.transport import RequestError
 
     try:
@@ -143,6 +149,18 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_opened(arguments: argparse.Namespace) -> None:
+    """Refuses arguments of a search that are wrong, before TensorFlow is imported."""
+    if arguments.top < 1:
+        raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
+    checks.check_folder(arguments.index, "--index")
+    if arguments.index is not None:
+        about = arguments.index / signatures.ASSETS_DIR / retrieval.INDEX_FILE
+        if not about.is_file():
+            raise ValueError(f"--index must be the folder of an index. Received: {arguments.index}")
+    checks.check_folder(arguments.model, "--model", holds="saved_model.pb")
+
+
 def _opened(arguments: argparse.Namespace):
     if arguments.target is not None:
         from sigline.serving.search import ServedIndex
@@ -156,6 +174,7 @@ def _opened(arguments: argparse.Namespace):
 
 
 def _ui(arguments: argparse.Namespace) -> int:
+    _check_opened(arguments)
     quiet.import_tensorflow()
     try:
         from aiohttp import web
@@ -164,9 +183,8 @@ def _ui(arguments: argparse.Namespace) -> int:
     from sigline.components.index.search_transforms import LocalIndex
     from sigline.serving import search_page
 
-    index = LocalIndex(arguments.index, arguments.model)
-    if arguments.top < 1:
-        raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
+    with progress.part("load the index"):
+        index = LocalIndex(arguments.index, arguments.model)
     about = index.about
     page = search_page.Page(
         index=index,

@@ -6,7 +6,9 @@ import signal
 import threading
 from pathlib import Path
 
+from sigline import arguments as checks
 from sigline import quiet
+from sigline.schemas import progress, versions
 
 
 def add_parser(commands) -> None:
@@ -23,31 +25,40 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--model-name", default="sigline", help="what requests call it")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines")
-    parser.add_argument("--port", type=int, default=8500, help="of gRPC; 0 takes a free one")
+    parser.add_argument(
+        "--port", type=checks.port, default=8500, help="of gRPC; 0 takes a free one"
+    )
     rest = parser.add_mutually_exclusive_group()
     rest.add_argument(
-        "--rest-port", type=int, default=8501, help="of REST, probes and figures; 0 for a free one"
+        "--rest-port",
+        type=checks.port,
+        default=8501,
+        help="of REST, probes and figures; 0 for a free one",
     )
     rest.add_argument("--no-rest", action="store_true", help="gRPC alone")
     parser.add_argument("--poll-seconds", type=float, default=1.0, help="between two looks")
 
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-message-bytes", type=int, help="largest request; 16 MiB")
+    limits.add_argument("--max-message-bytes", type=checks.positive, help="largest request; 16 MiB")
     limits.add_argument(
         "--max-buffered-bytes",
-        type=int,
+        type=checks.positive,
         help="REST bodies in memory, of all requests, decompressed; 16 of the largest",
     )
-    limits.add_argument("--max-items", type=int, help="most images or texts of a request; 1,024")
-    limits.add_argument("--max-text-bytes", type=int, help="longest text; 64 KiB")
-    limits.add_argument("--max-requests", type=int, help="requests at a time; 256")
+    limits.add_argument(
+        "--max-items", type=checks.positive, help="most images or texts of a request; 1,024"
+    )
+    limits.add_argument("--max-text-bytes", type=checks.positive, help="longest text; 64 KiB")
+    limits.add_argument("--max-requests", type=checks.positive, help="requests at a time; 256")
     limits.add_argument("--timeout-seconds", type=float, help="of requests without deadline; 30")
 
     batching = parser.add_argument_group("batching")
-    batching.add_argument("--max-batch-size", type=int, help="most rows of a batch; 64")
+    batching.add_argument("--max-batch-size", type=checks.positive, help="most rows of a batch; 64")
     batching.add_argument("--batch-timeout-seconds", type=float, help="to wait for more rows; 0")
-    batching.add_argument("--max-enqueued-rows", type=int, help="that wait, by signature; 1,024")
-    batching.add_argument("--num-batch-threads", type=int, help="at a time; one a core")
+    batching.add_argument(
+        "--max-enqueued-rows", type=checks.positive, help="that wait, by signature; 1,024"
+    )
+    batching.add_argument("--num-batch-threads", type=checks.positive, help="at a time; one a core")
     batching.add_argument(
         "--merge-images",
         action=argparse.BooleanOptionalAction,
@@ -100,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "--tls-certificate and --tls-key must be given together, with --tls-client-ca too."
         )
+    _check(arguments)
     quiet.import_tensorflow()
     from sigline.serving import access, model_config, server
     from sigline.serving.batching import BatchingConfig
@@ -134,8 +146,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.until_stdin_closes:
         threading.Thread(target=_set_when_stdin_closes, args=(stopped,), daemon=True).start()
     server.log_to_stderr()
-    running = server.ModelServer(config)
-    running.start()
+    with progress.part("load the models"):
+        running = server.ModelServer(config)
+        running.start()
     if running.rest_port is not None:
         print(f"REST on {config.host}:{running.rest_port}")
     for model in models:
@@ -145,6 +158,29 @@ def run(arguments: argparse.Namespace) -> int:
     stopped.wait()
     running.stop()
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses what is wrong with the arguments, as far as that can be told without TensorFlow."""
+    from sigline.serving import access, model_config
+
+    threads = arguments.intra_op_parallelism
+    if threads is not None and threads < 0:
+        raise ValueError(
+            f"intra_op_parallelism must be 0, for one a core, or more. Received: {threads}"
+        )
+    checks.check_file(arguments.model_config_file, "--model-config-file")
+    for name in ("tls_certificate", "tls_key", "tls_client_ca", "api_key_file", "verify_key"):
+        checks.check_file(getattr(arguments, name), f"--{name.replace('_', '-')}")
+    if arguments.api_key_file is not None:
+        access.read_keys(arguments.api_key_file)
+    if arguments.model_config_file is not None:
+        model_config.load(arguments.model_config_file)
+    elif not versions.directories(arguments.base_path):
+        raise ValueError(
+            "base_path must hold a version directory such as 1/saved_model.pb. "
+            f"Received: base_path={arguments.base_path}"
+        )
 
 
 def _given(kind: type, arguments: argparse.Namespace):

@@ -5,6 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from sigline import arguments as checks
 from sigline import quiet
 from sigline.pipeline import judged_data
 from sigline.schemas import record
@@ -48,14 +49,20 @@ def add_parser(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Cooks, prints what went in and returns the exit code."""
+    checks.check_absent(arguments.output, "--output")
+    if arguments.data is None and arguments.method != UNIFORM:
+        raise ValueError(f"--method {arguments.method} needs --data to score by.")
+    for path in arguments.weights:
+        # A checkpoint is named without the endings of its files.
+        if not path.with_name(f"{path.name}.index").is_file():
+            checks.check_there(path, "--weights")
+    checks.check_folder(arguments.data, "--data")
+    checks.check_folder(arguments.support, "--support")
+    judged_data.label_sets(arguments.labels)
     quiet.import_tensorflow()
     from sigline.trainer import soups
     from sigline.trainer.weights import checkpoint
 
-    if arguments.output.exists():
-        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
-    if arguments.data is None and arguments.method != UNIFORM:
-        raise ValueError(f"--method {arguments.method} needs --data to score by.")
     ingredients = soups.find(arguments.weights)
     with tempfile.TemporaryDirectory() as scratch:
         score = None if arguments.data is None else _Score(arguments, Path(scratch))

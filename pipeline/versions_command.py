@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from sigline import arguments as checks
 from sigline.components.publish import publishing
 from sigline.schemas import signatures, versions
 
@@ -49,6 +50,7 @@ def add_parser(commands) -> None:
 
 
 def _versions(arguments: argparse.Namespace) -> int:
+    checks.check_folder(arguments.base, "BASE")
     if arguments.restore is not None:
         print(f"Restored {publishing.restore(arguments.base, arguments.restore)}")
     found = versions.directories(arguments.base)
@@ -82,6 +84,7 @@ def _line(number: int, path: Path, state: str) -> str:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
+    checks.check_folder(arguments.base, "BASE")
     gone = publishing.rollback(arguments.base, to=arguments.to, reason=arguments.reason)
     newest = max(versions.directories(arguments.base))
     if not gone:
@@ -92,9 +95,6 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _label(arguments: argparse.Namespace) -> int:
-    from sigline import quiet
-
-    quiet.import_tensorflow()
     from sigline.serving import model_config
 
     labels = {}

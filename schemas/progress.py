@@ -23,7 +23,7 @@ _LOG_SECONDS, _BEAT_SECONDS = 4.0, 0.5
 # A part that is over before gets one line, when it ends, or none.
 _BRIEF_SECONDS = 1.0
 # The rate of a shorter time tells little of the rest.
-_ESTIMATE_SECONDS = 10.0
+_ESTIMATE_SECONDS = 5.0
 _CLEAR = "\r\033[K"
 # Set, it keeps a process and those that it starts from showing anything.
 QUIET_VARIABLE = "SIGLINE_QUIET"
@@ -37,7 +37,8 @@ class _Part:
     is_silent_if_brief: bool
     started: float
     count: int
-    first: int
+    # When the first was counted, and how many there were then: before it, programs are compiled.
+    counted: tuple[float, int] | None = None
     note: str = ""
     is_announced: bool = False
 
@@ -52,8 +53,10 @@ class _Part:
 
     def seconds_left(self) -> float | None:
         """Returns an estimate from the rate so far; None where there is none yet."""
-        done, spent = self.count - self.first, time.monotonic() - self.started
-        if self.total is None or done < 1 or spent < _ESTIMATE_SECONDS:
+        if self.total is None or self.counted is None:
+            return None
+        spent, done = time.monotonic() - self.counted[0], self.count - self.counted[1]
+        if done < 1 or spent < _ESTIMATE_SECONDS:
             return None
         return (self.total - self.count) * spent / done
 
@@ -168,7 +171,7 @@ def part(
         is_silent_if_brief: Whether a part of less than a second leaves no line.
     """
     now = time.monotonic()
-    made = _Part(name, total, unit, is_silent_if_brief, now, first, first)
+    made = _Part(name, total, unit, is_silent_if_brief, now, first)
     with _LOCK:
         _PARTS.append(made)
     ending = "failed after"
@@ -197,8 +200,10 @@ def advance(count: int = 1, unit: str = "") -> None:
     """
     with _LOCK:
         if _PARTS:
-            _PARTS[-1].count += count
-            _PARTS[-1].unit = _PARTS[-1].unit or unit
+            innermost = _PARTS[-1]
+            innermost.count += count
+            innermost.unit = innermost.unit or unit
+            innermost.counted = innermost.counted or (time.monotonic(), innermost.count)
 
 
 def note(text: str) -> None:

@@ -6,6 +6,9 @@ from typing import NoReturn
 
 from sigline.schemas import suggestions
 
+# One of them is in a folder of sigline's weights, and of Hugging Face's.
+_OF_WEIGHTS = ("parameters.safetensors", "config.json")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that suggests the option or command that was meant."""
@@ -84,3 +87,42 @@ def check_there(path: Path | None, option: str) -> None:
     """
     if path is not None and not path.exists():
         raise ValueError(f"{option} must be there. Received: {option} {path}")
+
+
+def check_weights(path: Path, option: str) -> None:
+    """Refuses what can be no weights.
+
+    Raises:
+        ValueError: With the option and the path.
+    """
+    check_there(path, option)
+    is_file = path.is_file() and path.suffix == ".npz"
+    if not is_file and not any((path / name).is_file() for name in _OF_WEIGHTS):
+        raise ValueError(
+            f"{option} must be a folder with {' or '.join(_OF_WEIGHTS)}, or an .npz of big_vision. "
+            f"Received: {option} {path}"
+        )
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1, as the type of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is something else.
+    """
+    number = int(text) if text.strip().lstrip("+-").isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return number
+
+
+def port(text: str) -> int:
+    """Reads the number of a port, 0 for a free one, as the type of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is something else.
+    """
+    number = int(text) if text.strip().isdecimal() else -1
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"must be a port, 0 to 65535, not {text!r}")
+    return number

@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import sigline
+from sigline import arguments as checks
 from sigline import quiet
 from sigline.pipeline import (
     ask_commands,
@@ -52,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sigline", description="Train, gate and ship image-text models."
-    )
+    parser = checks.Parser(prog="sigline", description="Train, gate and ship image-text models.")
     parser.add_argument("--version", action="version", version=sigline.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -224,26 +223,30 @@ def _run(arguments: argparse.Namespace) -> int:
     name = arguments.environment
     loaded = environment.load(name) if name else environment.active()
     environment.check_root(loaded)
+    from sigline.pipeline import checks as environment_checks
+
+    environment_checks.check(loaded)
     quiet.import_tfx()
-    from sigline.pipeline import run
+    with progress.part("import the pipeline"):
+        from sigline.pipeline import run
 
     return run.main(lambda: loaded)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    quiet.import_tensorflow()
-    from sigline.schemas import digests
     from sigline.trainer import config as trainer_config
-    from sigline.trainer import two_tower
-    from sigline.trainer.job import Job
-    from sigline.trainer.weights import checkpoint, inheritance
 
     config = trainer_config.override(
         trainer_config.load_recipe(arguments.recipe), arguments.overrides
     )
     model_dir = arguments.output / "model"
-    if model_dir.exists():
-        raise ValueError(f"output holds a finished model already. Received: {model_dir}")
+    _check_training(arguments, config, model_dir)
+    quiet.import_tensorflow()
+    from sigline.schemas import digests
+    from sigline.trainer import two_tower
+    from sigline.trainer.job import Job
+    from sigline.trainer.weights import checkpoint, inheritance
+
     recipe, weights = config, checkpoint.load(arguments.weights) if arguments.weights else None
     config = inheritance.inherit(recipe, weights, arguments.overrides)
     for line in inheritance.differences(recipe, config):
@@ -261,9 +264,9 @@ def _train(arguments: argparse.Namespace) -> int:
         labels=_labels(arguments.labels),
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
-    _check_claimed(arguments.output, of=_TRAINED)
     _claim(arguments.output, [job.identity])
-    result, metadata = job.run(arguments.output, model_dir)
+    with progress.part("train"):
+        result, metadata = job.run(arguments.output, model_dir)
     if metadata is None:
         return 0
     variables = two_tower.named_variables(result.model)
@@ -274,6 +277,35 @@ def _train(arguments: argparse.Namespace) -> int:
         checkpoint.save(weights_dir, held)
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0
+
+
+def _check_training(arguments: argparse.Namespace, config, model_dir: Path) -> None:
+    """Refuses what is wrong with the arguments, as far as that can be told without TensorFlow."""
+    for path in arguments.data:
+        checks.check_folder(path, "--data", holds="*.gz")
+    checks.check_file(arguments.vocabulary, "--vocabulary")
+    if arguments.weights is None:
+        _vocabulary(arguments.vocabulary, config, brought=False)
+    checks.check_there(arguments.weights, "--weights")
+    if arguments.weights is None and config.pretrained:
+        raise ValueError(
+            "--weights must be given: the recipe starts from some. "
+            f"Received: pretrained={list(config.pretrained)}"
+        )
+    teachers = _named(arguments.teacher)
+    for path in teachers.values():
+        checks.check_there(Path(path), "--teacher")
+    if set(teachers) != set(config.teachers):
+        raise ValueError(
+            f"--teacher must name those of the recipe: {', '.join(config.teachers) or 'none'}. "
+            f"Received: {', '.join(teachers) or 'none'}"
+        )
+    _labels(arguments.labels)
+    if arguments.output.is_file():
+        raise ValueError(f"--output must be a folder. Received: --output {arguments.output}")
+    if model_dir.exists() and (arguments.output / _CLAIM_FILE).is_file():
+        raise ValueError(f"output holds a finished model already. Received: {model_dir}")
+    _check_claimed(arguments.output, of=_TRAINED)
 
 
 def _vocabulary(path: Path | None, config, *, brought: bool) -> bytes | None:
@@ -305,7 +337,11 @@ def _named(assignments: list[str]) -> dict[str, str]:
 def _labels(path: Path | None):
     from sigline.schemas.labels import LabelSet
 
-    return LabelSet.from_json(path.read_text()) if path else None
+    checks.check_file(path, "--labels")
+    try:
+        return LabelSet.from_json(path.read_text()) if path else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--labels must be a label set. Received: {path}: {error}") from None
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
@@ -324,10 +360,6 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    quiet.import_tfx()
-    import tensorflow_data_validation as tfdv
-
-    from sigline.components.validate import infer
     from sigline.schemas import artifacts
 
     paths = sorted(arguments.statistics.glob("Split-*/FeatureStats.pb"))
@@ -336,8 +368,12 @@ def _schema(arguments: argparse.Namespace) -> int:
             "--statistics must be a folder with Split-NAME/FeatureStats.pb. "
             f"Received: {arguments.statistics}"
         )
-    if arguments.output.exists():
-        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
+    checks.check_absent(arguments.output, "--output")
+    quiet.import_tfx()
+    import tensorflow_data_validation as tfdv
+
+    from sigline.components.validate import infer
+
     curated = tfdv.load_schema_text(str(artifacts.SCHEMA))
     found = infer.infer(curated, [tfdv.load_stats_binary(str(path)) for path in paths])
     tfdv.write_schema_text(found, str(arguments.output))
@@ -346,14 +382,16 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _select(arguments: argparse.Namespace) -> int:
-    quiet.import_tensorflow()
-    import apache_beam as beam
-
-    from sigline.components.curate import rules, transforms
+    from sigline.components.curate import rules
+    from sigline.schemas import record
     from sigline.schemas.selection import SELECTION_FILE, Selection
 
-    if arguments.output.exists():
-        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
+    checks.check_folder(arguments.data, "--data", holds=record.MANIFEST_FILE)
+    checks.check_folder(arguments.model, "--model", holds="saved_model.pb")
+    checks.check_folder(arguments.target, "--target")
+    for path, option in ((arguments.entries, "--entries"), (arguments.labels, "--labels")):
+        checks.check_file(path, option)
+    checks.check_absent(arguments.output, "--output")
     fields = {item.name for item in dataclasses.fields(rules.CurateConfig)}
     given = {name: value for name, value in vars(arguments).items() if name in fields}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -361,11 +399,17 @@ def _select(arguments: argparse.Namespace) -> int:
         raise ValueError("select needs at least one of the options that say what to choose.")
     if (arguments.entries is None) != (arguments.entry_limit is None):
         raise ValueError("--entries and --entry-limit must be given together.")
+    config = rules.CurateConfig(**chosen)
+    quiet.import_tensorflow()
+    import apache_beam as beam
+
+    from sigline.components.curate import transforms
+
     partial = arguments.output.with_name(f".tmp-{uuid.uuid4().hex}-{arguments.output.name}")
     transform = transforms.Curate(
         str(arguments.data.resolve()),
         str(partial),
-        rules.CurateConfig(**chosen),
+        config,
         model_dir=str(arguments.model) if arguments.model else None,
         entries=_lines(arguments.entries),
         labels=_lines(arguments.labels),
@@ -374,7 +418,7 @@ def _select(arguments: argparse.Namespace) -> int:
     )
     name = f"Split-{arguments.split}"
     try:
-        with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
+        with progress.part("select"), beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
             _ = pipeline | transform
         selection = Selection.from_json((partial / name / SELECTION_FILE).read_text())
         if not selection.selected:
@@ -394,7 +438,24 @@ def _lines(path: Path | None) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+def _check_embedding(arguments: argparse.Namespace) -> None:
+    """Refuses what is wrong with the arguments, as far as that can be told without TensorFlow."""
+    from sigline.schemas import record
+    from sigline.trainer import config as trainer_config
+
+    checks.check_weights(arguments.weights, "--weights")
+    checks.check_folder(arguments.data, "--data", holds=record.MANIFEST_FILE)
+    checks.check_absent(arguments.output, "--output")
+    stored = arguments.weights / "sigline.json"
+    if arguments.recipe is not None:
+        trainer_config.override(trainer_config.load_recipe(arguments.recipe), arguments.overrides)
+    elif stored.is_file():
+        config = trainer_config.from_json(stored.read_text())
+        trainer_config.override(config, arguments.overrides)
+
+
 def _embed(arguments: argparse.Namespace) -> int:
+    _check_embedding(arguments)
     quiet.import_tensorflow()
     import apache_beam as beam
 
@@ -403,8 +464,6 @@ def _embed(arguments: argparse.Namespace) -> int:
     from sigline.trainer import export, start
     from sigline.trainer.weights import checkpoint, inheritance
 
-    if arguments.output.exists():
-        raise ValueError(f"output must not exist yet. Received: output={arguments.output}")
     weights = checkpoint.load(arguments.weights)
     config = weights.config
     if arguments.recipe is not None:
@@ -432,7 +491,7 @@ def _embed(arguments: argparse.Namespace) -> int:
             f"Received: {partial}"
         )
     _claim(partial, [transform.claim, *splits])
-    with beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
+    with progress.part("embed"), beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
         _ = pipeline | transform
     os.rename(partial, arguments.output)
     print(f"Wrote embeddings to {arguments.output}")
@@ -440,6 +499,10 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 
 def _import_weights(arguments: argparse.Namespace) -> int:
+    checks.check_weights(arguments.source, "SOURCE")
+    checks.check_file(arguments.vocabulary, "--vocabulary")
+    checks.check_absent(arguments.output, "--output")
+    quiet.import_tensorflow()
     from sigline.trainer.weights import checkpoint, inheritance
 
     weights = checkpoint.load(
@@ -462,6 +525,9 @@ def _import_weights(arguments: argparse.Namespace) -> int:
 
 
 def _export_weights(arguments: argparse.Namespace) -> int:
+    checks.check_there(arguments.source, "SOURCE")
+    checks.check_absent(arguments.output, "--output")
+    quiet.import_tensorflow()
     from sigline.trainer.weights import checkpoint
 
     checkpoint.save_hugging_face(arguments.output, checkpoint.load(arguments.source))
@@ -470,13 +536,17 @@ def _export_weights(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    checks.check_weights(arguments.weights, "--weights")
+    checks.check_absent(arguments.output, "--output")
+    labels = _labels(arguments.labels)
     quiet.import_tensorflow()
     from sigline.trainer import start
     from sigline.trainer.weights import checkpoint
 
-    metadata = start.export_weights(
-        arguments.output, checkpoint.load(arguments.weights), _labels(arguments.labels)
-    )
+    with progress.part("export the model"):
+        metadata = start.export_weights(
+            arguments.output, checkpoint.load(arguments.weights), labels
+        )
     print(f"Exported {metadata['num_parameters']:,} parameters to {arguments.output}")
     return 0
 
@@ -519,6 +589,8 @@ def _claim(output: Path, identity: list[str]) -> None:
 
 def _demo(arguments: argparse.Namespace) -> int:
     quiet.silence()
+    if arguments.output.is_file():
+        raise ValueError(f"--output must be a folder. Received: --output {arguments.output}")
     from sigline.pipeline import demo
 
     return demo.run(arguments.output, shuffle_captions=arguments.shuffle_captions)

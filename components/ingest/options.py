@@ -51,7 +51,8 @@ def _section(cls: type, name: str, data: Any) -> Any:
     try:
         return cls(**data)
     except TypeError as error:
-        meant = suggestions.did_you_mean(unknown[0], fields) if unknown else ""
+        problem = f"unknown key {', '.join(map(str, unknown))}" if unknown else str(error)
+        meant = suggestions.did_you_mean(str(unknown[0]), fields) if unknown else ""
         raise ValueError(
-            f"{name} has a wrong key or value: {error}. Known keys: {', '.join(fields)}.{meant}"
+            f"{name} has a wrong key or value: {problem}. Known keys: {', '.join(fields)}.{meant}"
         ) from error

@@ -6,7 +6,7 @@ import pytest
 
 from sigline.components.evaluate.corruptions import Corruption
 from sigline.components.evaluate.options import Options
-from sigline.pipeline import environment
+from sigline.pipeline import checks, environment
 from sigline.schemas.labels import LabelSet
 
 GERMAN = LabelSet(("Hund", "Katze"), ("ein Bild von {}", "{}"))
