@@ -129,7 +129,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
             format=arguments.format,
             image=arguments.url_column,
             caption=tuple(arguments.caption_column),
-            delimiter=arguments.delimiter,
+            # As shells pass it on.
+            delimiter=arguments.delimiter.replace("\\t", "\t"),
             quoting=arguments.quoting,
             columns=tuple(name for name in names if name),
         ),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sigline.components.ingest import images
-from sigline.components.ingest.captions import normalize_text
+from sigline.components.ingest.captions import is_visible, normalize_text
 from sigline.components.ingest.readers.webdataset import WebDatasetReader
 from sigline.components.ingest.sources import Files, Part, RawPair, SourceConfig
 from sigline.schemas import record
@@ -139,7 +139,7 @@ def _record(
     label: tuple[int, ...] = ()
     if benchmark.type == RETRIEVAL:
         lines = (pair.text or b"").decode().splitlines()
-        captions = tuple(dict.fromkeys(filter(None, map(normalize_text, lines))))
+        captions = tuple(dict.fromkeys(filter(is_visible, map(normalize_text, lines))))
         if not captions:
             raise ValueError("there is no caption")
     else:

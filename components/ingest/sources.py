@@ -97,9 +97,9 @@ class SourceConfig:
     class_folders: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.delimiter) > 1:
+        if len(self.delimiter) > 1 or self.delimiter in tuple('"\r\n'):
             raise ValueError(
-                "source.delimiter must be one character. "
+                "source.delimiter must be one character, and no quote or line end. "
                 f"Received: source.delimiter={self.delimiter!r}"
             )
         if self.quoting not in ("", *QUOTING):

@@ -107,6 +107,14 @@ def test_column_that_is_not_there_is_named_beside_those_that_are(name, content, 
         _rows(name, content, **options)
 
 
+def test_list_of_urls_needs_no_columns():
+    files = Memory({"d/l.txt": f" {URL} \n\nHTTP://b/2\n".encode()})
+    source = sources.SourceConfig(format="list")
+    (item,) = fetch_tables.find("d", "out", files, source).parts
+    rows = readers.READERS["list"].scan(item.part, files, item.source, 0)
+    assert [row.image_url for row in rows] == [URL, "HTTP://b/2"]
+
+
 def test_column_is_named_in_any_case_and_images_may_lack_captions():
     assert _rows("t.csv", f"LINK,n\n{URL},1\n".encode(), image="link") == [(URL, [])]
     files = Memory({"d/t.csv": f"url,n\n{URL},1\n".encode()})

@@ -190,9 +190,17 @@ def test_names_of_columns_are_compared_without_case():
     ("options", "message"),
     [
         ({"quoting": "all"}, "source.quoting must be one of none, minimal"),
+        ({"delimiter": '"'}, "source.delimiter must be one character, and no quote"),
         ({"columns": ("a", "a")}, "source.columns must name each column once"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         sources.SourceConfig(**options)
+
+
+def test_return_alone_within_a_line_costs_its_line_and_is_named():
+    pairs = _read("t.csv", b'image,caption\r\na.png,x\rb.png,y\r\nc.png,"z\rz"\r\n')
+    assert _summary(pairs) == [reasons.INVALID_ROW, ("c.png", "z\rz")]
+    assert "row in line 2" in pairs[0].problem.detail
+    assert "a carriage return stands in the line alone" in pairs[0].problem.detail

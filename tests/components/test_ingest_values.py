@@ -387,3 +387,16 @@ def test_records_with_a_caption_in_several_languages_are_read_as_they_were_writt
     (pair,) = _read("t.tfrecord", tfrecord.framed(tf_example.encode(written)), "tfrecord")
     again = _row(text=None, captions=pair.captions)
     assert (again.text, again.language) == (row.text, row.language)
+
+
+def test_maps_of_parquet_are_captions_by_language_and_other_structs_are_refused():
+    by_language = pa.map_(pa.string(), pa.list_(pa.string()))
+    captions = pa.array([[("en", ["a dog"]), ("pt-BR", ["um c\u00e3o"])]], by_language)
+    (pair,) = _read("t.parquet", _parquet({"jpg": [PNG], "caption": captions}))
+    assert pair.captions == (("a dog", "en"), ("um c\u00e3o", "pt-BR"))
+    structs = [{"en": "a dog", "fr": None}]
+    (pair,) = _read("t.parquet", _parquet({"jpg": [PNG], "caption": structs}))
+    assert _examine(pair).text == ("a dog",)
+    other = [{"tokens": ["a", "dog"], "sentence": "a dog"}]
+    (pair,) = _read("t.parquet", _parquet({"jpg": [PNG], "caption": other}))
+    assert _examine(pair).reason == reasons.INVALID_METADATA

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from sigline.components.ingest.sources import (
 _MAX_ROW_LINES = 100
 _USUAL = frozenset((*IMAGE_COLUMNS, *CAPTION_COLUMNS))
 _TAB = "\t"
+# Compressed or not.
+_TSV = re.compile(r"\.tsv(\.[a-z0-9]+)?$")
 
 
 class Dialect(NamedTuple):
@@ -32,7 +35,7 @@ class Dialect(NamedTuple):
     @classmethod
     def of(cls, path: str, config: SourceConfig) -> "Dialect":
         """Returns the dialect of a file, by its name and what the configuration says."""
-        is_tsv = path.lower().removesuffix(".gz").endswith(".tsv")
+        is_tsv = _TSV.search(path.lower()) is not None
         quoting = config.quoting or (NO_QUOTES if is_tsv else MINIMAL_QUOTES)
         return cls(config.delimiter or (_TAB if is_tsv else ","), quoting == MINIMAL_QUOTES)
 
@@ -75,7 +78,7 @@ class Rows:
                         yield self._used[0].offset, row
                     self._used.clear()
             except csv.Error as error:
-                yield self._refused(f"the row is no CSV: {error}")
+                yield self._refused(f"the row is no CSV: {_reason(error)}")
                 continue
             line = self._next()
             if line is None:
@@ -127,6 +130,13 @@ class Rows:
             if len(self._used) > _MAX_ROW_LINES:
                 raise csv.Error(f"no end within {_MAX_ROW_LINES} lines; a quote is not closed")
             yield line.content.decode("utf-8", "surrogateescape")
+
+
+def _reason(error: csv.Error) -> str:
+    # The library's words are for programmers.
+    if "new-line character" in str(error):
+        return "a carriage return stands in the line alone, and outside of quotes"
+    return str(error)
 
 
 def named_rows(

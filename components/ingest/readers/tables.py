@@ -78,7 +78,7 @@ class TableReader:
             ValueError: If the first row names no columns, or the configuration names other columns.
         """
         lines = _lines(Part(path), files)
-        if path.removesuffix(".gz").endswith(_JSON_SUFFIXES):
+        if any(f"{suffix}." in f"{path.lower()}." for suffix in _JSON_SUFFIXES):
             if config.columns:
                 raise ValueError(f"JSON Lines name their columns. Received: columns for {path}")
             objects = (values for _, values in itertools.islice(_objects(lines), _NAMING_ROWS))

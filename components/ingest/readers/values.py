@@ -1,6 +1,7 @@
 """What readers of tables share: one row of values becomes one pair."""
 
 import posixpath
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from sigline.components.ingest.sources import (
     family,
     image_below,
 )
+
+# A language tag as BCP 47 has them, with either mark between its parts.
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 
 
 def pair_of(
@@ -69,7 +73,10 @@ def pair_of(
 
 def _captions(value: Any) -> list[tuple[Any, Any]]:
     """Returns the captions of a cell with their languages: one, a list, or either by language."""
-    if isinstance(value, Mapping):
+    if isinstance(value, list) and value and all(isinstance(item, tuple) for item in value):
+        # As Arrow has maps.
+        value = dict(value)
+    if isinstance(value, Mapping) and all(_LANGUAGE.fullmatch(str(tag)) for tag in value):
         return [(text, tag) for tag, texts in value.items() for text in _items(texts)]
     return [(text, None) for text in _items(value)]
 
