@@ -1,6 +1,9 @@
-"""Settings of every test session: quiet imports, two virtual CPUs, fixed seeds."""
+"""Settings of every test session: quiet imports, the order of files, what all tests share."""
 
+import fcntl
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,63 @@ from sigline import quiet
 quiet.silence()
 
 NOTO_EMOJI_VARIABLE = "SIGLINE_NOTO_EMOJI"
+
+# Files that take longest, in the order of what they take; they are begun first, so that no worker
+# is left alone with one of them at the end.
+LONGEST = (
+    "integration/test_kubeflow.py",
+    "integration/test_pipeline.py",
+    "integration/test_kubeflow_runs.py",
+    "trainer/test_loop.py",
+    "integration/test_gate.py",
+    "trainer/test_recipes.py",
+    "trainer/test_replicas.py",
+    "integration/test_kill.py",
+    "integration/test_new_project.py",
+    "components/test_planted_faults.py",
+    "trainer/test_distillation.py",
+    "components/test_ingest_transforms.py",
+    "integration/test_spans.py",
+    "trainer/test_export.py",
+    "components/evaluate/test_judge.py",
+    "pipeline/test_trainer_task.py",
+    "components/test_index.py",
+    "components/test_curate.py",
+    "components/test_ingest_groups.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of the longest files first, and leaves all others as they are."""
+    here = Path(__file__).parent
+    rank = {here / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Returns a function that makes a folder once for all workers of pytest-xdist.
+
+    The first worker that asks makes it, others wait for it. Tests read it only.
+    """
+    base = tmp_path_factory.getbasetemp()
+    # The base folders of workers lie in that of the session.
+    top = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def _make(name: str, make: Callable[[Path], object]) -> Path:
+        folder = top / f"shared-{name}"
+        with open(top / f"shared-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                partial = folder.with_name(f"{folder.name}.partial")
+                # What a worker leaves that failed here.
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return _make
 
 
 @pytest.fixture(scope="session")
@@ -103,13 +163,15 @@ def examples(tmp_path_factory, split_dir) -> Path:
 
 
 @pytest.fixture(scope="session")
-def contract_base(tmp_path_factory, vocabulary) -> Path:
+def contract_base(make_once, vocabulary) -> Path:
     """A folder with version 3 of a tiny model of the contract."""
-    from sigline.components.scenes import grammar
-    from sigline.trainer import config, export, two_tower
 
-    tiny = config.tiny(config.load_recipe("siglip_demo"))
-    base = tmp_path_factory.mktemp("serving")
-    model, labels = two_tower.build(tiny), grammar.label_set()
-    export.export(base / "3", model, config=tiny, vocabulary=vocabulary, labels=labels)
-    return base
+    def _make(base: Path) -> None:
+        from sigline.components.scenes import grammar
+        from sigline.trainer import config, export, two_tower
+
+        tiny = config.tiny(config.load_recipe("siglip_demo"))
+        model, labels = two_tower.build(tiny), grammar.label_set()
+        export.export(base / "3", model, config=tiny, vocabulary=vocabulary, labels=labels)
+
+    return make_once("contract", _make)

@@ -7,8 +7,6 @@ not: images, the cache, other pods at the same time, and pauses before retries.
 """
 
 import json
-import multiprocessing
-import multiprocessing.context
 import os
 import re
 import runpy
@@ -21,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sigline.pipeline import preloading
 from sigline.pipeline.kubeflow import packages
 from sigline.pipeline.kubeflow.packages import Package
 
@@ -87,7 +86,7 @@ class DryRun:
         self._executors = package.executors
         self._folder = Path(folder) / self.name
         self._report = report
-        self._preloaded = _preloaded() if preload else None
+        self._preloaded = preloading.context() if preload else None
         # Of the task that is running.
         self.process_id = 0
         self._parameters = package.parameters(parameters or {})
@@ -276,20 +275,9 @@ class DryRun:
                 result.parameters[key] = int(result.parameters[key])
 
 
-def _preloaded() -> multiprocessing.context.ForkServerContext:
-    """Returns what starts processes that have imported the libraries of tasks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_RUN_TASK])
-    return context
-
-
 def _run_preloaded(argv: list[str], log: str, variables: dict[str, str]) -> None:
     """Runs a task of sigline's in this process, as its command would."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ.update(variables)
-    sys.argv = [_RUN_TASK, *argv]
+    preloading.become([_RUN_TASK, *argv], variables, output=log)
     runpy.run_module(_RUN_TASK, run_name="__main__", alter_sys=True)
 
 

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import Forked
 
 from sigline.components.scenes import generate
 from sigline.schemas import versions
@@ -22,15 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 300
 
 
-def _start(environment: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "sigline.cli", "run", "--environment", str(environment)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+def _start(environment: Path) -> Forked:
+    command = ["sigline", "run", "--environment", str(environment)]
+    return Forked(command, environment.parent, cwd=ROOT)
 
 
 def _kill_when(
-    process: subprocess.Popen, seen: Callable[[], bool], near: Callable[[], bool] = lambda: False
+    process: Forked, seen: Callable[[], bool], near: Callable[[], bool] = lambda: False
 ) -> None:
     """Kills the process at the moment that `seen` holds.
 
@@ -39,7 +36,7 @@ def _kill_when(
     """
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not seen():
-        assert process.poll() is None, process.communicate()[1].decode()[-3000:]
+        assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline, "the moment to kill never came"
         if near():
             os.kill(process.pid, signal.SIGCONT)
@@ -117,8 +114,8 @@ def test_killed_during_ingest_training_and_publishing_it_completes(folder):
 
     done = _start(environment)
     output, errors = done.communicate(timeout=TIMEOUT_SECONDS)
-    assert done.returncode == 0, errors.decode()[-3000:]
-    assert "Blessed; published as" in output.decode()
+    assert done.returncode == 0, errors[-3000:]
+    assert "Blessed; published as" in output
     assert versions.list_versions(serving) == [1]
     assert versions.verify(serving / "1") is not None
     assert not list(serving.glob(".tmp-*"))

@@ -1,12 +1,12 @@
 """A project of one's own, from `sigline new` to a published model and a Kubeflow package."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import Forked
 from tiny_model import OVERRIDES
 
 from sigline import cli
@@ -34,17 +34,11 @@ def test_new_project_runs_by_tfx_and_compiles_for_kubeflow(tmp_path):
     }
     variables.pop("SIGLINE_ENVIRONMENT", None)
 
-    def _run(*command: str) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [str(tools / command[0]), *command[1:]],
-            cwd=project,
-            env=variables,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
+    def _run(*command: str) -> str:
+        process = Forked(list(command), tmp_path, cwd=project, variables=variables)
+        output, errors = process.communicate()
+        assert process.returncode == 0, output + errors
+        return output + errors
 
     created = _run(
         "tfx",
@@ -55,14 +49,14 @@ def test_new_project_runs_by_tfx_and_compiles_for_kubeflow(tmp_path):
         "--pipeline_path",
         str(project / "local_runner.py"),
     )
-    assert 'Pipeline "my-scenes" created successfully' in created.stdout + created.stderr
+    assert 'Pipeline "my-scenes" created successfully' in created
     done = _run("tfx", "run", "create", "--engine", "local", "--pipeline_name", "my-scenes")
-    assert "Blessed; published as" in done.stdout
+    assert "Blessed; published as" in done
     version = project / "runs/serving/1"
     assert versions.verify(version) is not None
     card = (version / signatures.ASSETS_DIR / "model_card.md").read_text()
     assert card.startswith("# my-scenes")
 
     compiled = _run("sigline", "kubeflow", "compile", "--environment", "environments/kubeflow.yaml")
-    assert "my-scenes.yaml: " in compiled.stdout
+    assert "my-scenes.yaml: " in compiled
     assert (project / "my-scenes.yaml").is_file()

@@ -4,12 +4,11 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import Forked
 from tiny_model import FROZEN, OVERRIDES, write_weights
 
 from sigline.components.scenes import generate
@@ -225,18 +224,14 @@ def test_lost_serving_folder_is_published_again(first, folder, run):
     assert versions.verify(folder / "root/serving/1") is not None
 
 
-def test_runner_that_tfx_is_given_runs_the_environment(first, folder):
+def test_runner_that_tfx_is_given_runs_the_environment(first, folder, tmp_path):
     # What `tfx run create --engine local` starts; `test_new_project.py` has the command itself.
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "pipeline" / "local_runner.py")],
-        env=os.environ | {environments.VARIABLE: str(folder / "environment.yaml")},
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Blessed; published before as" in done.stdout
+    variables = os.environ | {environments.VARIABLE: str(folder / "environment.yaml")}
+    script = str(ROOT / "pipeline" / "local_runner.py")
+    process = Forked([script], tmp_path, cwd=folder, variables=variables)
+    output, errors = process.communicate()
+    assert process.returncode == 0, output + errors
+    assert "Blessed; published before as" in output
 
 
 def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folder, run):
