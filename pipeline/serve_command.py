@@ -151,10 +151,13 @@ def run(arguments: argparse.Namespace) -> int:
         running.start()
     if running.rest_port is not None:
         print(f"REST on {config.host}:{running.rest_port}")
+    served = running.models.served()
     for model in models:
-        found = running.models.served()[model.name]
-        numbers = ", ".join(str(served.version) for served in found)
-        print(f"Serving version {numbers} of {model.name} on {running.address}", flush=True)
+        numbers = ", ".join(str(item.version) for item in served[model.name])
+        if numbers:
+            print(f"Serving version {numbers} of {model.name} on {running.address}", flush=True)
+    for reason in running.models.not_served().values():
+        print(f"Not served yet: {reason}", flush=True)
     stopped.wait()
     running.stop()
     return 0

@@ -24,6 +24,7 @@ from sigline.serving.requests import Requests, Target
 _API = "GRPC"
 # What `tensorflow/serving` calls the tensors of its own two kinds of signature.
 _EXAMPLES = "inputs"
+_LONGEST_RELOAD_SECONDS = 300.0
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -147,7 +148,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 models = model_config.from_proto(request.config)
             except ValueError as error:
                 raise failures.invalid(str(error)) from error
-            self._requests.models.reload(models)
+            self._requests.models.reload(models, timeout_seconds=_until_answer(context))
             return model_management_pb2.ReloadConfigResponse()
 
 
@@ -160,6 +161,7 @@ def status(requests: Requests, target: Target) -> get_model_status_pb2.GetModelS
             found.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
             found.status.error_message = item.error
         else:
+            found.status.error_message = item.note
             found.status.SetInParent()
     return response
 
@@ -184,6 +186,14 @@ def metadata(requests: Requests, target: Target) -> get_model_metadata_pb2.GetMo
 def _target(spec) -> Target:
     version = spec.version.value if spec.HasField("version") else None
     return Target(spec.name, version, spec.version_label, spec.signature_name)
+
+
+def _until_answer(context) -> float:
+    """Returns how long a call may take, so that its answer comes before the client's deadline."""
+    remaining = context.time_remaining()
+    if remaining is None or remaining > _LONGEST_RELOAD_SECONDS:
+        return _LONGEST_RELOAD_SECONDS
+    return remaining - min(1.0, remaining / 2)
 
 
 def _cancel_with(context, future) -> None:

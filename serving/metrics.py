@@ -25,12 +25,14 @@ class Metrics:
         self,
         waiting: Callable[[], Mapping[tuple[str, str], int]],
         versions: Callable[[], Mapping[tuple[str, int], int]],
+        overwritten: Callable[[], Mapping[tuple[str, int], bool]] = dict,
     ):
         """Begins at zero.
 
         Args:
             waiting: Returns how many rows wait, by model and signature.
             versions: Returns the states of versions, by model and version.
+            overwritten: Returns whether the files of versions that serve have changed.
         """
         self._registry = prometheus_client.CollectorRegistry()
         self._counts: dict[tuple[str, str], int] = {}
@@ -63,7 +65,7 @@ class Metrics:
             ("model_name", "code"),
             registry=self._registry,
         )
-        self._registry.register(_Live(self._counts, waiting, versions))
+        self._registry.register(_Live(self._counts, waiting, versions, overwritten))
 
     def request(self, model: str, *, api: str, entrypoint: str, code: str, seconds: float) -> None:
         """Counts a request: its model, `predict` and the like, `GRPC` or `REST`, and its status."""
@@ -95,10 +97,11 @@ class Metrics:
 class _Live(Collector):
     """What is read when it is asked for."""
 
-    def __init__(self, counts, waiting, versions):
+    def __init__(self, counts, waiting, versions, overwritten):
         self._counts = counts
         self._waiting = waiting
         self._versions = versions
+        self._overwritten = overwritten
 
     def describe(self) -> list[Metric]:
         return []
@@ -123,3 +126,11 @@ class _Live(Collector):
         for (model, version), state in sorted(self._versions().items()):
             states.add_metric((model, str(version)), state)
         yield states
+        changed = GaugeMetricFamily(
+            "sigline_version_overwritten",
+            "1 if the files of a version changed after it was loaded; it serves as it was loaded.",
+            labels=("model_name", "version"),
+        )
+        for (model, version), value in sorted(self._overwritten().items()):
+            changed.add_metric((model, str(version)), int(value))
+        yield changed

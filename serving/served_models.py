@@ -2,55 +2,37 @@
 
 A new version is loaded beside the old one and warmed up; then requests go to it, the old one
 finishes those it has and is unloaded. The last version that serves is never unloaded because a
-folder is empty, away or damaged. What does not load is tried again, less and less often, and at
-once when its files change.
+folder is empty, away or damaged. The same holds where a model config names another folder: the old
+one serves until a version of the new one does. What does not load is tried again, less and less
+often, and at once when its files change. A version whose files are overwritten while it serves goes
+on as it was loaded.
 """
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
-from sigline.schemas import signatures, versions
-from sigline.serving import signing, warmup
-from sigline.serving.batching import Batcher, BatchingConfig
-from sigline.serving.engine import LoadedVersion
+from sigline.schemas import versions
+from sigline.serving import signing, version_files
+from sigline.serving.batching import BatchingConfig
 from sigline.serving.failures import RequestFailed
 from sigline.serving.model_config import ModelConfig
+from sigline.serving.model_versions import (
+    Change,
+    Model,
+    Version,
+    kept,
+    why_empty,
+    why_nothing_serves,
+)
 from sigline.serving.served_version import Served, State, VersionStatus
+from sigline.serving.version_loader import VersionLoader
 
 _LONGEST_PAUSE_SECONDS = 60.0
-_METADATA = f"{signatures.ASSETS_DIR}/{signatures.METADATA_FILE}"
-
-
-@dataclass
-class _Version:
-    state: State = State.START
-    served: Served | None = None
-    error: str = ""
-    files: tuple = ()
-    failures: int = 0
-    again_at: float = 0.0
-
-    def status(self, number: int) -> VersionStatus:
-        return VersionStatus(number, self.state, self.error)
-
-
-@dataclass
-class _Model:
-    config: ModelConfig
-    versions: dict[int, _Version] = field(default_factory=dict)
-    # Labels as requests see them: one moves when the version that it is to name serves.
-    labels: dict[str, int] = field(default_factory=dict)
-    missing: bool = False
-
-    def available(self) -> list[int]:
-        return sorted([n for n, v in self.versions.items() if v.state is State.AVAILABLE])
 
 
 class ServedModels:
@@ -79,17 +61,23 @@ class ServedModels:
             verifier: Knows who may have signed a version; None to serve unsigned ones too.
             intra_op_parallelism: Most threads that share an operation; see `LoadedVersion`.
         """
-        self._batching = batching
-        self._observe = observe
+        self._loader = VersionLoader(
+            batching,
+            observe=observe,
+            verifier=verifier,
+            intra_op_parallelism=intra_op_parallelism,
+        )
         self._event = event
         self._poll_seconds = poll_seconds
-        self._verifier = verifier
-        self._intra_op_parallelism = intra_op_parallelism
         self._lock = threading.Lock()
         # One change of what is loaded at a time.
         self._changing = threading.Lock()
-        self._models = {config.name: _Model(config) for config in models}
-        self._retired: list[_Model] = []
+        self._models = {config.name: Model(config) for config in models}
+        # Versions that no request finds any more, to be closed when those that they have end.
+        self._retired: list[tuple[str, int, Version, Served]] = []
+        self._change: Change | None = None
+        # Set when there is a change, or at the end.
+        self._wake = threading.Event()
         self._stopped = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="versions", daemon=True)
 
@@ -97,23 +85,33 @@ class ServedModels:
         """Loads what there is, and keeps looking for more.
 
         Raises:
-            ValueError: If a model has no version that can be served; the message has the reason.
+            ValueError: If there are models and none of them has a version that can be served; the
+                message has the reasons. One that has a version is not kept from serving by another.
         """
         self.look()
-        for model in self._models.values():
-            if not model.available():
-                raise ValueError(_why_nothing_serves(model))
+        reasons = self.not_served()
+        if reasons and len(reasons) == len(self._models):
+            raise ValueError("; ".join(reasons.values()))
+        for name, reason in reasons.items():
+            self._event("model_not_served", model=name, error=reason)
         self._poller.start()
 
     def stop(self) -> None:
         """Unloads everything, after the requests that there are."""
         self._stopped.set()
+        self._wake.set()
         if self._poller.is_alive():
             self._poller.join()
+        with self._lock:
+            change, self._change = self._change, None
+        if change is not None:
+            change.end(grpc.StatusCode.UNAVAILABLE, "The server stops")
         with self._changing:
-            for model in [*self._models.values(), *self._retired]:
-                for number in model.available():
-                    self._unload(model, number)
+            for model in self._models.values():
+                for part in (model, model.target):
+                    for number in part.available():
+                        self._retire(part, number)
+            self._close_retired()
 
     @contextlib.contextmanager
     def lease(self, name: str, *, version: int | None = None, label: str = "") -> Iterator[Served]:
@@ -162,22 +160,38 @@ class ServedModels:
         """
         with self._lock:
             model = self._models.get(name)
-            found = [] if model is None else sorted(model.versions.items(), reverse=True)
-            states = [item.status(n) for n, item in found if version in (None, n)]
+            found = {} if model is None else model.target.versions | model.versions
+            states = [item.status(n) for n, item in sorted(found.items(), reverse=True)]
         if not states:
-            what = name if version is None else f"{name} version {version}"
             raise RequestFailed(
-                grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {what}"
+                grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {name}"
+            )
+        if version is not None:
+            states = [item for item in states if item.version == version]
+        if not states:
+            raise RequestFailed(
+                grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {name}"
             )
         return states
 
     def states(self) -> dict[tuple[str, int], State]:
         """Returns the states of all versions, by model and number."""
+        return {key: version.state for key, version in self._all().items()}
+
+    def overwritten(self) -> dict[tuple[str, int], bool]:
+        """Returns of versions that serve whether their files changed since they were loaded."""
+        return {
+            key: bool(version.note)
+            for key, version in self._all().items()
+            if version.state is State.AVAILABLE
+        }
+
+    def _all(self) -> dict[tuple[str, int], Version]:
         with self._lock:
             return {
-                (name, number): version.state
+                (name, number): version
                 for name, model in self._models.items()
-                for number, version in model.versions.items()
+                for number, version in (model.target.versions | model.versions).items()
             }
 
     def knows(self, name: str) -> bool:
@@ -186,9 +200,21 @@ class ServedModels:
             return name in self._models
 
     def ready(self) -> bool:
-        """Returns whether every model has a version that serves."""
+        """Returns whether a model has a version that serves, or there are no models.
+
+        One whose folder is empty must not take the others out of service.
+        """
         with self._lock:
-            return all(model.available() for model in self._models.values())
+            return not self._models or any(model.available() for model in self._models.values())
+
+    def not_served(self) -> dict[str, str]:
+        """Returns why models of the config have no version that serves, by name."""
+        with self._lock:
+            return {
+                name: why_nothing_serves(model.target)
+                for name, model in self._models.items()
+                if not model.is_leaving and not model.target.available()
+            }
 
     def served(self) -> dict[str, list[Served]]:
         """Returns the versions that serve, by model."""
@@ -199,82 +225,176 @@ class ServedModels:
             }
 
     def reload(self, models: Sequence[ModelConfig], *, timeout_seconds: float = 300.0) -> None:
-        """Replaces what is served; returns when every model serves, as far as it can.
+        """Replaces what is served; returns when each model has been loaded, or was tried.
+
+        What served goes on serving until what replaces it does. What could not be loaded is tried
+        again later, as any version.
+
+        Args:
+            models: What to serve from now on.
+            timeout_seconds: How long to wait; loading goes on after that.
 
         Raises:
-            RequestFailed: If a label names a version that is not served, or a model has none.
+            RequestFailed: FAILED_PRECONDITION if a model has no version, or a label or a policy
+                names one that is not served; DEADLINE_EXCEEDED if it takes longer; ABORTED if
+                another config came before its turn. The message has the reasons.
         """
-        deadline = time.monotonic() + timeout_seconds
-        with self._changing:
-            with self._lock:
-                old, self._models = self._models, {}
-                for config in models:
-                    model = old.get(config.name)
-                    # In another folder the same number is another version.
-                    if model is None or model.config.base_path != config.base_path:
-                        model = _Model(config)
-                    else:
-                        del old[config.name]
-                    model.config = config
-                    self._models[config.name] = model
-                self._retired += old.values()
-            self._look()
-        while not (ready := self.ready()) and time.monotonic() < deadline:
-            if self._stopped.wait(self._poll_seconds):
-                break
-            self.look()
-        problems = [_why_nothing_serves(m) for m in self._models.values() if not m.available()]
-        for model in self._models.values():
-            problems += [
-                f"label {label} of {model.config.name} names version {number}, which is not served"
-                for label, number in sorted(model.config.labels.items())
-                if number not in model.available()
+        change = Change(models)
+        with self._lock:
+            if self._stopped.is_set():
+                raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The server stops")
+            previous, self._change = self._change, change
+            self._wake.set()
+        if previous is not None:
+            previous.end(grpc.StatusCode.ABORTED, "Another config came before this one's turn")
+        if not change.done.wait(max(0.0, timeout_seconds)):
+            empty = [
+                why_empty(model) for model in models if not versions.directories(model.base_path)
             ]
-        if problems or not ready:
-            raise RequestFailed(grpc.StatusCode.FAILED_PRECONDITION, "; ".join(problems))
+            reasons = empty or ["versions are still being loaded"]
+            raise RequestFailed(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"The config was taken, but not all of it serves yet: {'; '.join(reasons)}",
+            )
+        if change.failure is not None:
+            raise change.failure
 
     def look(self) -> None:
         """Brings what is loaded in line with what stands in the folders."""
         with self._changing:
             self._look()
+            self._close_retired()
+
+    def _poll(self) -> None:
+        while True:
+            self._wake.wait(self._poll_seconds)
+            if self._stopped.is_set():
+                return
+            with self._lock:
+                change, self._change = self._change, None
+                self._wake.clear()
+            try:
+                with self._changing:
+                    if change is not None:
+                        self._apply(change.models)
+                    self._look()
+                    if change is not None:
+                        problems = self._problems()
+                        change.end(grpc.StatusCode.FAILED_PRECONDITION, "; ".join(problems))
+                    self._close_retired()
+            except Exception as error:  # The polls must not end with one of them.
+                self._event("look_failed", error=repr(error))
+                if change is not None:
+                    change.end(grpc.StatusCode.INTERNAL, f"The server failed: {error!r}")
+
+    def _apply(self, models: Sequence[ModelConfig]) -> None:
+        """Takes up a config; what it names is loaded by the next look."""
+        with self._lock:
+            for config in models:
+                model = self._models.get(config.name)
+                if model is None or not model.available():
+                    model = self._models[config.name] = kept(model, config)
+                elif version_files.is_same_folder(model.config.base_path, config.base_path):
+                    model.config, model.successor = config, None
+                else:
+                    model.successor = kept(model.successor, config)
+                model.is_leaving = False
+            names = {config.name for config in models}
+            for name, model in list(self._models.items()):
+                if name in names:
+                    continue
+                model.is_leaving, model.successor = True, None
+                if not model.available():
+                    del self._models[name]
+
+    def _problems(self) -> list[str]:
+        """Returns what of the config is not served, and what serves in its place."""
+        problems = []
+        with self._lock:
+            models = [x for x in self._models.values() if not x.is_leaving]
+            leaving = [x.config.name for x in self._models.values() if x.is_leaving]
+        for model in models:
+            target, name = model.target, model.config.name
+            served = target.available()
+            if not served:
+                reason = why_nothing_serves(target)
+                if target is not model:
+                    reason += f"; {model.config.base_path} goes on serving"
+                problems.append(reason)
+                continue
+            problems += [
+                f"label {label} of {name} names version {number}, which is not served"
+                for label, number in sorted(target.config.labels.items())
+                if number not in served
+            ]
+            problems += [
+                f"the policy of {name} names version {number}, which is not served"
+                for number in target.config.policy.specific
+                if number not in served
+            ]
+        if leaving:
+            problems.append(f"{', '.join(leaving)} goes on serving until the others do")
+        return problems
 
     def _look(self) -> None:
         for model in list(self._models.values()):
+            if model.is_leaving:
+                continue
+            target = model.target
             try:
-                self._update(model)
+                self._update(target)
             # What cannot be read of one model keeps no other waiting.
             except OSError as error:
-                name = model.config.name
-                self._event("folder_not_read", model=name, error=str(error))
-        for model in self._retired:
+                self._note(target, "folder_not_read", str(error))
+            if target is not model and target.can_replace(model):
+                with self._lock:
+                    self._models[model.config.name] = target
+                self._event(
+                    "folder_changed",
+                    model=target.config.name,
+                    base_path=target.config.base_path,
+                    before=model.config.base_path,
+                )
+                for number in model.available():
+                    self._retire(model, number)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Ends models that the config names no more, once those that it names serve."""
+        with self._lock:
+            leaving = [x for x in self._models.values() if x.is_leaving]
+            if not all(x.available() for x in self._models.values() if not x.is_leaving):
+                return
+            for model in leaving:
+                del self._models[model.config.name]
+        for model in leaving:
             for number in model.available():
-                self._unload(model, number)
-        self._retired.clear()
+                self._retire(model, number)
 
-    def _poll(self) -> None:
-        while not self._stopped.wait(self._poll_seconds):
-            try:
-                self.look()
-            except Exception as error:  # The polls must not end with one of them.
-                self._event("look_failed", error=repr(error))
+    def _note(self, model: Model, event: str, problem: str) -> None:
+        """Logs what is wrong with a folder, once as long as it stays so."""
+        if problem != model.problem:
+            fields = {"model": model.config.name, "base_path": model.config.base_path}
+            self._event(event, **fields, error=problem)
+        model.problem = problem
 
-    def _update(self, model: _Model) -> None:
+    def _update(self, model: Model) -> None:
         base = Path(model.config.base_path)
         found = versions.directories(base)
         if not found:
-            # Before anything was there it is the caller's to say.
-            if model.versions and not model.missing:
-                self._event("no_versions", model=model.config.name, base_path=str(base))
-            model.missing = True
+            self._note(model, "no_versions", version_files.why_empty(base))
             return
-        model.missing = False
+        model.problem = ""
         wanted = model.config.policy.of(found)
         with self._lock:
             for number in wanted:
-                model.versions.setdefault(number, _Version())
+                model.versions.setdefault(number, Version())
         for number in wanted:
-            if model.versions[number].state not in (State.AVAILABLE, State.LOADING):
-                self._try(model, number, found.get(number, base / str(number)))
+            directory = found.get(number, base / str(number))
+            if model.versions[number].state is State.AVAILABLE:
+                self._check_unchanged(model, number, directory)
+            elif model.versions[number].state is not State.LOADING:
+                self._try(model, number, directory)
         available = model.available()
         with self._lock:
             labels = {x: n for x, n in model.config.labels.items() if n in available}
@@ -284,15 +404,37 @@ class ServedModels:
         if any(number in available for number in wanted):
             for number in available:
                 if number not in wanted and number not in model.labels.values():
-                    self._unload(model, number)
+                    self._retire(model, number)
         with self._lock:
             for number in [n for n in model.versions if n not in wanted and n not in found]:
                 if model.versions[number].state == State.END:
                     del model.versions[number]
 
-    def _try(self, model: _Model, number: int, directory: Path) -> None:
+    def _check_unchanged(self, model: Model, number: int, directory: Path) -> None:
+        """Tells of a version that serves when its files are no longer those that were loaded."""
         version = model.versions[number]
-        files = _files(directory)
+        files = version_files.snapshot(directory)
+        # What is away is not overwritten; and what did not change since need not be read again.
+        if files == version.files or version.served is None or not directory.is_dir():
+            return
+        names = version_files.differing(version.served.content, directory)
+        version.files = files
+        fields = {"model": model.config.name, "version": number, "path": str(directory)}
+        if names and not version.note:
+            note = (
+                f"Version {number} was overwritten in its folder after it was loaded, which is "
+                f"refused: {', '.join(names[:5])}{' and more' if names[5:] else ''}. The server "
+                "goes on with what it loaded; publish the new model under a number of its own."
+            )
+            self._event("version_overwritten", **fields, error=note)
+            version.note = note
+        elif version.note and not names:
+            self._event("version_restored", **fields)
+            version.note = ""
+
+    def _try(self, model: Model, number: int, directory: Path) -> None:
+        version = model.versions[number]
+        files = version_files.snapshot(directory)
         if files == version.files and time.monotonic() < version.again_at:
             return
         if files != version.files:
@@ -306,7 +448,10 @@ class ServedModels:
         begin = time.monotonic()
         self._set(version, State.LOADING)
         try:
-            served = self._load(model.config.name, number, directory)
+            served = self._loader.load(model.config.name, number, directory)
+            if version_files.snapshot(directory) != files:
+                served.close()
+                raise ValueError(f"{directory} changed while it was loaded")
         # A model is a program: whatever it raises is why it is not served.
         except Exception as error:
             version.failures += 1
@@ -332,85 +477,25 @@ class ServedModels:
             model_digest=served.metadata.get("model_digest"),
         )
 
-    def _load(self, name: str, number: int, directory: Path) -> Served:
-        if not (directory / "saved_model.pb").is_file():
-            raise ValueError(f"{directory} holds no saved_model.pb")
-        # TensorFlow loads a model without its variables, and every request then fails.
-        if not (directory / "variables" / "variables.index").is_file():
-            raise ValueError(f"{directory} holds no variables/variables.index")
-        if self._verifier is not None:
-            self._verifier.check(directory)
-        if (directory / versions.MANIFEST).is_file() and versions.verify(directory) is None:
-            raise ValueError(
-                f"Version {number} does not match its manifest; publish the model again. "
-                f"Received: {directory}"
-            )
-        metadata = _metadata(directory)
-        engine = LoadedVersion(directory, number, intra_op_parallelism=self._intra_op_parallelism)
-        try:
-            warmup.replay(engine, directory)
-        except BaseException:
-            engine.close()
-            raise
-        merged = engine.by_row()
-        if not self._batching.merge_images:
-            merged = frozenset(x for x in merged if not _takes_images(engine, x))
-        batcher = Batcher(
-            engine.run,
-            self._batching,
-            merged=merged,
-            observe=lambda signature, rows, waited: self._observe(name, signature, rows, waited),
-        )
-        return Served(engine, batcher, metadata)
-
-    def _unload(self, model: _Model, number: int) -> None:
+    def _retire(self, model: Model, number: int) -> None:
+        """Lets no more requests find a version; `_close_retired` ends it."""
         version = model.versions[number]
         served = version.served
-        # From here on no request finds it.
+        assert served is not None
+        version.note = ""
         self._set(version, State.UNLOADING)
-        if served is not None:
+        self._retired.append((model.config.name, number, version, served))
+
+    def _close_retired(self) -> None:
+        """Frees what was retired, after the requests that it has."""
+        while self._retired:
+            name, number, version, served = self._retired.pop()
             served.close()
-        self._set(version, State.END)
-        self._event("unloaded", model=model.config.name, version=number)
+            self._set(version, State.END)
+            self._event("unloaded", model=name, version=number)
 
     def _set(
-        self, version: _Version, state: State, *, served: Served | None = None, error: str = ""
+        self, version: Version, state: State, *, served: Served | None = None, error: str = ""
     ) -> None:
         with self._lock:
             version.state, version.served, version.error = state, served, error
-
-
-def _metadata(directory: Path) -> dict:
-    path = directory / _METADATA
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return found
-
-
-def _takes_images(engine: LoadedVersion, signature: str) -> bool:
-    return signatures.IMAGE_BYTES in engine.signature_defs[signature].inputs
-
-
-def _files(directory: Path) -> tuple:
-    """Returns what changes when a file of a version does: names, sizes and times."""
-    found = []
-    for path in sorted(directory.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            stat = path.stat()
-            found.append((str(path), stat.st_size, stat.st_mtime_ns))
-    return tuple(found)
-
-
-def _why_nothing_serves(model: _Model) -> str:
-    reasons = [
-        f"version {number}: {version.error}"
-        for number, version in sorted(model.versions.items())
-        if version.error
-    ]
-    if reasons:
-        return f"No version of {model.config.name} can be served: " + "; ".join(reasons)
-    return (
-        "base_path must hold a version directory such as 1/saved_model.pb. "
-        f"Received: base_path={model.config.base_path}"
-    )

@@ -31,20 +31,29 @@ class VersionStatus:
         version: Its number.
         state: Where it is between START and END.
         error: Why it ended; empty if it was unloaded or did not end.
+        note: What is to know of a version that serves, such as that its files were overwritten.
     """
 
     version: int
     state: State
     error: str = ""
+    note: str = ""
 
 
 class Served:
     """A loaded version, the queues before it, and the requests that it has."""
 
-    def __init__(self, engine: LoadedVersion, batcher: Batcher, metadata: Mapping[str, Any]):
-        """Begins with no requests."""
+    def __init__(
+        self,
+        engine: LoadedVersion,
+        batcher: Batcher,
+        metadata: Mapping[str, Any],
+        content: Mapping[str, str],
+    ):
+        """Begins with no requests; `content` has the SHA-256 of the files that were loaded."""
         self.engine = engine
         self.metadata = metadata
+        self.content = dict(content)
         self._batcher = batcher
         self._requests = 0
         self._lock = threading.Lock()

@@ -41,7 +41,15 @@ DEFAULT_REST_PORT = 8501
 # Threads for health, status and reflection while all others are busy.
 _SPARE_THREADS = 8
 _LOG = logging.getLogger("sigline.serving")
-_WARNINGS = ("load_failed", "no_versions", "folder_not_read", "look_failed", "config_refused")
+_WARNINGS = (
+    "load_failed",
+    "no_versions",
+    "folder_not_read",
+    "look_failed",
+    "config_refused",
+    "model_not_served",
+    "version_overwritten",
+)
 _SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -115,7 +123,7 @@ class ModelServer:
         self._draining = False
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_config, name="config", daemon=True)
-        self.metrics = Metrics(self._waiting, self._versions)
+        self.metrics = Metrics(self._waiting, self._versions, lambda: self.models.overwritten())
         self.models = ServedModels(
             config.models,
             config.batching,
@@ -196,7 +204,7 @@ class ModelServer:
         """Loads the models, then begins to answer requests.
 
         Raises:
-            ValueError: If a model has no version that can be served; the message has the reason.
+            ValueError: If no model has a version that can be served; the message has the reasons.
         """
         try:
             self.models.start()
@@ -235,18 +243,23 @@ class ModelServer:
         """Takes up what the model config file says, whenever it says something else."""
         path = self._config.model_config_file
         assert path is not None
-        known = self._config.models
+        known, refused = self._config.models, ""
         while not self._stopping.wait(self._config.poll_seconds):
             try:
                 found = model_config.load(path)
                 if found == known:
+                    refused = ""
                     continue
                 known = found
-                self.models.reload(found, timeout_seconds=0.0)
-                _log_event("config_loaded", path=str(path))
+                self.models.reload(found)
+                refused = ""
+                _log_event("config_loaded", path=str(path), models=[x.name for x in found])
             # What serves goes on serving.
             except (OSError, ValueError, RequestFailed) as error:
-                _log_event("config_refused", path=str(path), error=str(error))
+                # A file that stays wrong is told once.
+                if str(error) != refused:
+                    _log_event("config_refused", path=str(path), error=str(error))
+                refused = str(error)
 
     def _set_health(self, status) -> None:
         for name in ("", *_SERVICES):

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from concurrent import futures
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -53,7 +54,8 @@ class HeldServer:
         self._changed = threading.Condition()
         config = BatchingConfig(num_batch_threads=1)
         batcher = Batcher(self._run, config, merged=frozenset(["serving_default"]))
-        self.served = Served(_Engine(), batcher, {})
+        engine: Any = _Engine()
+        self.served = Served(engine, batcher, {}, {})
         self.metrics = Metrics(lambda: {}, lambda: {})
         count = self.metrics.request
 
@@ -64,7 +66,8 @@ class HeldServer:
                 self._changed.notify_all()
 
         self.metrics.request = counted
-        self.requests = Requests(self, Limits(**limits), self.metrics, log_all=False)
+        models: Any = self
+        self.requests = Requests(models, Limits(**limits), self.metrics, log_all=False)
         self._server = grpc.server(futures.ThreadPoolExecutor(16))
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             grpc_services.PredictionService(self.requests), self._server

@@ -10,6 +10,7 @@ import urllib.request
 import zlib
 
 import grpc
+import numpy as np
 import pytest
 import small_servers
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -205,10 +206,10 @@ def test_grpc_message_is_bounded_after_decompression(numbers, compression):
     )
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "sigline"
-    tensors.fill(request.inputs["text"], ["3"])
+    tensors.fill(request.inputs["text"], np.array(["3"]))
     answer = stub.Predict(request, compression=compression, timeout=60)
     assert list(answer.outputs["embedding"].float_val) == [1.0, 3.0]
-    tensors.fill(request.inputs["text"], [b" " * (8 * MIB)])
+    tensors.fill(request.inputs["text"], np.array([b" " * (8 * MIB)], object))
     with pytest.raises(grpc.RpcError) as caught:
         stub.Predict(request, compression=compression, timeout=60)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

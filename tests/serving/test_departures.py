@@ -7,6 +7,7 @@ import threading
 
 import grpc
 import held_servers
+import numpy as np
 import pytest
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
@@ -31,7 +32,7 @@ def call(server):
         def begin(text, **options):
             request = predict_pb2.PredictRequest()
             request.model_spec.name = "m"
-            tensors.fill(request.inputs["text"], [text])
+            tensors.fill(request.inputs["text"], np.array([text]))
             return stub.Predict.future(request, **options)
 
         yield begin

@@ -177,7 +177,7 @@ def test_labels_name_versions_and_move_when_the_target_serves(versions_base, sta
     # The target is not there yet: the label stays where it was, and its version too.
     later = ModelConfig(NAME, str(versions_base), VersionPolicy(None, (2, 3)), {"stable": 3})
     with pytest.raises(RequestFailed, match="label stable of m names version 3, which is not serv"):
-        manager.reload([later], timeout_seconds=0)
+        manager.reload([later])
     assert _answer(manager, label="stable") == [1.0, 5.0]
     made.write_version(versions_base, 3)
     manager.look()
@@ -197,13 +197,15 @@ def test_models_are_replaced_by_a_new_config(versions_base, start, tmp_path):
     with pytest.raises(RequestFailed, match=r"Latest\(m\)"):
         _answer(manager)
     with pytest.raises(RequestFailed, match="must hold a version directory"):
-        manager.reload([ModelConfig("p", str(tmp_path / "nothing"))], timeout_seconds=0)
+        manager.reload([ModelConfig("p", str(tmp_path / "nothing"))])
 
 
 def test_status_of_what_is_not_there_is_not_found(versions_base, start):
     manager = start(versions_base)
     for asked in (("x", None), (NAME, 9)):
-        with pytest.raises(RequestFailed, match="Could not find any versions of model") as caught:
+        with pytest.raises(
+            RequestFailed, match=r"Could not find (any versions|version 9) of model"
+        ) as caught:
             manager.statuses(*asked)
         assert caught.value.code == grpc.StatusCode.NOT_FOUND
 

@@ -1,0 +1,88 @@
+"""Loads a version: checks its files, replays its warm-up requests, and makes its queues."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from sigline.schemas import signatures, versions
+from sigline.serving import signing, warmup
+from sigline.serving.batching import Batcher, BatchingConfig
+from sigline.serving.engine import LoadedVersion
+from sigline.serving.served_version import Served
+
+_METADATA = f"{signatures.ASSETS_DIR}/{signatures.METADATA_FILE}"
+
+
+class VersionLoader:
+    """Loads versions, all in the same way."""
+
+    def __init__(
+        self,
+        batching: BatchingConfig,
+        *,
+        observe: Callable[[str, str, int, float], None],
+        verifier: signing.Verifier | None,
+        intra_op_parallelism: int | None,
+    ):
+        """Takes what all versions share; see `ServedModels`."""
+        self._batching = batching
+        self._observe = observe
+        self._verifier = verifier
+        self._intra_op_parallelism = intra_op_parallelism
+
+    def load(self, name: str, number: int, directory: Path) -> Served:
+        """Returns a version that is ready to serve.
+
+        Raises:
+            ValueError: If its files are not whole, or it fails its warm-up requests. A model is a
+                program: loading may raise anything else, too.
+        """
+        if not (directory / "saved_model.pb").is_file():
+            raise ValueError(f"{directory} holds no saved_model.pb")
+        # TensorFlow loads a model without its variables, and every request then fails.
+        if not (directory / "variables" / "variables.index").is_file():
+            raise ValueError(f"{directory} holds no variables/variables.index")
+        if self._verifier is not None:
+            self._verifier.check(directory)
+        content = versions.content(directory)
+        if (directory / versions.MANIFEST).is_file() and _recorded(directory) != content:
+            raise ValueError(
+                f"Version {number} does not match its manifest; publish the model again. "
+                f"Received: {directory}"
+            )
+        metadata = _metadata(directory)
+        engine = LoadedVersion(directory, number, intra_op_parallelism=self._intra_op_parallelism)
+        try:
+            warmup.replay(engine, directory)
+        except BaseException:
+            engine.close()
+            raise
+        merged = engine.by_row()
+        if not self._batching.merge_images:
+            merged = frozenset(x for x in merged if not _takes_images(engine, x))
+        batcher = Batcher(
+            engine.run,
+            self._batching,
+            merged=merged,
+            observe=lambda signature, rows, waited: self._observe(name, signature, rows, waited),
+        )
+        return Served(engine, batcher, metadata, content)
+
+
+def _recorded(directory: Path) -> dict | None:
+    try:
+        return versions.recorded(directory)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _metadata(directory: Path) -> dict:
+    path = directory / _METADATA
+    metadata = json.loads(path.read_text()) if path.is_file() else {}
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return metadata
+
+
+def _takes_images(engine: LoadedVersion, signature: str) -> bool:
+    return signatures.IMAGE_BYTES in engine.signature_defs[signature].inputs
