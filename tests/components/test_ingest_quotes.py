@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 
 import pytest
 
@@ -204,3 +205,19 @@ def test_return_alone_within_a_line_costs_its_line_and_is_named():
     assert _summary(pairs) == [reasons.INVALID_ROW, ("c.png", "z\rz")]
     assert "row in line 2" in pairs[0].problem.detail
     assert "a carriage return stands in the line alone" in pairs[0].problem.detail
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_rows_without_quotes_are_read_whatever_stands_around_them(end):
+    """Rows are written without quoting, as exports often are; some captions hold quotes."""
+    draw = random.Random(7)
+    pieces = ['"', '""', "a", "b c", ",", "'", "\\", "\t", "[", "ü"]
+    for _ in range(300):
+        captions = ["".join(draw.choices(pieces, k=draw.randrange(6))) for _ in range(8)]
+        rows = [f"{i}.png,{caption}" for i, caption in enumerate(captions)]
+        pairs = _read("t.csv", "".join(f"{x}{end}" for x in ("image,caption", *rows)).encode())
+        plain = {i: x for i, x in enumerate(captions) if not set(x) & {'"', ","}}
+        read = {pair.image_path: pair.captions[0][0] for pair in pairs if pair.problem is None}
+        assert {i: read.get(f"{i}.png") for i in plain} == plain
+        # One line is one row or one rejection, but for fields of several lines.
+        assert len(pairs) + sum(text.count("\n") for text in read.values()) == len(rows)
