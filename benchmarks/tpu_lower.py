@@ -61,7 +61,8 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
     specs = {n: tf.TensorSpec(v.shape, v.dtype) for n, v in parameters.items()}
     trained = steps.trained_names(specs, settings)
     frozen = [n for n in specs if n not in trained]
-    slots = {n: optimizers.slot_specs(specs[n].shape, settings.optimizer) for n in trained}
+    shapes = optimizers.shapes({n: specs[n].shape for n in trained}, settings)
+    slots = {n: optimizers.slot_specs(shapes[n], settings.optimizer) for n in trained}
     averages = trained if settings.optimizer.ema_decay is not None else []
     # All that a step changes, as it comes in and goes out.
     skipped = tf.TensorSpec((2,), tf.int64)

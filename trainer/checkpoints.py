@@ -59,8 +59,9 @@ class Checkpoints:
                 status = self._state.restore(latest)
                 status.assert_existing_objects_matched()
                 status.assert_consumed()
-            # An index error is TensorFlow's word for a file that is too short.
-            except (tf.errors.OpError, AssertionError, IndexError) as error:
+            # An index error is TensorFlow's word for a file that is too short, a value error that
+            # for another shape, such as of Adafactor's slots from before they followed the heads.
+            except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
                 raise RuntimeError(
                     f"The checkpoint {latest} is damaged or of another model. To go on from the "
                     "one before it, name that in the file `checkpoint` beside it. Received: "

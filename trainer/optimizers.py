@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from sigline.trainer.config import OptimizerConfig, Rules
+from sigline.trainer.config import OptimizerConfig, Rules, TrainConfig
 
 Slots = Mapping[str, tf.Tensor]
 
@@ -83,6 +83,35 @@ def clip_by_global_norm(
     return {name: gradient * scale for name, gradient in gradients.items()}
 
 
+def shapes(parameters: Mapping[str, Any], config: TrainConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes in which the optimizer sees parameters.
+
+    Adafactor factors the two largest axes, so what it does depends on how many there are. It sees
+    projections of attention by heads and patches by rows, columns and channels, as big_vision
+    keeps them; the rest, and all of it for other optimizers, is seen as it is.
+
+    Args:
+        parameters: Shapes by name.
+        config: The configuration, for the heads and the side of a patch.
+    """
+    found = {name: tuple(shape) for name, shape in parameters.items()}
+    if config.optimizer.name != "adafactor":
+        return found
+    return {name: _shape_by_heads(name, shape, config) for name, shape in found.items()}
+
+
+def _shape_by_heads(name: str, shape: tuple[int, ...], config: TrainConfig) -> tuple[int, ...]:
+    if name == "image/embedding/kernel":
+        return (config.image.patch, config.image.patch, 3, shape[-1])
+    found = re.fullmatch(r"(image|text)/.*attention/(query|key|value|out)/(kernel|bias)", name)
+    if found is None:
+        return shape
+    heads = (config.image if found[1] == "image" else config.text_tower).num_heads
+    if found[2] != "out":
+        return (*shape[:-1], heads, shape[-1] // heads)
+    return (heads, shape[0] // heads, shape[1]) if found[3] == "kernel" else shape
+
+
 def apply(
     value: tf.Tensor,
     slots: Slots,
@@ -93,6 +122,7 @@ def apply(
     rate: float,
     decay: float,
     config: OptimizerConfig,
+    shape: tuple[int, ...] | None = None,
 ) -> tuple[tf.Tensor, Slots]:
     """Returns a parameter and its slots after one update; see `OptimizerConfig` for the formula.
 
@@ -107,13 +137,18 @@ def apply(
         rate: Factor of the learning rate for this parameter.
         decay: Factor of the weight decay for this parameter.
         config: The rest.
+        shape: That of `shapes`, which the slots are made for; the parameter's own by default.
     """
+    gradient = tf.cast(gradient, tf.float32)
+    reshaped = shape is not None and tuple(shape) != tuple(value.shape)
     direction, new = _OPTIMIZERS[config.name].direct(
-        tf.cast(gradient, tf.float32),
+        tf.reshape(gradient, shape) if reshaped else gradient,
         {name: tf.cast(slot, tf.float32) for name, slot in slots.items()},
         tf.cast(step, tf.float32) + 1.0,
         config,
     )
+    if reshaped:
+        direction = tf.reshape(direction, value.shape)
     change = config.learning_rate * rate * direction
     if decay:
         change += config.weight_decay * decay * tf.cast(value, tf.float32)
@@ -122,7 +157,12 @@ def apply(
 
 
 def slot_specs(shape: Any, config: OptimizerConfig) -> dict[str, tf.TensorSpec]:
-    """Returns shapes and types of the slots that the optimizer keeps for a parameter."""
+    """Returns shapes and types of the slots that the optimizer keeps for a parameter.
+
+    Args:
+        shape: The shape in which the optimizer sees it; see `shapes`.
+        config: Names the optimizer.
+    """
     first_dtype = tf.as_dtype(config.first_moment_dtype)
     return {
         name: tf.TensorSpec(size, first_dtype if name == "first" else tf.float32)
@@ -131,15 +171,16 @@ def slot_specs(shape: Any, config: OptimizerConfig) -> dict[str, tf.TensorSpec]:
 
 
 def make_slots(
-    parameters: Mapping[str, tf.Variable], config: OptimizerConfig
+    parameters: Mapping[str, tf.Variable], config: TrainConfig
 ) -> dict[str, dict[str, tf.Variable]]:
     """Returns slots at zero as variables, by parameter; under a strategy, call it in its scope."""
+    seen = shapes({name: value.shape for name, value in parameters.items()}, config)
     return {
         name: {
             slot: tf.Variable(tf.zeros(spec.shape, spec.dtype), trainable=False)
-            for slot, spec in slot_specs(value.shape, config).items()
+            for slot, spec in slot_specs(shape, config.optimizer).items()
         }
-        for name, value in parameters.items()
+        for name, shape in seen.items()
     }
 
 
@@ -177,8 +218,9 @@ def _lion(gradient, slots: Slots, count, config: OptimizerConfig):
 def _adafactor(gradient, slots: Slots, count, config: OptimizerConfig):
     """Adafactor without its own rate, scaling and clipping, with momentum (arXiv 2106.04560).
 
-    The second moment of a matrix is the product of its rows' and its columns' means (arXiv
-    1804.04235); its decay grows to `beta_2`. The momentum is not bias-corrected.
+    The two largest axes are factored, if both are of 32 at least: the second moment of a matrix is
+    the product of its rows' and its columns' means (arXiv 1804.04235). Its decay grows to `beta_2`.
+    The momentum is not bias-corrected.
     """
     beta_2 = tf.minimum(config.beta_2, 1.0 - tf.pow(count, -0.8))
     squared = gradient * gradient + _ADAFACTOR_EPSILON

@@ -177,7 +177,7 @@ def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainSta
     averaged = trained if config.optimizer.ema_decay is not None else {}
     return steps.TrainState(
         parameters,
-        optimizers.make_slots(trained, config.optimizer),
+        optimizers.make_slots(trained, config),
         {name: tf.Variable(value, trainable=False) for name, value in averaged.items()},
         tf.Variable(tf.zeros((), tf.int64), trainable=False, aggregation=first),
         tf.Variable(tf.zeros((2,), tf.int64), trainable=False, aggregation=first),

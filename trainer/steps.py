@@ -370,6 +370,7 @@ def apply_gradients(
     factor = _factor(state.step, config)
     rates = optimizers.matched(config.optimizer.rates, gradients)
     decays = optimizers.matched(config.optimizer.decays, gradients)
+    shapes = optimizers.shapes({n: x.shape for n, x in gradients.items()}, config)
     kept = config.optimizer.ema_decay or 0.0
     parameters, slots, ema = {}, {}, {}
     for name, gradient in gradients.items():
@@ -382,6 +383,7 @@ def apply_gradients(
             rate=rates[name],
             decay=decays[name],
             config=config.optimizer,
+            shape=shapes[name],
         )
     for name, average in state.ema.items():
         ema[name] = average + (1.0 - kept) * (parameters[name] - average)
