@@ -3,17 +3,21 @@
 import argparse
 import os
 import sys
+import time
 import uuid
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sigline import arguments as checks
-from sigline.schemas import digests, ownership
+from sigline.schemas import digests, ownership, progress, signatures
 
-_BATCH = 256
+# Names of a kind that are told.
+_NAMED = 5
+_PAUSE_SECONDS = 0.5
 _EMBED = "sigline embed"
 
 
@@ -24,6 +28,9 @@ def add_parsers(commands) -> None:
     ask.add_argument("--image", type=Path, help="image to compare with each text")
     ask.add_argument("--images", type=Path, help="folder of images to search")
     ask.add_argument("--top", type=int, default=5, help="matches of a search to print")
+    ask.add_argument(
+        "--threshold", type=float, default=0.05, help="probability below which nothing fits"
+    )
     _add_server(ask)
     ask.set_defaults(run=_ask)
 
@@ -46,6 +53,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "--target", default="127.0.0.1:8500", help="HOST:PORT of gRPC or http://HOST:PORT of REST"
     )
     parser.add_argument("--model-name", default="sigline")
+    parser.add_argument(
+        "--wait", type=float, default=0.0, metavar="SECONDS", help="for a server that is starting"
+    )
     add_access(parser)
 
 
@@ -94,28 +104,92 @@ def _ask(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
     checks.check_file(arguments.image, "--image")
     checks.check_folder(images, "--images")
+    if not 0 <= arguments.threshold <= 1:
+        raise ValueError(f"--threshold must be 0 to 1. Received: --threshold {arguments.threshold}")
+    return _answered(arguments, _compare if images is None else _search)
+
+
+def _answered(arguments: argparse.Namespace, ask: Callable[[Any, argparse.Namespace], None]) -> int:
+    """Asks a server, if need be until it is there, and returns the exit code."""
     from sigline.serving import client as serving_client
 
     client = serving_client.Client(
         arguments.target, model_name=arguments.model_name, **options(arguments)
     )
+    end = time.monotonic() + arguments.wait
     try:
-        if images is None:
-            probabilities = client.compare(arguments.image.read_bytes(), arguments.texts)
-            for index in (-probabilities).argsort(kind="stable"):
-                print(f"{probabilities[index]:8.4f}  {arguments.texts[index]}")
-        else:
-            files = serving_client.image_files(images)
-            matches, unreadable = client.search(arguments.texts[0], files, top=arguments.top)
-            for match in matches:
-                print(f"{match.score:8.4f}  {match.path}")
-            _tell_skipped(unreadable)
+        with progress.part(f"ask {arguments.target}"):
+            while True:
+                try:
+                    ask(client, arguments)
+                    return 0
+                except serving_client.RequestError as error:
+                    if error.code != "UNAVAILABLE" or time.monotonic() >= end:
+                        raise
+                    progress.note("waiting for the server")
+                    time.sleep(_PAUSE_SECONDS)
     except serving_client.RequestError as error:
         print(f"sigline: {error}", file=sys.stderr)
         return 1
     finally:
         client.close()
-    return 0
+
+
+def _compare(client, arguments: argparse.Namespace) -> None:
+    probabilities, is_sure = _probabilities(client, [arguments.image.read_bytes()], arguments.texts)
+    for index in (-probabilities[0]).argsort(kind="stable"):
+        print(f"{readable(probabilities[0, index])}  {arguments.texts[index]}")
+    if is_sure:
+        _tell_doubt("No text fits", float(probabilities[0].max()), arguments.threshold)
+
+
+def _search(client, arguments: argparse.Namespace) -> None:
+    from sigline.serving import client as serving_client
+
+    (text,) = arguments.texts
+    files = serving_client.image_files(arguments.images)
+    matches, unreadable = client.search(text, files, top=arguments.top)
+    for match in matches:
+        print(f"{match.score:8.4f}  {match.path}")
+    _tell_skipped(arguments.images, unreadable)
+    if not matches:
+        print("sigline: the model reads none of the images.", file=sys.stderr)
+        return
+    # The scores are cosines, which say what fits best, and not whether it fits.
+    probabilities, is_sure = _probabilities(client, [matches[0].path.read_bytes()], [text])
+    if is_sure:
+        _tell_doubt("No image fits", float(probabilities[0, 0]), arguments.threshold)
+
+
+def _probabilities(
+    client, images: Sequence[bytes], texts: Sequence[str]
+) -> tuple[np.ndarray, bool]:
+    """Returns probabilities `(images, texts)`, and whether they say that nothing fits.
+
+    Those of a softmax say which text fits best; they add up to one even if none does.
+    """
+    inputs = {signatures.IMAGE_BYTES: list(images), signatures.TEXT: list(texts)}
+    answer = client.predict(signatures.SIMILARITY, inputs)
+    probabilities = np.asarray(answer[signatures.PROBABILITIES], np.float64)
+    logits = np.asarray(answer[signatures.LOGITS], np.float64)
+    sigmoid = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+    return probabilities, bool(np.allclose(sigmoid, probabilities, atol=1e-4))
+
+
+def readable(probability: float) -> str:
+    """Returns a probability of eight characters, with digits that tell small ones apart."""
+    if probability == 0 or probability >= 1e-4:
+        return f"{probability:8.4f}"
+    return f"{probability:8.1e}"
+
+
+def _tell_doubt(what: str, best: float, threshold: float) -> None:
+    if best < threshold:
+        print(
+            f"{what}: the best has a probability of {readable(best).strip()}, "
+            f"below {threshold:g} (--threshold).",
+            file=sys.stderr,
+        )
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -124,21 +198,15 @@ def _embed(arguments: argparse.Namespace) -> int:
     checks.check_file(arguments.texts, "--texts")
     checks.check_folder(arguments.images, "--images")
     _check_output(arguments.output)
-    from sigline.serving import client as serving_client
+    return _answered(arguments, _embed_into_file)
 
-    client = serving_client.Client(
-        arguments.target, model_name=arguments.model_name, **options(arguments)
-    )
-    try:
-        if arguments.texts is not None:
-            vectors, names, unreadable = client.embed_texts(_lines(arguments.texts)), None, []
-        else:
-            names, vectors, unreadable = _embed_files(client, arguments.images)
-    except serving_client.RequestError as error:
-        print(f"sigline: {error}", file=sys.stderr)
-        return 1
-    finally:
-        client.close()
+
+def _embed_into_file(client, arguments: argparse.Namespace) -> None:
+    unreadable: list[Path] = []
+    if arguments.texts is not None:
+        vectors, names = client.embed_texts(_lines(arguments.texts)), None
+    else:
+        names, vectors, unreadable = _embed_files(client, arguments.images)
     scratch = arguments.output.with_name(f".tmp-{uuid.uuid4().hex}.npz")
     try:
         if names is None:
@@ -150,9 +218,9 @@ def _embed(arguments: argparse.Namespace) -> int:
         os.replace(scratch, arguments.output)
     finally:
         scratch.unlink(missing_ok=True)
-    _tell_skipped(unreadable)
+    if arguments.images is not None:
+        _tell_skipped(arguments.images, unreadable)
     print(f"Wrote {len(vectors)} embeddings of {vectors.shape[1]} numbers to {arguments.output}")
-    return 0
 
 
 def _mark(path: Path) -> None:
@@ -192,19 +260,19 @@ def _embed_files(client, folder: Path) -> tuple[list[str], np.ndarray, list[Path
     from sigline.serving import client as serving_client
 
     names, vectors, unreadable = [], [], []
-    files = serving_client.image_files(folder)
-    for start in range(0, len(files), _BATCH):
-        batch = files[start : start + _BATCH]
-        found, valid = client.embed_images([path.read_bytes() for path in batch])
-        vectors.append(found[valid])
-        for path, good in zip(batch, valid, strict=True):
-            if good:
-                names.append(path.name)
-            else:
-                unreadable.append(path)
+    for found, rows, passed_over in client.embed_files(serving_client.image_files(folder)):
+        names += [path.name for path in found]
+        vectors.append(rows)
+        unreadable += passed_over
     return names, np.concatenate(vectors), unreadable
 
 
-def _tell_skipped(paths: list[Path]) -> None:
-    for path in paths:
+def _tell_skipped(folder: Path, unreadable: list[Path]) -> None:
+    """Says what of a folder was passed over: by name what should be images, the rest by kind."""
+    from sigline.serving import client as serving_client
+
+    for path in unreadable:
         print(f"skipped, no image that the model reads: {path}", file=sys.stderr)
+    for kind, names in serving_client.passed_over(folder).items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        print(f"skipped, {kind}: {', '.join(names[:_NAMED])}{more}", file=sys.stderr)

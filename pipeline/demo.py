@@ -5,7 +5,8 @@ import io
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sigline import quiet
 from sigline.components.scenes import generate, grammar
 from sigline.pipeline import environment as environments
+from sigline.pipeline.ask_commands import readable
 from sigline.schemas import ownership, progress, record
 
 COUNT = 4000
@@ -24,14 +26,7 @@ FAULTS = {
     generate.EMPTY_TEXT: 0.005,
     generate.WRONG_EXTENSION: 0.01,
 }
-_QUERIES = (
-    "a red square",
-    "a large blue star",
-    "a small green ring",
-    "a yellow circle above a purple cross",
-    "a black triangle left of a red ring",
-    "a purple ring",
-)
+_NUM_QUERIES = 6
 _TOP = 6
 _TILE = 96
 _FONT_SIZE = 13
@@ -100,14 +95,57 @@ def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
         held_out = next(item for item in records if item.source == generate.HELD_OUT_SOURCE)
         for item in (seen, held_out):
             _ask_image(client, item)
-        _ask_text(client, _QUERIES[0], list(paths))
+        queries = queries_for(records)
+        _ask_text(client, queries[0], list(paths))
         root = ownership.OutputFolder(environment.root, _COMMAND)
         root.check([_SHEET])
         sheet = Path(environment.root) / _SHEET
-        _contact_sheet(client, _QUERIES, paths).save(sheet)
+        _contact_sheet(client, queries, paths).save(sheet)
         root.record([_SHEET])
         client.close()
     return sheet
+
+
+def queries_for(records: Sequence[record.ImageTextRecord]) -> list[str]:
+    """Returns what the contact sheet asks for: captions that most pictures have, of each kind.
+
+    A query that no picture answers would have a row of wrong ones, whatever the model.
+
+    Args:
+        records: The pictures to ask for.
+    """
+    counts = {
+        source: Counter(text for item in records if item.source == source for text in item.text)
+        for source in (generate.TRAIN_SOURCE, generate.HELD_OUT_SOURCE)
+    }
+    queries: list[str] = []
+    for source, kind in _KINDS:
+        known = [text for text in counts[source] if kind(text) and text not in queries]
+        # Those that most pictures have; of as many the first by the alphabet.
+        queries += sorted(known, key=lambda text: (-counts[source][text], text))[:1]
+    return queries[:_NUM_QUERIES]
+
+
+def _has(*words: str) -> Callable[[str], bool]:
+    """Returns whether a plain caption has one of some words; of no words, whether it has two."""
+
+    def holds(text: str) -> bool:
+        if not text.startswith("a "):
+            return False
+        return any(f" {word} " in text for word in words) if words else len(text.split()) == 3
+
+    return holds
+
+
+# Queries by the source and the kind of caption: colour and shape, size, and where things stand.
+_KINDS = (
+    (generate.TRAIN_SOURCE, _has()),
+    (generate.TRAIN_SOURCE, _has("large")),
+    (generate.TRAIN_SOURCE, _has("small")),
+    (generate.TRAIN_SOURCE, _has("above", "below")),
+    (generate.TRAIN_SOURCE, _has("left", "right")),
+    (generate.HELD_OUT_SOURCE, _has()),
+)
 
 
 def _eval_records(examples_dir: str) -> list[record.ImageTextRecord]:
@@ -144,7 +182,7 @@ def _ask_image(client, item: record.ImageTextRecord) -> None:
     probabilities = client.compare(item.image, texts)
     print(f"Which text fits the image of {item.text[0]!r} (source {item.source})?")
     for index in (-probabilities).argsort(kind="stable"):
-        print(f"  {probabilities[index]:7.4f}  {texts[index]}")
+        print(f"  {readable(probabilities[index])}  {texts[index]}")
 
 
 def _ask_text(client, query: str, paths: list[Path]) -> None:
@@ -152,6 +190,11 @@ def _ask_text(client, query: str, paths: list[Path]) -> None:
     print(f"Which of {len(paths)} images fits {query!r} best?")
     for match in matches:
         print(f"  {match.score:7.4f}  {match.path}")
+
+
+def fits(query: str, item: record.ImageTextRecord) -> bool:
+    """Returns whether a caption of a picture says what a query asks for."""
+    return any(query.removeprefix("a ") in caption for caption in item.text)
 
 
 def _contact_sheet(
@@ -168,7 +211,7 @@ def _contact_sheet(
         matches, _ = client.search(query, list(paths), top=_TOP)
         for column, match in enumerate(matches):
             item = paths[match.path]
-            agrees = any(query.removeprefix("a ") in caption for caption in item.text)
+            agrees = fits(query, item)
             image = Image.open(io.BytesIO(item.image)).convert("RGB").resize((_TILE, _TILE))
             left, upper = 8 + column * (_TILE + 8), top + _FONT_SIZE + 6
             frame = "#2a9d50" if agrees else "#d62828"

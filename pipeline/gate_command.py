@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     import apache_beam as beam
 
-    from sigline.components.evaluate import judge_transforms, summary
+    from sigline.components.evaluate import judge_transforms, results, strength, summary
     from sigline.components.evaluate.inputs import Inputs
 
     with tempfile.TemporaryDirectory() as scratch, _output(arguments.output) as output:
@@ -126,7 +126,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.output is not None:
             ownership.OutputFolder(arguments.output, _COMMAND).place(output)
     print(summary.table(verdict))
-    print("Blessed." if verdict.blessed else "Not blessed.")
+    words = strength.sentence(results.to_dict(judgement.results))
+    blessed = f"Blessed; {words}." if words else "Blessed."
+    print(blessed if verdict.blessed else "Not blessed.")
     return BLESSED if verdict.blessed else NOT_BLESSED
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sigline.components.evaluate import strength
 from sigline.components.validate.component import DataGateError
 from sigline.pipeline import build, report
 from sigline.pipeline.environment import Environment
@@ -71,6 +72,8 @@ def print_outcome(outcome: report.RunReport, extra_rows: Sequence[tuple[str, str
     """Prints the summary and the verdict and returns the exit code."""
     print(report.table([*report.rows(outcome), *extra_rows]), flush=True)
     if outcome.released:
+        if words := strength.sentence(outcome.metrics):
+            print(f"Blessed; {words}")
         state = "published as" if outcome.published["copied"] else "published before as"
         print(f"Blessed; {state} {outcome.published['path']}")
         return EXIT_OK

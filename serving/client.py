@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from sigline.schemas import signatures
+from sigline.schemas import progress, signatures
 from sigline.serving import protos
 from sigline.serving.transport import (
     Answer,
@@ -107,6 +107,22 @@ class Client:
         ]
         return _joined(answers)
 
+    def embed_files(
+        self, paths: Sequence[Path]
+    ) -> Iterator[tuple[list[Path], np.ndarray, list[Path]]]:
+        """Embeds files of images, batch by batch.
+
+        Yields:
+            The files that the model reads, their unit vectors `(files, dim)`, and the files that
+            cannot be opened, or are no images that the model reads. Those cost only themselves.
+        """
+        for batch in _file_batches(paths):
+            contents = {path: content for path in batch if (content := _content(path)) is not None}
+            vectors, valid = self.embed_images(list(contents.values()))
+            names = [path for path, good in zip(contents, valid, strict=True) if good]
+            progress.advance(len(batch), "images")
+            yield names, vectors[valid], [path for path in batch if path not in set(names)]
+
     def compare(self, image: bytes, texts: Sequence[str]) -> np.ndarray:
         """Returns the probability that each text describes the image, shape `(texts,)`."""
         inputs = {signatures.IMAGE_BYTES: [image], signatures.TEXT: texts}
@@ -146,13 +162,12 @@ class Client:
         """
         query = self.embed_texts([text])[0]
         matches, unreadable = [], []
-        for batch in _file_batches(paths):
-            vectors, valid = self.embed_images([path.read_bytes() for path in batch])
-            for path, score, good in zip(batch, vectors @ query, valid, strict=True):
-                if good:
-                    matches.append(Match(path, float(score)))
-                else:
-                    unreadable.append(path)
+        for names, vectors, passed_over in self.embed_files(paths):
+            unreadable += passed_over
+            matches += [
+                Match(path, float(score))
+                for path, score in zip(names, vectors @ query, strict=True)
+            ]
         matches.sort(key=lambda match: (-match.score, match.path))
         return matches[:top], unreadable
 
@@ -231,17 +246,37 @@ class AsyncClient:
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """Returns the JPEG and PNG files of a folder, sorted.
+    """Returns the JPEG and PNG files of a folder, sorted; see `passed_over` for the rest.
 
     Raises:
         ValueError: If there are none.
     """
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(path for path in Path(folder).iterdir() if _is_image_file(path))
     if not files:
         raise ValueError(
             f"images must be a folder with JPEG or PNG files. Received: images={folder}"
         )
     return files
+
+
+def passed_over(folder: str | Path) -> dict[str, list[str]]:
+    """Returns the names in a folder that `image_files` leaves out, sorted, by what they are."""
+    names: dict[str, list[str]] = {}
+    for path in sorted(Path(folder).iterdir()):
+        if _is_image_file(path):
+            continue
+        if path.is_symlink() and not path.exists():
+            kind = "links that lead nowhere"
+        elif path.is_dir():
+            kind = "folders"
+        else:
+            kind = f"files that end in {path.suffix}" if path.suffix else "files without an ending"
+        names.setdefault(kind, []).append(path.name)
+    return names
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _named(target: str, error: RequestError) -> RequestError:
@@ -285,7 +320,22 @@ def _image_batches(images: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 
 def _file_batches(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    yield from _batches(paths, [path.stat().st_size for path in paths])
+    yield from _batches(paths, [_size(path) for path in paths])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        # It went meanwhile, or leads nowhere; reading it tells.
+        return 0
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _batches(items: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:

@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
+from sigline.components.evaluate import strength
 from sigline.components.evaluate.gate import Check, Verdict
-from sigline.components.evaluate.results import Result
+from sigline.components.evaluate.results import Result, to_dict
 
 # What XML 1.0 cannot hold, though a name of a source may.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -36,6 +37,8 @@ def markdown(verdict: Verdict, results: Mapping[str, Result], *, title: str) -> 
     """Returns a summary for a merge request: the verdict, what failed, and the main metrics."""
     state = "blessed" if verdict.blessed else "not blessed"
     lines = [f"## {title}: {state}", ""]
+    if verdict.blessed and (words := strength.sentence(to_dict(results))):
+        lines += [f"Blessed; {words}.", ""]
     if not verdict.blessed:
         lines += [*(f"- {_escaped(reason)}" for reason in verdict.failures()), ""]
     lines += ["| | metric | value | rule | limit | |", "|---|---|---|---|---|---|"]

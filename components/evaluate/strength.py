@@ -1,0 +1,77 @@
+"""How much a model is worth in a sentence: how far above chance, and beside the last model.
+
+A gate lets pass what reaches its thresholds, and thresholds may be low. Whoever reads "blessed"
+should also read what that means.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+# What a user of the model meets first; the lowest of them says how weak it is.
+_MAIN = ("zero_shot_accuracy", "image_to_text_recall@1", "text_to_image_recall@1")
+_FAR, _CLEAR = 10.0, 2.0
+# Ratios to the last model's that a reader would call equal.
+_EQUAL = 0.995
+
+
+def sentence(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns such as `far above chance, below 80.0% of what the last model reached: ...`.
+
+    Args:
+        metrics: As `metrics.json` has them: `value`, perhaps `chance` and `baseline`, by name.
+
+    Returns:
+        The sentence without an end; empty where no main metric was measured.
+    """
+    measured = {name: metrics[name] for name in _MAIN if _is_number(metrics, name, "value")}
+    if not measured:
+        return ""
+    weakest = min(measured, key=lambda name: measured[name]["value"])
+    parts = [*_above_chance(measured), *_beside_baseline(measured)]
+    told = f"{label(weakest)} {measured[weakest]['value']:.1%}"
+    if _is_number(measured, weakest, "chance"):
+        told += f" where chance has {measured[weakest]['chance']:.1%}"
+    return f"{', '.join(parts)}: {told}" if parts else told
+
+
+def label(name: str) -> str:
+    """Returns the name of a metric in words."""
+    return name.replace("zero_shot", "zero-shot").replace("_", " ")
+
+
+def _above_chance(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns how far the metric that is nearest to chance is above it."""
+    ratios = [
+        item["value"] / item["chance"]
+        for name, item in measured.items()
+        if _is_number(measured, name, "chance") and item["chance"] > 0
+    ]
+    if not ratios:
+        return []
+    least = min(ratios)
+    if least >= _FAR:
+        return ["far above chance"]
+    if least >= _CLEAR:
+        return [f"{least:.1f} times chance"]
+    return ["hardly above chance" if least > 1 else "not above chance"]
+
+
+def _beside_baseline(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the least share of what the last model reached."""
+    ratios = [
+        item["value"] / item["baseline"]
+        for name, item in measured.items()
+        if _is_number(measured, name, "baseline") and item["baseline"] > 0
+    ]
+    if not ratios:
+        return ["no last model to compare with"]
+    least = min(ratios)
+    if least >= _EQUAL:
+        return ["no worse than the last model"]
+    # Rounded up, so that it is not below what is said.
+    return [f"below {int(round(least * 100, 6)) + 1}% of what the last model reached"]
+
+
+def _is_number(metrics: Mapping[str, Mapping[str, Any]], name: str, key: str) -> bool:
+    value = metrics.get(name, {}).get(key)
+    return isinstance(value, int | float) and value == value
