@@ -60,6 +60,7 @@ def page(
         "<h2>What the pairs are like</h2>",
         '<p class="legend">Blue: train. Orange: eval. Shares of each split.</p>',
         _features(profile),
+        *_remarks(counts.get("remarks")),
         *(_pairs(f"Some of {split}", samples.get(split, [])) for split in record.SPLITS),
         *(_pairs(f"Some rejected: {reason}", samples.get(reason, [])) for reason, _ in rejected),
     ]
@@ -100,6 +101,12 @@ def _bars(items: Sequence[tuple[str, int]], kind: str) -> str:
         for name, number in items
     )
     return f'<table class="bars">{rows}</table>'
+
+
+def _remarks(remarks: Mapping[str, int] | None) -> list[str]:
+    """Returns the section on what was left out of pairs; none if nothing was."""
+    items = sorted((remarks or {}).items(), key=lambda item: (-item[1], item[0]))
+    return ["<h2>What was left out of pairs</h2>", _bars(items, "rejected")] if items else []
 
 
 def _features(profile: Mapping[str, Any]) -> str:

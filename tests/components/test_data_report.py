@@ -97,3 +97,15 @@ def test_many_values_are_added_up():
 def test_values_sort_by_size():
     values = sorted(["16-31", "2-3", "0", "1", "1.41", "en", "a-b"], key=report._in_order)
     assert values == ["0", "1", "1.41", "2-3", "16-31", "a-b", "en"]
+
+
+def test_what_was_left_out_of_pairs_is_shown_if_anything_was():
+    left_out = {"labels_in_meta": 3, "captions_missing": 4567}
+    data = Described(COUNTS | {"remarks": left_out}, PROFILE)
+    text = _parse(report.page(data, SAMPLES, [])).text
+    assert "What was left out of pairscaptions_missing4,567labels_in_meta3" in text.replace(
+        "\n", ""
+    )
+    for counts in (COUNTS, COUNTS | {"remarks": {}}):
+        page = report.page(Described(counts, PROFILE), SAMPLES, [])
+        assert "left out" not in page
