@@ -41,7 +41,8 @@ if mode == "decode":
     for path in files:
         reader, config = readers.READERS["webdataset"], sources.SourceConfig()
         for pair in reader.scan(sources.Part(path), BeamFiles(), config, 2**25):
-            Image.open(io.BytesIO(pair.image)).convert("RGB").load()
+            if isinstance(pair, sources.RawPair):
+                Image.open(io.BytesIO(pair.image)).convert("RGB").load()
 else:
     with tempfile.TemporaryDirectory() as out:
         for name in ("examples", "report"):

@@ -8,6 +8,7 @@ from typing import BinaryIO
 from apache_beam.io.filesystems import FileSystems
 
 from sigline.schemas import digests
+from sigline.schemas.entries import Entry, local_entries
 
 
 class BeamFiles:
@@ -28,6 +29,12 @@ class BeamFiles:
         pattern = posixpath.join(plain[: plain.rindex("/") + 1], "**")
         found = FileSystems.match([pattern])[0].metadata_list
         return sorted(item.path for item in found if item.path.startswith(folder))
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Returns everything below a folder, sorted; an object store holds files only."""
+        if FileSystems.get_scheme(folder) is None:
+            return local_entries(folder)
+        return [Entry(path) for path in self.find(folder)]
 
 
 def tree_digest(folder: str) -> str:

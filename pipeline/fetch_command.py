@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from sigline import quiet
 from sigline.schemas import progress
+from sigline.schemas.entries import FILE, Entry, local_entries
 
 
 def add_parser(commands) -> None:
@@ -56,7 +57,10 @@ class _LocalFiles:
         return open(path, "rb")
 
     def find(self, folder: str) -> list[str]:
-        return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+        return [path for path, kind in local_entries(folder) if kind == FILE]
+
+    def entries(self, folder: str) -> list[Entry]:
+        return local_entries(folder)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,8 @@ from ml_metadata.proto import metadata_store_pb2
 
 from sigline.schemas import artifacts
 
+# Kinds of passed-over things that the summary names.
+_GROUPS = 12
 _STATES = {
     metadata_store_pb2.Execution.COMPLETE: "done",
     metadata_store_pb2.Execution.CACHED: "cached",
@@ -137,6 +139,20 @@ def _published(by_name: dict[str, NodeRun], publisher: str, output: str) -> dict
     }
 
 
+def _passed_over(account: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Returns the lines about what ingest passed over; none for a run of an earlier version."""
+    if account is None or not account["groups"]:
+        return []
+    total = sum(account["by_reason"].values())
+    found = [("things passed over", f"{total}, of which {account['counted']} may hold pairs")]
+    for item in account["groups"][:_GROUPS]:
+        where = "/".join(part for part in (item["folder"], f"*{item['suffix']}") if part)
+        found.append((f"  {item['reason']}", f"{item['count']} {where}"))
+    if (rest := len(account["groups"]) - _GROUPS) > 0:
+        found.append(("  and", f"{rest} other kinds, in the data report"))
+    return found
+
+
 def rows(outcome: RunReport) -> list[tuple[str, str]]:
     """Returns the summary of a run, a name and a value a line."""
     counts, training, metrics = outcome.counts, outcome.training, outcome.metrics
@@ -149,6 +165,7 @@ def rows(outcome: RunReport) -> list[tuple[str, str]]:
         *((f"  {reason}", str(n)) for reason, n in counts["rejected_by_reason"].items()),
         # Counts of earlier runs have no remarks.
         *((name.replace("_", " "), str(n)) for name, n in counts.get("remarks", {}).items()),
+        *_passed_over(counts.get("passed_over")),
         ("steps", f"{training['steps']} of {training['global_batch_size']} pairs"),
         ("images per second", f"{training['images_per_second']:.0f} ({wait})"),
     ]

@@ -6,6 +6,8 @@ from pathlib import Path
 SCHEMA = Path(__file__).parent / "image_text.pbtxt"
 COUNTS_FILE = "counts.json"
 REJECTED_FOLDER = "rejected"
+# Below an ingest report: the names of all things of the input that were passed over.
+PASSED_OVER_FOLDER = "passed_over"
 # Below a data report: what became of each part of the input, in img2dataset's form.
 STATS_FOLDER = "stats"
 # What the pairs that were written are like, and some pairs to look at.

@@ -16,10 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from sigline.components.ingest import images
+from sigline.components.ingest import images, reasons
 from sigline.components.ingest.captions import is_visible, normalize_text
 from sigline.components.ingest.readers.webdataset import WebDatasetReader
-from sigline.components.ingest.sources import Files, Part, RawPair, SourceConfig
+from sigline.components.ingest.sources import (
+    Files,
+    Part,
+    PassedOver,
+    RawPair,
+    SourceConfig,
+)
 from sigline.schemas import record
 from sigline.schemas.labels import LabelSet
 from sigline.schemas.record import ImageTextRecord
@@ -116,6 +122,10 @@ def records(benchmark: Benchmark, shard: Path, files: Files) -> Iterator[ImageTe
     reader = WebDatasetReader({"npy": "label"} if benchmark.type == MULTILABEL else {})
     limits, problems, total = images.ImageLimits(), [], 0
     for pair in reader.scan(Part(str(shard)), files, SourceConfig(), limits.max_bytes):
+        if isinstance(pair, PassedOver) and pair.reason not in reasons.EXPECTED:
+            problems.append(f"{pair.path}: {pair.reason}")
+        if not isinstance(pair, RawPair):
+            continue
         total += 1
         key = posixpath.join(shard.stem, pair.key)
         try:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from sigline.components.ingest import readers
+from sigline.components.ingest import inventory, readers
 from sigline.components.ingest.readers.arrow import HuggingFaceReader, ParquetReader
 from sigline.components.ingest.readers.tables import TableReader
 from sigline.components.ingest.sources import (
@@ -77,13 +77,15 @@ def find(base: str, output: str, files: Files, source: SourceConfig) -> Tables:
             output lies among them.
     """
     source = source.below(base)
-    name, paths = readers.input_files(base, files, source)
-    if name not in FORMATS:
-        raise ValueError(f"input must hold tables of URLs: {', '.join(FORMATS)}. Received: {name}")
+    found = inventory.take(base, files, source)
+    paths = [(name, path) for name in FORMATS for path in found.read.get(name, ())]
+    if not paths:
+        names = ", ".join(found.read)
+        raise ValueError(f"input must hold tables of URLs: {', '.join(FORMATS)}. Received: {names}")
     if posixpath.join(output, "").startswith(posixpath.join(base, "")):
         raise ValueError(f"output must not lie in the input. Received: output={output}")
     parts, without_captions = [], []
-    for path in paths:
+    for name, path in paths:
         chosen = source
         if name in _READERS:
             columns = _READERS[name].columns(path, files, source)

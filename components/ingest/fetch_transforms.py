@@ -193,7 +193,8 @@ def _without_urls(blocks: list[tuple[str, dict[str, int]]], tables: dict[str, st
 
 def _blocks(item: tuple[str, TablePart], shard_rows: int) -> Iterator[Block]:
     name, (format_name, part, source) = item
-    rows = readers.READERS[format_name].scan(part, BeamFiles(), source, 0)
+    items = readers.READERS[format_name].scan(part, BeamFiles(), source, 0)
+    rows = (item for item in items if isinstance(item, RawPair))
     for place in itertools.count():
         block = tuple(itertools.islice(rows, shard_rows))
         if not block:

@@ -1,4 +1,6 @@
-"""The closed set of reasons why a pair is rejected."""
+"""The closed sets of reasons: why a pair is rejected, and why a thing is passed over unread."""
+
+from sigline.schemas import entries
 
 UNSUPPORTED_IMAGE = "unsupported_image"
 CORRUPT_IMAGE = "corrupt_image"
@@ -54,4 +56,55 @@ ALL = (
     SCORER_FAILED,
     DUPLICATE,
     LEAK,
+)
+
+# Why a file, a link or a member of an archive is passed over. These hold no pairs, or hold what is
+# read elsewhere:
+HIDDEN = "hidden"
+DOCUMENT = "document"
+COMPANION = "companion"
+CACHE = "cache"
+OLDER_VERSION = "older_version"
+EXTRA_MEMBER = "extra_member"
+FOLDER = entries.FOLDER
+EMPTY_FOLDER = entries.EMPTY_FOLDER
+LINK_CYCLE = entries.LINK_CYCLE
+LINKED_TWICE = entries.LINKED_TWICE
+# These may hold pairs, or should have led to some:
+UNKNOWN_FORMAT = "unknown_format"
+OTHER_FORMAT = "other_format"
+UNLISTED = "unlisted"
+UNNAMED_IMAGE = "unnamed_image"
+METADATA_ALONE = "metadata_alone"
+BROKEN_LINK = entries.BROKEN_LINK
+UNSAFE_LINK = "unsafe_link"
+SPECIAL_FILE = entries.SPECIAL_FILE
+UNREADABLE_FOLDER = entries.UNREADABLE_FOLDER
+TRAILING_BYTES = "trailing_bytes"
+
+# Those that no limit counts.
+EXPECTED = (
+    HIDDEN,
+    DOCUMENT,
+    COMPANION,
+    CACHE,
+    OLDER_VERSION,
+    EXTRA_MEMBER,
+    FOLDER,
+    EMPTY_FOLDER,
+    LINK_CYCLE,
+    LINKED_TWICE,
+)
+PASSED_OVER = (
+    *EXPECTED,
+    UNKNOWN_FORMAT,
+    OTHER_FORMAT,
+    UNLISTED,
+    UNNAMED_IMAGE,
+    METADATA_ALONE,
+    BROKEN_LINK,
+    UNSAFE_LINK,
+    SPECIAL_FILE,
+    UNREADABLE_FOLDER,
+    TRAILING_BYTES,
 )

@@ -2,22 +2,23 @@
 
 import errno
 import functools
-import gzip
 import posixpath
 import re
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from sigline.components.ingest import reasons
+from sigline.schemas.entries import Entry
 
 AUTO = "auto"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
+# Names of the formats that are read; `.jfif` and what follows it are other names of theirs.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"),
+    *(".jfif", ".jif", ".jfi", ".jpe", ".pjpeg", ".pjp", ".apng", ".dib", ".avifs"),
+)
 # Captions and metadata larger than this are no captions.
 MAX_SIDE_BYTES = 2**20
-# What reading a damaged compressed file raises; other errors may pass and are tried again.
-DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile)
 _URLS = ("http://", "https://")
 # A byte order mark and a zero-width space, which copied URLs come with.
 _INVISIBLE_BLANKS = "\ufeff\u200b"
@@ -55,6 +56,10 @@ class Files(Protocol):
 
     def find(self, folder: str) -> list[str]:
         """Returns the paths of all files below a folder, sorted."""
+        ...
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Returns everything below a folder, sorted by path; links to folders are followed."""
         ...
 
 
@@ -127,6 +132,8 @@ class Part(NamedTuple):
         stop: Where it ends; None for the end of the file.
         names: Files of a folder, relative to it, instead.
         classes: Names of a folder's classes, if its folders are such.
+        class_depth: How many folders stand above those of the classes.
+        source: The source of its pairs; that of the file's name if empty.
     """
 
     path: str
@@ -134,6 +141,27 @@ class Part(NamedTuple):
     stop: int | None = None
     names: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    class_depth: int = 0
+    source: str = ""
+
+
+class PassedOver(NamedTuple):
+    """A thing that is passed over unread.
+
+    Attributes:
+        path: The file, or the archive's path and the member's name behind it.
+        reason: One of `reasons.PASSED_OVER`.
+    """
+
+    path: str
+    reason: str
+
+
+class Members(NamedTuple):
+    """How many members an archive has, and how many of them were read, behind its last pair."""
+
+    total: int
+    read: int
 
 
 class Place(NamedTuple):
@@ -206,8 +234,11 @@ class Reader(Protocol):
 
     def scan(
         self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
-    ) -> Iterator[RawPair]:
-        """Yields every sample of a part in order; damage yields a pair with a `problem`."""
+    ) -> Iterator["RawPair | PassedOver | Members"]:
+        """Yields every sample of a part in order; damage yields a pair with a `problem`.
+
+        Readers of archives yield what they pass over, too, and at last the number of members.
+        """
         ...
 
 

@@ -26,7 +26,10 @@ from apache_beam.pvalue import AsDict, AsList, AsSingleton
 
 from sigline.components.files import BeamFiles, make_folder, rename, write_file
 from sigline.components.ingest import (
+    account,
+    account_transforms,
     group_transforms,
+    inventory,
     readers,
     reasons,
     report_transforms,
@@ -37,19 +40,22 @@ from sigline.components.ingest.class_labels import ClassNames
 from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.images import ImageLimits
 from sigline.components.ingest.sources import (
-    AUTO,
+    Members,
     Part,
+    PassedOver,
     Place,
     Problem,
     RawPair,
     SourceConfig,
     is_no_file,
+    unicode_text,
 )
 from sigline.components.outputs import ParDoByTag
-from sigline.schemas import artifacts, digests, progress, record
+from sigline.schemas import artifacts, digests, entries, progress, record
 from sigline.schemas.labels import LabelSet
 
 _ROW, _REJECTED, _READ, _APART = "row", "rejected", "read", "apart"
+_MEMBERS, _NAMED = "members", "named"
 # What pairs are counted by that were read; no reason.
 _INPUT = "input"
 # Images that wait to be written.
@@ -60,6 +66,8 @@ _UNFINISHED = "tmp-"
 _PIECE_BYTES = 2**16
 # Rejections in a file.
 _REJECTED_LINES = 10_000
+# Why files are passed over that may hold pairs and can be read.
+_COUNTED_FILES = (reasons.UNKNOWN_FORMAT, reasons.OTHER_FORMAT, reasons.UNLISTED)
 
 
 class Read(NamedTuple):
@@ -77,14 +85,17 @@ def input_files(base: str, source: SourceConfig) -> list[str]:
         ValueError: If the input holds no file of a format that is read.
     """
     source = source.below(base)
-    name, paths = readers.input_files(base, BeamFiles(), source)
-    if name in readers.SELF_CONTAINED:
-        return paths
-    if name == readers.TFDS:
-        return BeamFiles().find(posixpath.dirname(paths[0]))
-    roots = {base.rstrip("/"), source.root.rstrip("/") or base.rstrip("/")}
-    found = {path for root in roots for path in BeamFiles().find(root)}
-    return sorted(found)
+    found = inventory.take(base, BeamFiles(), source)
+    read = {path for paths in found.read.values() for path in paths}
+    if set(found.read) <= set(inventory.SELF_CONTAINED):
+        # A file that may hold pairs and is passed over changes what ingest says of its input.
+        others = (x.path for x in found.passed_over if x.reason in _COUNTED_FILES)
+        return sorted(read.union(others))
+    roots = {found.base}
+    if not source.dataset:
+        roots.add(source.root.rstrip("/") or found.base)
+    entered = (entry for root in roots for entry in BeamFiles().entries(root))
+    return sorted(read.union(entry.path for entry in entered if entry.kind == entries.FILE))
 
 
 def copy_classes(base: str, examples_dir: str) -> None:
@@ -125,14 +136,24 @@ class Ingest(beam.PTransform):
         super().__init__()
         config = replace(config, source=config.source.below(input_base))
         self._input_base = input_base
-        self._parts = list(readers.input_parts(input_base, BeamFiles(), config.source))
+        self._inventory = inventory.take(input_base, BeamFiles(), config.source)
+        self._parts = self._inventory.parts
+        sets = [
+            (base, inventory.take(base, BeamFiles(), SourceConfig())) for base in config.eval_sets
+        ]
+        self._unread_of_sets = [
+            (thing.reason, 1)
+            for _, found in sets
+            for thing in found.passed_over
+            if thing.reason not in reasons.EXPECTED
+        ]
         others = [
-            *((base, "", part) for base in config.eval_sets for part in _parts_of(base)),
+            *((base, "", part) for base, found in sets for part in found.parts),
             *(
                 (base, split, part)
                 for base in config.earlier
                 for split in record.SPLITS
-                for part in _parts_of(posixpath.join(base, f"Split-{split}"), "tfrecord")
+                for part in _examples(posixpath.join(base, f"Split-{split}"))
             ),
         ]
         self._work = [
@@ -156,8 +177,14 @@ class Ingest(beam.PTransform):
             | "SpreadParts" >> beam.Reshuffle()
             | "ExaminePart"
             >> ParDoByTag(
-                _ExaminePart(self._examples_dir, self._config, self._classes),
-                (_ROW, _REJECTED, _READ, _APART),
+                _ExaminePart(
+                    self._examples_dir,
+                    self._report_dir,
+                    self._config,
+                    self._classes,
+                    with_names=bool(self._inventory.named),
+                ),
+                (_ROW, _REJECTED, _READ, _APART, _MEMBERS, _NAMED),
             )
         )
         apart = (
@@ -216,10 +243,18 @@ class Ingest(beam.PTransform):
             | "WriteStats" >> beam.ParDo(_WriteStats(self._report_dir))
         )
         evaluated = (
-            rejected
-            | "OfEvalSets" >> beam.Filter(lambda item: item[0][0] < 0)
-            | "ReasonsOfEvalSets" >> beam.Map(lambda item: item[1].reason)
-            | "CountEvalSets" >> beam.combiners.Count.PerElement()
+            (
+                rejected
+                | "OfEvalSets" >> beam.Filter(lambda item: item[0][0] < 0)
+                | "ReasonsOfEvalSets" >> beam.Map(lambda item: (item[1].reason, 1)),
+                scanned[_MEMBERS] | "MembersOfEvalSets" >> beam.FlatMap(_unread_of_sets),
+                pbegin | "FilesOfEvalSets" >> beam.Create(self._unread_of_sets, reshuffle=False),
+            )
+            | "AllOfEvalSets" >> beam.Flatten()
+            | "CountEvalSets" >> beam.CombinePerKey(sum)
+        )
+        files = scanned[_NAMED] | "PassedOverFiles" >> account_transforms.PassedOverFiles(
+            self._inventory, self._report_dir
         )
         remarks = (
             rows
@@ -236,6 +271,8 @@ class Ingest(beam.PTransform):
                 _write_report,
                 AsSingleton(profile),
                 AsSingleton(samples),
+                AsList(files),
+                AsList(scanned[_MEMBERS]),
                 AsList(written),
                 AsSingleton(parts | "AddParts" >> beam.CombineGlobally(rules.add_counts)),
                 AsDict(evaluated),
@@ -244,6 +281,7 @@ class Ingest(beam.PTransform):
                 self._examples_dir,
                 self._report_dir,
                 self._config.eval_sources,
+                _num_files(self._inventory),
             )
         )
 
@@ -257,9 +295,9 @@ class _Work(NamedTuple):
     earlier: str = ""
 
 
-def _parts_of(base: str, format_name: str = AUTO) -> Iterator[tuple[str, Part]]:
-    """Returns the parts of another input."""
-    return readers.input_parts(base, BeamFiles(), SourceConfig(format=format_name))
+def _examples(folder: str) -> tuple[tuple[str, Part], ...]:
+    """Returns the parts of a split of examples."""
+    return inventory.take(folder, BeamFiles(), SourceConfig(format="tfrecord")).parts
 
 
 def _by_file(item: tuple[tuple[int, int], rules.Rejection]):
@@ -338,14 +376,42 @@ def _inside(path: str, base: str) -> str:
 class _ExaminePart(_Examine):
     """Reads one part of the input; images with files of their own are left for others."""
 
+    def __init__(
+        self,
+        examples_dir: str,
+        report_dir: str,
+        config: rules.IngestConfig,
+        classes: ClassNames,
+        *,
+        with_names: bool,
+    ):
+        super().__init__(examples_dir, config, classes)
+        self._report_dir = report_dir
+        self._with_names = with_names
+
     def process(self, work: _Work):
         part, base, (format_name, place), earlier = work
         source = self._config.source if part >= 0 else SourceConfig()
         limits = self._config.limits if part >= 0 else self._unfiltered.limits
         begin, read = time.time(), 0
+        members = account_transforms.PartAccount(part, base.rstrip("/"), self._report_dir)
+        named = self._with_names and part >= 0 and format_name in inventory.NAMING
         pairs = readers.READERS[format_name].scan(place, BeamFiles(), source, limits.max_bytes)
         for pair in self._readable(pairs, place.path):
-            pair = replace(pair, shard=_inside(pair.shard, base.rstrip("/")))
+            if isinstance(pair, PassedOver):
+                members.add(pair)
+                continue
+            if isinstance(pair, Members):
+                members.num_members = tuple(pair)
+                continue
+            if named and pair.image_path is not None:
+                for path in _named_by(pair.image_path, format_name):
+                    yield _NAMED, path
+            pair = replace(
+                pair,
+                shard=_inside(pair.shard, base.rstrip("/")),
+                source=place.source or pair.source,
+            )
             if pair.image_path is not None and pair.problem is None:
                 yield _APART, (part, read, pair)
             else:
@@ -354,9 +420,13 @@ class _ExaminePart(_Examine):
                     found = replace(found, earlier=earlier)
                 yield tag, found
             read += 1
+        if members.num_members[0]:
+            yield _MEMBERS, (part, *members.end())
         yield _READ, (part, Read(read, begin, time.time()))
 
-    def _readable(self, pairs: Iterator[RawPair], path: str) -> Iterator[RawPair]:
+    def _readable(
+        self, pairs: Iterator[RawPair | PassedOver | Members], path: str
+    ) -> Iterator[RawPair | PassedOver | Members]:
         try:
             yield from pairs
         except OSError as error:
@@ -365,6 +435,12 @@ class _ExaminePart(_Examine):
             detail = f"the file cannot be opened: {error.strerror}"
             problem = Problem(reasons.DAMAGED_ARCHIVE, detail)
             yield RawPair(key="", source="", shard=path, problem=problem)
+
+
+def _named_by(image_path: str, format_name: str) -> list[str]:
+    """Returns the files that a row names: its image, and a list's caption beside it."""
+    side = [posixpath.splitext(image_path)[0] + ".txt"] if format_name == inventory.LIST else []
+    return [unicode_text(path) for path in (image_path, *side)]
 
 
 def _read_up_to(handle: BinaryIO, limit: int) -> bytes:
@@ -501,10 +577,42 @@ class _WriteShard(beam.DoFn):
         return found
 
 
+def _num_files(found: inventory.Inventory) -> tuple[int, int, int]:
+    """Returns how many files there are, how many are read, and how many if a row names them."""
+    return found.num_things, sum(map(len, found.read.values())), len(found.named)
+
+
+def _unread_of_sets(item: tuple[int, account.Ledger, tuple[int, int]]):
+    """Yields what was passed over in an archive of an evaluation set that may hold pairs."""
+    part, (by_reason, _), _ = item
+    if part < 0:
+        yield from ((x, number) for x, number in by_reason.items() if x not in reasons.EXPECTED)
+
+
+def _account(
+    files: list[account.Ledger],
+    members: list[tuple[int, account.Ledger, tuple[int, int]]],
+    num_files: int,
+    num_read: int,
+    num_named: int,
+) -> dict[str, Any]:
+    own = [(account.Ledger(*one), numbers) for part, one, numbers in members if part >= 0]
+    passed_over = account.add(account.Ledger(*one) for one in files)
+    named = num_named - passed_over.by_reason.get(reasons.UNNAMED_IMAGE, 0)
+    return account.summary(
+        passed_over,
+        account.add(one for one, _ in own),
+        num_files=(num_files, num_read + named),
+        num_members=(sum(total for _, (total, _) in own), sum(read for _, (_, read) in own)),
+    )
+
+
 def _write_report(
     _,
     profile: dict[str, Any],
     samples: dict[str, Any],
+    files: list[account.Ledger],
+    members: list[tuple[int, account.Ledger, tuple[int, int]]],
     written,
     counted: Counter,
     not_protected: dict[str, int],
@@ -513,6 +621,7 @@ def _write_report(
     examples_dir: str,
     report_dir: str,
     eval_sources: tuple[str, ...],
+    num_files: tuple[int, int, int],
 ) -> dict[str, Any]:
     splits: dict[str, dict[str, Any]] = {
         name: {"shards": {}, "sources": {}} for name in record.SPLITS
@@ -562,6 +671,8 @@ def _write_report(
         "splits": records,
         # What was left out of pairs that are written.
         "remarks": dict(remarks),
+        # Files, and members of archives: those read and those passed over are all there are.
+        "passed_over": _account(files, members, *num_files),
     }
     for name, content in (
         (artifacts.PROFILE_FILE, profile),

@@ -106,7 +106,8 @@ def CheckData(
             "The page about the data, with pictures: "
             f"{os.path.join(report.uri, artifacts.REPORT_FILE)}\n"
             "Rejected pairs are listed in "
-            f"{os.path.join(ingest_report.uri, artifacts.REJECTED_FOLDER)}"
+            f"{os.path.join(ingest_report.uri, artifacts.REJECTED_FOLDER)}, and what was passed "
+            f"over in {os.path.join(ingest_report.uri, artifacts.PASSED_OVER_FOLDER)}"
         )
     for warning in _read_json(os.path.join(report.uri, artifacts.WARNINGS_FILE)):
         print(f"The data gate warns: {warning}", file=sys.stderr)

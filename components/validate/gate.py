@@ -10,6 +10,8 @@ from sigline.schemas import record
 _LIMITS = ("max_shares", "max_change", "max_shift", "max_drift", "max_skew")
 # Of the difference of two shares.
 _ROUNDING = 1e-9
+# Kinds of passed-over things that a sentence names.
+_SHOWN = 5
 # All reasons together, among the changes.
 REJECTED = "rejected"
 
@@ -22,6 +24,9 @@ class DataGate:
         max_rejected_share: Largest share of the input that ingest may reject.
         min_records: Smallest number of records of each split.
         max_unreadable: Largest number of pairs of evaluation sets that could not be looked at.
+        max_passed_over_share: Largest share of what ingest may pass over, of it and the pairs, such
+            as files of an unknown format. What holds no pairs, such as a `README.md`, is not
+            counted.
         max_shares: Largest shares of the input by reason of rejection, such as `leak: 0`.
         max_change: Largest changes of shares of the input since the last data that was accepted, by
             reason, or of all that is `rejected`.
@@ -35,6 +40,7 @@ class DataGate:
     max_rejected_share: float = 0.1
     min_records: int = 10
     max_unreadable: int = 0
+    max_passed_over_share: float = 0.01
     max_shares: Mapping[str, float] = field(default_factory=dict)
     max_change: Mapping[str, float] = field(default_factory=dict)
     max_shift: Mapping[str, float] = field(default_factory=dict)
@@ -43,15 +49,16 @@ class DataGate:
     warn: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("max_rejected_share", "min_records", "max_unreadable"):
+        shares = ("max_rejected_share", "max_passed_over_share")
+        for name in (*shares, "min_records", "max_unreadable"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(f"{name} must be a number. Received: {name}={value!r}")
-        if not 0 <= self.max_rejected_share <= 1:
-            raise ValueError(
-                "max_rejected_share must be between 0 and 1. "
-                f"Received: max_rejected_share={self.max_rejected_share}"
-            )
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} must be between 0 and 1. Received: {name}={getattr(self, name)}"
+                )
         for name in _LIMITS:
             limits = getattr(self, name)
             if not isinstance(limits, Mapping) or not all(
@@ -71,6 +78,7 @@ class DataGate:
             "max_rejected_share": 1,
             "min_records": 0,
             "max_unreadable": sys.maxsize,
+            "max_passed_over_share": 1,
         }
         return DataGate(**(nothing | dict(self.warn)))
 
@@ -106,10 +114,10 @@ def data_problems(
         )
     share = counts["rejected"] / total if total else 0.0
     if share > gate.max_rejected_share:
-        reasons = ", ".join(f"{k} {v}" for k, v in sorted(counts["rejected_by_reason"].items()))
+        listed = ", ".join(f"{k} {v}" for k, v in sorted(counts["rejected_by_reason"].items()))
         problems.append(
             f"{share:.1%} of {total} pairs were rejected, the limit is "
-            f"{gate.max_rejected_share:.1%} ({reasons})"
+            f"{gate.max_rejected_share:.1%} ({listed})"
         )
     unreadable = sum(counts.get("eval_sets_unreadable", {}).values())
     if unreadable > gate.max_unreadable:
@@ -117,6 +125,7 @@ def data_problems(
             f"{unreadable} pairs of evaluation sets or earlier spans could not be looked at or are "
             f"trained on already, the limit is {gate.max_unreadable}"
         )
+    problems += _passed_over(counts, gate)
     for reason, limit in sorted(gate.max_shares.items()):
         number = counts["rejected_by_reason"].get(reason, 0)
         if number > limit * total:
@@ -134,6 +143,28 @@ def data_problems(
     if earlier is not None:
         problems += [*_changes(counts, earlier.counts, gate), *_shifts(data, earlier, gate)]
     return problems
+
+
+def _passed_over(counts: Mapping[str, Any], gate: DataGate) -> Iterator[str]:
+    account = counts.get("passed_over")
+    # Reports of earlier versions have no account.
+    if account is None or not account["counted"]:
+        return
+    number, total = account["counted"], account["counted"] + counts["input"]
+    if number <= gate.max_passed_over_share * total:
+        return
+    counted = [item for item in account["groups"] if item["counted"]]
+    shown = "; ".join(
+        f"{item['count']} {item['suffix'] or 'without suffix'} in {item['folder'] or 'the folder'} "
+        f"({item['reason']}), such as {item['names'][0]}"
+        for item in counted[:_SHOWN]
+    )
+    more = len(counted) - _SHOWN
+    yield (
+        f"{number} things that may hold pairs were passed over beside {counts['input']} pairs, "
+        f"{number / total:.1%}; the limit is {gate.max_passed_over_share:.1%}: {shown}"
+        + (f"; and {more} other kinds" if more > 0 else "")
+    )
 
 
 def _changes(

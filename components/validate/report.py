@@ -21,6 +21,10 @@ table.bars { border-collapse: collapse; } table.bars td { padding: .1rem .6rem .
 table.bars td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { background: #5b8def; height: .8rem; border-radius: .1rem; min-width: 1px; }
 .bar.eval { background: #e8a33d; } .bar.rejected { background: #d9604c; }
+table.passed { border-collapse: collapse; font-size: .85rem; overflow-wrap: anywhere; }
+table.passed th { text-align: left; } table.passed td, table.passed th { padding: .1rem .8rem .1rem 0; }
+table.passed td.number { text-align: right; font-variant-numeric: tabular-nums; }
+table.passed tr.counted { color: #b3261e; }
 .features { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.5rem; }
 .pairs { display: flex; flex-wrap: wrap; gap: .8rem; }
 .pair { width: 15rem; background: #f5f6f8; border-radius: .4rem; padding: .6rem; font-size: .8rem;
@@ -33,6 +37,8 @@ _BAR_WIDTH = 16
 # Values that are shown of a feature; the rest is added up.
 _VALUES = 20
 _TEXT_LENGTH = 160
+# Kinds of passed-over things that are shown, those of most things.
+_GROUPS = 60
 
 
 def page(
@@ -57,6 +63,7 @@ def page(
         _numbers(counts),
         "<h2>What was rejected</h2>",
         _bars(rejected, "rejected") if rejected else "<p>Nothing.</p>",
+        *_passed_over(counts.get("passed_over")),
         "<h2>What the pairs are like</h2>",
         '<p class="legend">Blue: train. Orange: eval. Shares of each split.</p>',
         _features(profile),
@@ -107,6 +114,40 @@ def _remarks(remarks: Mapping[str, int] | None) -> list[str]:
     """Returns the section on what was left out of pairs; none if nothing was."""
     items = sorted((remarks or {}).items(), key=lambda item: (-item[1], item[0]))
     return ["<h2>What was left out of pairs</h2>", _bars(items, "rejected")] if items else []
+
+
+def _passed_over(account: Mapping[str, Any] | None) -> list[str]:
+    """Returns the section on what was passed over; none for a report of an earlier version."""
+    if account is None:
+        return []
+    sentences = [
+        f"Of {numbers['total']:,} {kind}, {numbers['read']:,} were read and "
+        f"{numbers['passed_over']:,} passed over."
+        for kind, numbers in (
+            ("files", account["files"]),
+            ("members of archives", account["members"]),
+        )
+        if numbers["total"]
+    ]
+    parts = ["<h2>What was passed over</h2>", f"<p>{' '.join(sentences)}</p>"]
+    if account["groups"]:
+        rows = "".join(_passed_over_row(item) for item in account["groups"][:_GROUPS])
+        parts.append(
+            '<table class="passed"><tr><th>folder</th><th>suffix</th><th>reason</th><th>number</th>'
+            f"<th>such as</th></tr>{rows}</table>"
+        )
+    if (rest := len(account["groups"]) - _GROUPS) > 0:
+        parts.append(f"<p>And {rest} other kinds; <code>passed_over/</code> names all.</p>")
+    return parts
+
+
+def _passed_over_row(item: Mapping[str, Any]) -> str:
+    # The data gate counts what may hold pairs.
+    kind = ' class="counted"' if item["counted"] else ""
+    cells = (item["folder"], item["suffix"], item["reason"])
+    shown = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+    names = ", ".join(item["names"])
+    return f'<tr{kind}>{shown}<td class="number">{item["count"]:,}</td><td>{_text(names)}</td></tr>'
 
 
 def _features(profile: Mapping[str, Any]) -> str:

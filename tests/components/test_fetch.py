@@ -20,7 +20,15 @@ from PIL import Image
 from urllib3.util import connection as sockets
 
 from sigline.components.files import BeamFiles
-from sigline.components.ingest import fetch, fetch_transforms, readers, rules, sources, transforms
+from sigline.components.ingest import (
+    fetch,
+    fetch_transforms,
+    inventory,
+    readers,
+    rules,
+    sources,
+    transforms,
+)
 from sigline.components.ingest.fetch import FetchConfig, Fetcher
 
 LOCAL = FetchConfig(
@@ -414,10 +422,11 @@ def test_ingest_reads_what_was_fetched_and_rejects_what_was_not(server, tmp_path
     _fetch(tmp_path / "tables", tmp_path / "fetched")
     pairs = [
         rules.examine(pair, rules.IngestConfig())
-        for name, part in readers.input_parts(
+        for name, part in inventory.take(
             str(tmp_path / "fetched"), BeamFiles(), sources.SourceConfig()
-        )
+        ).parts
         for pair in readers.READERS[name].scan(part, BeamFiles(), sources.SourceConfig(), 10_000)
+        if isinstance(pair, sources.RawPair)
     ]
     assert [row.text for row, _ in pairs] == [(f"picture {i}",) for i in range(5)]
     for name in ("examples", "report"):

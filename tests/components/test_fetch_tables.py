@@ -12,6 +12,7 @@ import pytest
 from sigline import cli
 from sigline.components.ingest import fetch_tables, readers, sources
 from sigline.pipeline import fetch_command
+from sigline.schemas.entries import Entry
 
 URL = "http://a.example/1.jpg"
 
@@ -24,6 +25,9 @@ class Memory(dict):
 
     def find(self, folder):
         return sorted(path for path in self if path.startswith(folder + "/"))
+
+    def entries(self, folder):
+        return [Entry(path) for path in self.find(folder)]
 
 
 def _rows(name, content, **options):

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sigline.components.ingest import readers, reasons, sources
+from sigline.components.ingest import inventory, readers, reasons, sources
+from sigline.schemas import entries
 
 
 def _tar(members, form=tarfile.USTAR_FORMAT):
@@ -31,6 +32,9 @@ class Memory(dict):
     def find(self, folder):
         return sorted(path for path in self if path.startswith(folder + "/"))
 
+    def entries(self, folder):
+        return [entries.Entry(path) for path in self.find(folder)]
+
 
 def _read(reader, path, content, others=None, limit=1000, **options):
     files, config = Memory({path: content} | (others or {})), sources.SourceConfig(**options)
@@ -38,6 +42,7 @@ def _read(reader, path, content, others=None, limit=1000, **options):
         pair
         for part in readers.READERS[reader].parts(path, files, config)
         for pair in readers.READERS[reader].scan(part, files, config, limit)
+        if isinstance(pair, sources.RawPair)
     ]
 
 
@@ -630,17 +635,16 @@ def test_large_record_is_passed_over(tmp_path):
 )
 def test_format_is_told_by_the_files(names, format_name):
     files = Memory({f"base/{name}": b"" for name in names} | {"base/.hidden.tar": b""})
-    found, paths = readers.input_files("base", files, sources.SourceConfig())
-    assert found == format_name
-    assert paths
-    assert "base/.hidden.tar" not in paths
+    found = inventory.take("base", files, sources.SourceConfig())
+    assert list(found.read) == [format_name]
+    assert sources.PassedOver("base/.hidden.tar", reasons.HIDDEN) in found.passed_over
 
 
 def test_what_is_no_input_is_refused():
     files = Memory({"base/readme.md": b""})
     with pytest.raises(ValueError, match=r"pairs in any format.*readme\.md"):
-        readers.input_files("base", files, sources.SourceConfig())
+        inventory.take("base", files, sources.SourceConfig())
     with pytest.raises(ValueError, match=r"must be one of auto, webdataset"):
-        readers.input_files("base", files, sources.SourceConfig(format="zip"))
+        inventory.take("base", files, sources.SourceConfig(format="zip"))
     with pytest.raises(ValueError, match=r"must hold list"):
-        readers.input_files("base", files, sources.SourceConfig(format="list"))
+        inventory.take("base", files, sources.SourceConfig(format="list"))

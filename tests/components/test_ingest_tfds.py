@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sigline.components.files import BeamFiles
-from sigline.components.ingest import readers, reasons, rules, sources, transforms
+from sigline.components.ingest import inventory, readers, reasons, rules, sources, transforms
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tfds"
 
@@ -20,7 +20,7 @@ def _read(base, **options):
     config = sources.SourceConfig(**options)
     return [
         pair
-        for name, part in readers.input_parts(str(base), BeamFiles(), config)
+        for name, part in inventory.take(str(base), BeamFiles(), config).parts
         for pair in readers.READERS[name].scan(part, BeamFiles(), config, 10_000)
     ]
 
@@ -55,7 +55,7 @@ def test_class_without_captions_is_named():
 
 def test_folder_of_a_version_tells_its_format():
     folder = GOLDEN / "tinycaptions" / "1.1.0"
-    assert readers.input_files(str(folder), BeamFiles(), sources.SourceConfig())[0] == "tfds"
+    assert list(inventory.take(str(folder), BeamFiles(), sources.SourceConfig()).read) == ["tfds"]
     assert len(_read(folder)) == 5
 
 

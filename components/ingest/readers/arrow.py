@@ -16,6 +16,7 @@ from sigline.components.ingest.sources import (
     RawPair,
     SourceConfig,
     family,
+    is_no_file,
 )
 
 # Rows held in memory at a time; they may hold images.
@@ -44,6 +45,21 @@ class _ArrowReader:
             _raise_if_it_may_pass(error)
             return None
 
+    def holds_images(self, path: str, files: Files, config: SourceConfig) -> bool:
+        """Whether the images themselves stand in a file's rows, not their paths."""
+        try:
+            with files.open(path) as handle:
+                schema = self._schema(handle)
+        except _UNREADABLE as error:
+            if isinstance(error, OSError) and not is_no_file(error):
+                _raise_if_it_may_pass(error)
+            return False
+        name = Columns.choose(schema.names, config).image
+        kind = None if name is None else schema.field(name).type
+        return kind is not None and (
+            pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+        )
+
     def _schema(self, handle: BinaryIO) -> pa.Schema:
         raise NotImplementedError
 
@@ -56,7 +72,7 @@ class ParquetReader(_ArrowReader):
 
     def accepts(self, path: str) -> bool:
         """Whether a file is Parquet, by its name."""
-        return path.endswith(".parquet")
+        return path.lower().endswith(".parquet")
 
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
         """Yields the row groups; of a file that cannot be read, the whole."""
@@ -80,11 +96,11 @@ class ParquetReader(_ArrowReader):
 
 
 class HuggingFaceReader(_ArrowReader):
-    """The Arrow files below a folder that `save_to_disk` wrote."""
+    """The Arrow files of folders that `save_to_disk` wrote, or of a cache of `load_dataset`."""
 
     def accepts(self, path: str) -> bool:
         """Whether a file is Arrow's, by its name."""
-        return path.endswith(".arrow")
+        return path.lower().endswith(".arrow")
 
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
         """Yields the file: a stream has no index."""

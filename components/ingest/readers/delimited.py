@@ -2,11 +2,11 @@
 
 import collections
 import csv
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sigline.components.ingest import reasons
+from sigline.components.ingest.compression import without_suffix
 from sigline.components.ingest.sources import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -23,7 +23,6 @@ _MAX_ROW_LINES = 100
 _USUAL = frozenset((*IMAGE_COLUMNS, *CAPTION_COLUMNS))
 _TAB = "\t"
 # Compressed or not.
-_TSV = re.compile(r"\.tsv(\.[a-z0-9]+)?$")
 
 
 class Dialect(NamedTuple):
@@ -35,7 +34,7 @@ class Dialect(NamedTuple):
     @classmethod
     def of(cls, path: str, config: SourceConfig) -> "Dialect":
         """Returns the dialect of a file, by its name and what the configuration says."""
-        is_tsv = _TSV.search(path.lower()) is not None
+        is_tsv = without_suffix(path).endswith(".tsv")
         quoting = config.quoting or (NO_QUOTES if is_tsv else MINIMAL_QUOTES)
         return cls(config.delimiter or (_TAB if is_tsv else ","), quoting == MINIMAL_QUOTES)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sigline.components.ingest import reasons
@@ -19,6 +19,7 @@ from sigline.components.ingest.sources import (
 )
 
 _SIDE_FIELDS = {".txt": "text", ".json": "metadata"}
+SIDE_SUFFIXES = tuple(_SIDE_FIELDS)
 # Samples that one worker reads at a time.
 _PART_SAMPLES = 500
 
@@ -33,19 +34,36 @@ class FolderReader:
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
         """Yields some of a folder's samples at a time."""
         base = path.rstrip("/")
-        found = [path[len(base) + 1 :] for path in files.find(base)]
-        found = [name for name in found if not any(x.startswith(".") for x in name.split("/"))]
-        samples = [
-            tuple(names) for _, names in itertools.groupby(sorted(found, key=_order), key=_stem)
-        ]
-        # Metadata alone, such as a list of classes, is no sample, but a caption alone is.
-        samples = [x for x in samples if any(self.accepts(n) or n.endswith(".txt") for n in x)]
+        inside = [path[len(base) + 1 :] for path in files.find(base)]
+        inside = [name for name in inside if not any(x.startswith(".") for x in name.split("/"))]
+        samples = list(self.samples(inside))
         classes: tuple[str, ...] = ()
         if config.class_folders:
             classes = tuple(sorted({x[0].split("/")[0] for x in samples if "/" in x[0]}))
+        yield from self.parts_of(Part(base, classes=classes), samples)
+
+    def samples(self, names: Iterable[str]) -> Iterator[tuple[str, ...]]:
+        """Yields the files of each sample: images of one name with their text and metadata.
+
+        Metadata alone, such as a list of classes, is no sample, but a caption alone is. Of two
+        files for the same field (`a.txt`, `a.TXT`) the sample has the one in lower case.
+        """
+        usable = (name for name in names if self.accepts(name) or _suffix(name) in _SIDE_FIELDS)
+        for _, group in itertools.groupby(sorted(usable, key=_order), key=_stem):
+            pictures, sides = [], {}
+            for name in group:
+                if self.accepts(name):
+                    pictures.append(name)
+                else:
+                    sides[_suffix(name)] = name
+            if pictures or ".txt" in sides:
+                yield tuple(sorted([*pictures, *sides.values()]))
+
+    def parts_of(self, part: Part, samples: Sequence[tuple[str, ...]]) -> Iterator[Part]:
+        """Yields some of the samples at a time, in parts that are otherwise as the one given."""
         for start in range(0, len(samples), _PART_SAMPLES):
             names = itertools.chain.from_iterable(samples[start : start + _PART_SAMPLES])
-            yield Part(base, start, names=tuple(names), classes=classes)
+            yield part._replace(start=start, names=tuple(names))
 
     def scan(
         self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
@@ -55,11 +73,12 @@ class FolderReader:
             names = list(group)
             fields: dict[str, Any] = {}
             for name in names:
-                field = _SIDE_FIELDS.get(posixpath.splitext(name)[1])
+                field = _SIDE_FIELDS.get(_suffix(name))
                 if field is not None:
                     fields |= side_file(files, posixpath.join(part.path, name), field)
-            folder, inside, _ = names[0].partition("/")
-            if inside and folder in part.classes:
+            *above, _ = names[0].split("/")
+            if len(above) > part.class_depth and above[part.class_depth] in part.classes:
+                folder = above[part.class_depth]
                 fields["label"] = part.classes.index(folder)
                 if "text" not in fields and "metadata" not in fields:
                     fields["text"] = folder.replace("_", " ").encode("utf-8", "surrogateescape")
@@ -82,6 +101,10 @@ def _order(name: str) -> tuple[str, str]:
 
 def _stem(name: str) -> str:
     return posixpath.splitext(name)[0]
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
 
 
 def side_file(files: Files, path: str, field: str) -> dict[str, Any]:

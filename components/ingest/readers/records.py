@@ -1,14 +1,13 @@
 """TFRecord files of `tf.Example`, such as those of TensorFlow Datasets, TFX and img2dataset."""
 
-import gzip
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from sigline.components.ingest import reasons
+from sigline.components.ingest.compression import DAMAGED, decompressed, without_suffix
 from sigline.components.ingest.readers.values import pair_of
 from sigline.components.ingest.sources import (
-    DAMAGED,
     Columns,
     Files,
     Part,
@@ -19,8 +18,7 @@ from sigline.components.ingest.sources import (
 )
 from sigline.schemas import tfrecord
 
-_NAME = re.compile(r"\.tfrecords?(\.gz)?$|tfrecord[^/]*-\d+-of-\d+(\.gz)?$")
-_GZIP = b"\x1f\x8b"
+_NAME = re.compile(r"\.tfrecords?$|tfrecord[^/]*-\d+-of-\d+$")
 # What a record may hold besides its image.
 _OTHER_BYTES = 2**20
 
@@ -30,7 +28,7 @@ class TFRecordReader:
 
     def accepts(self, path: str) -> bool:
         """Whether a file holds TFRecords, by its name."""
-        return _NAME.search(path) is not None
+        return _NAME.search(without_suffix(path)) is not None
 
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
         """Yields the file: records are found one after the other."""
@@ -60,9 +58,7 @@ def pairs_of(
 
     number = 0
     about: dict[str, Any] = {"key": "", "source": family(path), "shard": path}
-    with files.open(path) as raw:
-        handle = gzip.GzipFile(fileobj=raw) if raw.read(2) == _GZIP else raw
-        raw.seek(0)
+    with files.open(path) as raw, decompressed(raw) as handle:
         try:
             limit = max_image_bytes + _OTHER_BYTES
             for number, record in enumerate(tfrecord.records(handle.read, largest=limit)):

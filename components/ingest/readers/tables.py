@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import gzip
 import io
 import itertools
 import json
@@ -11,6 +10,12 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from sigline.components.ingest import reasons
+from sigline.components.ingest.compression import (
+    DAMAGED,
+    SUFFIXES,
+    decompressed,
+    without_suffix,
+)
 from sigline.components.ingest.readers.delimited import (
     Dialect,
     Rows,
@@ -20,7 +25,6 @@ from sigline.components.ingest.readers.delimited import (
 from sigline.components.ingest.readers.folders import side_file
 from sigline.components.ingest.readers.values import pair_of
 from sigline.components.ingest.sources import (
-    DAMAGED,
     Columns,
     Files,
     Part,
@@ -47,17 +51,18 @@ class TableReader:
 
     def accepts(self, path: str) -> bool:
         """Whether a file is a table, by its name."""
-        return path.removesuffix(".gz").endswith(_SUFFIXES)
+        return without_suffix(path).endswith(_SUFFIXES)
 
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
         """Yields ranges of JSON Lines; of a table whose rows may span lines, the whole."""
-        yield from _ranges(path, files) if path.endswith(_JSON_SUFFIXES) else [Part(path)]
+        json_lines = path.lower().endswith(_JSON_SUFFIXES)
+        yield from _ranges(path, files) if json_lines else [Part(path)]
 
     def scan(
         self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
     ) -> Iterator[RawPair]:
         """Yields a pair for each row; a row that cannot be read costs no other."""
-        plain = part.path.removesuffix(".gz")
+        plain = without_suffix(part.path)
         if plain.endswith(_JSON_SUFFIXES):
             rows = _objects(_lines(part, files))
         else:
@@ -78,7 +83,7 @@ class TableReader:
             ValueError: If the first row names no columns, or the configuration names other columns.
         """
         lines = _lines(Part(path), files)
-        if any(f"{suffix}." in f"{path.lower()}." for suffix in _JSON_SUFFIXES):
+        if without_suffix(path).endswith(_JSON_SUFFIXES):
             if config.columns:
                 raise ValueError(f"JSON Lines name their columns. Received: columns for {path}")
             objects = (values for _, values in itertools.islice(_objects(lines), _NAMING_ROWS))
@@ -92,7 +97,7 @@ class ListReader:
 
     def accepts(self, path: str) -> bool:
         """Whether a file is a list, by its name."""
-        return path.removesuffix(".gz").endswith(".txt")
+        return without_suffix(path).endswith(".txt")
 
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
         """Yields ranges of lines."""
@@ -121,7 +126,7 @@ class ListReader:
 
 def _ranges(path: str, files: Files) -> Iterator[Part]:
     size = 0
-    if not path.endswith(".gz"):
+    if not path.lower().endswith(SUFFIXES):
         with files.open(path) as handle:
             size = handle.seek(0, io.SEEK_END)
     if not size:
@@ -138,11 +143,12 @@ def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
     """Yields the lines that begin in a part, each with its offset; what cannot be read, at last."""
     offset = part.start
     with contextlib.ExitStack() as stack:
-        handle = stack.enter_context(files.open(part.path))
-        if part.path.endswith(".gz"):
-            handle = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=handle)))
+        handle = stack.enter_context(_opened(part.path, files))
         try:
-            if _ends_lines_by_returns(handle):
+            # A compressed file cannot be gone back in, so that it is opened once more.
+            with _opened(part.path, files) as other:
+                returns = _ends_lines_by_returns(other)
+            if returns:
                 handle = cast(BinaryIO, io.BufferedReader(_Returns(handle)))
             if offset:
                 # The line that reaches into this part belongs to the part before.
@@ -176,10 +182,19 @@ def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
             yield offset, Problem(reasons.DAMAGED_ARCHIVE, detail)
 
 
+@contextlib.contextmanager
+def _opened(path: str, files: Files) -> Iterator[BinaryIO]:
+    """Gives a file, decompressed if it is named so."""
+    with contextlib.ExitStack() as stack:
+        handle = stack.enter_context(files.open(path))
+        if path.lower().endswith(SUFFIXES):
+            handle = stack.enter_context(decompressed(handle))
+        yield handle
+
+
 def _ends_lines_by_returns(handle: BinaryIO) -> bool:
     """Whether carriage returns alone end the lines of a file, as on old Macs."""
     first = handle.readline(_MAX_LINE_BYTES)
-    handle.seek(0)
     return b"\r" in first and not first.endswith(b"\n")
 
 

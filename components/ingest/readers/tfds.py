@@ -21,7 +21,7 @@ from sigline.components.ingest.sources import (
 )
 
 _FEATURES_FILE = "features.json"
-_INFO_FILE = "dataset_info.json"
+INFO_FILE = "dataset_info.json"
 _DEFAULT_NAME = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -43,7 +43,7 @@ class TfdsReader:
             ValueError: If the description is none, or the files are no TFRecords.
         """
         folder = posixpath.dirname(path)
-        info = _read_json(posixpath.join(folder, _INFO_FILE), files)
+        info = _read_json(posixpath.join(folder, INFO_FILE), files)
         if info.get("fileFormat", "tfrecord") != "tfrecord":
             raise ValueError(
                 "A data set must be prepared with file_format=tfrecord. "
@@ -53,7 +53,7 @@ class TfdsReader:
             shards = [shard for split in info["splits"] for shard in _shards(info["name"], split)]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(
-                f"{_INFO_FILE} must name the data set and, for each split, the lengths of its "
+                f"{INFO_FILE} must name the data set and, for each split, the lengths of its "
                 f"shards and a template of their names. Received: {folder}, where {error!r}"
             ) from None
         if not shards:

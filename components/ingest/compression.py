@@ -1,0 +1,129 @@
+"""Compressed files read as a stream: gzip, bzip2, xz and Zstandard, also several joined."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+# Endings of the names of compressed files. What a file is, its first bytes tell.
+SUFFIXES = (".gz", ".bz2", ".zst", ".xz")
+# What a stream may refer back to, in bytes; Zstandard's own default, and xz's with -9 twice.
+_MAX_WINDOW_BYTES = 2**27
+_PIECE_BYTES = 2**16
+_GZIP, _BZIP2, _XZ, _ZSTANDARD = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
+_HEAD_BYTES = 10
+# Begins a block of bzip2 or its end.
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
+
+
+class DamagedStreamError(EOFError):
+    """A compressed stream that is cut, damaged, or needs more memory than it may."""
+
+
+# What reading a damaged compressed file raises; other errors may pass and are tried again.
+DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile)
+
+
+def without_suffix(path: str) -> str:
+    """Returns a path in lower case without the ending of a compressed file."""
+    path = path.lower()
+    return next((path.removesuffix(x) for x in SUFFIXES if path.endswith(x)), path)
+
+
+@contextmanager
+def decompressed(handle: BinaryIO) -> Iterator[BinaryIO]:
+    """Gives a file's content as a stream; that of a file which is not compressed as it is.
+
+    No more is held in memory than a window of 128 MiB and what is read at a time.
+
+    Args:
+        handle: The open file, seekable.
+
+    Raises:
+        DamagedStreamError: While it is read, if the file is damaged; or another of `DAMAGED`.
+    """
+    head = handle.read(_HEAD_BYTES)
+    handle.seek(0)
+    if head.startswith(_GZIP):
+        with gzip.GzipFile(fileobj=handle) as stream:
+            yield cast(BinaryIO, stream)
+        return
+    raw: io.RawIOBase | None = None
+    if head.startswith(_BZIP2) and head[4:] in _BZIP2_BLOCKS:
+        raw = _Streams(handle, bz2.BZ2Decompressor)
+    elif head.startswith(_XZ):
+        raw = _Streams(handle, _xz_decompressor)
+    elif head.startswith(_ZSTANDARD):
+        raw = _Zstandard(handle)
+    yield handle if raw is None else cast(BinaryIO, io.BufferedReader(raw, _PIECE_BYTES))
+
+
+def _xz_decompressor() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_WINDOW_BYTES)
+
+
+class _Streams(io.RawIOBase):
+    """Streams of a library with `bz2`'s interface, one behind the other."""
+
+    def __init__(self, handle: BinaryIO, new_decompressor: Callable[[], Any]):
+        self._handle = handle
+        self._new_decompressor = new_decompressor
+        self._decompressor: Any = None
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._decompressor is None:
+                # Padding of zeros may stand between streams and behind the last.
+                while not (rest := self._rest.lstrip(b"\0")):
+                    self._rest = self._handle.read(_PIECE_BYTES)
+                    if not self._rest:
+                        return 0
+                self._rest, self._decompressor = rest, self._new_decompressor()
+            if not self._rest and self._decompressor.needs_input:
+                self._rest = self._handle.read(_PIECE_BYTES)
+                if not self._rest:
+                    raise DamagedStreamError("the compressed file ends early")
+            try:
+                data = self._decompressor.decompress(self._rest, len(buffer))
+            except (lzma.LZMAError, ValueError) as error:
+                raise DamagedStreamError(f"the compressed file is damaged: {error}") from None
+            except OSError as error:  # bz2's for bytes that are none of its own.
+                raise DamagedStreamError(f"the compressed file is damaged: {error}") from None
+            self._rest = b""
+            if self._decompressor.eof:
+                self._rest, self._decompressor = self._decompressor.unused_data, None
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+
+class _Zstandard(io.RawIOBase):
+    """Frames of Zstandard, one behind the other."""
+
+    def __init__(self, handle: BinaryIO):
+        import pyarrow
+
+        source = pyarrow.PythonFile(handle, mode="r")
+        self._stream = pyarrow.CompressedInputStream(source, "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            # Damage has no number; what the file system reports has.
+            if error.errno is not None:
+                raise
+            raise DamagedStreamError(f"the compressed file is damaged: {error}") from None
+        buffer[: len(data)] = data
+        return len(data)

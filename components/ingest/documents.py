@@ -1,0 +1,27 @@
+"""Files that lie beside data and hold no pairs, told by their names."""
+
+import posixpath
+import re
+
+# What describes or marks a data set: `README.md`, `LICENSE`, Spark's `_SUCCESS`, `SHA256SUMS`.
+_NAMES = re.compile(
+    r"readme|licen[cs]e|copying|notice|authors|contributors|citation|change(s|log)|todo|makefile|"
+    r"dockerfile|manifest|(md5|sha1|sha256|sha512)sums?|checksums?|thumbs\.db|desktop\.ini|"
+    r"_success|_metadata|_common_metadata|_committed_.*|_started_.*"
+)
+_SUFFIXES = (
+    *(".md", ".rst", ".tex", ".bib", ".cff", ".pdf", ".doc", ".docx", ".odt", ".html", ".htm"),
+    *(".py", ".ipynb", ".sh", ".js", ".css", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".conf"),
+    *(".log", ".lock", ".xml", ".md5", ".sha1", ".sha256", ".sha512", ".crc", ".asc", ".sig"),
+)
+# Endings that such a name may have.
+_PLAIN = ("", ".txt", ".json")
+
+
+def is_document(path: str) -> bool:
+    """Whether a file is told by its name to hold no pairs."""
+    name = posixpath.basename(path).lower()
+    stem, suffix = posixpath.splitext(name)
+    if suffix in _SUFFIXES or _NAMES.fullmatch(name):
+        return True
+    return suffix in _PLAIN and _NAMES.fullmatch(stem) is not None
