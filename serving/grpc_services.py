@@ -21,7 +21,7 @@ from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
 from sigline.serving.requests import Requests, Target
 
-_API = "GRPC"
+_ENTRYPOINT = "GRPC"
 # What `tensorflow/serving` calls the tensors of its own two kinds of signature.
 _EXAMPLES = "inputs"
 _LONGEST_RELOAD_SECONDS = 300.0
@@ -39,7 +39,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         target = _target(request.model_spec)
         with (
             _answered(context),
-            self._requests.observed(target.name, api=_API, entrypoint="predict"),
+            self._requests.observed(target.name, api="Predict", entrypoint=_ENTRYPOINT),
             self._requests.admitted(),
         ):
             if not request.HasField("model_spec"):
@@ -77,7 +77,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         target = _target(request.model_spec)
         with (
             _answered(context),
-            self._requests.observed(target.name, api=_API, entrypoint="metadata"),
+            self._requests.observed(target.name, api="GetModelMetadata", entrypoint=_ENTRYPOINT),
         ):
             if list(request.metadata_field) != ["signature_def"]:
                 raise failures.invalid("Metadata field must be signature_def, the only one")
@@ -85,17 +85,17 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def Classify(self, request, context):
         """Refuses what no signature of the model contract takes: serialized examples."""
-        self._refuse_examples(request, context, "classify", "classification", 2)
+        self._refuse_examples(request, context, "Classify", "classification", 2)
 
     def Regress(self, request, context):
         """Refuses what no signature of the model contract takes: serialized examples."""
-        self._refuse_examples(request, context, "regress", "regression", 1)
+        self._refuse_examples(request, context, "Regress", "regression", 1)
 
-    def _refuse_examples(self, request, context, entrypoint: str, kind: str, most: int) -> None:
+    def _refuse_examples(self, request, context, api: str, kind: str, most: int) -> None:
         target = _target(request.model_spec)
         with (
             _answered(context),
-            self._requests.observed(target.name, api=_API, entrypoint=entrypoint),
+            self._requests.observed(target.name, api=api, entrypoint=_ENTRYPOINT),
         ):
             if not target.name:
                 raise failures.invalid("ModelSpec has no name specified")
@@ -115,7 +115,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                     f"{', '.join(definition.inputs)}; call Predict"
                 )
             raise RequestFailed(
-                grpc.StatusCode.UNIMPLEMENTED, f"This server answers Predict, not {entrypoint}"
+                grpc.StatusCode.UNIMPLEMENTED, f"This server answers Predict, not {api}"
             )
 
 
@@ -132,13 +132,16 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         target = _target(request.model_spec)
         with (
             _answered(context),
-            self._requests.observed(target.name, api=_API, entrypoint="status"),
+            self._requests.observed(target.name, api="GetModelStatus", entrypoint=_ENTRYPOINT),
         ):
             return status(self._requests, target)
 
     def HandleReloadConfigRequest(self, request, context):
         """Replaces what is served by another model config."""
-        with _answered(context), self._requests.observed("", api=_API, entrypoint="reload"):
+        with (
+            _answered(context),
+            self._requests.observed("", api="HandleReloadConfigRequest", entrypoint=_ENTRYPOINT),
+        ):
             if not self._allow_reload:
                 raise RequestFailed(
                     grpc.StatusCode.PERMISSION_DENIED,

@@ -1,6 +1,5 @@
-"""What Prometheus reads: TF Serving's names where it has them, and what it lacks."""
+"""What Prometheus reads: the metrics of TF Serving, and what it lacks."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,12 +7,10 @@ import prometheus_client
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-# TF Serving's path and names.
+from sigline.serving.tf_serving_metrics import TfServingMetrics
+
+# TF Serving's path.
 PATH = "/monitoring/prometheus/metrics"
-_REQUEST_COUNT = ":tensorflow:serving:request_count"
-_REQUEST_LATENCY = ":tensorflow:serving:request_latency"
-# Microseconds: 10 * 1.8^k, 33 of them.
-_BUCKETS = tuple(10 * 1.8**k for k in range(33))
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -35,16 +32,8 @@ class Metrics:
             overwritten: Returns whether the files of versions that serve have changed.
         """
         self._registry = prometheus_client.CollectorRegistry()
-        self._counts: dict[tuple[str, str], int] = {}
-        self._lock = threading.Lock()
         self._children: dict[tuple[prometheus_client.Histogram, tuple[str, ...]], Any] = {}
-        self._latency = prometheus_client.Histogram(
-            _REQUEST_LATENCY,
-            "Time of a request, microseconds.",
-            ("model_name", "API", "entrypoint"),
-            buckets=_BUCKETS,
-            registry=self._registry,
-        )
+        self.tf_serving = TfServingMetrics()
         self._batch_rows = prometheus_client.Histogram(
             "sigline_batch_rows",
             "Rows that were computed together.",
@@ -65,13 +54,11 @@ class Metrics:
             ("model_name", "code"),
             registry=self._registry,
         )
-        self._registry.register(_Live(self._counts, waiting, versions, overwritten))
+        self._registry.register(_Live(waiting, versions, overwritten))
 
     def request(self, model: str, *, api: str, entrypoint: str, code: str, seconds: float) -> None:
-        """Counts a request: its model, `predict` and the like, `GRPC` or `REST`, and its status."""
-        with self._lock:
-            self._counts[model, code] = self._counts.get((model, code), 0) + 1
-        self._child(self._latency, model, api, entrypoint).observe(1e6 * seconds)
+        """Counts a request; see `TfServingMetrics.request`."""
+        self.tf_serving.request(model, api=api, entrypoint=entrypoint, code=code, seconds=seconds)
         # A client that leaves is no failure.
         if code not in ("OK", "CANCELLED"):
             self._failures.labels(model, code).inc()
@@ -91,14 +78,14 @@ class Metrics:
 
     def text(self) -> bytes:
         """Returns the figures in Prometheus' text format."""
-        return prometheus_client.generate_latest(self._registry)
+        own = prometheus_client.generate_latest(self._registry)
+        return self.tf_serving.text().encode() + own
 
 
 class _Live(Collector):
     """What is read when it is asked for."""
 
-    def __init__(self, counts, waiting, versions, overwritten):
-        self._counts = counts
+    def __init__(self, waiting, versions, overwritten):
         self._waiting = waiting
         self._versions = versions
         self._overwritten = overwritten
@@ -107,11 +94,6 @@ class _Live(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        # By hand: the library's counters end in `_total`, TF Serving's does not.
-        requests = Metric(_REQUEST_COUNT, "Requests by model and status.", "unknown")
-        for (model, status), count in sorted(self._counts.copy().items()):
-            requests.add_sample(_REQUEST_COUNT, {"model_name": model, "status": status}, count)
-        yield requests
         rows = GaugeMetricFamily(
             "sigline_queued_rows", "Rows that wait.", labels=("model_name", "signature")
         )

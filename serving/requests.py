@@ -145,7 +145,13 @@ class Requests:
 
     @contextlib.contextmanager
     def observed(self, model: str, *, api: str, entrypoint: str) -> Iterator[None]:
-        """Counts, times and logs a request."""
+        """Counts, times and logs a request.
+
+        Args:
+            model: Its model.
+            api: What is called: over gRPC the method, over REST the verb, `status` or `metadata`.
+            entrypoint: `GRPC` or `REST`.
+        """
         begin, code, error = time.perf_counter(), "OK", ""
         try:
             yield
@@ -205,6 +211,7 @@ class Requests:
             self._check_size(inputs)
             served.engine.check(signature, inputs)
             wanted = _wanted(output_filter, served.engine.output_names(signature))
+            begin = time.monotonic()
             future = served.submit(signature, inputs, deadline=deadline)
             on_wait(future)
             try:
@@ -218,6 +225,7 @@ class Requests:
                 # What has not begun is not begun any more.
                 future.cancel()
                 raise failures.late() from None
+            self.metrics.tf_serving.run(target.name, time.monotonic() - begin)
             return Answer(served.version, signature, {name: outputs[name] for name in wanted})
 
     def _check_size(self, inputs: dict[str, np.ndarray]) -> None:

@@ -25,7 +25,7 @@ from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
 from sigline.serving.requests import Departure, Requests, Target
 
-_API = "REST"
+_ENTRYPOINT = "REST"
 _MODEL = "/v1/models/{model:[^/:]+}"
 _BASE64 = "b64"
 _BYTES_SUFFIX = "_bytes"
@@ -130,7 +130,7 @@ class RestServer:
             _MODEL + r"/versions/{version:\d{1,19}}",
             _MODEL + "/labels/{label:[^/:]+}",
         ):
-            app.router.add_post(prefix + ":{verb:[a-z]+}", self._post)
+            app.router.add_post(prefix + ":{verb:[A-Za-z]+}", self._post)
             app.router.add_get(prefix, self._status)
             app.router.add_get(prefix + "/metadata", self._metadata)
         app.router.add_get(metrics.PATH, self._metrics)
@@ -158,16 +158,20 @@ class RestServer:
             return _error(500, f"The server failed: {type(error).__name__}")
 
     async def _post(self, request: web.Request) -> web.Response:
-        verb, target = request.match_info["verb"], _target(request)
-        if verb in ("classify", "regress"):
-            raise failures.invalid(
-                f"No signature of this model takes examples for {verb}; use :predict"
-            )
-        if verb != "predict":
+        verb, target = request.match_info["verb"].lower(), _target(request)
+        if verb not in ("predict", "classify", "regress"):
             raise web.HTTPNotFound
         deadline = time.monotonic() + self._requests.limits.timeout_seconds
+        with self._requests.observed(target.name, api=verb, entrypoint=_ENTRYPOINT):
+            if verb != "predict":
+                raise failures.invalid(
+                    f"No signature of this model takes examples for {verb}; use :predict"
+                )
+            return await self._answer(request, target, deadline)
+
+    async def _answer(self, request: web.Request, target: Target, deadline: float) -> web.Response:
+        """Reads the body of a Predict request, and has it computed while the client waits."""
         with (
-            self._requests.observed(target.name, api=_API, entrypoint="predict"),
             # Before the body is read: what waits must not take memory either.
             self._requests.admitted(),
             self._requests.buffered.holding() as held,
@@ -238,7 +242,7 @@ class RestServer:
 
     async def _status(self, request: web.Request) -> web.Response:
         target = _target(request)
-        with self._requests.observed(target.name, api=_API, entrypoint="status"):
+        with self._requests.observed(target.name, api="status", entrypoint=_ENTRYPOINT):
             found = grpc_services.status(self._requests, target)
             items = [
                 {
@@ -255,7 +259,7 @@ class RestServer:
 
     async def _metadata(self, request: web.Request) -> web.Response:
         target = _target(request)
-        with self._requests.observed(target.name, api=_API, entrypoint="metadata"):
+        with self._requests.observed(target.name, api="metadata", entrypoint=_ENTRYPOINT):
             found = grpc_services.metadata(self._requests, target)
             message = json_format.MessageToDict(found, preserving_proto_field_name=True)
             # TF Serving names the type of what it has unpacked.

@@ -44,6 +44,7 @@ class ServedModels:
         batching: BatchingConfig,
         *,
         observe: Callable[[str, str, int, float], None] = lambda *_: None,
+        warmed: Callable[[str, int, float], None] = lambda *_: None,
         event: Callable[..., None] = lambda name, **fields: None,
         poll_seconds: float = 1.0,
         verifier: signing.Verifier | None = None,
@@ -56,6 +57,8 @@ class ServedModels:
             batching: How requests are computed together.
             observe: Is told the model, the signature, the rows of each batch and how long
                 it waited.
+            warmed: Is told the folder of a version, how many warm-up requests it ran, and the
+                seconds that they took.
             event: Is told what happens to versions: a name and fields.
             poll_seconds: Time between two looks at the folders.
             verifier: Knows who may have signed a version; None to serve unsigned ones too.
@@ -64,6 +67,7 @@ class ServedModels:
         self._loader = VersionLoader(
             batching,
             observe=observe,
+            warmed=warmed,
             verifier=verifier,
             intra_op_parallelism=intra_op_parallelism,
         )

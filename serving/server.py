@@ -128,6 +128,7 @@ class ModelServer:
             config.models,
             config.batching,
             observe=self.metrics.batch,
+            warmed=self.metrics.tf_serving.warmup,
             event=_log_event,
             poll_seconds=config.poll_seconds,
             verifier=signing.Verifier(config.verify_key) if config.verify_key else None,

@@ -1,6 +1,7 @@
 """Loads a version: checks its files, replays its warm-up requests, and makes its queues."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +22,14 @@ class VersionLoader:
         batching: BatchingConfig,
         *,
         observe: Callable[[str, str, int, float], None],
+        warmed: Callable[[str, int, float], None],
         verifier: signing.Verifier | None,
         intra_op_parallelism: int | None,
     ):
         """Takes what all versions share; see `ServedModels`."""
         self._batching = batching
         self._observe = observe
+        self._warmed = warmed
         self._verifier = verifier
         self._intra_op_parallelism = intra_op_parallelism
 
@@ -53,7 +56,10 @@ class VersionLoader:
         metadata = _metadata(directory)
         engine = LoadedVersion(directory, number, intra_op_parallelism=self._intra_op_parallelism)
         try:
-            warmup.replay(engine, directory)
+            begin = time.monotonic()
+            count = warmup.replay(engine, directory)
+            if count:
+                self._warmed(str(directory), count, time.monotonic() - begin)
         except BaseException:
             engine.close()
             raise

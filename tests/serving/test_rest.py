@@ -249,18 +249,21 @@ def test_figures_have_tf_servings_names(versions_base):
         for _ in range(3):
             assert _predict(server, instances=["1"])[0] == 200
         assert _predict(server, instances=["x"])[0] == 400
+        assert _call(server, "/v1/models/sigline")[0] == 200
         assert _call(server, "/v1/models/other:predict", {"instances": ["x"]})[0] == 404
         url = f"http://127.0.0.1:{server.rest_port}/monitoring/prometheus/metrics"
         with urllib.request.urlopen(url) as answer:
             lines = answer.read().decode().splitlines()
     count = ':tensorflow:serving:request_count{model_name="sigline",status='
-    assert f'{count}"OK"}} 3.0' in lines
-    assert f'{count}"INVALID_ARGUMENT"}} 1.0' in lines
-    labels = '{API="REST",entrypoint="predict",model_name="sigline"}'
-    assert f":tensorflow:serving:request_latency_count{labels} 4.0" in lines
+    assert f'{count}"OK"}} 4' in lines
+    assert f'{count}"INVALID_ARGUMENT"}} 1' in lines
+    # Of requests that are answered alone.
+    labels = '{model_name="sigline",API="predict",entrypoint="REST"}'
+    assert f":tensorflow:serving:request_latency_count{labels} 3" in lines
     # Names that no model has are one.
     assert any('model_name="unknown"' in line for line in lines)
     assert not any('model_name="other"' in line for line in lines)
     assert 'sigline_version_state{model_name="sigline",version="1"} 30.0' in lines
+    assert 'sigline_version_overwritten{model_name="sigline",version="1"} 0.0' in lines
     assert any(line.startswith("sigline_batch_rows_bucket") for line in lines)
     assert signatures.SERVING_DEFAULT in "".join(lines)

@@ -415,8 +415,9 @@ def test_server_logs_json_and_ends_in_order_on_sigterm(versions_base):
     names = [item["event"] for item in events]
     assert names == ["loaded", "serving", "request", "draining", "unloaded", "stopped"]
     request = events[2]
-    assert (request["model"], request["code"], request["entrypoint"]) == (
+    assert (request["model"], request["code"], request["api"], request["entrypoint"]) == (
         "sigline",
         "OK",
-        "predict",
+        "Predict",
+        "GRPC",
     )
