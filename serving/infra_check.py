@@ -24,11 +24,13 @@ import numpy as np
 from PIL import Image
 
 from sigline.schemas import progress, signatures, tfrecord
-from sigline.serving import protos
+from sigline.serving import protos, turned_pictures
 from sigline.serving.client import Client
 from sigline.serving.transport import Options, RequestError
 
 _NORM_TOLERANCE = 1e-3
+# A server may cut a request into batches of other sizes.
+_TURNED_TOLERANCE = 1e-4
 _READY_PREFIX = "Serving "
 _START_SECONDS = 300.0
 _REQUEST_SECONDS = 120.0
@@ -338,6 +340,14 @@ def _exercise(
         (probabilities >= 0) & (probabilities <= 1)
     ):
         raise InfraError("similarity does not answer with probabilities (images, texts)")
+    pictures = [encoded for _, _, encoded in turned_pictures.turned_pictures()]
+    answer = _timed(signatures.EMBED_IMAGE, {signatures.IMAGE_BYTES: pictures})
+    off, which = turned_pictures.difference(answer[signatures.EMBEDDING])
+    if off > _TURNED_TOLERANCE:
+        raise InfraError(
+            f"{which} gets another embedding than the upright picture: off by {off:.2g}, of at "
+            f"most {_TURNED_TOLERANCE:g}"
+        )
     broken = [images[0], b"not an image", b""]
     answer = _timed(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: broken})
     if answer[signatures.VALID].tolist() != [True, False, False]:

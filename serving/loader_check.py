@@ -18,9 +18,12 @@ import numpy as np
 from PIL import Image
 
 from sigline.schemas import retrieval, signatures
+from sigline.serving import turned_pictures
 
 _DISABLE_XLA = "_ZN10tensorflow21DisableXlaCompilationEv"
 _STRING_TENSOR_BYTES = 24  # sizeof(TF_TString)
+# Rows of one batch are computed alike, but not always in the same order.
+_TURNED_TOLERANCE = 1e-5
 _FILE_OPS = {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "EagerPyFunc", "PyFuncStateless"}
 
 
@@ -236,8 +239,9 @@ def check(directory: str | Path) -> dict[str, list[str]]:
     """Loads a model and runs every signature; returns the names of the inputs by signature.
 
     Raises:
-        LoaderError: If the model does not load, a signature fails, an output is not finite, or the
-            graph has operations that touch files or Python.
+        LoaderError: If the model does not load, a signature fails, an output is not finite, a
+            picture that EXIF turns gets another answer than the upright one, or the graph has
+            operations that touch files or Python.
     """
     model = LoadedModel(directory)
     forbidden = sorted(model.operations & _FILE_OPS)
@@ -252,8 +256,27 @@ def check(directory: str | Path) -> dict[str, list[str]]:
             if value.dtype == np.float32 and not np.isfinite(value).all():
                 raise LoaderError(f"run {name}: output {output} is not finite")
         found[name] = sorted(signature.inputs)
+    if signatures.EMBED_IMAGE in model.signatures:
+        _check_turned(model)
     model.close()
     return found
+
+
+def _check_turned(model: Any) -> None:
+    """Checks that pictures are turned as their EXIF says.
+
+    Raises:
+        LoaderError: If they are not.
+    """
+    pictures = [encoded for _, _, encoded in turned_pictures.turned_pictures()]
+    inputs = {signatures.IMAGE_BYTES: np.array(pictures, dtype=object)}
+    answer = model.run(signatures.EMBED_IMAGE, inputs)[signatures.EMBEDDING]
+    off, which = turned_pictures.difference(answer)
+    if off > _TURNED_TOLERANCE:
+        raise LoaderError(
+            f"run {signatures.EMBED_IMAGE}: {which} gets another embedding than the upright "
+            f"picture: off by {off:.2g}, of at most {_TURNED_TOLERANCE:g}"
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from sigline.trainer import pieces, resampling
+from sigline.trainer import orientation, pieces, resampling
 from sigline.trainer.config import DataConfig, ImageTowerConfig, TextTowerConfig
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -38,7 +38,7 @@ def decode_image(
     max_pixels: int,
     crop: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.Tensor:
-    """Decodes a JPEG or PNG; transparent pixels are composed on white.
+    """Decodes a JPEG or PNG, turned upright; transparent pixels are composed on white.
 
     The header is read and checked before anything is decoded: 631 bytes of JPEG may otherwise claim
     half a gigabyte.
@@ -46,7 +46,7 @@ def decode_image(
     Args:
         encoded: A scalar string.
         max_pixels: Largest width times height that is decoded.
-        crop: Returns the part to keep, `(top, left, height, width)`, of an image of
+        crop: Returns the part to keep, `(top, left, height, width)`, of an upright image of
             `(height, width)`, all int32; of a JPEG, no other part is decoded.
 
     Returns:
@@ -66,13 +66,19 @@ def decode_image(
     is_png &= tf.strings.length(encoded) >= _PNG_HEADER_BYTES
     known = tf.debugging.Assert(is_jpeg | is_png, ["only JPEG and PNG are accepted"])
 
+    with tf.control_dependencies([known] if known is not None else []):
+        turn = orientation.read(tf.identity(encoded), is_jpeg)
+
     def _checked(sides: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Returns the bytes, which no one gets before the check, and what to decode of them."""
         small = tf.debugging.Assert(
             tf.reduce_prod(sides) <= max_pixels, ["image has too many pixels"]
         )
         with tf.control_dependencies([small] if small is not None else []):
-            window = None if crop is None else crop(tf.cast(sides, tf.int32))
+            window = None
+            if crop is not None:
+                sides = orientation.upright_sides(tf.cast(sides, tf.int32), turn)
+                window = orientation.stored_window(crop(sides), sides, turn)
             return tf.identity(encoded), window
 
     def _jpeg() -> tf.Tensor:
@@ -85,7 +91,7 @@ def decode_image(
         return _cropped(_decode_png(checked, header), window)
 
     with tf.control_dependencies([known] if known is not None else []):
-        image = tf.cond(is_jpeg, _jpeg, _png)
+        image = orientation.upright(tf.cond(is_jpeg, _jpeg, _png), turn)
     image.set_shape((None, None, 3))
     return image
 

@@ -12,6 +12,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance, ImageFilter
 
+from sigline.components.upright import upright
 from sigline.schemas import digests
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -56,6 +57,7 @@ def corrupt(encoded: bytes, corruption: Corruption, *, key: str) -> bytes:
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
+        image = upright(image)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return encoded

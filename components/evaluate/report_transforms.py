@@ -12,6 +12,7 @@ from sigline.components import served_model
 from sigline.components.evaluate.embeddings import EmbeddedSplit, EvalRecord
 from sigline.components.evaluate.report import Subject
 from sigline.components.files import BeamFiles
+from sigline.components.upright import upright
 
 _SIDE = 224
 _MAX_PIXELS = 1 << 26
@@ -98,6 +99,7 @@ def _small(encoded: bytes) -> bytes:
             raise ValueError(f"{image.width} x {image.height} pixels")
         if max(image.size) <= _SIDE:
             return encoded
+        image = upright(image)
         image.thumbnail((_SIDE, _SIDE))
         image = image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from sigline.components.upright import upright
 from sigline.schemas import digests, retrieval, signatures
 
 MANIFEST_FILE = "corpus.json"
@@ -160,6 +161,7 @@ def thumbnail(encoded: bytes) -> bytes:
     with Image.open(io.BytesIO(encoded)) as image:
         # Of a JPEG no more than is needed is decoded.
         image.draft("RGB", (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        image = upright(image)
         image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
         shown = Image.new("RGB", image.size, "white")
         rgba = image.convert("RGBA")

@@ -11,6 +11,7 @@ import apache_beam as beam
 from sigline.components.files import BeamFiles
 from sigline.components.ingest import images, rules
 from sigline.components.ingest.sources import Place, is_no_file, unicode_text
+from sigline.components.upright import upright
 
 # Pairs to look at, of each split and for each reason.
 _SAMPLES = 12
@@ -117,6 +118,7 @@ def _picture(place: Place | None) -> str | None:
         if image.width * image.height > limits.max_pixels:
             return None
         image.draft("RGB", (_SIDE, _SIDE))
+        image = upright(image)
         image = images.compose_on_white(image) if image.has_transparency_data else image
         image = image.convert("RGB")
         image.thumbnail((_SIDE, _SIDE))
