@@ -42,6 +42,7 @@ _LIBRARIES = (
     "py3langid",
     "pyarrow",
     "sentencepiece",
+    "simplejpeg",
     "simplemma",
     "tensorflow",
     "tensorflow-serving-api",
@@ -131,7 +132,11 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
         gate=gate.to_json(),
         evaluation=settings.evaluation.to_json(),
         ingest_code=_code_digest(
-            "schemas", "components/ingest", "components/files.py", "components/outputs.py"
+            "schemas",
+            "components/ingest",
+            "components/files.py",
+            "components/outputs.py",
+            "components/upright.py",
         ),
         validate_code=_code_digest("schemas", "components/validate"),
         vocabulary_code=_code_digest("schemas", "components/vocabulary", "trainer"),
@@ -163,7 +168,11 @@ def _tower_config(environment: Environment, config: TrainConfig) -> str:
 def _component_digest(name: str) -> str:
     """Returns the digest of the code of a component that runs a SavedModel."""
     return _code_digest(
-        "schemas", f"components/{name}", "components/files.py", "components/served_model.py"
+        "schemas",
+        f"components/{name}",
+        "components/files.py",
+        "components/served_model.py",
+        "components/upright.py",
     )
 
 

@@ -1,6 +1,7 @@
 """Damaged shards: what of them can be read, and copies to go on with, up to a limit of records."""
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -13,11 +14,14 @@ from typing import BinaryIO
 from sigline.schemas import tf_example, tfrecord
 from sigline.schemas.tfrecord import Place
 from sigline.trainer import data
+from sigline.trainer.usable import Check
 
 DAMAGE_FILE = "damage.json"
 # Of gzip without a name in it, as TensorFlow writes it; what is decompressed at a time, so that not
 # much before the damage is lost with it.
 _GZIP_HEADER, _PIECE = 10, 512
+# Records that are tried at a time, and places that an error shows of a shard.
+_TRIED, _SHOWN = 256, 20
 
 
 class _Reader:
@@ -55,18 +59,26 @@ class Repairs:
 
     In a copy each damaged record is replaced by a whole one beside it, so that the number of
     records, and with it the order of all others, stays. What was replaced is listed in
-    `damage.json`; a run that resumes starts from there.
+    `damage.json`; a run that resumes starts from there. Several hosts that share the folder make
+    the same copies.
     """
 
-    def __init__(self, folder: str | Path, folders: data.Folders, limit: int):
+    def __init__(
+        self,
+        folder: str | Path,
+        folders: data.Folders,
+        limit: int,
+        check: Check | None = None,
+    ):
         """Takes up what an interrupted run left.
 
         Args:
             folder: Where the copies go.
             folders: Folders of the splits.
             limit: How many records may be damaged.
+            check: Tells which whole records cannot be used; None to use all.
         """
-        self._folder, self._limit = Path(folder), limit
+        self._folder, self._limit, self._check = Path(folder), limit, check
         self._names = data.shard_names(folders)
         self._expected = data.expected_records(folders)
         path = self._folder / DAMAGE_FILE
@@ -86,10 +98,14 @@ class Repairs:
         """Records replaced so far."""
         return sum(found["lost"] for found in self._shards.values())
 
-    def mend(self) -> bool:
+    def mend(self, *, use: bool = False) -> bool:
         """Copies what is damaged; returns whether the run can go on with the copies.
 
         A copy that is damaged itself is made again.
+
+        Args:
+            use: Whether every whole record is tried, too, which takes as long as decoding all
+                pictures.
 
         Raises:
             RuntimeError: If more records are damaged than may be; the message names all of them.
@@ -97,12 +113,14 @@ class Repairs:
         if not self._limit:
             return False
         print("sigline: looking for damaged records in all shards", file=sys.stderr)
+        check = self._check if use else None
         fresh: dict[str, dict] = {}
         for path, name in self._names.items():
             known = self._shards.get(name)
-            if known and not _damage(self._folder / known["copy"], known["records"], name):
+            if known and not _damage(self._folder / known["copy"], known["records"], name, check):
                 continue
-            if found := _damage(path, self._expected[path], name):
+            # What could not be used when the copy was made, cannot be used now.
+            if found := _damage(path, self._expected[path], name, self._check if known else check):
                 fresh[path] = found
         if not fresh:
             return False
@@ -119,7 +137,7 @@ class Repairs:
         for path, found in fresh.items():
             target = self._folder / found["copy"]
             scratch = target.with_name(f".tmp-{uuid.uuid4().hex}")
-            tf_example.write_shard(str(scratch), _repaired(path, found["records"]))
+            tf_example.write_shard(str(scratch), _repaired(path, found))
             os.replace(scratch, target)
         self._shards = shards
         scratch = self._folder / f".tmp-{uuid.uuid4().hex}"
@@ -129,18 +147,18 @@ class Repairs:
         return True
 
 
-def _damage(path: str | Path, expected: int | None, name: str) -> dict | None:
+def _damage(path: str | Path, expected: int | None, name: str, check: Check | None) -> dict | None:
     """Returns what is to be known of a shard's damage; None for a whole shard."""
     if not Path(path).is_file():
         gone = Place(0, 0, "the file is missing")
         return {"copy": None, "records": 0, "lost": 0, "places": [gone._asdict()]}
-    places, whole, number = [], 0, 0
-    for item in read(path):
-        number += 1
+    places, whole = [], 0
+    for item in _tried(path, check):
         if isinstance(item, Place):
             places.append(item)
         else:
             whole += 1
+    number = whole + len(places)
     records = number if expected is None else expected
     if not places and number == records:
         return None
@@ -157,16 +175,32 @@ def _damage(path: str | Path, expected: int | None, name: str) -> dict | None:
     }
 
 
+def _tried(path: str | Path, check: Check | None) -> Iterator[bytes | Place]:
+    """Yields what `read` does, with a place for each record that cannot be used."""
+    numbered = enumerate(read(path))
+    while part := list(itertools.islice(numbered, _TRIED)):
+        whole = [(number, item) for number, item in part if not isinstance(item, Place)]
+        problems = check([item for _, item in whole]) if check else {}
+        bad = {whole[i][0]: Place(whole[i][0], -1, reason) for i, reason in problems.items()}
+        yield from (bad.get(number, item) for number, item in part)
+
+
 def _line(path: str, found: dict) -> str:
-    places = [f"record {x['record']} at byte {x['offset']}: {x['reason']}" for x in found["places"]]
+    places = []
+    for place in found["places"][:_SHOWN]:
+        offset = f" at byte {place['offset']}" if place["offset"] >= 0 else ""
+        places.append(f"record {place['record']}{offset}: {place['reason']}")
+    more = len(found["places"]) - _SHOWN
+    places += [f"and {more} more"] if more > 0 else []
     return f"{path}: {found['lost']} of {found['records']} records ({'; '.join(places)})"
 
 
-def _repaired(path: str, records: int) -> Iterator[bytes]:
+def _repaired(path: str, found: dict) -> Iterator[bytes]:
     """Yields as many records as the shard should have."""
     last, written, owed = b"", 0, 0
-    for item in read(path):
-        if isinstance(item, Place):
+    damaged = {place["record"] for place in found["places"]}
+    for number, item in enumerate(read(path)):
+        if isinstance(item, Place) or number in damaged:
             owed += 1
             continue
         # What was damaged before the first whole record becomes a copy of that.
@@ -174,5 +208,5 @@ def _repaired(path: str, records: int) -> Iterator[bytes]:
             yield last or item
         written, owed, last = written + owed + 1, 0, item
         yield item
-    for _ in range(records - written):
+    for _ in range(found["records"] - written):
         yield last

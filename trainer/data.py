@@ -359,7 +359,19 @@ def batch_keys(
     number: int,
     replaced: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Returns the keys of the records that a step trains on.
+    """Returns the keys of the records that a step trains on; the arguments are `batch_records`'."""
+    batch = batch_records(folders, config, number=number, replaced=replaced)
+    return [tf_example.key(serialized) for serialized in batch]
+
+
+def batch_records(
+    folders: Folders,
+    config: TrainConfig,
+    *,
+    number: int,
+    replaced: Mapping[str, str] | None = None,
+) -> list[bytes]:
+    """Returns the serialized records that a step trains on.
 
     Args:
         folders: As in `training_pairs`.
@@ -369,11 +381,24 @@ def batch_keys(
     """
     dataset = _records(folders, config, first_step=number - 1, replaced=replaced)
     batch = dataset.take(config.global_batch_size)
-    return [tf_example.key(serialized) for _, serialized in batch.as_numpy_iterator()]
+    return [bytes(serialized) for _, serialized in batch.as_numpy_iterator()]
 
 
-def unreadable(folders: Folders, error: tf.errors.OpError) -> RuntimeError:
-    """Returns the error of splits that cannot be read, naming what is damaged."""
+def unreadable(
+    folders: Folders, error: tf.errors.OpError, places: Sequence[str] = ()
+) -> RuntimeError:
+    """Returns the error of splits that cannot be read, naming what is damaged.
+
+    Args:
+        folders: As in `training_pairs`.
+        error: What was raised.
+        places: Records that cannot be used, if it is for them.
+    """
+    if places:
+        return RuntimeError(
+            "A record cannot be used; write its shard again, or allow such records by "
+            f"data.max_damaged_records. Received: {'; '.join(places)}"
+        )
     # A picture that does not decode is no reason to read every shard.
     in_the_file = not isinstance(error, tf.errors.InvalidArgumentError)
     damaged = damaged_shards(folders) if in_the_file else []

@@ -10,13 +10,16 @@ from sigline.trainer.damage import Repairs
 
 # A wrong checksum or a broken stream; a shard that is shorter than the manifest says.
 _OF_DAMAGE = (tf.errors.DataLossError, tf.errors.FailedPreconditionError)
+# A picture that does not decode or is too large, no caption, no record at all.
+_OF_RECORDS = (tf.errors.InvalidArgumentError,)
 
 
 class Feed:
     """Gives the batch of the next step.
 
     Where data is damaged and may be, the shards are repaired and reading starts again at the step
-    that failed: what was read before is not read again, and nothing is left out.
+    that failed: what was read before is not read again, and nothing is left out. A record that
+    cannot be used, such as one whose picture does not decode, is damaged too.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class Feed:
         read: Callable[[int], Iterator[Any]],
         *,
         first_step: int,
+        unusable: Callable[[int], list[str]] | None = None,
     ):
         """Starts to read.
 
@@ -34,9 +38,11 @@ class Feed:
             repairs: Copies of damaged shards, and how many records may be damaged.
             read: Returns the batches from a step on.
             first_step: Steps done so far.
+            unusable: Returns a line for every record of a step that cannot be used, the first
+                step being 1.
         """
         self._folders, self._repairs, self._read = folders, repairs, read
-        self._step = first_step
+        self._step, self._unusable = first_step, unusable
         self._batches: Iterator[Any] | None = None
 
     def __next__(self) -> Any:
@@ -52,10 +58,11 @@ class Feed:
                 batch = next(self._batches)
             except tf.errors.OpError as error:
                 self._batches = None
-                # Of other errors, such as a picture that does not decode, no shard is the cause.
-                damaged = isinstance(error, _OF_DAMAGE)
-                if not damaged or not self._repairs.mend():
-                    raise data.unreadable(self._folders, error) from error
+                unusable = isinstance(error, _OF_RECORDS)
+                damaged = unusable or isinstance(error, _OF_DAMAGE)
+                if not damaged or not self._repairs.mend(use=unusable):
+                    lines = self._unusable(self._step + 1) if unusable and self._unusable else []
+                    raise data.unreadable(self._folders, error, lines) from error
                 continue
             self._step += 1
             return batch

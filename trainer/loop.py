@@ -22,6 +22,7 @@ from sigline.trainer import (
     steps,
     strategies,
     two_tower,
+    usable,
 )
 from sigline.trainer.checkpoints import Checkpoints, describe
 from sigline.trainer.config import TrainConfig
@@ -119,13 +120,28 @@ def train(
         described = Weights(config, {}, vocabulary, initial_digest)
         # Of a run that goes on, what was written when it began holds.
         initial_digest = describe(checkpoint_dir, described).initial_digest or initial_digest
-    repairs = Repairs(Path(checkpoint_dir) / "repaired", split_dir, config.data.max_damaged_records)
-
     views = {name: teacher.view for name, teacher in seeing.items()}
+    check = usable.Check(
+        config,
+        embedded=data.embeddings(split_dir),
+        captions=tokenizer is not None or any(view.tokenizer for view in views.values()),
+    )
+    repairs = Repairs(
+        Path(checkpoint_dir) / "repaired", split_dir, config.data.max_damaged_records, check
+    )
+
     open_from = functools.partial(
         _open_batches, split_dir, config, tokenizer, views, repairs, strategy
     )
-    batches = Feed(split_dir, repairs, open_from, first_step=first_step)
+    batches = Feed(
+        split_dir,
+        repairs,
+        open_from,
+        first_step=first_step,
+        unusable=lambda number: usable.places(
+            split_dir, config, check, number=number, replaced=repairs.replaced
+        ),
+    )
     train_step = make_train_step(model, state, config, strategy, embed, seeing)
     meter = progress.Meter(config.global_batch_size)
     final_loss = float("nan")

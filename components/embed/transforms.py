@@ -127,8 +127,8 @@ class _EmbedShard(beam.DoFn):
         if not valid.all():
             keys = [item.key for item, good in zip(records, valid, strict=True) if not good]
             raise RuntimeError(
-                f"Images do not decode, though they did at ingest; the shard is damaged. Received: "
-                f"{source}, keys {keys[:10]}"
+                f"{len(keys)} images do not decode, though they did at ingest; the shard is "
+                f"damaged. Received: {source}, keys {keys[:10]}"
             )
         vectors = found[signatures.EMBEDDING].astype(np.float32)
         for serialized, vector in zip(batch, vectors, strict=True):

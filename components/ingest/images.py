@@ -4,45 +4,21 @@ import functools
 import hashlib
 import io
 import warnings
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from sigline.components.ingest import fingerprints, reasons
+from sigline.components.ingest import fingerprints, integrity, reasons
 from sigline.components.ingest.fingerprints import View
+from sigline.components.upright import turn_of
 
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _STORED_FORMATS = ("JPEG", "PNG")
 # Pillow and TensorFlow see the same in images of these.
 _PLAIN_MODES = ("1", "L", "P", "RGB")
-# What sets upright, by the EXIF orientation.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Of libjpeg.
 _MAX_JPEG_SIDE = 65_500
-_PNG_SIGNATURE_BYTES = 8
-_PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-# Where the passes of an interlaced PNG begin, and their steps: left, top, across, down.
-_ADAM7 = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-)
-# Of a PNG that is checked, at a time.
-_INFLATED_BYTES = 2**20
 
 
 class ImageError(Exception):
@@ -144,11 +120,9 @@ def check_image(
     image = _open(encoded, limits)
     width, height = image.size
     storage = storage or ImageStorage()
-    if image.format == "PNG":
-        _check_png(encoded, width, height)
     longest = storage.max_side
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = turn_of(image)
         target = None
         if longest is not None and max(width, height) > longest:
             target = _scaled_size(width, height, longest)
@@ -159,6 +133,9 @@ def check_image(
         needed = fingerprints.working_size(width, height) if kept else target
         drafted = image.draft(None, needed) if needed else None
         rgb = _to_rgb(image)
+        damaged = integrity.damage(encoded, width, height)
+        if damaged is not None:
+            raise ValueError(damaged)
         if target is not None:
             # The whole picture in what was computed, which may reach beyond it.
             box = drafted[1] if drafted else None
@@ -204,49 +181,6 @@ def _open(encoded: bytes, limits: ImageLimits) -> Image.Image:
             reasons.EXTREME_ASPECT, f"{width}x{height}, the limit is {limits.max_aspect} to 1"
         )
     return image
-
-
-def _check_png(encoded: bytes, width: int, height: int) -> None:
-    """Checks what Pillow takes on trust: checksums of pixels, and that none of them is missing.
-
-    TensorFlow refuses what fails here; Pillow leaves the rest of the picture black.
-    """
-    inflate, size, place = zlib.decompressobj(), 0, _PNG_SIGNATURE_BYTES
-    expected, name = None, b""
-    while place + 12 <= len(encoded) and name != b"IEND":
-        length = int.from_bytes(encoded[place : place + 4], "big")
-        name = encoded[place + 4 : place + 8]
-        content = encoded[place + 8 : place + 8 + length]
-        checksum = encoded[place + 8 + length : place + 12 + length]
-        if zlib.crc32(name + content) != int.from_bytes(checksum.ljust(5, b"x"), "big") >> 8:
-            raise ImageError(
-                reasons.CORRUPT_IMAGE, f"the checksum of the part at byte {place} is wrong"
-            )
-        if name == b"IHDR" and length == 13:
-            expected = _png_bytes(width, height, content[8], content[9], content[12])
-        elif name == b"IDAT" and expected is not None:
-            while content and not inflate.eof and size <= expected:
-                try:
-                    size += len(inflate.decompress(content, _INFLATED_BYTES))
-                except zlib.error as error:
-                    raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
-                content = inflate.unconsumed_tail
-        elif name not in _PNG_CRITICAL and not name[0] & 32:
-            raise ImageError(reasons.CORRUPT_IMAGE, f"a part that nobody knows: {name!r}")
-        place += 12 + length
-    if name != b"IEND" or not inflate.eof or size != expected:
-        raise ImageError(reasons.CORRUPT_IMAGE, "the pixels are not complete")
-
-
-def _png_bytes(width: int, height: int, depth: int, color: int, interlaced: int) -> int:
-    """Returns how many bytes the lines of a PNG take, each behind a byte for its filter."""
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 0)
-    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
-    sizes = [
-        (-(-max(0, width - left) // across), -(-max(0, height - top) // down))
-        for left, top, across, down in passes
-    ]
-    return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns)
 
 
 def _encode(rgb: Image.Image, storage: ImageStorage) -> bytes:

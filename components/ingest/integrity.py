@@ -1,0 +1,136 @@
+"""Finds damage in encoded pictures that Pillow decodes without a word.
+
+Pillow fills what is missing with grey or black. A picture like that would be stored, and
+TensorFlow, which is stricter in places, would stop a training at it. So JPEG is decoded a second
+time, at an eighth of its size and in grey, by a reader that takes each warning of libjpeg for an
+error; of a PNG, checksums are computed and pixels are counted.
+"""
+
+import re
+import zlib
+
+import simplejpeg
+
+_JPEG_MAGIC, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# Frames of Huffman codes: baseline, extended and progressive.
+_COMMON_FRAMES = (0xC0, 0xC1, 0xC2)
+_FRAMES = tuple(x for x in range(0xC0, 0xD0) if x not in (0xC4, 0xC8, 0xCC))
+# What libjpeg warns of where some cameras fill up the end of a picture, and what they fill it with.
+_FILLED = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_FILLING = b"\0\xff"
+# What the reader says of rare ratios of brightness to colour, before it decodes anything.
+_RARE_SAMPLING = "subsampling"
+_PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+# Where the passes of an interlaced PNG begin, and their steps: left, top, across, down.
+ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+# Of a PNG that is checked, at a time.
+_INFLATED_BYTES = 2**20
+
+
+def damage(encoded: bytes, width: int, height: int) -> str | None:
+    """Returns what is wrong with a JPEG or PNG; None if nothing is, or it is neither.
+
+    Args:
+        encoded: The bytes.
+        width: Of the picture, in pixels, as its header says.
+        height: As `width`.
+    """
+    if encoded.startswith(_JPEG_MAGIC):
+        return _damage_of_jpeg(encoded)
+    return _damage_of_png(encoded, width, height) if encoded.startswith(_PNG_MAGIC) else None
+
+
+def _damage_of_jpeg(encoded: bytes) -> str | None:
+    if _frame(encoded) not in _COMMON_FRAMES:
+        return _damage_for_tensorflow(encoded)
+    try:
+        simplejpeg.decode_jpeg(encoded, "GRAY", min_height=1, min_width=1, strict=True)
+    except ValueError as error:
+        if _RARE_SAMPLING in str(error):
+            return _damage_for_tensorflow(encoded)
+        filled = _FILLED.search(str(error))
+        if filled is not None:
+            end = encoded[: encoded.rindex(_JPEG_END)]
+            if len(end) - len(end.rstrip(_FILLING)) >= int(filled[1]):
+                return None
+        return str(error)
+    return None
+
+
+def _frame(encoded: bytes) -> int | None:
+    """Returns the marker of a JPEG's frame, which says how it is coded; None without one."""
+    place = 2
+    while place + 4 <= len(encoded):
+        if encoded[place] != 0xFF:
+            place += 1
+            continue
+        marker = encoded[place + 1]
+        if marker in _FRAMES:
+            return marker
+        if marker == 0xFF:
+            place += 1
+        elif marker in (0, 1) or 0xD0 <= marker <= 0xD9:
+            place += 2
+        else:
+            place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+    return None
+
+
+def _damage_for_tensorflow(encoded: bytes) -> str | None:
+    """As `damage`, of rare JPEGs: what the trainer's decoder says, and whether there is an end."""
+    import tensorflow as tf
+
+    if _JPEG_END not in encoded:
+        return "the end is missing"
+    try:
+        tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    except tf.errors.InvalidArgumentError as error:
+        return str(error.message)
+    return None
+
+
+def _damage_of_png(encoded: bytes, width: int, height: int) -> str | None:
+    inflate, size, place = zlib.decompressobj(), 0, len(_PNG_MAGIC)
+    expected, name = None, b""
+    while place + 12 <= len(encoded) and name != b"IEND":
+        length = int.from_bytes(encoded[place : place + 4], "big")
+        name = encoded[place + 4 : place + 8]
+        content = encoded[place + 8 : place + 8 + length]
+        checksum = encoded[place + 8 + length : place + 12 + length]
+        if zlib.crc32(name + content) != int.from_bytes(checksum.ljust(5, b"x"), "big") >> 8:
+            return f"the checksum of the part at byte {place} is wrong"
+        if name == b"IHDR" and length == 13:
+            expected = _png_bytes(width, height, content[8], content[9], content[12])
+        elif name == b"IDAT" and expected is not None:
+            while content and not inflate.eof and size <= expected:
+                try:
+                    size += len(inflate.decompress(content, _INFLATED_BYTES))
+                except zlib.error as error:
+                    return str(error)
+                content = inflate.unconsumed_tail
+        elif name not in _PNG_CRITICAL and not name[0] & 32:
+            return f"a part that nobody knows: {name!r}"
+        place += 12 + length
+    if name != b"IEND" or not inflate.eof or size != expected:
+        return "the pixels are not complete"
+    return None
+
+
+def _png_bytes(width: int, height: int, depth: int, color: int, interlaced: int) -> int:
+    """Returns how many bytes the lines of a PNG take, each behind a byte for its filter."""
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 0)
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [
+        (-(-max(0, width - left) // across), -(-max(0, height - top) // down))
+        for left, top, across, down in passes
+    ]
+    return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns)

@@ -1,0 +1,110 @@
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sigline.components.ingest import images
+
+_BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "damaged_pictures.py"
+
+
+@pytest.fixture(scope="module")
+def damaged_pictures():
+    spec = importlib.util.spec_from_file_location("damaged_pictures", _BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pictures(damaged_pictures):
+    return damaged_pictures.base_pictures()
+
+
+def _is_accepted(encoded, **storage):
+    try:
+        images.check_image(encoded, images.ImageLimits(), images.ImageStorage(**storage))
+    except images.ImageError:
+        return False
+    return True
+
+
+def test_trainer_decodes_what_ingest_accepts(damaged_pictures):
+    counts, disagreements = damaged_pictures.compare(1_500, seed=1)
+    assert not disagreements
+    tried = sum(row["tried"] for row in counts.values())
+    assert tried == 1_500
+    for kind in ("cut", "cut at the end", "zero tail", "zeros, no end"):
+        assert counts[kind]["wrong"] == 0, kind
+
+
+@pytest.mark.parametrize("storage", [{}, {"max_side": 24}])
+def test_picture_that_was_fetched_in_part_is_refused(pictures, storage):
+    for name, encoded in pictures.items():
+        for place in range(200, len(encoded) - 1, 61):
+            cut = encoded[:place]
+            assert not _is_accepted(cut, **storage), (name, place)
+            # As in a file that was made in its full size before it was filled.
+            filled = cut + bytes(len(encoded) - place)
+            assert filled == encoded or not _is_accepted(filled, **storage), (name, place)
+
+
+def test_zeros_inside_are_refused(pictures):
+    for name in ("JPEG 4:2:0", "JPEG 4:4:4", "JPEG progressive", "JPEG restarts", "PNG"):
+        encoded = pictures[name]
+        for begin in range(700, len(encoded) - 400, 97):
+            assert not _is_accepted(encoded[:begin] + bytes(300) + encoded[begin + 300 :]), begin
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("quality", [5, 30, 75, 95, 100])
+def test_whole_pictures_are_accepted(progressive, subsampling, quality):
+    rng = np.random.default_rng(0)
+    ground = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+    smooth = ground.resize((57, 43), Image.Resampling.BICUBIC)
+    noise = Image.fromarray(rng.integers(0, 256, (9, 30, 3), np.uint8))
+    for image in (
+        smooth,
+        noise,
+        smooth.convert("CMYK"),
+        smooth.convert("L"),
+        smooth.resize((1, 1)),
+    ):
+        for options in ({}, {"optimize": True}, {"restart_marker_blocks": 2}):
+            buffer = io.BytesIO()
+            image.save(
+                buffer,
+                "JPEG",
+                quality=quality,
+                progressive=progressive,
+                subsampling=subsampling,
+                **options,
+            )
+            assert _is_accepted(buffer.getvalue())
+
+
+def test_what_lies_behind_the_end_is_no_damage(pictures):
+    encoded = pictures["JPEG 4:2:0"]
+    for behind in (bytes(100), b"\xff\xd8\xff a second picture", encoded):
+        assert _is_accepted(encoded + behind)
+
+
+@pytest.mark.parametrize("count", [1, 9, 40])
+def test_filling_before_the_end_is_no_damage(pictures, count):
+    encoded = pictures["JPEG 4:2:0"]
+    assert _is_accepted(encoded[:-2] + bytes(count) + b"\xff\xd9")
+    assert count < 9 or not _is_accepted(encoded[:-2] + b"x" * count + b"\xff\xd9")
+
+
+def test_picture_of_a_rare_sampling_is_accepted_while_it_is_whole(pictures):
+    encoded = bytearray(pictures["JPEG grey"])
+    # A single component may claim any ratio; it changes nothing.
+    frame = encoded.index(b"\xff\xc0")
+    assert encoded[frame + 11] == 0x11
+    encoded[frame + 11] = 0x33
+    assert _is_accepted(bytes(encoded))
+    assert not _is_accepted(bytes(encoded[:-400]))
