@@ -58,6 +58,11 @@ def base_pictures() -> dict[str, bytes]:
     _add("JPEG restarts", scene, "JPEG", quality=85, restart_marker_blocks=3)
     _add("JPEG EXIF", scene, "JPEG", quality=85, exif=exif)
     _add("JPEG optimised", scene, "JPEG", quality=50, optimize=True)
+    rare = bytearray(pictures["JPEG 4:4:4"])
+    frame = rare.index(b"\xff\xc0")
+    # Another picture, of a ratio of brightness to colour that no other has.
+    rare[frame + 11], rare[frame + 14] = 0x22, 0x12
+    pictures["JPEG rare"] = bytes(rare)
     _add("PNG", scene, "PNG")
     grey = np.asarray(scene.convert("L")).astype(np.uint16) * 257
     _add("PNG 16 bits", Image.fromarray(grey), "PNG")

@@ -38,7 +38,7 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
     if part == "sigline":
         return set(), {"schemas"}
     assert part == "components", path
-    own = {"schemas", f"components.{rest[0]}"}
+    own = {"schemas", "components.upright", f"components.{rest[0]}"}
     if path.name == "component.py":
         own |= {"components.artifact_types", "trainer"}
         return {"tfx", "apache_beam", "tensorflow"}, own

@@ -13,13 +13,10 @@ import simplejpeg
 
 _JPEG_MAGIC, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# Frames of Huffman codes: baseline, extended and progressive.
-_COMMON_FRAMES = (0xC0, 0xC1, 0xC2)
-_FRAMES = tuple(x for x in range(0xC0, 0xD0) if x not in (0xC4, 0xC8, 0xCC))
 # What libjpeg warns of where some cameras fill up the end of a picture, and what they fill it with.
 _FILLED = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _FILLING = b"\0\xff"
-# What the reader says of rare ratios of brightness to colour, before it decodes anything.
+# What the reader says of rare ratios of brightness to colour, of which it decodes nothing.
 _RARE_SAMPLING = "subsampling"
 _PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 # Where the passes of an interlaced PNG begin, and their steps: left, top, across, down.
@@ -50,13 +47,12 @@ def damage(encoded: bytes, width: int, height: int) -> str | None:
 
 
 def _damage_of_jpeg(encoded: bytes) -> str | None:
-    if _frame(encoded) not in _COMMON_FRAMES:
-        return _damage_for_tensorflow(encoded)
     try:
         simplejpeg.decode_jpeg(encoded, "GRAY", min_height=1, min_width=1, strict=True)
     except ValueError as error:
         if _RARE_SAMPLING in str(error):
-            return _damage_for_tensorflow(encoded)
+            # Pillow has decoded it, by the same library.
+            return None if _has_end(encoded) else "the end is missing"
         filled = _FILLED.search(str(error))
         if filled is not None:
             end = encoded[: encoded.rindex(_JPEG_END)]
@@ -66,36 +62,20 @@ def _damage_of_jpeg(encoded: bytes) -> str | None:
     return None
 
 
-def _frame(encoded: bytes) -> int | None:
-    """Returns the marker of a JPEG's frame, which says how it is coded; None without one."""
+def _has_end(encoded: bytes) -> bool:
+    """Whether the marker that ends a JPEG follows its pixels; TensorFlow asks for no more."""
     place = 2
-    while place + 4 <= len(encoded):
-        if encoded[place] != 0xFF:
-            place += 1
-            continue
+    while 0 <= (place := encoded.find(b"\xff", place)) < len(encoded) - 1:
         marker = encoded[place + 1]
-        if marker in _FRAMES:
-            return marker
+        if marker == _JPEG_END[1]:
+            return True
         if marker == 0xFF:
             place += 1
-        elif marker in (0, 1) or 0xD0 <= marker <= 0xD9:
+        elif marker in (0, 1) or 0xD0 <= marker <= 0xD8:
             place += 2
         else:
             place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
-    return None
-
-
-def _damage_for_tensorflow(encoded: bytes) -> str | None:
-    """As `damage`, of rare JPEGs: what the trainer's decoder says, and whether there is an end."""
-    import tensorflow as tf
-
-    if _JPEG_END not in encoded:
-        return "the end is missing"
-    try:
-        tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
-    except tf.errors.InvalidArgumentError as error:
-        return str(error.message)
-    return None
+    return False
 
 
 def _damage_of_png(encoded: bytes, width: int, height: int) -> str | None:

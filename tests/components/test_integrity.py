@@ -101,10 +101,13 @@ def test_filling_before_the_end_is_no_damage(pictures, count):
 
 
 def test_picture_of_a_rare_sampling_is_accepted_while_it_is_whole(pictures):
-    encoded = bytearray(pictures["JPEG grey"])
-    # A single component may claim any ratio; it changes nothing.
+    encoded = bytearray(pictures["JPEG 4:4:4"])
     frame = encoded.index(b"\xff\xc0")
-    assert encoded[frame + 11] == 0x11
-    encoded[frame + 11] = 0x33
-    assert _is_accepted(bytes(encoded))
-    assert not _is_accepted(bytes(encoded[:-400]))
+    assert bytes(encoded[frame + 10 : frame + 19 : 3]) == b"\1\2\3"
+    # Other ratios give another picture, of as many blocks or fewer.
+    for place, ratio in zip((11, 14, 17), (0x22, 0x12, 0x11), strict=True):
+        encoded[frame + place] = ratio
+    whole = bytes(encoded)
+    assert _is_accepted(whole)
+    assert not _is_accepted(whole[:-400])
+    assert not _is_accepted(whole[:-400] + bytes(400))
