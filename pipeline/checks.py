@@ -6,6 +6,7 @@ Importing those takes half a minute, after which nobody should hear of a wrong k
 import dataclasses
 import json
 import os
+import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def check(environment: Environment) -> None:
                 "input_base must be a folder with pairs in a format that ingest reads. "
                 f"Received: input_base={base}"
             )
+    check_folders(environment)
     paths = {name: getattr(environment, name) for name in ("schema", "weights", "signing_key")}
     paths |= {f"teachers.{name}": path for name, path in environment.teachers.items()}
     for name, path in paths.items():
@@ -87,6 +89,23 @@ def check(environment: Environment) -> None:
             raise ValueError(f"{name} must be a path that is there. Received: {name}={path}")
     check_weights(config, environment.weights)
     check_teachers(config, environment.teachers)
+
+
+def check_folders(environment: Environment) -> None:
+    """Refuses to write below the input, where the next run would read it."""
+    inside = posixpath.join(environment.input_base, "")
+    written = (environment.pipeline_root, environment.checkpoint_root, environment.embedding_cache)
+    for name, paths in (
+        ("root", written),
+        ("serving_dir", (environment.serving_dir,)),
+        ("index_dir", (environment.index_dir,)),
+    ):
+        if any(posixpath.join(path, "").startswith(inside) for path in paths):
+            raise ValueError(
+                f"{name} must not lie in input_base: what a run writes would be read by the next "
+                f"one. Received: {name}={getattr(environment, name)}, "
+                f"input_base={environment.input_base}"
+            )
 
 
 def check_weights(config: TrainConfig, weights: str) -> None:

@@ -217,6 +217,10 @@ def input_digest(base: str, config: IngestConfig) -> str:
     classes = Path(base) / record.CLASSES_FILE
     if classes.is_file():
         files[record.CLASSES_FILE] = digests.file_digest(classes)
+    # Folders without files count among the classes, and change the labels of those behind them.
+    folders = {name for path in files for name in path.split("/")}
+    if empty := sorted(set(ingest_transforms.class_names(base, config.source)) - folders):
+        files["class folders without files"] = digests.json_digest(empty)
     return digests.json_digest(files)
 
 

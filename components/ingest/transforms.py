@@ -98,6 +98,14 @@ def input_files(base: str, source: SourceConfig) -> list[str]:
     return sorted(read.union(entry.path for entry in entered if entry.kind == entries.FILE))
 
 
+def class_names(base: str, source: SourceConfig) -> tuple[str, ...]:
+    """Returns the names of the classes that the folders of an input are; none if they are none."""
+    if not source.class_folders:
+        return ()
+    found = inventory.take(base, BeamFiles(), source.below(base))
+    return next((part.classes for _, part in found.parts if part.classes), ())
+
+
 def copy_classes(base: str, examples_dir: str) -> None:
     """Copies the input's `classes.json` to the examples, if there is one.
 

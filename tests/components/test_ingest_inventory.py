@@ -611,3 +611,12 @@ def test_account_that_does_not_add_up_is_refused():
 def test_share_of_what_is_passed_over_is_no_percentage():
     with pytest.raises(ValueError, match=r"max_passed_over_share must be between 0 and 1"):
         gate.DataGate(max_passed_over_share=5)
+
+
+def test_empty_folder_among_the_classes_is_one_of_them(tmp_path):
+    write_pairs(tmp_path / "b", ["x"])
+    config = sources.SourceConfig(class_folders=True)
+    assert transforms.class_names(str(tmp_path), config) == ("b",)
+    (tmp_path / "a").mkdir()
+    assert transforms.class_names(str(tmp_path), config) == ("a", "b")
+    assert transforms.class_names(str(tmp_path), sources.SourceConfig()) == ()

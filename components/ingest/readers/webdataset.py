@@ -238,7 +238,7 @@ class _Samples:
             yield from self._emit(run)
 
     def _passed(self, name: str, reason: str) -> PassedOver:
-        return PassedOver(posixpath.join(self._path, name.lstrip("/")), reason)
+        return PassedOver(posixpath.join(self._path, name.removeprefix("./").lstrip("/")), reason)
 
     def _limit(self, kind: str) -> int:
         return self._max_image_bytes if kind == "image" else MAX_SIDE_BYTES
