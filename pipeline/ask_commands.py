@@ -29,7 +29,7 @@ def add_parsers(commands) -> None:
     ask.add_argument("--images", type=Path, help="folder of images to search")
     ask.add_argument("--top", type=int, default=5, help="matches of a search to print")
     ask.add_argument(
-        "--threshold", type=float, default=0.05, help="probability below which nothing fits"
+        "--threshold", type=float, default=0.25, help="probability below which nothing fits"
     )
     _add_server(ask)
     ask.set_defaults(run=_ask)

@@ -11,6 +11,8 @@ from sigline import quiet
 from sigline.pipeline import ask_commands
 from sigline.schemas import ownership, progress, retrieval, signatures
 
+# Pictures that the page shows before the first query.
+_EXAMPLES = 12
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -57,6 +59,9 @@ def add_parsers(commands) -> None:
     )
     page.add_argument("--port", type=int, default=8600, help="0 takes a free one")
     page.add_argument("--top", type=int, default=24, help="matches to show")
+    page.add_argument(
+        "--threshold", type=float, default=0.25, help="probability below which nothing fits"
+    )
     page.set_defaults(run=_ui)
 
 
@@ -157,7 +162,10 @@ def _check_opened(arguments: argparse.Namespace) -> None:
     if arguments.index is not None:
         about = arguments.index / signatures.ASSETS_DIR / retrieval.INDEX_FILE
         if not about.is_file():
-            raise ValueError(f"--index must be the folder of an index. Received: {arguments.index}")
+            raise ValueError(
+                "There is no index: --index must be the folder of one. "
+                f"Received: --index {arguments.index}"
+            )
     checks.check_folder(arguments.model, "--model", holds="saved_model.pb")
 
 
@@ -175,6 +183,8 @@ def _opened(arguments: argparse.Namespace):
 
 def _ui(arguments: argparse.Namespace) -> int:
     _check_opened(arguments)
+    if not 0 <= arguments.threshold <= 1:
+        raise ValueError(f"--threshold must be 0 to 1. Received: --threshold {arguments.threshold}")
     quiet.import_tensorflow()
     try:
         from aiohttp import web
@@ -192,6 +202,9 @@ def _ui(arguments: argparse.Namespace) -> int:
         about=f"{about['records']} images, model {about[retrieval.MODEL_DIGEST][:12]}",
         top=min(arguments.top, index.most),
         hosts=frozenset({*_LOCAL_HOSTS, arguments.host, *arguments.allow_host}),
+        probability=index.probability,
+        threshold=arguments.threshold,
+        examples=tuple(index.examples(_EXAMPLES)),
     )
     web.run_app(
         search_page.application(page),

@@ -15,6 +15,8 @@ KEY = "key"
 SOURCE = "source"
 SCORE = "score"
 ROW = "row"
+# Of the sigmoid that makes a probability of a cosine.
+TEMPERATURE, BIAS = "temperature", "bias"
 
 # Kinds of index.
 EXACT = "exact"

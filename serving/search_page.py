@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,10 @@ class Page:
         top: How many matches are shown.
         hosts: Names that a browser may call this server by: another site whose name was made to
             point here must not read it.
+        probability: Returns the probability that a picture fits a text, of their cosine; None where
+            that is not known.
+        threshold: Probability of the best match below which nothing fits.
+        examples: Pictures to show before the first query.
     """
 
     index: Searched
@@ -60,6 +64,9 @@ class Page:
     about: str
     top: int
     hosts: frozenset[str]
+    probability: Callable[[float], float | None] = lambda score: None
+    threshold: float = 0.0
+    examples: Sequence[Match] = ()
 
 
 def application(page: Page) -> web.Application:
@@ -69,6 +76,7 @@ def application(page: Page) -> web.Application:
     for path in _FILES:
         made.router.add_get(path, handlers.file)
     made.router.add_get("/about", handlers.about)
+    made.router.add_get("/examples", handlers.examples)
     made.router.add_get("/thumbnail/{row:[0-9]{1,18}}", handlers.thumbnail)
     made.router.add_post("/search", handlers.search)
     return made
@@ -116,6 +124,10 @@ class _Handlers:
     async def about(self, request: web.Request) -> web.Response:
         return web.json_response({"text": self._page.about})
 
+    async def examples(self, request: web.Request) -> web.Response:
+        """Answers with pictures of the index, for who does not know what it holds."""
+        return web.json_response({"matches": [self._shown(x) for x in self._page.examples]})
+
     async def thumbnail(self, request: web.Request) -> web.Response:
         row, thumbnail = int(request.match_info["row"]), self._page.thumbnail
         try:
@@ -142,13 +154,20 @@ class _Handlers:
         except ValueError as error:
             raise _Refused(str(error)) from error
         milliseconds = round(1e3 * (time.perf_counter() - begin))
-        return web.json_response(
-            {"matches": [self._shown(match) for match in found], "milliseconds": milliseconds}
+        matches = [self._shown(match) for match in found]
+        if not image:
+            # The cosine of two pictures is no probability.
+            for shown, match in zip(matches, found, strict=True):
+                shown["probability"] = self._page.probability(match.score)
+        best = max(
+            (x["probability"] for x in matches if x["probability"] is not None), default=None
         )
+        fits = None if best is None else best >= self._page.threshold
+        return web.json_response({"matches": matches, "milliseconds": milliseconds, "fits": fits})
 
-    def _shown(self, match: Match) -> Mapping[str, Any]:
+    def _shown(self, match: Match) -> dict[str, Any]:
         shown = f"/thumbnail/{match.row}" if self._page.thumbnail else None
-        return {**asdict(match), "thumbnail": shown}
+        return {**asdict(match), "thumbnail": shown, "probability": None}
 
 
 def _is_foreign(request: web.Request, hosts: frozenset[str]) -> bool:

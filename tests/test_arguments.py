@@ -65,7 +65,7 @@ TRAIN = "train --recipe siglip_demo --data examples --output o --vocabulary file
         ("index --model none --data examples --output o", "--model must be a folder"),
         ("index --model none --data examples --output o --top 3", "top must be at least 10"),
         ("search --index none a", "--index must be a folder"),
-        ("search --index folder a", "--index must be the folder of an index"),
+        ("search --index folder a", "There is no index: --index must be the folder of one"),
         ("search --index folder --image none", "--image must be a file"),
         ("ui --index folder --top 0", "--top must be at least 1"),
         ("serve --base-path none", "must hold a version directory such as 1/saved_model.pb"),

@@ -131,6 +131,7 @@ def _write(
             f"of at least {config.min_recall}."
         )
     about = _about(scratch, corpus, config) | {"queries": len(queries), "recall": recall}
+    about |= _sigmoid(model_dir)
     (assets / retrieval.INDEX_FILE).write_text(json.dumps(about, indent=1, sort_keys=True))
     return about
 
@@ -148,6 +149,15 @@ def _about(scratch: Path, corpus: Corpus, config: IndexConfig) -> dict[str, Any]
     if config.kind == retrieval.FAISS:
         about["faiss_sha256"] = digests.file_digest(scratch / retrieval.FAISS_FILE)
     return about
+
+
+def _sigmoid(model_dir: str) -> dict[str, float]:
+    """Returns what makes a probability of a cosine; nothing for a model of another loss."""
+    told = served_model.metadata(model_dir)
+    trained = json.loads(served_model.asset(model_dir, signatures.CONFIG_FILE) or "{}")
+    if trained.get("loss", {}).get("name") != "sigmoid":
+        return {}
+    return {name: told[name] for name in (retrieval.TEMPERATURE, retrieval.BIAS) if name in told}
 
 
 def _check_unit(vectors: np.ndarray, keys: Sequence[str], sources: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Searches an index that lies in a folder."""
 
 import json
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ class Gallery:
     def texts(self, row: int) -> tuple[str, ...]:
         """Returns the captions of a row."""
         return tuple(self._value(row, corpus.TEXT))
+
+    def names(self, row: int) -> tuple[str, str]:
+        """Returns the key and the source of a row."""
+        return self._value(row, retrieval.KEY), self._value(row, retrieval.SOURCE)
 
     def thumbnail(self, row: int) -> bytes | None:
         """Returns a small JPEG of a row; None if the index keeps none.
@@ -113,6 +118,27 @@ class LocalIndex:
             ValueError: If it is no image that the model reads, or as `by_text`.
         """
         return self._find(encoded, signatures.EMBED_IMAGE, retrieval.RETRIEVE_IMAGE, top)
+
+    def probability(self, score: float) -> float | None:
+        """Returns the probability that a picture fits a text, of the cosine of the two.
+
+        Args:
+            score: The cosine.
+
+        Returns:
+            What the sigmoid loss gives the pair; None for a model of another loss, whose
+            probabilities depend on what else is compared, and for an index of before.
+        """
+        scale = self.about.get(retrieval.TEMPERATURE), self.about.get(retrieval.BIAS)
+        if scale[0] is None or scale[1] is None:
+            return None
+        return 1 / (1 + math.exp(-min(max(scale[0] * score + scale[1], -500.0), 500.0)))
+
+    def examples(self, count: int) -> list[Match]:
+        """Returns pictures from all over the index, at most `count`; their score is 1."""
+        records = self.about["records"]
+        rows = [number * records // min(count, records) for number in range(min(count, records))]
+        return [Match(*self.gallery.names(row), 1.0, row, self.gallery.texts(row)) for row in rows]
 
     def _find(self, query: Any, embed: str, retrieve: str, top: int) -> list[Match]:
         import tensorflow as tf

@@ -11,12 +11,19 @@ function element(name, content, className) {
   return made;
 }
 
-function say(text, isError) {
+function say(text, kind) {
   status.textContent = text;
-  status.className = isError ? "error" : "";
+  status.className = kind || "";
 }
 
-function card(match) {
+// A share as people read it: 42 %, 0.66 %, 0.000025 %.
+function percent(share) {
+  const value = 100 * share;
+  const digits = { maximumSignificantDigits: 2, useGrouping: false };
+  return `${value.toLocaleString("en", value < 1e-12 ? { maximumFractionDigits: 0 } : digits)} %`;
+}
+
+function card(match, isRanked) {
   const shown = element("figure", undefined, "match");
   if (match.thumbnail) {
     const image = element("img");
@@ -28,7 +35,13 @@ function card(match) {
     shown.append(element("div", "no picture", "none"));
   }
   const caption = element("figcaption");
-  caption.append(element("span", match.score.toFixed(3), "score"));
+  if (match.probability !== null) {
+    const score = element("span", percent(match.probability), "score");
+    score.append(element("small", `cosine ${match.score.toFixed(3)}`));
+    caption.append(score);
+  } else if (isRanked) {
+    caption.append(element("span", `cosine ${match.score.toFixed(3)}`, "score"));
+  }
   caption.append(element("div", match.text[0] || match.key));
   caption.append(element("small", `${match.source}/${match.key}`));
   shown.append(caption);
@@ -44,19 +57,30 @@ async function search(body, label) {
     const answer = await response.json();
     if (mine !== number) return;
     if (!response.ok) throw new Error(answer.error);
-    byId("matches").replaceChildren(...answer.matches.map(card));
-    say(`${answer.matches.length} matches for ${label}, ${answer.milliseconds} ms`);
+    byId("matches").replaceChildren(...answer.matches.map((match) => card(match, true)));
+    byId("matches").classList.toggle("doubtful", answer.fits === false);
+    const [best] = answer.matches;
+    const time = `${answer.milliseconds} ms`;
+    if (answer.fits === false) {
+      say(`No good match for ${label}: the nearest fits with a probability of ` +
+        `${percent(best.probability)} (${time})`, "doubt");
+    } else if (answer.fits) {
+      say(`${answer.matches.length} matches for ${label}; the best fits with a probability of ` +
+        `${percent(best.probability)} (${time})`);
+    } else {
+      say(`${answer.matches.length} matches for ${label}, the nearest first (${time})`);
+    }
   } catch (error) {
     if (mine !== number) return;
     byId("matches").replaceChildren();
-    say(error.message, true);
+    say(error.message, "error");
   }
 }
 
 function searchText() {
   const text = byId("text").value.trim();
   byId("query").hidden = true;
-  if (!text) return say("Type what the picture shows.", true);
+  if (!text) return say("Type what the picture shows.", "error");
   const body = new FormData();
   body.append("text", text);
   search(body, `“${text}”`);
@@ -75,6 +99,7 @@ function searchImage(file) {
 }
 
 byId("ask").addEventListener("submit", (event) => { event.preventDefault(); searchText(); });
+byId("choose").addEventListener("click", () => byId("file").click());
 byId("file").addEventListener("change", (event) => {
   searchImage(event.target.files[0]);
   event.target.value = "";
@@ -91,4 +116,23 @@ document.addEventListener("drop", (event) => {
 });
 fetch("/about").then((response) => response.json()).then((about) => {
   byId("about").textContent = about.text;
+});
+
+// What there is to find, until something is asked for.
+fetch("/examples").then((response) => response.json()).then(({ matches }) => {
+  if (!matches.length) return;
+  const texts = [...new Set(matches.map((match) => match.text[0]).filter(Boolean))].slice(0, 4);
+  for (const text of texts) {
+    const button = element("button", text);
+    button.type = "button";
+    button.addEventListener("click", () => {
+      byId("text").value = text;
+      searchText();
+    });
+    byId("suggestions").append(button);
+  }
+  byId("suggestions").hidden = !texts.length;
+  if (number) return;
+  byId("matches").replaceChildren(...matches.map((match) => card(match, false)));
+  say("Some of the pictures");
 });

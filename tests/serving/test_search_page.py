@@ -59,9 +59,9 @@ def index():
 
 
 @contextlib.contextmanager
-def _running(index, thumbnail):
+def _running(index, thumbnail, **options):
     """Yields the address of a page."""
-    page = search_page.Page(index, thumbnail, "3 images", 3, frozenset({"127.0.0.1"}))
+    page = search_page.Page(index, thumbnail, "3 images", 3, frozenset({"127.0.0.1"}), **options)
     loop, started = asyncio.new_event_loop(), threading.Event()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -249,3 +249,54 @@ def test_page_starts_from_the_command_line(tmp_path, contract_base, examples):
     finally:
         process.terminate()
         process.wait(30)
+
+
+EXAMPLES = (
+    Match("k0", "emoji", 1.0, 0, ("a red <i>heart</i>", "ein Herz")),
+    Match("k1", "emoji", 1.0, 1, ()),
+)
+
+
+def test_texts_come_with_probabilities_and_whether_the_best_fits(index):
+    # The matches' cosines are 1.0, 0.9 and 0.8.
+    with _running(index, None, probability=lambda score: score / 2, threshold=0.6) as address:
+        answer = json.loads(_ask(address, text="a star")[2])
+        assert [x["probability"] for x in answer["matches"]] == [0.5, 0.45, 0.4]
+        assert answer["fits"] is False
+        # Of two pictures there is no probability.
+        answer = json.loads(_ask(address, image=b"\x89PNG")[2])
+        assert (answer["matches"][0]["probability"], answer["fits"]) == (None, None)
+    with _running(index, None, probability=lambda score: score / 2, threshold=0.5) as address:
+        assert json.loads(_ask(address, text="a star")[2])["fits"] is True
+    with _running(index, None, threshold=0.5) as address:
+        assert json.loads(_ask(address, text="a star")[2])["fits"] is None
+
+
+@pytest.mark.skipif(_browser() is None, reason="no Chromium is installed")
+def test_person_sees_examples_doubts_and_no_file_chooser(index, tmp_path):
+    from chrome_pages import Page
+
+    options = {"probability": lambda score: 2e-6 * score, "threshold": 0.05, "examples": EXAMPLES}
+    with (
+        _running(index, _thumbnail, **options) as address,
+        Page(_browser(), address, tmp_path) as page,
+    ):
+        page.wait("document.querySelectorAll('.match').length === 2")
+        assert page.run("document.getElementById('status').textContent") == "Some of the pictures"
+        assert page.run("document.querySelectorAll('.score, .match i').length") == 0
+        page.run("document.getElementById('file').onclick = () => { window.chosen = true }")
+        page.run("document.getElementById('drop').click(); document.body.click()")
+        assert page.run("window.chosen") is None
+        page.run("document.getElementById('choose').click()")
+        assert page.run("window.chosen") is True
+        page.run("document.querySelector('#suggestions button').click()")
+        page.wait("document.querySelectorAll('.match').length === 3")
+        status = page.run("document.getElementById('status').textContent")
+        assert status.startswith(
+            "No good match for “a red <i>heart</i>”: the nearest fits with a probability of "
+            "0.0002 %"
+        )
+        score = page.run("document.querySelector('.score').textContent")
+        assert score == "0.0002 %cosine 1.000"
+        assert not page.errors
+    assert index.asked == ["a red <i>heart</i>"]
