@@ -87,6 +87,13 @@ def add_parser(commands) -> None:
         "--verify-key", type=Path, help="PEM file of public keys; serve signed versions alone"
     )
     access.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of https://HOST ask over REST (CORS); repeat it, or * for all",
+    )
+    access.add_argument(
         "--allow-reload", action="store_true", help="let clients say which folders are served"
     )
 
@@ -135,6 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
         tls=access.Tls(*tls_files, arguments.tls_client_ca) if all(tls_files) else None,
         api_keys=access.read_keys(arguments.api_key_file) if arguments.api_key_file else (),
         verify_key=arguments.verify_key,
+        allow_origins=arguments.allow_origin,
         allow_reload=arguments.allow_reload,
         log_requests=arguments.log_requests,
         lame_duck_seconds=arguments.lame_duck_seconds,

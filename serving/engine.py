@@ -97,6 +97,8 @@ class LoadedVersion:
         with graph.as_default():
             self._session = tf.compat.v1.Session(graph=graph, config=config)
             meta_graph = tf.compat.v1.saved_model.load(self._session, _TAGS, str(directory))
+        # As clients see them: with that by which the model was initialized, which takes nothing.
+        self.metadata_signature_defs = dict(meta_graph.signature_def)
         self.signature_defs = {
             name: signature
             for name, signature in meta_graph.signature_def.items()

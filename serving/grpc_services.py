@@ -79,8 +79,18 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             _answered(context),
             self._requests.observed(target.name, api="GetModelMetadata", entrypoint=_ENTRYPOINT),
         ):
-            if list(request.metadata_field) != ["signature_def"]:
-                raise failures.invalid("Metadata field must be signature_def, the only one")
+            if not request.HasField("model_spec"):
+                raise failures.invalid("Missing ModelSpec")
+            if not request.metadata_field:
+                raise failures.invalid(
+                    "GetModelMetadataRequest must specify at least one metadata_field: "
+                    "signature_def"
+                )
+            for name in request.metadata_field:
+                if name != "signature_def":
+                    raise failures.invalid(
+                        f"Metadata field {name} is not supported; ask for signature_def"
+                    )
             return metadata(self._requests, target)
 
     def Classify(self, request, context):
@@ -134,6 +144,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             _answered(context),
             self._requests.observed(target.name, api="GetModelStatus", entrypoint=_ENTRYPOINT),
         ):
+            if not request.HasField("model_spec"):
+                raise failures.invalid("Missing ModelSpec")
             return status(self._requests, target)
 
     def HandleReloadConfigRequest(self, request, context):
@@ -176,7 +188,7 @@ def metadata(requests: Requests, target: Target) -> get_model_metadata_pb2.GetMo
     if not target.name:
         raise failures.invalid("ModelSpec has no name specified")
     with requests.models.lease(target.name, version=target.version, label=target.label) as served:
-        for name, signature in served.engine.signature_defs.items():
+        for name, signature in served.engine.metadata_signature_defs.items():
             found.signature_def[name].CopyFrom(signature)
         response.model_spec.version.value = served.version
     response.model_spec.name = target.name

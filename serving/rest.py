@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import concurrent.futures
 import contextlib
 import json
@@ -10,7 +9,7 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,18 @@ import grpc
 import numpy as np
 from aiohttp import http_exceptions, web
 from google.protobuf import json_format
+from tensorflow_serving.apis import get_model_metadata_pb2
 
-from sigline.serving import content_encoding, failures, grpc_services, metrics, tensors
+from sigline.serving import (
+    content_encoding,
+    failures,
+    grpc_services,
+    lenient_base64,
+    metrics,
+    tensors,
+)
 from sigline.serving.buffered_bytes import Holding
+from sigline.serving.cors import Cors
 from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
 from sigline.serving.requests import Departure, Requests, Target
@@ -57,6 +65,7 @@ class RestServer:
         authorized: Callable[[Mapping[str, str]], bool],
         ready: Callable[[], bool],
         grace_seconds: float,
+        allow_origins: Sequence[str] = (),
     ):
         """Binds the port; 0 takes a free one, see `port`.
 
@@ -68,11 +77,14 @@ class RestServer:
             authorized: Whether headers, by name in lower case, hold a key that is known.
             ready: Whether the server takes requests.
             grace_seconds: How long requests in flight may take when it stops.
+            allow_origins: Origins whose web pages may ask; see `Cors`.
 
         Raises:
             OSError: If the port is taken.
+            ValueError: If one of `allow_origins` is no origin.
         """
         self._requests = requests
+        self._cors = Cors(allow_origins)
         self._authorized = authorized
         self._ready = ready
         self._grace_seconds = grace_seconds
@@ -123,7 +135,8 @@ class RestServer:
 
     def _app(self) -> web.Application:
         app = web.Application(
-            client_max_size=self._requests.limits.max_message_bytes, middlewares=[self._failures]
+            client_max_size=self._requests.limits.max_message_bytes,
+            middlewares=[self._pages, self._failures],
         )
         for prefix in (
             _MODEL,
@@ -137,6 +150,21 @@ class RestServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         return app
+
+    @web.middleware
+    async def _pages(self, request: web.Request, handler) -> web.StreamResponse:
+        """Tells browsers which pages may ask; before keys, which they do not show at first."""
+        origin = request.headers.get("Origin")
+        if not self._cors.is_preflight(request.method, request.path):
+            response = await handler(request)
+        elif origin is None:
+            response = _error(400, "Origin header is missing in CORS preflight")
+        elif not self._cors.allows(origin):
+            response = _error(403, f"Pages of {origin} may not ask; start with --allow-origin")
+        else:
+            response = web.Response()
+        response.headers.update(self._cors.headers(request.path, origin))
+        return response
 
     @web.middleware
     async def _failures(self, request: web.Request, handler) -> web.StreamResponse:
@@ -255,15 +283,15 @@ class RestServer:
                 }
                 for item in found.model_version_status
             ]
-            return _json({"model_version_status": items})
+            return _json({"model_version_status": items}, indent=1)
 
     async def _metadata(self, request: web.Request) -> web.Response:
         target = _target(request)
         with self._requests.observed(target.name, api="metadata", entrypoint=_ENTRYPOINT):
-            found = grpc_services.metadata(self._requests, target)
-            message = json_format.MessageToDict(found, preserving_proto_field_name=True)
-            # TF Serving names the type of what it has unpacked.
-            return _json(message)
+            return web.Response(
+                text=_metadata_text(grpc_services.metadata(self._requests, target)),
+                content_type="application/json",
+            )
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(
@@ -410,8 +438,8 @@ def _string(name: str, value: Any) -> bytes:
         return value.encode("utf-8", errors="replace")
     if isinstance(value, dict) and list(value) == [_BASE64] and isinstance(value[_BASE64], str):
         try:
-            return base64.b64decode(value[_BASE64], validate=True)
-        except (binascii.Error, ValueError) as error:
+            return lenient_base64.decode(value[_BASE64])
+        except ValueError as error:
             raise ValueError(f"input {name} holds no base64: {error}") from None
     raise ValueError(f'input {name} must hold strings, or {{"{_BASE64}": ...}} for bytes')
 
@@ -428,10 +456,26 @@ def _jsonable(name: str, value: np.ndarray) -> Any:
     return array.reshape(value.shape).tolist()
 
 
-def _json(content: Any, status: int = 200) -> web.Response:
+def _metadata_text(response: get_model_metadata_pb2.GetModelMetadataResponse) -> str:
+    """Returns metadata as TF Serving prints it: unpacked, with the fields that are empty."""
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    spec, signatures = (
+        json_format.MessageToJson(
+            message,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+            indent=1,
+        )
+        for message in (response.model_spec, signatures)
+    )
+    return f'{{\n"model_spec":{spec},\n"metadata": {{"signature_def": {signatures}}}\n}}\n'
+
+
+def _json(content: Any, status: int = 200, indent: int | None = None) -> web.Response:
     # NaN and Infinity as TF Serving writes them.
     return web.Response(
-        status=status, text=json.dumps(content, indent=None), content_type="application/json"
+        status=status, text=json.dumps(content, indent=indent), content_type="application/json"
     )
 
 

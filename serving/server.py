@@ -18,7 +18,6 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
     model_service_pb2,
     model_service_pb2_grpc,
@@ -26,7 +25,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from sigline.serving import access, cores, grpc_services, model_config, signing
+from sigline.serving import access, cores, grpc_services, model_config, reflection, signing
 from sigline.serving.batching import BatchingConfig
 from sigline.serving.failures import RequestFailed
 from sigline.serving.metrics import Metrics
@@ -76,6 +75,7 @@ class ServerConfig:
         tls: Its certificate; None for plain text.
         verify_key: File of public keys by one of which versions must be signed; None for no such.
         api_keys: Keys of which a request must hold one; none by default.
+        allow_origins: Origins whose web pages may ask over REST; `*` for all, by default none.
         allow_reload: Whether clients may replace what is served, and so read any folder.
         log_requests: Whether every request is logged.
         lame_duck_seconds: How long it goes on after it has said that it stops, so that those who
@@ -96,6 +96,7 @@ class ServerConfig:
     tls: access.Tls | None = None
     verify_key: Path | None = None
     api_keys: Sequence[str] = ()
+    allow_origins: Sequence[str] = ()
     allow_reload: bool = False
     log_requests: bool = False
     lame_duck_seconds: float = 0.0
@@ -160,8 +161,7 @@ class ModelServer:
             grpc_services.ModelService(self._requests, allow_reload=config.allow_reload),
             self._server,
         )
-        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.enable((*_SERVICES, health.SERVICE_NAME), self._server)
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.port = self._bind()
         self.address = f"{config.host}:{self.port}"
@@ -178,8 +178,9 @@ class ModelServer:
                         authorized=keys.allow,
                         ready=lambda: not self._draining and self.models.ready(),
                         grace_seconds=config.grace_seconds,
+                        allow_origins=config.allow_origins,
                     )
-            except OSError:
+            except (OSError, ValueError):
                 self._server.stop(0)
                 raise
             self.rest_port = self._rest.port

@@ -126,14 +126,43 @@ def test_status_and_metadata(server):
         "state": "AVAILABLE",
         "status": {"error_code": "OK", "error_message": ""},
     }
+    url = f"http://127.0.0.1:{server.rest_port}/v1/models/sigline"
+    with urllib.request.urlopen(url) as answer:
+        assert answer.read().startswith(b'{\n "model_version_status": [\n  {\n   "version": "3"')
     for path in ("/v1/models/sigline", "/v1/models/sigline/versions/3"):
         assert _call(server, path) == (200, {"model_version_status": [expected]})
     assert _call(server, "/v1/models/other")[0] == 404
     status, answer = _call(server, "/v1/models/sigline/metadata")
     assert status == 200
-    assert answer["model_spec"] == {"name": "sigline", "version": "3"}
+    assert answer["model_spec"] == {"name": "sigline", "signature_name": "", "version": "3"}
     found = answer["metadata"]["signature_def"]["signature_def"]
     assert found["embed_text"]["inputs"]["text"]["dtype"] == "DT_STRING"
+
+
+def test_metadata_is_printed_as_tf_serving_prints_it(numbers):
+    # `ToJsonString` in its `http_rest_api_util.cc`; the example in its documentation
+    # (`api_rest.md`) has the same form.
+    url = f"http://127.0.0.1:{numbers.rest_port}/v1/models/sigline/versions/1/metadata"
+    with urllib.request.urlopen(url) as answer:
+        text = answer.read().decode()
+    head = '{\n"model_spec":{\n "name": "sigline",\n'
+    assert text.startswith(head)
+    assert '},\n"metadata": {"signature_def": {\n "signature_def": {\n  "' in text
+    assert text.endswith("}\n}}\n}\n")
+    found = json.loads(text)["metadata"]["signature_def"]["signature_def"]
+    assert set(found) == {"__saved_model_init_op", "double", "embed_text", "serving_default"}
+    assert found["__saved_model_init_op"]["method_name"] == ""
+    double = found["double"]
+    assert set(double) == {"inputs", "outputs", "method_name", "defaults"}
+    assert (double["method_name"], double["defaults"]) == ("tensorflow/serving/predict", {})
+    assert double["inputs"]["numbers"] == {
+        "dtype": "DT_FLOAT",
+        "tensor_shape": {
+            "dim": [{"size": "-1", "name": ""}, {"size": "2", "name": ""}],
+            "unknown_rank": False,
+        },
+        "name": double["inputs"]["numbers"]["name"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -267,3 +296,69 @@ def test_figures_have_tf_servings_names(versions_base):
     assert 'sigline_version_overwritten{model_name="sigline",version="1"} 0.0' in lines
     assert any(line.startswith("sigline_batch_rows_bucket") for line in lines)
     assert signatures.SERVING_DEFAULT in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    "breaks", [lambda x: x, lambda x: x.rstrip("="), lambda x: x + "\n", "\n", "\r\n"]
+)
+def test_base64_with_line_breaks_or_without_padding_is_read(server, images, breaks):
+    text = base64.b64encode(images[0]).decode()
+    if isinstance(breaks, str):
+        text = breaks.join(text[i : i + 76] for i in range(0, len(text), 76)) + breaks
+    else:
+        text = breaks(text)
+    status, answer = _predict(server, instances=[{"b64": text}, _b64(images[0])])
+    assert status == 200
+    assert answer["predictions"][0] == answer["predictions"][1]
+
+
+def _asked(server, method, path, **headers):
+    """Returns the status and the headers of an answer."""
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=60)
+    connection.request(method, path, headers={x.replace("_", "-"): y for x, y in headers.items()})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status, answer.headers
+
+
+def test_pages_of_other_sites_may_not_ask_by_default(server):
+    status, headers = _asked(server, "GET", "/v1/models/sigline", Origin="https://a.org")
+    assert status == 200
+    assert "Access-Control-Allow-Origin" not in headers
+    assert _asked(server, "OPTIONS", "/v1/models/sigline", Origin="https://a.org")[0] == 405
+
+
+def test_pages_of_allowed_sites_may_ask_and_browsers_are_told_before_a_key(versions_base):
+    options = {"allow_origins": ("https://a.org", "http://b.org:8080"), "api_keys": ("k" * 20,)}
+    path = "/v1/models/sigline:predict"
+    with small_servers.running(versions_base, **options) as server:
+        status, headers = _asked(server, "OPTIONS", path, Origin="https://a.org")
+        assert status == 200
+        assert headers["Access-Control-Allow-Origin"] == "https://a.org"
+        assert headers["Access-Control-Allow-Methods"] == "POST, GET"
+        assert "Content-Type" in headers["Access-Control-Allow-Headers"]
+        assert "Authorization" in headers["Access-Control-Allow-Headers"]
+        assert headers["Vary"] == "Origin"
+        # A page reads why it was refused, too.
+        status, headers = _asked(server, "GET", "/v1/models/sigline", Origin="http://b.org:8080")
+        assert status == 401
+        assert headers["Access-Control-Allow-Origin"] == "http://b.org:8080"
+        for other in ("https://a.org.evil.org", "http://a.org", "https://a.org:444", "null"):
+            status, headers = _asked(server, "OPTIONS", path, Origin=other)
+            assert status == 403
+            assert "Access-Control-Allow-Origin" not in headers
+        assert _asked(server, "OPTIONS", path)[0] == 400
+        _, headers = _asked(server, "GET", "/healthz", Origin="https://a.org")
+        assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_all_pages_may_ask_where_that_is_wanted(versions_base):
+    with small_servers.running(versions_base, allow_origins=("*",)) as server:
+        for method in ("OPTIONS", "GET"):
+            status, headers = _asked(server, method, "/v1/models/sigline", Origin="https://a.org")
+            assert (status, headers["Access-Control-Allow-Origin"]) == (200, "*")
+        status, headers = _asked(server, "GET", "/v1/models/other", Origin="https://a.org")
+        assert (status, headers["Access-Control-Allow-Origin"]) == (404, "*")

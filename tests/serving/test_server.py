@@ -298,14 +298,42 @@ def test_health_is_that_of_the_server_and_of_its_services(server):
         stub.Check(health_pb2.HealthCheckRequest(service="other"))
 
 
-def test_services_can_be_listed(server):
-    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+@pytest.mark.parametrize("package", ["grpc.reflection.v1", "grpc.reflection.v1alpha"])
+def test_services_can_be_listed_and_described(server, package):
+    from google.protobuf import descriptor_pb2
+    from grpc_reflection.v1alpha import reflection_pb2
 
-    stub = reflection_pb2_grpc.ServerReflectionStub(grpc.insecure_channel(server.address))
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
-    (answer,) = stub.ServerReflectionInfo(iter([request]))
-    names = {item.name for item in answer.list_services_response.service}
-    assert {"tensorflow.serving.PredictionService", "grpc.health.v1.Health"} <= names
+    with grpc.insecure_channel(server.address) as channel:
+        ask = channel.stream_stream(
+            f"/{package}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        symbols = ("tensorflow.serving.PredictionService", f"{package}.ServerReflection")
+        requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
+        requests += [
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+            for symbol in symbols
+        ]
+        names, *files = ask(iter(requests))
+    assert {item.name for item in names.list_services_response.service} == {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "tensorflow.serving.ModelService",
+        "tensorflow.serving.PredictionService",
+    }
+    for symbol, answer in zip(symbols, files, strict=True):
+        content = answer.file_descriptor_response.file_descriptor_proto
+        found = [descriptor_pb2.FileDescriptorProto.FromString(x) for x in content]
+        services = {f"{file.package}.{x.name}": x for file in found for x in file.service}
+        for method in services[symbol].method:
+            # What it takes is described, too.
+            assert any(
+                method.input_type == f".{file.package}.{message.name}"
+                for file in found
+                for message in file.message_type
+            )
 
 
 def test_clients_may_not_say_what_is_served(server):

@@ -1,0 +1,49 @@
+"""Server reflection, by which tools such as grpcurl ask which services there are.
+
+The packages that fit TensorFlow's protobuf have `grpc.reflection.v1alpha` alone. Its messages are,
+field by field, those of `grpc.reflection.v1`, which newer tools ask for first.
+"""
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_reflection.v1alpha import reflection as v1alpha
+from grpc_reflection.v1alpha import reflection_pb2
+
+_ALPHA, _STABLE = "grpc.reflection.v1alpha", "grpc.reflection.v1"
+_FILE = "grpc/reflection/v1/reflection.proto"
+_SERVICE = f"{_STABLE}.ServerReflection"
+
+
+def enable(services: Sequence[str], server: grpc.Server) -> None:
+    """Lets clients list services, reflection itself included, and read their messages."""
+    _describe()
+    names = (*services, _SERVICE, v1alpha.SERVICE_NAME)
+    v1alpha.enable_server_reflection(names, server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        v1alpha.ReflectionServicer(names).ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    methods = {"ServerReflectionInfo": handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, methods),))
+
+
+def _describe() -> None:
+    """Adds the file of `grpc.reflection.v1` to the descriptors that clients may read."""
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindFileByName(_FILE)
+        return
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.name, file.package = _FILE, _STABLE
+    named = [(field, "type_name") for message in file.message_type for field in message.field]
+    methods = [method for service in file.service for method in service.method]
+    named += [(method, name) for method in methods for name in ("input_type", "output_type")]
+    for item, name in named:
+        if item.HasField(name):
+            setattr(item, name, getattr(item, name).replace(f".{_ALPHA}.", f".{_STABLE}."))
+    pool.AddSerializedFile(file.SerializeToString())
