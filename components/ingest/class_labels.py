@@ -6,6 +6,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 from sigline.components.ingest import cells
+from sigline.components.ingest.sources import FolderClass
 
 # As record labels are stored, in 64 bits with a sign.
 _LARGEST = 2**63
@@ -69,6 +70,8 @@ def resolve(value: Any, names: ClassNames) -> Labels:
     if value is None:
         return Labels()
     for item in cells.flat(value if items is None else items):
+        if isinstance(item, FolderClass) and names.count:
+            item = item.name if names.number(item.name) is not None else item.name.replace("_", " ")
         number = _number(item)
         if cells.is_missing(item) or number == -1 or _text(item) == "":
             missing += 1

@@ -85,7 +85,8 @@ class SourceConfig:
             for `.tsv` and `minimal` otherwise.
         columns: Names of the columns of CSV and TSV files whose first line is a row already.
         class_folders: Whether the folders of an image folder are classes. Their position in order
-            is the label, and their name the caption of images that have none.
+            is the label, or, of an input with `classes.json`, the class of their name; their name
+            is the caption of images that have none.
     """
 
     format: str = AUTO
@@ -219,6 +220,23 @@ class RawPair:
     problem: Problem | None = None
     # Fetching knows its finished shards by how their rows are written.
     remarks: tuple[str, ...] = field(default=(), repr=False)
+
+
+class FolderClass(int):
+    """The place of a class folder in order: its class, unless the input's classes have names.
+
+    Attributes:
+        name: The folder's name.
+    """
+
+    name: str = ""
+
+    @classmethod
+    def of(cls, number: int, name: str) -> "FolderClass":
+        """Returns the place of a folder of a name."""
+        place = cls(number)
+        place.name = name
+        return place
 
 
 class Reader(Protocol):

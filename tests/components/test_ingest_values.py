@@ -1,8 +1,10 @@
 """What a value of a source means: labels, lists in cells, words for nothing, languages."""
 
+import dataclasses
 import decimal
 import io
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -400,3 +402,26 @@ def test_maps_of_parquet_are_captions_by_language_and_other_structs_are_refused(
     other = [{"tokens": ["a", "dog"], "sentence": "a dog"}]
     (pair,) = _read("t.parquet", _parquet({"jpg": [PNG], "caption": other}))
     assert _examine(pair).reason == reasons.INVALID_METADATA
+
+
+def test_class_folders_are_looked_up_among_the_names_of_classes():
+    """Folders in order are `cat`, `hot_dog`, `lynx`; the classes stand in another order."""
+    names = class_labels.ClassNames(["Hot Dog", "cat"])
+    files = {f"d/{name}/a.png": PNG for name in ("cat", "hot_dog", "lynx")}
+    reader, config = readers.READERS["images"], sources.SourceConfig(class_folders=True)
+    (part,) = reader.parts("d", Memory(files), config)
+    pairs = list(reader.scan(part, Memory(files), config, 100_000))
+    pairs = pickle.loads(pickle.dumps([dataclasses.replace(pair, image=PNG) for pair in pairs]))
+    assert [_examine(pair).label for pair in pairs] == [(0,), (1,), (2,)]
+    assert [_examine(pair).text for pair in pairs] == [("cat",), ("hot dog",), ("lynx",)]
+    rows = [_examine(pair, names) for pair in pairs]
+    assert [row.label for row in rows] == [(1,), (0,), ()]
+    assert [row.meta for row in rows] == ["{}", "{}", '{"label": "lynx"}']
+
+
+def test_folder_whose_name_is_a_number_is_that_class():
+    """MNIST as folders: with `2` left out, places are not numbers."""
+    names = class_labels.ClassNames([str(number) for number in range(10)])
+    label = sources.FolderClass.of(2, "3")
+    assert class_labels.resolve(label, names).ids == (3,)
+    assert class_labels.resolve(label, class_labels.ClassNames()).ids == (2,)

@@ -10,6 +10,7 @@ from sigline.components.ingest.sources import (
     IMAGE_SUFFIXES,
     MAX_SIDE_BYTES,
     Files,
+    FolderClass,
     Part,
     Problem,
     RawPair,
@@ -79,7 +80,7 @@ class FolderReader:
             *above, _ = names[0].split("/")
             if len(above) > part.class_depth and above[part.class_depth] in part.classes:
                 folder = above[part.class_depth]
-                fields["label"] = part.classes.index(folder)
+                fields["label"] = FolderClass.of(part.classes.index(folder), folder)
                 if "text" not in fields and "metadata" not in fields:
                     fields["text"] = folder.replace("_", " ").encode("utf-8", "surrogateescape")
             pictures = [name for name in names if self.accepts(name)]
