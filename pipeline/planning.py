@@ -213,7 +213,7 @@ def input_digest(base: str, config: IngestConfig) -> str:
         found = importlib.util.find_spec(name.partition(":")[0])
         if found is not None and found.origin and Path(found.origin).is_file():
             paths = [*paths, found.origin]
-    files = {path.removeprefix(f"{base}/"): digests.file_digest(path) for path in paths}
+    files = {path.removeprefix(f"{base}/"): _file_digest(path) for path in paths}
     classes = Path(base) / record.CLASSES_FILE
     if classes.is_file():
         files[record.CLASSES_FILE] = digests.file_digest(classes)
@@ -222,6 +222,15 @@ def input_digest(base: str, config: IngestConfig) -> str:
     if empty := sorted(set(ingest_transforms.class_names(base, config.source)) - folders):
         files["class folders without files"] = digests.json_digest(empty)
     return digests.json_digest(files)
+
+
+def _file_digest(path: str) -> str:
+    """Returns the digest of a file of the input; empty for one that may not be read."""
+    try:
+        return digests.file_digest(path)
+    except PermissionError:
+        # Ingest rejects what would stand in it.
+        return ""
 
 
 def _cli_file() -> str:

@@ -1,6 +1,7 @@
 """Folders of splits, `train/` beside `val/`: each split is a source of its own."""
 
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +12,8 @@ _NAMES = frozenset(
     ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
 )
 _PREFIX = "split-"
+# As in COCO's `train2017`.
+_YEAR = re.compile(r"[-_]?(19|20)\d\d$")
 
 
 class SplitFolders:
@@ -69,4 +72,4 @@ def source_text(name: str) -> str:
 
 
 def _is_split(name: str) -> bool:
-    return name.lower().removeprefix(_PREFIX) in _NAMES
+    return _YEAR.sub("", name.lower().removeprefix(_PREFIX)) in _NAMES

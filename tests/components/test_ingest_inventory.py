@@ -620,3 +620,25 @@ def test_empty_folder_among_the_classes_is_one_of_them(tmp_path):
     (tmp_path / "a").mkdir()
     assert transforms.class_names(str(tmp_path), config) == ("a", "b")
     assert transforms.class_names(str(tmp_path), sources.SourceConfig()) == ()
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl", "t.csv", "t.tar", "data.arrow"])
+def test_file_that_may_not_be_read_stops_no_listing(name, tmp_path):
+    class Closed(BeamFiles):
+        def open(self, path):
+            raise PermissionError(13, "Permission denied", path)
+
+    write(tmp_path / name)
+    if name == "data.arrow":
+        write(tmp_path / "state.json")
+    found = inventory.take(str(tmp_path), Closed(), sources.SourceConfig())
+    ((_, part),) = found.parts
+    assert part == sources.Part(str(tmp_path / name))
+
+
+def test_splits_may_have_a_year(tmp_path):
+    base = tmp_path / "coco"
+    for split in ("train2017", "val2017"):
+        write_pairs(base / split, ["x"])
+    write(base / "annotations" / "captions.json", "{}")
+    assert [source for source, _ in pairs_of(take(base))] == ["coco/train2017", "coco/val2017"]

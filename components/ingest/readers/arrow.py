@@ -51,8 +51,7 @@ class _ArrowReader:
             with files.open(path) as handle:
                 schema = self._schema(handle)
         except _UNREADABLE as error:
-            if isinstance(error, OSError) and not is_no_file(error):
-                _raise_if_it_may_pass(error)
+            _raise_if_it_may_pass(error)
             return False
         name = Columns.choose(schema.names, config).image
         kind = None if name is None else schema.field(name).type
@@ -146,8 +145,9 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _raise_if_it_may_pass(error: Exception) -> None:
-    # Damage has no number; what the file system reports has.
-    if isinstance(error, OSError) and error.errno is not None:
+    # Damage has no number; what the file system reports has. That a file is away, or may not be
+    # read, is said when its rows are.
+    if isinstance(error, OSError) and error.errno is not None and not is_no_file(error):
         raise error
 
 

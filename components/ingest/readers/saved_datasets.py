@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sigline.components.ingest.sources import Files
+from sigline.components.ingest.sources import Files, is_no_file
 
 DICT_FILE = "dataset_dict.json"
 STATE_FILE = "state.json"
@@ -97,8 +97,13 @@ def splits_of(folder: str, files: Files) -> tuple[str, ...]:
 
 def read_json(path: str, files: Files) -> dict[str, Any]:
     """Returns the object in a file; an empty one if it holds none."""
-    with files.open(path) as handle:
-        content = handle.read(_MAX_LISTING_BYTES)
+    try:
+        with files.open(path) as handle:
+            content = handle.read(_MAX_LISTING_BYTES)
+    except OSError as error:
+        if not is_no_file(error):
+            raise
+        return {}
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

@@ -33,6 +33,7 @@ from sigline.components.ingest.sources import (
     SourceConfig,
     family,
     image_below,
+    is_no_file,
 )
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -127,8 +128,13 @@ class ListReader:
 def _ranges(path: str, files: Files) -> Iterator[Part]:
     size = 0
     if not path.lower().endswith(SUFFIXES):
-        with files.open(path) as handle:
-            size = handle.seek(0, io.SEEK_END)
+        try:
+            with files.open(path) as handle:
+                size = handle.seek(0, io.SEEK_END)
+        except OSError as error:
+            # That it may not be read is said when its lines are.
+            if not is_no_file(error):
+                raise
     if not size:
         yield Part(path)
     for start in range(0, size, _PART_BYTES):
