@@ -88,7 +88,8 @@ $(READY): pyproject.toml uv.lock setup.py
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --locked --inexact $(EXTRAS)
 	touch $@
 
-# pip installs torch, so that its index decides between the builds for CPU and CUDA.
+# pip installs torch, so that its index decides between the builds for CPU and CUDA. The latter brings
+# Triton, which no comparison needs, and which crashes in a process that has imported TensorFlow.
 $(BENCH)/.ready $(PARITY)/.ready: .venv-%/.ready: $(READY)
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet torch==$(TORCH_VERSION)
@@ -96,6 +97,7 @@ $(BENCH)/.ready $(PARITY)/.ready: .venv-%/.ready: $(READY)
 	  > .venv-$*/constraints.txt
 	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python -c .venv-$*/constraints.txt \
 	  -e '.[$*]'
+	test $* != parity || $(BIN)/uv pip uninstall --quiet --python .venv-$*/bin/python triton
 	touch $@
 
 $(TPU)/.ready: $(READY)

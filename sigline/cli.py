@@ -247,7 +247,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from sigline.trainer.job import Job
     from sigline.trainer.weights import checkpoint, inheritance
 
-    recipe, weights = config, checkpoint.load(arguments.weights) if arguments.weights else None
+    recipe, weights = config, _load_weights(arguments.weights) if arguments.weights else None
     config = inheritance.inherit(recipe, weights, arguments.overrides)
     for line in inheritance.differences(recipe, config):
         print(f"From the weights: {line}", file=sys.stderr)
@@ -260,7 +260,7 @@ def _train(arguments: argparse.Namespace) -> int:
             Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
         ),
         weights=weights,
-        teachers={name: checkpoint.load(x) for name, x in _named(arguments.teacher).items()},
+        teachers={name: _load_weights(x) for name, x in _named(arguments.teacher).items()},
         labels=_labels(arguments.labels),
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -318,6 +318,16 @@ def _vocabulary(path: Path | None, config, *, brought: bool) -> bytes | None:
             f"Received: --vocabulary {path}, recipe={config.name}"
         )
     return path.read_bytes() if path else None
+
+
+def _load_weights(path: str | Path):
+    """Returns weights; what a foreign file does not tell, and was assumed, is printed."""
+    from sigline.trainer.weights import checkpoint
+
+    weights = checkpoint.load(path)
+    for item in weights.assumed:
+        print(f"Assumed of {path}: {item}", file=sys.stderr)
+    return weights
 
 
 def _named(assignments: list[str]) -> dict[str, str]:
@@ -462,9 +472,9 @@ def _embed(arguments: argparse.Namespace) -> int:
     from sigline.components.embed import transforms
     from sigline.trainer import config as trainer_config
     from sigline.trainer import export, start
-    from sigline.trainer.weights import checkpoint, inheritance
+    from sigline.trainer.weights import inheritance
 
-    weights = checkpoint.load(arguments.weights)
+    weights = _load_weights(arguments.weights)
     config = weights.config
     if arguments.recipe is not None:
         config = trainer_config.load_recipe(arguments.recipe)
@@ -541,12 +551,9 @@ def _export(arguments: argparse.Namespace) -> int:
     labels = _labels(arguments.labels)
     quiet.import_tensorflow()
     from sigline.trainer import start
-    from sigline.trainer.weights import checkpoint
 
     with progress.part("export the model"):
-        metadata = start.export_weights(
-            arguments.output, checkpoint.load(arguments.weights), labels
-        )
+        metadata = start.export_weights(arguments.output, _load_weights(arguments.weights), labels)
     print(f"Exported {metadata['num_parameters']:,} parameters to {arguments.output}")
     return 0
 

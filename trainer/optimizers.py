@@ -140,9 +140,10 @@ def apply(
         shape: That of `shapes`, which the slots are made for; the parameter's own by default.
     """
     gradient = tf.cast(gradient, tf.float32)
-    reshaped = shape is not None and tuple(shape) != tuple(value.shape)
+    seen = tuple(value.shape) if shape is None else shape
+    reshaped = seen != tuple(value.shape)
     direction, new = _OPTIMIZERS[config.name].direct(
-        tf.reshape(gradient, shape) if reshaped else gradient,
+        tf.reshape(gradient, seen) if reshaped else gradient,
         {name: tf.cast(slot, tf.float32) for name, slot in slots.items()},
         tf.cast(step, tf.float32) + 1.0,
         config,

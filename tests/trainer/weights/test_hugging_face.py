@@ -18,7 +18,8 @@ GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 KINDS = ("siglip", "clip")
 
 
-def _model(weights):
+def model_of(weights):
+    """Returns the model of weights."""
     model = two_tower.build(weights.config)
     variables = two_tower.named_variables(model)
     assert set(variables) == set(weights.parameters)
@@ -29,7 +30,7 @@ def _model(weights):
 
 def check_answers(folder, given, expected):
     """Asserts that the weights of a folder give the expected embeddings and logits."""
-    model = _model(checkpoint.load(folder))
+    model = model_of(checkpoint.load(folder))
     image = model.embed_image(tf.constant(given["pixels"].transpose(0, 2, 3, 1)))
     text = model.embed_text(tf.constant(given["ids"], tf.int32))
     np.testing.assert_allclose(image, expected["image"], atol=1e-5)
