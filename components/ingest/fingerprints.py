@@ -35,9 +35,11 @@ _MAX_BUCKET = 256
 _WINDOW = 32
 # ... in orders of hashes that are turned by so many bits.
 _TURNS = (0, 16, 32, 48)
-# A frame: lines of one colour up to this difference, but for so many of their pixels, that take at
-# most this share of a side; lines in between; then a line that mostly is of other colours.
-_FRAME_TOLERANCE = 40
+# A frame: lines of one colour up to a difference, but for so many of their pixels, that take at
+# most this share of a side; lines in between; then a line that mostly is of other colours. The
+# wide difference finds frames that were encoded badly, the narrow one, which is tried after it,
+# dark pictures in a black frame.
+_FRAME_TOLERANCES = (40, 12)
 _FRAME_STRAY = 0.02
 _FRAME_SHARE = 0.25
 _FRAME_BLUR = 2
@@ -153,15 +155,24 @@ def _without_frame(image: Image.Image) -> Image.Image | None:
     lines = np.concatenate((pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
     color = _median(lines)
     # Most pictures have no frame, which their outermost lines tell.
-    other = _distance(lines, color)
-    across, upright = other[: 2 * width], other[2 * width :]
-    if not (_is_frame(across.reshape(2, -1)).any() or _is_frame(upright.reshape(2, -1)).any()):
+    outermost = _distance(lines, color)
+    across, upright = outermost[: 2 * width], outermost[2 * width :]
+    tolerances = [
+        tolerance
+        for tolerance in _FRAME_TOLERANCES
+        if _is_frame(across.reshape(2, -1), tolerance).any()
+        or _is_frame(upright.reshape(2, -1), tolerance).any()
+    ]
+    if not tolerances:
         return None
     other = _distance(pixels, color)
-    margins = [_margin(side) for side in (other, other[::-1], other.T, other.T[::-1])]
-    if None in margins or not any(margins):
+    for tolerance in tolerances:
+        margins = _margins(other, tolerance)
+        if margins is not None:
+            break
+    else:
         return None
-    top, bottom, left, right = (margin or 0.0 for margin in margins)
+    top, bottom, left, right = margins
     box = (left, top, width - right, height - bottom)
     inner = pixels[int(top) : height - int(bottom), int(left) : width - int(right)]
     if inner.std(axis=(0, 1)).max() < _PLAIN_DEVIATION:
@@ -170,25 +181,53 @@ def _without_frame(image: Image.Image) -> Image.Image | None:
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
 
 
+def _margins(other: np.ndarray, tolerance: int) -> list[float] | None:
+    """Returns what a frame takes from the top, bottom, left and right; None without a frame.
+
+    A side that is too like the frame to tell where it begins has the margin of the others, if they
+    agree and all its lines up to there are of the frame's colour.
+
+    Args:
+        other: How far each pixel is from the frame's colour, `(height, width)`.
+        tolerance: How far pixels of the frame may be.
+    """
+    sides = (other, other[::-1], other.T, other.T[::-1])
+    margins = [_margin(side, tolerance) for side in sides]
+    clear = [margin for margin in margins if margin]
+    if not clear:
+        return None
+    if None in margins:
+        if len(clear) < 3 or max(clear) - min(clear) > _FRAME_BLUR:
+            return None
+        usual = float(np.mean(clear))
+        for place, side in enumerate(sides):
+            if margins[place] is None:
+                if not _is_frame(side[: int(usual)], tolerance).all():
+                    return None
+                margins[place] = usual
+    return [margin or 0.0 for margin in margins]
+
+
 def _distance(pixels: np.ndarray, color: np.ndarray) -> np.ndarray:
     """Returns the largest difference of pixels from a colour, over the channels."""
     red, green, blue = (np.abs(pixels[..., i] - color[i]) for i in range(3))
     return np.maximum(np.maximum(red, green), blue)
 
 
-def _is_frame(other: np.ndarray) -> np.ndarray:
+def _is_frame(other: np.ndarray, tolerance: int) -> np.ndarray:
     """Whether lines, `(lines, length)`, are of the frame's colour."""
-    return (other > _FRAME_TOLERANCE).mean(axis=1) <= _FRAME_STRAY
+    return (other > tolerance).mean(axis=1) <= _FRAME_STRAY
 
 
-def _margin(other: np.ndarray) -> float | None:
+def _margin(other: np.ndarray, tolerance: int) -> float | None:
     """Returns how much of the lines a frame takes from the first on, None if its edge is no edge.
 
     Args:
         other: How far each pixel is from the frame's colour, `(lines, length)`.
+        tolerance: How far pixels of the frame may be.
     """
     lines, length = other.shape
-    clean = _is_frame(other)
+    clean = _is_frame(other, tolerance)
     begin = int(np.argmin(clean)) if not clean.all() else lines
     if begin == 0:
         return 0.0
@@ -197,7 +236,7 @@ def _margin(other: np.ndarray) -> float | None:
     # The middle of the lines, which no frame reaches.
     middle = other[:, length // 4 : length - length // 4]
     edge = middle[begin + _FRAME_BLUR]
-    if (edge > _FRAME_TOLERANCE).mean() < _FRAME_EDGE:
+    if (edge > tolerance).mean() < _FRAME_EDGE:
         return None
     # The part of each line in between that is no frame.
     first = max(0, begin - 1)
