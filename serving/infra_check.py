@@ -11,7 +11,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,6 +25,7 @@ from PIL import Image
 from sigline.schemas import progress, signatures, tfrecord
 from sigline.serving import protos, turned_pictures
 from sigline.serving.client import Client
+from sigline.serving.processes import ModuleProcess
 from sigline.serving.transport import Options, RequestError
 
 _NORM_TOLERANCE = 1e-3
@@ -60,15 +60,13 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
 @contextlib.contextmanager
 def _running(base_path: str | Path, model_name: str, started: list) -> Iterator[str]:
     """As `running_server`; the process is added to a list."""
-    command = [sys.executable, "-m", "sigline.cli", "serve", "--base-path", str(base_path)]
+    arguments = ["serve", "--base-path", str(base_path)]
     # The pipe to its standard input ends with this process, and the server with the pipe.
-    command += ["--port", "0", "--no-rest", "--model-name", model_name, "--until-stdin-closes"]
+    arguments += ["--port", "0", "--no-rest", "--model-name", model_name, "--until-stdin-closes"]
     # Its standard error is for what is wrong.
-    command.append("--quiet")
+    arguments.append("--quiet")
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        )
+        process = ModuleProcess("sigline.cli", arguments, errors)
         started.append(process)
         try:
             line = _ready_line(process)
@@ -82,16 +80,10 @@ def _running(base_path: str | Path, model_name: str, started: list) -> Iterator[
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            _close_pipes(process)
+            process.close()
 
 
-def _close_pipes(process: subprocess.Popen) -> None:
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
-
-
-def _raise_start_error(process: subprocess.Popen, errors: IO[bytes]) -> NoReturn:
+def _raise_start_error(process: ModuleProcess, errors: IO[bytes]) -> NoReturn:
     try:
         code = process.wait(5)
     except subprocess.TimeoutExpired:
@@ -103,9 +95,8 @@ def _raise_start_error(process: subprocess.Popen, errors: IO[bytes]) -> NoReturn
     raise InfraError(f"the server did not start: {output}")
 
 
-def _ready_line(process: subprocess.Popen) -> str | None:
+def _ready_line(process: ModuleProcess) -> str | None:
     deadline = time.monotonic() + _START_SECONDS
-    assert process.stdout is not None
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([process.stdout], [], [], left)[0]:
             return None
@@ -174,12 +165,7 @@ def check_serving(
         InfraError: If the model does not load, a request is refused or an answer is wrong.
         Exception: Anything else, such as a time-out, says nothing about the model: try again.
     """
-    loader = subprocess.Popen(
-        [sys.executable, "-m", "sigline.serving.loader_check", str(model_dir)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+    loader = ModuleProcess("sigline.serving.loader_check", [str(model_dir)])
     processes = [loader]
     watch = _MemoryWatch(processes, max_memory_mib)
     try:
@@ -204,7 +190,7 @@ def check_serving(
         watch.stop()
         loader.kill()
         loader.wait()
-        _close_pipes(loader)
+        loader.close()
     figures = {
         "peak_memory_mib": watch.peak_mib,
         "signatures_run": float(len(inputs)),
@@ -223,7 +209,7 @@ def check_serving(
 class _MemoryWatch:
     """Looks at the memory of processes, and kills those that hold too much."""
 
-    def __init__(self, processes: list[subprocess.Popen], limit_mib: float | None):
+    def __init__(self, processes: list[ModuleProcess], limit_mib: float | None):
         self.peak_mib = 0.0
         self.exceeded = ""
         self._processes = processes
@@ -257,9 +243,13 @@ def _memory_mib(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _loaded(loader: subprocess.Popen) -> dict[str, list[str]]:
+def _loaded(loader: ModuleProcess) -> dict[str, list[str]]:
     """Returns the inputs of each signature, all of which the loader has run."""
-    output, errors = loader.communicate(timeout=_START_SECONDS)
+    # It prints far less than a pipe holds.
+    loader.wait(_START_SECONDS)
+    assert loader.stderr is not None
+    output, errors = loader.stdout.read(), loader.stderr.read()
+    assert loader.returncode is not None
     if loader.returncode < 0:
         raise RuntimeError(f"the loader was killed by signal {-loader.returncode}")
     if loader.returncode:

@@ -1,6 +1,7 @@
 """Commands in processes that have imported TFX already, for tests that start many of them."""
 
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -24,7 +25,7 @@ class Forked:
         """Starts it.
 
         Args:
-            argv: `sigline`, `tfx` or the path of a script, and arguments.
+            argv: `sigline`, `tfx`, `-c` and code, or the path of a script; and arguments.
             folder: Where files with its output go.
             cwd: Its working folder.
             variables: All environment variables; by default those of this process.
@@ -52,6 +53,15 @@ class Forked:
     def poll(self) -> int | None:
         """Returns the exit code if it has ended."""
         return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to the process."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kills it and its children, if it runs."""
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits for its end and returns what it has printed."""
@@ -90,6 +100,10 @@ def _main(argv: list[str]) -> int:
         from tfx.tools.cli.cli_main import cli_group
 
         cli_group()
+        return 0
+    if argv[0] == "-c":
+        sys.argv = ["-c", *argv[2:]]
+        exec(compile(argv[1], "<code>", "exec"), {"__name__": "__main__"})
         return 0
     import runpy
 

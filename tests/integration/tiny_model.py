@@ -16,6 +16,8 @@ OVERRIDES = [
     "optimizer.warmup_steps=5",
     "optimizer.learning_rate=0.003",
     "loss.bias_init=-4.1",
+    # Compiling takes longer than these steps.
+    "jit_compile=false",
 ]
 # It starts from weights, whose image tower stays as it is.
 FROZEN = ['pretrained=["image/.*"]', 'optimizer.rates=[["image/.*", null], [".*", 1]]']

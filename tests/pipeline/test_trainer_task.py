@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 from sigline.schemas import artifacts, signatures
 from sigline.trainer import config, task
@@ -102,24 +102,21 @@ def test_trainer_saves_and_ends_with_who_started_it(given, tmp_path, sent):
         ["steps=100000", "checkpoint_steps=100000", "log_steps=5"],
     )
     asked = dataclasses.replace(given("killed"), config=long.to_json())
-    log = tmp_path / "log"
-    with open(log, "wb") as said:
-        command = [sys.executable, "-c", _PARENT, asked.to_json()]
-        parent = subprocess.Popen(command, stderr=said)
+    parent = Forked(["-c", _PARENT, asked.to_json()], tmp_path)
     root = Path(asked.checkpoint_root)
     _until(lambda: any(x.stat().st_size > 1000 for x in root.rglob("*tfevents*")), parent)
     assert not list(root.rglob("*.index"))
     parent.send_signal(sent)
-    parent.wait(timeout=120)
+    _, errors = parent.communicate(timeout=120)
     (work_dir,) = root.iterdir()
     # Killed, it cannot tell the trainer, which sees that its input has ended.
     _until(lambda: _is_free(work_dir))
     assert list(root.rglob("*.index"))
     if sent == signal.SIGTERM:
-        assert "Stopped by SIGTERM" in log.read_text()
+        assert "Stopped by SIGTERM" in errors
 
 
-def _until(holds, process: subprocess.Popen | None = None) -> None:
+def _until(holds, process: Forked | None = None) -> None:
     end = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < end

@@ -5,14 +5,12 @@ import resource
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from forked import Forked
 
 from sigline.trainer import config, data, loop, preemption, two_tower
 from sigline.trainer.two_tower import named_variables
@@ -269,7 +267,7 @@ try:
         teachers={"t": checkpoint.load(teacher)},
     )
 except (preemption.Preempted, RuntimeError) as error:
-    print(json.dumps({"error": str(error)}))
+    print(json.dumps({"error": str(error)}), flush=True)
     os._exit(0)
 if result.is_chief:
     model_dir = os.path.join(folder, "model")
@@ -317,14 +315,9 @@ def start_replicas(tiny, split_dir, vocabulary, tmp_path_factory):
 
     def _start(folder, replicas=1, environment=()):
         arguments = map(str, (split_dir, path, teacher, folder, replicas))
-        return subprocess.Popen(
-            [sys.executable, "-c", REPLICA_CODE, *arguments],
-            text=True,
-            cwd=Path(__file__).resolve().parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | dict(environment),
-        )
+        output = tmp_path_factory.mktemp("replica")
+        variables = os.environ | dict(environment)
+        return Forked(["-c", REPLICA_CODE, *arguments], output, variables=variables)
 
     return _start
 

@@ -3,13 +3,12 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reference_losses
+from forked import Forked
 
 pytestmark = pytest.mark.slow
 
@@ -47,14 +46,8 @@ def outputs(inputs, tmp_path_factory):
     processes = {}
     for replicas in (4, 2, 1):
         output = folder / f"{replicas}.npz"
-        command = [sys.executable, script, str(replicas), folder / "inputs.npz", output]
-        processes[replicas] = subprocess.Popen(
-            command,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=script.parents[2],
-        )
+        argv = [str(script), str(replicas), str(folder / "inputs.npz"), str(output)]
+        processes[replicas] = Forked(argv, tmp_path_factory.mktemp("replica"))
     found = {}
     try:
         for replicas, process in processes.items():
@@ -135,10 +128,9 @@ def test_workers_in_processes_of_their_own_meet_all_pairs(inputs, tmp_path):
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        command = [sys.executable, script, "2", tmp_path / "inputs.npz", tmp_path / f"{index}.npz"]
-        environment = os.environ | {"TF_CONFIG": json.dumps(task)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": script.parents[2]}
-        processes.append(subprocess.Popen(command, text=True, env=environment, **pipes))
+        argv = [str(script), "2", str(tmp_path / "inputs.npz"), str(tmp_path / f"{index}.npz")]
+        variables = os.environ | {"TF_CONFIG": json.dumps(task)}
+        processes.append(Forked(argv, tmp_path, variables=variables))
     try:
         for process in processes:
             _, errors = process.communicate(timeout=300)

@@ -1,0 +1,9 @@
+"""What processes that serve a model import, for a server of processes to import once."""
+
+import sigline.quiet
+
+sigline.quiet.import_tensorflow()
+
+import tensorflow_text  # noqa: F401
+
+from sigline.serving import loader_check, server  # noqa: F401
