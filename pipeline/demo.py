@@ -16,6 +16,7 @@ from sigline.components.scenes import generate, grammar
 from sigline.pipeline import environment as environments
 from sigline.pipeline.ask_commands import readable
 from sigline.schemas import ownership, progress, record
+from sigline.serving import processes
 
 COUNT = 4000
 SEED = 0
@@ -45,6 +46,8 @@ def run(output: Path, *, shuffle_captions: bool = False) -> int:
     faults = FAULTS | ({generate.SHUFFLED_CAPTIONS: 1.0} if shuffle_captions else {})
     data = output / "data"
     ownership.OutputFolder(output, _COMMAND).check([_SHEET])
+    # What serves imports TensorFlow beside this process, which imports TFX on one core.
+    processes.prepare()
     with progress.part("generate scenes"):
         generate.write_scenes(data, count=COUNT, seed=SEED, faults=faults)
     seconds = {"generate scenes": time.monotonic() - started}
@@ -90,17 +93,18 @@ def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
     paths = _write_images(records, folder)
     with running_server(environment.serving_dir) as address:
         client = Client(address)
+        pictures = _Pictures(client, list(paths))
         print(f"\nServed on {address}. Three questions:\n")
         seen = next(item for item in records if item.label and item.source == generate.TRAIN_SOURCE)
         held_out = next(item for item in records if item.source == generate.HELD_OUT_SOURCE)
         for item in (seen, held_out):
             _ask_image(client, item)
         queries = queries_for(records)
-        _ask_text(client, queries[0], list(paths))
+        _ask_text(pictures, queries[0])
         root = ownership.OutputFolder(environment.root, _COMMAND)
         root.check([_SHEET])
         sheet = Path(environment.root) / _SHEET
-        _contact_sheet(client, queries, paths).save(sheet)
+        _contact_sheet(pictures, queries, paths).save(sheet)
         root.record([_SHEET])
         client.close()
     return sheet
@@ -185,11 +189,27 @@ def _ask_image(client, item: record.ImageTextRecord) -> None:
         print(f"  {readable(probabilities[index])}  {texts[index]}")
 
 
-def _ask_text(client, query: str, paths: list[Path]) -> None:
-    matches, _ = client.search(query, paths, top=3)
-    print(f"Which of {len(paths)} images fits {query!r} best?")
-    for match in matches:
-        print(f"  {match.score:7.4f}  {match.path}")
+class _Pictures:
+    """Pictures that are embedded once, for several questions."""
+
+    def __init__(self, client, paths: list[Path]):
+        self._client, self._paths = client, paths
+        self._vectors, _ = client.embed_images([path.read_bytes() for path in paths])
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def search(self, query: str, top: int) -> list[tuple[Path, float]]:
+        """Returns the pictures that fit a text best, with their cosine similarities."""
+        scores = self._vectors @ self._client.embed_texts([query])[0]
+        best = (-scores).argsort(kind="stable")[:top]
+        return [(self._paths[index], float(scores[index])) for index in best]
+
+
+def _ask_text(pictures: _Pictures, query: str) -> None:
+    print(f"Which of {len(pictures)} images fits {query!r} best?")
+    for path, score in pictures.search(query, top=3):
+        print(f"  {score:7.4f}  {path}")
 
 
 def fits(query: str, item: record.ImageTextRecord) -> bool:
@@ -198,7 +218,7 @@ def fits(query: str, item: record.ImageTextRecord) -> bool:
 
 
 def _contact_sheet(
-    client, queries: Sequence[str], paths: dict[Path, record.ImageTextRecord]
+    pictures: _Pictures, queries: Sequence[str], paths: dict[Path, record.ImageTextRecord]
 ) -> Image.Image:
     """Draws a row per query: the text and its best matches, framed green where a caption agrees."""
     row_height = _TILE + 2 * _FONT_SIZE
@@ -208,9 +228,8 @@ def _contact_sheet(
     for row, query in enumerate(queries):
         top = row * row_height + 4
         drawing.text((8, top), query, fill="black", font=font)
-        matches, _ = client.search(query, list(paths), top=_TOP)
-        for column, match in enumerate(matches):
-            item = paths[match.path]
+        for column, (path, _) in enumerate(pictures.search(query, top=_TOP)):
+            item = paths[path]
             agrees = fits(query, item)
             image = Image.open(io.BytesIO(item.image)).convert("RGB").resize((_TILE, _TILE))
             left, upper = 8 + column * (_TILE + 8), top + _FONT_SIZE + 6

@@ -6,6 +6,7 @@ opened no channel, so no thread of TensorFlow's or gRPC's is lost; and it knows 
 than a new interpreter does.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -13,6 +14,8 @@ import signal
 import subprocess
 import sys
 import traceback
+import types
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import IO
@@ -30,6 +33,20 @@ def _context():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Hides the script that this process runs, which multiprocessing would import in the other.
+
+    It may import TFX, or do its work without asking for its name.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class ModuleProcess:
@@ -66,7 +83,8 @@ class ModuleProcess:
             target=_run, args=(module, arguments, dict(os.environ), os.getcwd(), *theirs)
         )
         try:
-            self._process.start()
+            with _no_main():
+                self._process.start()
         finally:
             for one in theirs:
                 one.close()
@@ -115,6 +133,8 @@ def _run(
     for number, connection in enumerate(standard):
         os.dup2(connection.fileno(), number)
         connection.close()
+    # What multiprocessing has put there is empty.
+    sys.stdin = os.fdopen(0, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(variables)
