@@ -10,6 +10,9 @@ from sigline import quiet
 from sigline.schemas import progress
 from sigline.schemas.entries import FILE, Entry, local_entries
 
+# Files that are passed over and named.
+_SHOWN = 10
+
 
 def add_parser(commands) -> None:
     """Adds the command."""
@@ -76,6 +79,10 @@ def _run(arguments: argparse.Namespace) -> int:
             "without any, unless --caption-column names one.",
             file=sys.stderr,
         )
+    for name, reason in tables.passed_over[:_SHOWN]:
+        print(f"sigline: {name} is passed over ({reason}).", file=sys.stderr)
+    if (rest := len(tables.passed_over) - _SHOWN) > 0:
+        print(f"sigline: So are {rest} other files.", file=sys.stderr)
     quiet.silence()
     import apache_beam as beam
 

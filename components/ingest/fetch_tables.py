@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from sigline.components.ingest import inventory, readers
+from sigline.components.ingest import inventory, readers, reasons
 from sigline.components.ingest.readers.arrow import HuggingFaceReader, ParquetReader
 from sigline.components.ingest.readers.tables import TableReader
 from sigline.components.ingest.sources import (
@@ -57,10 +57,12 @@ class Tables(NamedTuple):
     Attributes:
         parts: What they are read in.
         without_captions: Names of those that have no column of captions.
+        passed_over: Names of files that may hold rows and are not read, each with the reason.
     """
 
     parts: tuple[TablePart, ...]
     without_captions: tuple[str, ...]
+    passed_over: tuple[tuple[str, str], ...] = ()
 
 
 def find(base: str, output: str, files: Files, source: SourceConfig) -> Tables:
@@ -73,8 +75,8 @@ def find(base: str, output: str, files: Files, source: SourceConfig) -> Tables:
         source: How the tables are read; names the columns that have no usual name.
 
     Raises:
-        ValueError: If there are no tables, one of them has no header or lacks a column, or the
-            output lies among them.
+        ValueError: If there are no tables, one of them has no header or lacks a column, a data set
+            lists a file that is not there, or the output lies among them.
     """
     source = source.below(base)
     found = inventory.take(base, files, source)
@@ -84,6 +86,10 @@ def find(base: str, output: str, files: Files, source: SourceConfig) -> Tables:
         raise ValueError(f"input must hold tables of URLs: {', '.join(FORMATS)}. Received: {names}")
     if posixpath.join(output, "").startswith(posixpath.join(base, "")):
         raise ValueError(f"output must not lie in the input. Received: output={output}")
+    there = {path for _, path in paths}
+    for name, part in found.parts:
+        if name in FORMATS and part.path not in there:
+            raise ValueError(f"Files that a data set lists must be there. Received: {part.path}")
     parts, without_captions = [], []
     for name, path in paths:
         chosen = source
@@ -97,7 +103,12 @@ def find(base: str, output: str, files: Files, source: SourceConfig) -> Tables:
         parts += [
             TablePart(name, x, chosen) for x in readers.READERS[name].parts(path, files, chosen)
         ]
-    return Tables(tuple(parts), tuple(without_captions))
+    passed_over = [
+        (x.path, x.reason) for x in found.passed_over if x.reason not in reasons.EXPECTED
+    ]
+    passed_over += [(x, name) for name, xs in found.read.items() if name not in FORMATS for x in xs]
+    listed = tuple((posixpath.relpath(path, base), reason) for path, reason in sorted(passed_over))
+    return Tables(tuple(parts), tuple(without_captions), listed)
 
 
 def _chosen(table: str, columns: Sequence[str], source: SourceConfig) -> SourceConfig:

@@ -184,3 +184,19 @@ def test_wrong_arguments_are_refused_before_heavy_imports(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == "2 []\n"
     assert "which has the columns URL, TEXT" in done.stderr
+
+
+def test_files_beside_the_tables_that_may_hold_rows_are_named():
+    content = f"url,caption\n{URL},x\n".encode()
+    names = ("d/t.csv", "d/more.xlsx", "d/README.md", "d/other/a.tar")
+    files = Memory({name: content for name in names})
+    tables = fetch_tables.find("d", "out", files, sources.SourceConfig())
+    assert tables.passed_over == (("more.xlsx", "unknown_format"), ("other/a.tar", "webdataset"))
+
+
+def test_listed_file_that_is_not_there_is_refused():
+    listed = {"_data_files": [{"filename": "a.arrow"}, {"filename": "b.arrow"}]}
+    rows = _arrow([{"url": URL, "caption": "x"}])
+    files = Memory({"d/a.arrow": rows, "d/state.json": json.dumps(listed).encode()})
+    with pytest.raises(ValueError, match=r"must be there. Received: d/b\.arrow"):
+        fetch_tables.find("d", "out", files, sources.SourceConfig())
