@@ -14,7 +14,7 @@ from pathlib import Path
 from sigline import arguments as checks
 from sigline import quiet
 from sigline.pipeline import judged_data
-from sigline.schemas import artifacts, ownership, progress, record, signatures
+from sigline.schemas import artifacts, ownership, progress, record, signatures, strength
 
 BLESSED, NOT_BLESSED = 0, 1
 JUNIT_FILE, SUMMARY_FILE, CLIP_BENCHMARK_FOLDER = "junit.xml", "summary.md", "clip_benchmark"
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     import apache_beam as beam
 
-    from sigline.components.evaluate import judge_transforms, results, strength, summary
+    from sigline.components.evaluate import judge_transforms, results, summary
     from sigline.components.evaluate.inputs import Inputs
 
     with tempfile.TemporaryDirectory() as scratch, _output(arguments.output) as output:

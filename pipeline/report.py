@@ -74,6 +74,20 @@ class RunReport:
         uris = [n.outputs.get("evaluation") for n in self.nodes if n.name == "EvaluateModel"]
         return os.path.join(uris[0], artifacts.REPORT_FILE) if uris and uris[0] else ""
 
+    def reports(self) -> list[tuple[str, str]]:
+        """Returns the pages that the run left, a name and a path each."""
+        places = (
+            ("data report", "ReportData", "report", artifacts.REPORT_FILE),
+            ("model report", "EvaluateModel", "evaluation", artifacts.REPORT_FILE),
+            ("model card", "DescribeModel", "card", artifacts.CARD_PAGE),
+        )
+        outputs = {node.name: node.outputs for node in self.nodes}
+        paths = (
+            (name, os.path.join(outputs.get(node, {}).get(output, ""), file))
+            for name, node, output, file in places
+        )
+        return [(name, path) for name, path in paths if os.path.isfile(path)]
+
     @property
     def released(self) -> bool:
         """Whether the run ended with the model in the serving folder."""
@@ -187,6 +201,7 @@ def rows(outcome: RunReport) -> list[tuple[str, str]]:
         *found,
         ("verdict", "blessed" if blessed else "not blessed"),
         ("model report", outcome.model_report or "none"),
+        *((name, path) for name, path in outcome.reports() if name != "model report"),
         ("published version", outcome.published.get("path", "none")),
         *([("published index", outcome.index["path"])] if outcome.index else []),
         *(

@@ -2,14 +2,14 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sigline.components.evaluate import strength
 from sigline.components.validate.component import DataGateError
 from sigline.pipeline import build, report
 from sigline.pipeline.environment import Environment
-from sigline.schemas import progress
+from sigline.schemas import ownership, progress, run_reports, strength
 
 EXIT_OK = 0
 EXIT_NOT_BLESSED = 1
@@ -35,7 +35,31 @@ def run(environment: Environment, dag_runner: Any = None) -> report.RunReport | 
     (dag_runner or NarratedRunner()).run(pipeline)
     if report.num_runs(environment.metadata_path) == before:
         return None
-    return report.read_report(environment.metadata_path)
+    outcome = report.read_report(environment.metadata_path)
+    _write_links(environment, outcome)
+    return outcome
+
+
+def _write_links(environment: Environment, outcome: report.RunReport) -> None:
+    """Writes the page of the run's folder that links its reports, unless one is in the way."""
+    folder = ownership.OutputFolder(environment.root, "sigline run", option="`root`")
+    try:
+        folder.check([run_reports.PAGE])
+    except ValueError as error:
+        print(f"sigline: {error}", file=sys.stderr)
+        return
+    state = "Blessed" if outcome.verdict.get("blessed") else "Not blessed"
+    words = strength.sentence(outcome.metrics)
+    links = [(name, os.path.relpath(path, environment.root)) for name, path in outcome.reports()]
+    page = run_reports.page(
+        environment.pipeline_name,
+        time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        [f"{state}; {words}." if words else f"{state}.", *outcome.refusals()],
+        links,
+    )
+    with open(os.path.join(environment.root, run_reports.PAGE), "w", encoding="utf-8") as handle:
+        handle.write(page)
+    folder.record([run_reports.PAGE])
 
 
 def main(load: Callable[[], Environment], dag_runner: Any = None) -> int:

@@ -27,7 +27,7 @@ from sigline.components.evaluate.embeddings import EvalRecord
 from sigline.components.evaluate.evaluation import View
 from sigline.components.evaluate.inputs import BASELINE, CANDIDATE, Inputs
 from sigline.components.files import BeamFiles, write_file
-from sigline.schemas import artifacts, signatures
+from sigline.schemas import artifacts, run_reports, signatures
 from sigline.schemas.gate import Gate
 from sigline.schemas.labels import LabelSet
 
@@ -119,7 +119,8 @@ def judge(
     ):
         content = json.dumps(value, indent=1, sort_keys=True).encode()
         write_file(posixpath.join(output_dir, name), content)
-    page = _report(inputs, limits, verdict, found, views.get(CANDIDATE), labels)
+    reports = run_reports.address(output_dir)
+    page = _report(inputs, limits, verdict, found, views.get(CANDIDATE), labels, reports)
     write_file(posixpath.join(output_dir, artifacts.REPORT_FILE), page.encode())
     return Judgement(found, verdict, views)
 
@@ -131,6 +132,7 @@ def _report(
     found: Mapping[str, results.Result],
     view: View | None,
     labels: Mapping[str, LabelSet],
+    reports: str,
 ) -> str:
     seen = findings.Findings()
     if view is not None:
@@ -143,6 +145,7 @@ def _report(
         seen.units(),
         logs_dir=inputs.logs_dir,
         baseline_dir=inputs.baseline_dir,
+        reports=reports,
     )
     return report.page(verdict, found, seen, subject)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from sigline.components.evaluate import plots, slices
 from sigline.components.evaluate.findings import Example, Findings
 from sigline.components.evaluate.gate import Check, Verdict
-from sigline.components.evaluate.results import Result
+from sigline.components.evaluate.results import Result, to_dict
+from sigline.schemas import strength
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto;
@@ -36,7 +37,8 @@ tr.failed td { background: #fdecea; } .worse { color: #b3261e; } .better { color
 .search { margin: .8rem 0; } .search img { border: .2rem solid #d9604c; margin-right: .3rem; }
 .search img.right { border-color: #2a9d50; }
 .legend { color: #666; font-size: .85rem; }
-svg text { font: 11px system-ui, sans-serif; fill: #555; }
+svg text { font: 11px system-ui, sans-serif; fill: #555; } svg text.tick { font-size: 9px; }
+svg text.title { font-weight: 600; }
 .plots { display: flex; flex-wrap: wrap; gap: 2rem; }
 """
 _MAIN = (
@@ -50,8 +52,6 @@ _MAIN = (
     "text_to_image_recall@5",
     "text_to_image_recall@10",
 )
-# Metrics that lie between 0 and 1 and are drawn as a line.
-_SHARES = ("accuracy", "recall@", "class_recall", "precision", "share", "all_labels")
 _SHOWN_CAPTIONS = 3
 
 
@@ -65,6 +65,8 @@ class Subject:
         curves: Points `(step, value)` of what was logged in training, by name.
         data: What is known of the data, a name and a value each.
         lineage: What made the model, a name and a value each: digests, versions, parents.
+        date: When it was judged.
+        reports: Address of the page with the links to all reports of the run; empty for none.
     """
 
     title: str
@@ -72,6 +74,8 @@ class Subject:
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     data: Sequence[tuple[str, str]] = ()
     lineage: Sequence[tuple[str, str]] = ()
+    date: str = ""
+    reports: str = ""
 
 
 def page(
@@ -89,7 +93,8 @@ def page(
     worst = [_card(example, pictures) for example in findings.worst]
     parts = [
         f"<h1>{html.escape(subject.title)}</h1>",
-        _verdict(verdict),
+        _about(subject),
+        _verdict(verdict, results),
         *_section("The five worst examples", _cards(worst) if worst else ""),
         *_section("What the gate checked", _checks(verdict)),
         *_section("Metrics", _metrics(results)),
@@ -114,11 +119,28 @@ def _section(title: str, content: str) -> list[str]:
     return [f"<h2>{html.escape(title)}</h2>", content] if content else []
 
 
-def _verdict(verdict: Verdict) -> str:
+def _about(subject: Subject) -> str:
+    words = [f"Judged on {html.escape(subject.date)}"] if subject.date else []
+    if subject.reports:
+        words.append(
+            f'<a href="{html.escape(subject.reports, quote=True)}">data report, model card and '
+            "all else of the run</a>"
+        )
+    return f'<p class="about">{"; ".join(words)}</p>' if words else ""
+
+
+def _said(text: str) -> str:
+    """Returns a text of the data: of its own direction, which may be from right to left."""
+    return f"<bdi>{html.escape(text)}</bdi>"
+
+
+def _verdict(verdict: Verdict, results: Mapping[str, Result]) -> str:
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in verdict.failures())
     count = len(verdict.checks)
     if verdict.blessed:
-        return f'<div class="verdict"><b>Blessed</b>: all {count} checks passed.</div>'
+        words = strength.sentence(to_dict(results))
+        worth = f" {html.escape(words[0].upper() + words[1:])}." if words else ""
+        return f'<div class="verdict"><b>Blessed</b>: all {count} checks passed.{worth}</div>'
     return (
         f'<div class="verdict bad"><b>Not blessed</b>: {len(verdict.failures())} of {count} checks '
         f"failed.<ul>{reasons}</ul></div>"
@@ -131,8 +153,9 @@ def _checks(verdict: Verdict) -> str:
             f"<tr{'' if check.passed else ' class=failed'}>"
             f"<td>{'passed' if check.passed else '<b>failed</b>'}</td>"
             f"<td>{html.escape(check.metric)}</td>"
-            f'<td class="number">{_number(check.value)}</td><td>{html.escape(check.rule)}</td>'
-            f'<td class="number">{_number(check.limit)}</td>'
+            f'<td class="number">{strength.written(check.metric, check.value)}</td>'
+            f"<td>{html.escape(check.rule)}</td>"
+            f'<td class="number">{strength.written(check.metric, check.limit)}</td>'
             f'<td class="note">{html.escape(check.note)}</td></tr>'
         )
 
@@ -167,30 +190,33 @@ def _results_table(rows: Sequence[tuple[str, Result]], has_baseline: bool) -> st
 def _result_row(name: str, result: Result, has_baseline: bool) -> str:
     interval, line = "", ""
     if result.low is not None and result.high is not None:
-        interval = f"{_number(result.low)} to {_number(result.high)}"
-        if any(part in name for part in _SHARES):
+        low, high = strength.written(name, result.low), strength.written(name, result.high)
+        interval = f"{low} to {high}"
+        if strength.is_share(name):
             line = plots.interval(result.value, result.low, result.high, result.chance)
     cells = [
         f"<td>{html.escape(name)}</td>",
-        f'<td class="number"><b>{_number(result.value)}</b></td>',
+        f'<td class="number"><b>{strength.written(name, result.value)}</b></td>',
         f'<td class="number">{interval}</td><td>{line}</td>',
-        f'<td class="number">{_number(result.chance)}</td>',
+        f'<td class="number">{strength.written(name, result.chance)}</td>',
         f'<td class="number">{result.examples or ""}</td>',
     ]
     if has_baseline:
-        cells.append(f'<td class="number">{_number(result.baseline)}</td>')
-        cells.append(f'<td class="number">{_difference(result)}</td>')
+        cells.append(f'<td class="number">{strength.written(name, result.baseline)}</td>')
+        cells.append(f'<td class="number">{_difference(name, result)}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _difference(result: Result) -> str:
+def _difference(name: str, result: Result) -> str:
     if result.difference is None:
         return ""
+    text = strength.written(name, result.difference, sign="+")
     if result.difference_low is None:
-        return f"{result.difference:+.4g}"
-    text = (
-        f"{result.difference:+.4g} ({result.difference_low:+.4g} to {result.difference_high:+.4g})"
+        return text
+    low, high = (
+        strength.written(name, x, sign="+") for x in (result.difference_low, result.difference_high)
     )
+    text = f"{text} ({low} to {high})"
     return f"<b>{text}</b>" if result.significant else text
 
 
@@ -199,13 +225,13 @@ def _cards(cards: Sequence[str]) -> str:
 
 
 def _card(example: Example, pictures: Mapping[str, bytes]) -> str:
-    expected = "<br>".join(html.escape(text) for text in example.expected[:_SHOWN_CAPTIONS])
-    found = "<br>".join(f"{html.escape(text)} ({score:.3f})" for text, score in example.found)
+    expected = "<br>".join(_said(text) for text in example.expected[:_SHOWN_CAPTIONS])
+    found = "<br>".join(f"{_said(text)} ({score:.3f})" for text, score in example.found)
     return (
         f'<div class="card{" right" if example.right else ""}">'
         f"{_picture(example.unit, pictures)}"
         f"<p><b>is</b> {expected}</p><p><b>taken for</b> {found}</p>"
-        f'<p class="key">{html.escape(example.unit)}; {example.rank} wrong before the right one</p>'
+        f'<p class="key">{_said(example.unit)}; {example.rank} wrong before the right one</p>'
         "</div>"
     )
 
@@ -224,8 +250,7 @@ def _picture(unit: str, pictures: Mapping[str, bytes], kind: str = "") -> str:
 
 def _confusions(findings: Findings) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(other)}</td>"
-        f'<td class="number">{count}</td></tr>'
+        f'<tr><td>{_said(name)}</td><td>{_said(other)}</td><td class="number">{count}</td></tr>'
         for name, other, count in findings.confusions
     )
     if not rows:
@@ -242,7 +267,7 @@ def _retrieved(findings: Findings, pictures: Mapping[str, bytes]) -> str:
 
 def _searches(findings: Findings, pictures: Mapping[str, bytes]) -> str:
     return "".join(
-        f'<div class="search"><div>{html.escape(text)}</div>'
+        f'<div class="search"><div>{_said(text)}</div>'
         + "".join(_picture(unit, pictures, "right" if right else "wrong") for unit, right in images)
         + "</div>"
         for text, images in findings.searches
@@ -273,7 +298,3 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
         for name, value in pairs
     )
     return f"<table>{rows}</table>" if rows else ""
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

@@ -3,6 +3,7 @@
 import io
 import json
 import posixpath
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -28,6 +29,7 @@ def subject(
     *,
     logs_dir: str | None = None,
     baseline_dir: str | None = None,
+    reports: str = "",
 ) -> Subject:
     """Returns what a report says besides metrics.
 
@@ -38,6 +40,7 @@ def subject(
         units: Records whose pictures are shown.
         logs_dir: Folder of TensorBoard files of the training; None without curves.
         baseline_dir: The last blessed model's SavedModel, if there is one.
+        reports: Address of the page that links all reports of a run.
     """
     metadata = served_model.metadata(model_dir)
     lineage = [(name, _as_text(value)) for name, value in sorted(metadata.items())]
@@ -51,6 +54,8 @@ def subject(
         curves=_curves(logs_dir) if logs_dir else {},
         data=_data(split) if split is not None else (),
         lineage=lineage,
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        reports=reports,
     )
 
 

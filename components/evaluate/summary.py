@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from sigline.components.evaluate import strength
 from sigline.components.evaluate.gate import Check, Verdict
 from sigline.components.evaluate.results import Result, to_dict
+from sigline.schemas import strength
 
 # What XML 1.0 cannot hold, though a name of a source may.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

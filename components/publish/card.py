@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sigline.schemas import artifacts, digests, record, signatures
+from sigline.schemas import artifacts, digests, record, signatures, strength
 
 # They differ from one measurement to the next.
 _MEASURED = ("latency_ms",)
@@ -25,6 +25,7 @@ _MODEL = (
     "vocabulary_digest",
 )
 _ORIGIN = ("sigline_version", "code_digest", "config_digest", "data_digest")
+_OF_METRIC = ("value", "low", "high", "chance", "baseline")
 # What a reader looks for first.
 _SHOWN = (
     "zero_shot_accuracy",
@@ -73,7 +74,7 @@ def card(
             "judged_against": against,
             "checks": [x for x in verdict["checks"] if not x["metric"].startswith(_MEASURED)],
             "metrics": {
-                name: {key: item[key] for key in ("value", "low", "high", "chance") if key in item}
+                name: {key: item[key] for key in _OF_METRIC if key in item}
                 for name, item in metrics.items()
                 if not name.startswith(_MEASURED)
             },
@@ -116,6 +117,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"{'Blessed' if evaluation['blessed'] else 'Not blessed'} by "
         f"{sum(check['passed'] for check in evaluation['checks'])} of "
         f"{len(evaluation['checks'])} checks.",
+        *_worth(evaluation),
         "",
         "| metric | value | interval | guessing |",
         "|---|---|---|---|",
@@ -124,17 +126,25 @@ def markdown(found: Mapping[str, Any]) -> str:
         item = evaluation["metrics"].get(name)
         if item is not None:
             value, low, high, chance = (
-                _number(item.get(key)) for key in ("value", "low", "high", "chance")
+                _written(name, item.get(key)) for key in ("value", "low", "high", "chance")
             )
             interval = f"{low} to {high}" if low and high else ""
             lines.append(f"| {name} | {value} | {interval} | {chance} |")
     lines += ["", "| check | rule | limit | value | |", "|---|---|---|---|---|"]
     for check in evaluation["checks"]:
         lines.append(
-            f"| {check['metric']} | {check['rule']} | {_number(check['limit'])} | "
-            f"{_number(check['value'])} | {'passed' if check['passed'] else 'failed'} |"
+            f"| {check['metric']} | {check['rule']} | "
+            f"{_written(check['metric'], check['limit'])} | "
+            f"{_written(check['metric'], check['value'])} | "
+            f"{'passed' if check['passed'] else 'failed'} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _worth(evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns what the verdict means; nothing for a model that is not blessed."""
+    words = strength.sentence(evaluation["metrics"]) if evaluation["blessed"] else ""
+    return ["", f"{words[0].upper()}{words[1:]}."] if words else []
 
 
 def _span(span: int, version: int, folder: str | Path) -> dict[str, Any]:
@@ -160,9 +170,9 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def _number(value: Any) -> str:
-    """Returns a number; nothing for one that could not be told."""
-    return f"{value:.4g}" if isinstance(value, int | float) else ""
+def _written(name: str, value: Any) -> str:
+    """Returns a value of a metric; nothing for one that could not be told."""
+    return strength.written(name, value) if isinstance(value, int | float) else ""
 
 
 def _code(text: str) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import time
 
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
@@ -17,7 +18,7 @@ from tfx.types.standard_artifacts import ExampleAnomalies, Examples, ExampleStat
 from sigline.components.artifact_types import DataAcceptance, DataReport, IngestReport
 from sigline.components.validate import drift, gate
 from sigline.components.validate import report as data_report
-from sigline.schemas import artifacts
+from sigline.schemas import artifacts, run_reports
 
 _SCHEMA_FILE = "schema.pbtxt"
 _ANOMALIES_FILE = "SchemaDiff.pb"
@@ -79,7 +80,9 @@ def ReportData(
     samples = _read_json(os.path.join(ingest_report.uri, artifacts.SAMPLES_FILE))
     page = os.path.join(report.uri, artifacts.REPORT_FILE)
     with open(page, "w", encoding="utf-8") as handle:
-        handle.write(data_report.page(data, samples, *found.values()))
+        date = time.strftime("%Y-%m-%d", time.gmtime())
+        reports = run_reports.address(report.uri)
+        handle.write(data_report.page(data, samples, *found.values(), date=date, reports=reports))
 
 
 @component

@@ -19,6 +19,9 @@ h1 { font-weight: 600; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd;
 .numbers b { display: block; font-size: 1.6rem; font-variant-numeric: tabular-nums; }
 table.bars { border-collapse: collapse; } table.bars td { padding: .1rem .6rem .1rem 0; }
 table.bars td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.axis { display: flex; justify-content: space-between; border-bottom: 1px solid #bbb; }
+table.bars th { font-size: .75rem; font-weight: normal; color: #666; text-align: left;
+  padding: .1rem .6rem .1rem 0; }
 .bar { background: #5b8def; height: .8rem; border-radius: .1rem; min-width: 1px; }
 .bar.eval { background: #e8a33d; } .bar.rejected { background: #d9604c; }
 table.passed { border-collapse: collapse; font-size: .85rem; overflow-wrap: anywhere; }
@@ -33,7 +36,7 @@ table.passed tr.counted { color: #b3261e; }
 .pair .key { color: #666; }
 .legend { color: #666; }
 """  # noqa: E501
-_BAR_WIDTH = 16
+_BAR_WIDTH, _FEATURE_WIDTH = 16, 8
 # Values that are shown of a feature; the rest is added up.
 _VALUES = 20
 _TEXT_LENGTH = 160
@@ -46,6 +49,9 @@ def page(
     samples: Mapping[str, Any],
     problems: Sequence[str],
     warnings: Sequence[str] = (),
+    *,
+    date: str = "",
+    reports: str = "",
 ) -> str:
     """Returns the report.
 
@@ -54,11 +60,14 @@ def page(
         samples: Pairs to look at, by split or reason.
         problems: What the data gate found.
         warnings: What it only warns of.
+        date: When the data were checked.
+        reports: Address of the page with the links to all reports of the run; empty for none.
     """
     counts, profile = data
     rejected = sorted(counts["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     parts = [
         "<h1>Data report</h1>",
+        _about(date, reports),
         _verdict(problems, warnings),
         _numbers(counts),
         "<h2>What was rejected</h2>",
@@ -78,6 +87,13 @@ def page(
     )
 
 
+def _about(date: str, reports: str) -> str:
+    words = [f"Checked on {_text(date)}"] if date else []
+    if reports:
+        words.append(f'<a href="{_text(reports)}">model report, model card and all else</a>')
+    return f'<p class="legend">{"; ".join(words)}</p>' if words else ""
+
+
 def _verdict(problems: Sequence[str], warnings: Sequence[str]) -> str:
     shown = _listed("bad", "The data gate stopped the pipeline:", problems)
     shown += _listed("warned", "The data gate warns:", warnings)
@@ -94,7 +110,8 @@ def _listed(kind: str, title: str, sentences: Sequence[str]) -> str:
 def _numbers(counts: Mapping[str, Any]) -> str:
     shown = [("pairs read", counts["input"]), ("written", counts["written"])]
     shown += [(split, counts["splits"].get(split, 0)) for split in record.SPLITS]
-    shown.append(("rejected", counts["rejected"]))
+    share = f" ({counts['rejected'] / counts['input']:.1%})" if counts["input"] else ""
+    shown.append((f"rejected{share}", counts["rejected"]))
     items = "".join(f"<div><b>{number:,}</b>{_text(name)}</div>" for name, number in shown)
     return f'<div class="numbers">{items}</div>'
 
@@ -107,7 +124,14 @@ def _bars(items: Sequence[tuple[str, int]], kind: str) -> str:
         "</tr>"
         for name, number in items
     )
-    return f'<table class="bars">{rows}</table>'
+    head = f"<tr><th></th><th>number</th><th>{_axis(_BAR_WIDTH, '0', f'{most:,}')}</th></tr>"
+    return f'<table class="bars">{head}{rows}</table>'
+
+
+def _axis(width: float, *ticks: str) -> str:
+    """Returns the numbers above bars, from the left end to the right one."""
+    marks = "".join(f"<span>{_text(tick)}</span>" for tick in ticks)
+    return f'<div class="axis" style="width:{width}rem">{marks}</div>'
 
 
 def _remarks(remarks: Mapping[str, int] | None) -> list[str]:
@@ -171,12 +195,18 @@ def _feature(name: str, profile: Mapping[str, Any]) -> str:
         for split, numbers in splits.items():
             count = sum(numbers.get(item, 0) for item in own)
             number += count
-            width = 8 * count / totals[split] if totals[split] else 0
-            bars += f'<div class="bar {split}" style="width:{width:.2f}rem"></div>' if count else ""
+            share = count / totals[split] if totals[split] else 0
+            bar = (
+                f'<div class="bar {split}" style="width:{_FEATURE_WIDTH * share:.2f}rem" '
+                f'title="{share:.1%} of {split}"></div>'
+            )
+            bars += bar if count else ""
         rows.append(
-            f'<tr><td>{_text(value)}</td><td class="number">{number:,}</td><td>{bars}</td></tr>'
+            f'<tr><td>{_said(value)}</td><td class="number">{number:,}</td><td>{bars}</td></tr>'
         )
-    return f'<div><b>{_text(name)}</b><table class="bars">{"".join(rows)}</table></div>'
+    axis = _axis(_FEATURE_WIDTH, "0%", "50%", "100%")
+    head = f"<tr><th>value</th><th>pairs</th><th>{axis}</th></tr>"
+    return f'<div><b>{_text(name)}</b><table class="bars">{head}{"".join(rows)}</table></div>'
 
 
 def _in_order(value: str) -> tuple[float, str]:
@@ -202,14 +232,19 @@ def _pair(sample: Mapping[str, Any]) -> str:
         if sample.get(name)
     )
     if "text" in sample:
-        said = "<br>".join(_text(text[:_TEXT_LENGTH]) for text in sample["text"][:3])
+        said = "<br>".join(_said(text[:_TEXT_LENGTH]) for text in sample["text"][:3])
         where = f"{sample['source']} / {sample['key']}"
     else:
         said = _text(sample["detail"])
         where = " ".join(str(sample[name]) for name in ("shard", "position", "key"))
     return (
-        f'<div class="pair">{pictures}<div>{said}</div><div class="key">{_text(where)}</div></div>'
+        f'<div class="pair">{pictures}<div>{said}</div><div class="key">{_said(where)}</div></div>'
     )
+
+
+def _said(value: object) -> str:
+    """Returns a text of the data: of its own direction, which may be from right to left."""
+    return f"<bdi>{_text(value)}</bdi>"
 
 
 def _text(value: object) -> str:

@@ -42,7 +42,10 @@ function card(match, isRanked) {
   } else if (isRanked) {
     caption.append(element("span", `cosine ${match.score.toFixed(3)}`, "score"));
   }
-  caption.append(element("div", match.text[0] || match.key));
+  const text = element("div");
+  // Of its own direction: captions may be written from right to left.
+  text.append(element("bdi", match.text[0] || match.key));
+  caption.append(text);
   caption.append(element("small", `${match.source}/${match.key}`));
   shown.append(caption);
   shown.title = match.text.join("\n");
@@ -123,7 +126,8 @@ fetch("/examples").then((response) => response.json()).then(({ matches }) => {
   if (!matches.length) return;
   const texts = [...new Set(matches.map((match) => match.text[0]).filter(Boolean))].slice(0, 4);
   for (const text of texts) {
-    const button = element("button", text);
+    const button = element("button");
+    button.append(element("bdi", text));
     button.type = "button";
     button.addEventListener("click", () => {
       byId("text").value = text;

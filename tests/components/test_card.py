@@ -70,8 +70,8 @@ def test_card_of_a_refused_model_says_what_could_not_be_told(folders):
     assert set(found["evaluation"]["metrics"]) == {"zero_shot_accuracy", "text_to_image_recall@1"}
     page = card.markdown(found)
     assert "12,345 parameters" in page
-    assert "| zero_shot_accuracy |  |  | 0.25 |" in page
-    assert "| text_to_image_recall@1 | 0.5 | 0.25 to 0.75 |  |" in page
+    assert "| zero_shot_accuracy |  |  | 25.0% |" in page
+    assert "| text_to_image_recall@1 | 50.0% | 25.0% to 75.0% |  |" in page
     assert "| model | all weights are alike |  |  | failed |" in page
     assert "Not blessed by 0 of 1 checks." in page
     assert "| teacher big | `d1` |" in page

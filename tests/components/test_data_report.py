@@ -103,9 +103,22 @@ def test_what_was_left_out_of_pairs_is_shown_if_anything_was():
     left_out = {"labels_in_meta": 3, "captions_missing": 4567}
     data = Described(COUNTS | {"remarks": left_out}, PROFILE)
     text = _parse(report.page(data, SAMPLES, [])).text
-    assert "What was left out of pairscaptions_missing4,567labels_in_meta3" in text.replace(
-        "\n", ""
+    assert (
+        "What was left out of pairsnumber04,567captions_missing4,567labels_in_meta3"
+        in text.replace("\n", "")
     )
     for counts in (COUNTS, COUNTS | {"remarks": {}}):
         page = report.page(Described(counts, PROFILE), SAMPLES, [])
         assert "left out" not in page
+
+
+def test_captions_have_a_direction_of_their_own_and_bars_have_axes():
+    samples = {"train": [{"image": "", "text": ["שלום <b>"], "source": "a", "key": "1"}]}
+    page = report.page(
+        Described(COUNTS, PROFILE), samples, [], date="2026-11-30", reports="../reports.html"
+    )
+    assert "<bdi>שלום &lt;b&gt;</bdi>" in page
+    assert "Checked on 2026-11-30" in page
+    assert 'href="../reports.html"' in page
+    assert "<span>0%</span><span>50%</span><span>100%</span>" in page
+    assert "% of train" in page

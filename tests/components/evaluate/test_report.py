@@ -1,3 +1,4 @@
+import html
 import io
 import os
 import re
@@ -168,3 +169,67 @@ def test_browser_shows_the_page(page, tmp_path):
         [*browser, "--dump-dom", path.as_uri()], check=True, capture_output=True, timeout=120
     )
     assert b"Not blessed" in dom.stdout
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 1800, [0, 500, 1000, 1500, 2000]),
+        (1.745, 5.17, [1, 2, 3, 4, 5, 6]),
+        (-0.003, 0.0021, [-0.004, -0.002, 0, 0.002, 0.004]),
+        (7, 7, [7]),
+    ],
+)
+def test_ticks_are_round_and_hold_all_values(low, high, expected):
+    assert plots.ticks(low, high) == expected
+
+
+def test_plots_have_axes_with_ticks_and_titles():
+    drawn = plots.curve("loss", [(0, 5.17), (900, 2.0), (1800, 1.745)])
+    for text in ("step", "loss", "0", "500", "1000", "1500", "2000", "1", "6"):
+        assert f">{text}</text>" in drawn, text
+    drawn = plots.reliability([(0.9, 0.1, 0.2), (0.1, 0.8, 0.7)])
+    for text in ("probability said", "share that is so", "0%", "25%", "50%", "75%", "100%"):
+        assert f">{text}</text>" in drawn, text
+    drawn = plots.interval(0.665, 0.627, 0.705, 0.006)
+    assert "<title>66.5%, interval 62.7% to 70.5%, chance 0.6%</title>" in drawn
+    assert ">100%</text>" in drawn
+
+
+def test_shares_are_per_cent_and_other_values_are_not():
+    found = {
+        "image_to_text_recall@1": results.Result(
+            0.665, 0.627, 0.705, 555, 0.006, 0.7, -0.035, -0.06, -0.01
+        ),
+        "zero_shot_calibration_error": results.Result(0.01234, 0.01, 0.02, 100),
+    }
+    page = report.page(Verdict(()), found, findings.Findings(), Subject("m"))
+    for text in ("<b>66.5%</b>", "62.7% to 70.5%", ">0.6%<", ">70.0%<", "-3.5% (-6.0% to -1.0%)"):
+        assert text in page, text
+    assert "<b>0.01234</b>" in page
+
+
+def test_texts_of_the_data_have_a_direction_of_their_own(view, found, seen):
+    page = report.page(Verdict(()), found, seen, Subject("m"))
+    for example in (*seen.worst, *seen.right, *seen.wrong):
+        for text in example.expected[:3]:
+            assert f"<bdi>{html.escape(text)}</bdi>" in page
+    for text, _ in seen.searches:
+        assert f"<bdi>{html.escape(text)}</bdi>" in page
+
+
+def test_a_report_has_a_date_and_a_link_to_the_others():
+    subject = Subject("m", date="2026-11-30", reports="../../../../reports.html")
+    page = report.page(Verdict(()), {}, findings.Findings(), subject)
+    assert "Judged on 2026-11-30" in page
+    assert 'href="../../../../reports.html"' in page
+    assert "href" not in report.page(Verdict(()), {}, findings.Findings(), Subject("m"))
+
+
+def test_the_verdict_says_what_it_is_worth():
+    found = {"image_to_text_recall@1": results.Result(0.068, 0.05, 0.09, 300, 0.003, 0.2)}
+    passed = Check("image_to_text_recall@1", "at least", 0.068, 0.05, True)
+    page = report.page(Verdict((passed,)), found, findings.Findings(), Subject("m"))
+    assert '<td class="number">6.8%</td><td>at least</td><td class="number">5.0%</td>' in page
+    assert "Far above chance, below 35% of what the last model reached" in page

@@ -10,6 +10,8 @@ from typing import Any
 # What a user of the model meets first; the lowest of them says how weak it is.
 _MAIN = ("zero_shot_accuracy", "image_to_text_recall@1", "text_to_image_recall@1")
 _FAR, _CLEAR = 10.0, 2.0
+# Parts of the names of metrics that are shares of something, and are read as per cent.
+_SHARES = ("accuracy", "recall@", "class_recall", "precision", "share", "all_labels")
 # Ratios to the last model's that a reader would call equal.
 _EQUAL = 0.995
 
@@ -32,6 +34,24 @@ def sentence(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     if _is_number(measured, weakest, "chance"):
         told += f" where chance has {measured[weakest]['chance']:.1%}"
     return f"{', '.join(parts)}: {told}" if parts else told
+
+
+def is_share(name: str) -> bool:
+    """Returns whether a metric is a share, which people read as per cent."""
+    return any(part in name for part in _SHARES)
+
+
+def written(name: str, value: float | None, *, sign: str = "") -> str:
+    """Returns a value of a metric: per cent for shares, four digits for others, nothing for None.
+
+    Args:
+        name: Of the metric.
+        value: Its value, or a difference of two.
+        sign: `+` for a difference.
+    """
+    if value is None:
+        return ""
+    return f"{value:{sign}.1%}" if is_share(name) else f"{value:{sign}.4g}"
 
 
 def label(name: str) -> str:

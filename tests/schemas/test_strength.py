@@ -2,7 +2,7 @@
 
 import pytest
 
-from sigline.components.evaluate import strength
+from sigline.schemas import strength
 
 
 def _metrics(**values):
