@@ -3,6 +3,7 @@ import pytest
 import reference_big_vision as reference
 import tensorflow as tf
 
+from sigline import cli
 from sigline.trainer import positions, two_tower
 from sigline.trainer.weights import checkpoint, grids
 
@@ -335,3 +336,14 @@ def test_weights_of_our_own_tell_all_themselves(tmp_path):
     checkpoint.save(tmp_path / "w", checkpoint.load(path))
     with pytest.raises(ValueError, match=r"tell all themselves\. Received: --set text\.pool=gap"):
         checkpoint.load(tmp_path / "w", assignments=["text.pool=gap"])
+
+
+def test_command_says_what_it_assumed(tmp_path, capsys):
+    path = _save(tmp_path / "x.npz", reference.random_parameters())
+    arguments = ["weights", "import", str(path), "--set", "text.pool=gap"]
+    assert cli.main([*arguments, "--output", str(tmp_path / "w")]) == 0
+    printed = capsys.readouterr().out
+    assert "Assumed image.size=12: 3 x 3 patches of 4 pixels\n" in printed
+    assert "--set KEY=VALUE says otherwise" in printed
+    assert "text.pool" not in printed
+    assert checkpoint.load(tmp_path / "w").config.text.pool == "gap"

@@ -267,3 +267,13 @@ def test_train_command_needs_no_vocabulary_beside_weights_and_keeps_theirs(
     assert asset.read_bytes() == vocabulary
     # Which is what serves, and what a later run starts from.
     start.make_tokenizer(trained.vocabulary, trained.config)
+
+
+@pytest.mark.parametrize(("size", "side"), [(64, 80), (128, 160), (32, 40)])
+def test_as_much_is_cut_off_at_another_resolution(tiny, siglip_2, size, side):
+    image = dataclasses.replace(siglip_2.config.image, resampler="pillow", resize_side=80)
+    settings = dataclasses.replace(siglip_2.config, image=image)
+    weights = dataclasses.replace(siglip_2, config=settings)
+    recipe = _starting(config.override(tiny, [f"image.size={size}"]), ["image/.*"])
+    found = inheritance.inherit(recipe, weights).image
+    assert (found.size, found.resize_side, found.resampler) == (size, side, "pillow")
