@@ -390,7 +390,7 @@ def test_teachers_that_do_not_fit_are_refused(pairs, classes, vocabulary):
     softmax = dataclasses.replace(pairs, distillation=(), loss=config.LossConfig(name="softmax"))
     with pytest.raises(ValueError, match="must be of the sigmoid loss"):
         _made(pairs, {"siglip": dataclasses.replace(fine, config=softmax)})
-    with pytest.raises(ValueError, match="must come with its vocabulary"):
+    with pytest.raises(ValueError, match="must come with the vocabulary"):
         _made(pairs, {"siglip": dataclasses.replace(fine, vocabulary=None)})
     by_texts = dataclasses.replace(classes, distillation=(config.DistillationConfig("siglip"),))
     with pytest.raises(ValueError, match="label set"):
