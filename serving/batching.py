@@ -83,6 +83,7 @@ class Batcher:
         *,
         merged: frozenset[str] = frozenset(),
         observe: Callable[[str, int, float], None] = lambda name, rows, seconds: None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         """Starts the threads.
 
@@ -92,8 +93,10 @@ class Batcher:
             merged: Signatures whose requests may be computed together: every input and output has
                 a row for each item.
             observe: Is told the signature, the rows of each batch and how long the first waited.
+            clock: Returns the time, in seconds.
         """
         self._run = run
+        self._clock = clock
         self._config = config
         self._merged = merged
         self._observe = observe
@@ -139,7 +142,7 @@ class Batcher:
         """
         rows = max([len(value) for value in inputs.values() if value.ndim], default=1)
         # What has no rows takes room too.
-        task = Task(inputs, rows, max(rows, 1), deadline, time.monotonic())
+        task = Task(inputs, rows, max(rows, 1), deadline, self._clock())
         with self._lock:
             if self._closed:
                 raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The model is being unloaded")
@@ -210,14 +213,14 @@ class Batcher:
 
     def _finish(self, batch: Batch) -> None:
         """Computes a batch; who calls it takes another one then, or calls `_wake_another`."""
-        begin = time.monotonic()
+        begin = self._clock()
         try:
             if batch.tasks:
                 self._compute(batch.signature, batch.tasks)
         finally:
             with self._lock:
                 if batch.tasks:
-                    end = time.monotonic()
+                    end = self._clock()
                     expected = self._expected_after(batch)
                     self._last[batch.signature] = expected, end - begin, end
                 self._running.remove(batch)
@@ -280,7 +283,7 @@ class Batcher:
             self._running.append(batch)
             if task := self._pop(signature):
                 batch.tasks.append(task)
-            apart = time.monotonic() < self._apart.get(signature, 0.0)
+            apart = self._clock() < self._apart.get(signature, 0.0)
             if signature in self._merged and batch.tasks and not apart:
                 self._fill(batch)
             # To the end of the row, so that no signature keeps another waiting.
@@ -323,7 +326,7 @@ class Batcher:
         most = self._config.max_batch_size - batch.rows
         timeout = self._config.batch_timeout_seconds
         expected, seconds = self._expected(signature)
-        begin = time.monotonic()
+        begin = self._clock()
         while not self._closed and self._rows.get(signature, 0) < most:
             missing = expected - 1 - len(self._queues.get(signature, ()))
             # Those of other signatures do not wait for it.
@@ -334,7 +337,7 @@ class Batcher:
             if first.deadline is not None:
                 # What is computed late is of no use.
                 until = min(until, first.deadline - seconds)
-            left = until - time.monotonic()
+            left = until - self._clock()
             if left <= 0:
                 break
             # To be woken by each request would cost as much as to compute it.
@@ -347,7 +350,7 @@ class Batcher:
         One request and 0 seconds, if the last batch is not recent.
         """
         requests, seconds, end = self._last.get(signature, (1, 0.0, 0.0))
-        return (requests, seconds) if time.monotonic() < end + _RECENT else (1, 0.0)
+        return (requests, seconds) if self._clock() < end + _RECENT else (1, 0.0)
 
     def _pop(self, signature: str) -> Task | None:
         """Takes the first task of a queue; None if it need not be computed any more."""
@@ -361,7 +364,7 @@ class Batcher:
     def _compute(self, signature: str, tasks: list[Task]) -> None:
         rows = sum(task.rows for task in tasks)
         try:
-            self._observe(signature, rows, time.monotonic() - tasks[0].since)
+            self._observe(signature, rows, self._clock() - tasks[0].since)
             if len(tasks) == 1:
                 tasks[0].future.set_result(self._run(signature, tasks[0].inputs))
                 return
@@ -377,7 +380,7 @@ class Batcher:
                 tasks[0].future.set_exception(error)
                 return
             with self._lock:
-                self._apart[signature] = time.monotonic() + _APART
+                self._apart[signature] = self._clock() + _APART
             for task in tasks:
                 self._compute(signature, [task])
             return

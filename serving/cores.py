@@ -39,9 +39,15 @@ def every() -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    # The main thread's number is that of the process.
-    os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
+    use_all()
     try:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def use_all() -> None:
+    """Lets this thread use the cores of the process."""
+    if hasattr(os, "sched_setaffinity"):
+        # The main thread's number is that of the process.
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))

@@ -5,6 +5,7 @@ field by field, those of `grpc.reflection.v1`, which newer tools ask for first.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -40,7 +41,9 @@ def _describe() -> None:
         file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file.name, file.package = _FILE, _STABLE
-    named = [(field, "type_name") for message in file.message_type for field in message.field]
+    named: list[tuple[Any, str]] = [
+        (field, "type_name") for message in file.message_type for field in message.field
+    ]
     methods = [method for service in file.service for method in service.method]
     named += [(method, name) for method in methods for name in ("input_type", "output_type")]
     for item, name in named:

@@ -4,13 +4,13 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import functools
 import json
 import logging
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -21,6 +21,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 
 from sigline.serving import (
     content_encoding,
+    cores,
     failures,
     grpc_services,
     lenient_base64,
@@ -38,7 +39,8 @@ _MODEL = "/v1/models/{model:[^/:]+}"
 _BASE64 = "b64"
 _BYTES_SUFFIX = "_bytes"
 _START_SECONDS = 30.0
-_MOST_PARSED = 4
+_DECODERS = 2
+_MOST_PARSED = 2
 _UNSUPPORTED_MEDIA_TYPE = 415
 
 
@@ -90,6 +92,9 @@ class RestServer:
         self._grace_seconds = grace_seconds
         # As many as are let in, so that none waits for a thread.
         self._pool = concurrent.futures.ThreadPoolExecutor(requests.limits.max_requests)
+        # Few, since what a thread has freed stays its own, up to twice the largest body. They use all
+        # cores: that which receives and answers is not theirs alone.
+        self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS, initializer=cores.use_all)
         self._loop = asyncio.new_event_loop()
         # As many as parse at a time: a body of numbers or lists takes up to 25 times its size.
         self._parsing = threading.BoundedSemaphore(_MOST_PARSED)
@@ -124,6 +129,7 @@ class RestServer:
         self._thread.join()
         self._loop.close()
         self._pool.shutdown(cancel_futures=True)
+        self._decoders.shutdown(cancel_futures=True)
 
     def _call(self, work: Any, timeout: float) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
@@ -205,20 +211,36 @@ class RestServer:
             self._requests.buffered.holding() as held,
         ):
             codings = content_encoding.codings(request.headers.getall("Content-Encoding", ()))
-            body = _Body(await self._body(request, held, deadline), codings, held)
             client = Departure()
-            work = self._loop.run_in_executor(
-                self._pool, self._predict, target, body, deadline, client
+            body = await self._body(request, held, deadline)
+            if codings:
+                decode = functools.partial(
+                    content_encoding.decode,
+                    body,
+                    codings,
+                    max_bytes=self._requests.limits.max_message_bytes,
+                    deadline=deadline,
+                    grew=held.take,
+                    shrank=held.free,
+                )
+                del body
+                body = await self._ended(self._decoders.submit(decode), client)
+            return await self._ended(
+                self._pool.submit(self._predict, target, body, deadline, client), client
             )
-            # Nobody reads its failure once the client has left.
-            work.add_done_callback(lambda done: done.cancelled() or done.exception())
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                client.leave()
-                # Its place is free when its thread is.
-                await asyncio.wait([work])
-                raise
+
+    async def _ended(self, work: concurrent.futures.Future, client: Departure) -> Any:
+        """Returns the result of a thread; if the client leaves, when it has ended."""
+        waiting = asyncio.wrap_future(work)
+        # Nobody reads its failure once the client has left.
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            client.leave()
+            # Its place and its bytes are free when its thread is.
+            await asyncio.wait([waiting])
+            raise
 
     async def _body(self, request: web.Request, held: Holding, deadline: float) -> bytearray:
         """Reads a body as it came, within the limits."""
@@ -243,13 +265,13 @@ class RestServer:
         return body
 
     def _predict(
-        self, target: Target, body: "_Body", deadline: float, client: Departure
+        self, target: Target, body: bytes | bytearray, deadline: float, client: Departure
     ) -> web.Response:
         with contextlib.ExitStack() as parsing:
             if not self._parsing.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 raise failures.late()
             parsing.callback(self._parsing.release)
-            content = _parsed(body.decoded(self._requests.limits.max_message_bytes, deadline))
+            content = _parsed(body)
             num_rows = len(content["instances"]) if "instances" in content else None
             target = Target(target.name, target.version, target.label, _signature(content))
 
@@ -305,33 +327,6 @@ class RestServer:
     async def _readyz(self, request: web.Request) -> web.Response:
         ready = self._ready()
         return web.Response(status=200 if ready else 503, text="ok\n" if ready else "not ready\n")
-
-
-@dataclass
-class _Body:
-    """A body as it came.
-
-    Attributes:
-        content: Its bytes.
-        codings: Of `Content-Encoding`, in the order they were applied in.
-        held: What the request holds.
-    """
-
-    content: bytes | bytearray
-    codings: tuple[str, ...]
-    held: Holding
-
-    def decoded(self, max_bytes: int, deadline: float) -> bytes | bytearray:
-        """Returns it without its codings; once, since it frees the bytes that came."""
-        content, self.content = self.content, b""
-        return content_encoding.decode(
-            content,
-            self.codings,
-            max_bytes=max_bytes,
-            deadline=deadline,
-            grew=self.held.take,
-            shrank=self.held.free,
-        )
 
 
 def _predictions(values: Mapping[str, np.ndarray], num_rows: int | None) -> web.Response:

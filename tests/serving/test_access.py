@@ -39,7 +39,7 @@ def _status(channel, metadata=()):
     request = get_model_status_pb2.GetModelStatusRequest()
     request.model_spec.name = "sigline"
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
-    return stub.GetModelStatus(request, metadata=metadata, timeout=10).model_version_status
+    return stub.GetModelStatus(request, metadata=metadata, timeout=60).model_version_status
 
 
 def _get(server, path="/v1/models/sigline", headers=None, context=None):
@@ -141,22 +141,26 @@ def test_certificate_without_its_key_is_refused(capsys):
 def test_strangers_that_send_nothing_keep_nobody_out(base):
     from sigline.serving.requests import Limits
 
-    limits = Limits(max_requests=1)
-    with small_servers.running(base, api_keys=(KEY,), limits=limits) as server:
-        stranger = grpc.insecure_channel(server.address)
-        never = threading.Event()
+    limits, never = Limits(max_requests=1), threading.Event()
+    with (
+        small_servers.running(base, api_keys=(KEY,), limits=limits) as server,
+        grpc.insecure_channel(server.address) as stranger,
+        grpc.insecure_channel(server.address) as channel,
+    ):
 
         def silence():
-            never.wait(30)
+            never.wait()
             yield from ()
 
         call = stranger.stream_unary("/tensorflow.serving.ModelService/GetModelStatus")
+        # More than there are threads, all of which would wait for a message.
         calls = [call.future(silence()) for _ in range(50)]
-        for found in calls:
-            assert found.exception(timeout=10).code() == grpc.StatusCode.UNAUTHENTICATED
-        channel = grpc.insecure_channel(server.address)
-        assert len(_status(channel, (("x-api-key", KEY),))) == 1
-        never.set()
+        try:
+            codes = {found.exception().code() for found in calls}
+            assert codes == {grpc.StatusCode.UNAUTHENTICATED}
+            assert len(_status(channel, (("x-api-key", KEY),))) == 1
+        finally:
+            never.set()
 
 
 def test_certificate_that_is_none_is_not_taken_for_a_port(base, tmp_path):

@@ -12,29 +12,51 @@ from sigline.serving.failures import RequestFailed
 
 
 class Model:
-    """Squares numbers, remembers its batches, and can be held back."""
+    """Squares numbers, remembers its batches, and can be held back.
+
+    Attributes:
+        seconds: What a batch takes by the batcher's clock; no time passes for it.
+        gates: Batches of these signatures end when theirs is released, one each time.
+    """
 
     def __init__(self):
         self.batches = []
         self.free = threading.Event()
         self.free.set()
         self.entered = threading.Event()
-        self.seconds = 0.0
-        self.running = 0
-        self._count = threading.Lock()
+        self.gates = {}
+        self.seconds = self.passed = 0.0
+        self.running = self.most = 0
+        self._changed = threading.Condition()
+
+    def clock(self):
+        return time.monotonic() + self.passed
 
     def run(self, signature, inputs):
-        with self._count:
+        with self._changed:
             self.running += 1
+            self.most = max(self.most, self.running)
+            self._changed.notify_all()
         self.entered.set()
         assert signature == "free" or self.free.wait(10)
-        time.sleep(self.seconds)
-        with self._count:
+        assert signature not in self.gates or self.gates[signature].acquire(timeout=10)
+        with self._changed:
             self.running -= 1
+            self.passed += self.seconds
         self.batches.append((signature, inputs["x"].tolist()))
         if "bad" in inputs["x"].tolist():
             raise RequestFailed(grpc.StatusCode.INVALID_ARGUMENT, "bad")
         return {"y": np.array([f"{x}{x}" for x in inputs["x"]], object)}
+
+    def wait_until(self, holds):
+        """Returns when a condition holds; fails after ten seconds."""
+        with self._changed:
+            # What waits in queues is told by nobody.
+            for _ in range(2000):
+                if holds():
+                    return
+                self._changed.wait(0.005)
+        raise AssertionError(f"{self.running} are running, of {self.batches} before")
 
 
 @pytest.fixture
@@ -44,7 +66,7 @@ def model():
 
 def _batcher(model, merged=("merged",), **settings):
     config = BatchingConfig(**({"num_batch_threads": 1} | settings))
-    return Batcher(model.run, config, merged=frozenset(merged))
+    return Batcher(model.run, config, merged=frozenset(merged), clock=model.clock)
 
 
 def _of(*values):
@@ -211,9 +233,10 @@ def test_batch_waits_for_as_many_requests_as_the_last_one_had(model, monkeypatch
     monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
     monkeypatch.setattr(batching, "_RECENT", 60.0)
     batcher = _batcher(model)
-    _two_together(model, batcher, 1.0)
+    _two_together(model, batcher, 20.0)
     again = [batcher.submit("merged", _of("c"))]
-    time.sleep(0.1)
+    # It has been taken, and is not computed alone.
+    model.wait_until(lambda: not batcher.waiting()["merged"])
     again.append(batcher.submit("merged", _of("d")))
     for future in again:
         future.result(10)
@@ -235,7 +258,7 @@ def test_threads_do_not_take_each_others_requests(model):
 
 def test_wait_for_more_ends_with_the_deadline(model):
     batcher = _batcher(model, batch_timeout_seconds=30.0)
-    future = batcher.submit("merged", _of("a"), deadline=time.monotonic() + 0.5)
+    future = batcher.submit("merged", _of("a"), deadline=time.monotonic() + 0.2)
     assert future.result(10)["y"].tolist() == ["aa"]
     batcher.close()
 
@@ -244,10 +267,9 @@ def test_long_ago_says_nothing_of_how_many_come_together(model, monkeypatch):
     monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
     monkeypatch.setattr(batching, "_RECENT", 0.0)
     batcher = _batcher(model)
-    _two_together(model, batcher, 1.0)
-    begin = time.monotonic()
+    _two_together(model, batcher, 60.0)
+    # Would wait for 30 seconds.
     batcher.submit("merged", _of("c")).result(10)
-    assert time.monotonic() - begin < 0.9
     batcher.close()
 
 
@@ -255,31 +277,28 @@ def test_other_signatures_do_not_wait_for_a_batch_to_fill(model, monkeypatch):
     monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
     monkeypatch.setattr(batching, "_RECENT", 60.0)
     batcher = _batcher(model)
-    _two_together(model, batcher, 2.0)
-    begin = time.monotonic()
+    _two_together(model, batcher, 60.0)
     waiting = batcher.submit("merged", _of("c"))
     assert batcher.submit("single", _of("d")).result(10)["y"].tolist() == ["dd"]
+    # Would wait for 30 seconds.
     assert waiting.result(0)["y"].tolist() == ["cc"]
-    assert time.monotonic() - begin < 1.5
     batcher.close()
 
 
 def _computed_at_a_time(model, batcher, asked, at_least):
-    """Asks by a thread each while the model is held; returns how many are computed then."""
+    """Asks by a thread each while the model is held; returns how many were computed at a time."""
     model.free.clear()
     threads = [threading.Thread(target=batcher.submit, args=(x, _of(x))) for x in asked]
     for thread in threads:
         thread.start()
-    begin = time.monotonic()
-    while model.running < at_least and time.monotonic() < begin + 10:
-        time.sleep(0.01)
-    # No more than these begin.
-    time.sleep(0.3)
-    running = model.running
+    model.wait_until(lambda: model.running >= at_least)
+    # All of them have come, and those that are not computed wait.
+    model.wait_until(lambda: model.running + sum(batcher.waiting().values()) == len(asked))
     model.free.set()
     for thread in threads:
         thread.join(10)
-    return running
+    batcher.close()
+    return model.most
 
 
 def _both_held(model, batcher):
@@ -287,8 +306,17 @@ def _both_held(model, batcher):
     model.free.clear()
     for value in "ab":
         batcher.submit("held", _of(value))
-    while model.running < 2:
-        time.sleep(0.01)
+    model.wait_until(lambda: model.running == 2)
+
+
+def _released(model, batches):
+    """Lets what is held end, and then that many batches of `merged` once all are computed."""
+    gate = model.gates["merged"] = threading.Semaphore(0)
+    model.free.set()
+    model.wait_until(
+        lambda: [name for name, _ in model.batches] == ["held"] * 2 and model.running == batches
+    )
+    gate.release(batches)
 
 
 def test_batches_that_take_long_share_what_waits(model, monkeypatch):
@@ -296,8 +324,7 @@ def test_batches_that_take_long_share_what_waits(model, monkeypatch):
     batcher = _batcher(model, num_batch_threads=2, max_batch_size=6)
     _both_held(model, batcher)
     futures = [batcher.submit("merged", _of(str(i))) for i in range(7)]
-    model.seconds = 0.5
-    model.free.set()
+    _released(model, 2)
     for i, future in enumerate(futures):
         assert future.result(10)["y"].tolist() == [f"{i}{i}"]
     assert sorted(len(rows) for name, rows in model.batches if name == "merged") == [3, 4]
@@ -309,7 +336,6 @@ def test_long_batches_use_all_threads_and_quick_ones_half(model, monkeypatch, li
     monkeypatch.setattr(batching, "_LONG", limit)
     batcher = _batcher(model, num_batch_threads=4)
     assert _computed_at_a_time(model, batcher, "aaaaaa", at_a_time) == at_a_time
-    batcher.close()
     assert len(model.batches) == 6
 
 
@@ -341,19 +367,23 @@ def test_quick_batch_waits_for_half_of_those_that_came_together(model, monkeypat
     monkeypatch.setattr(batching, "_RECENT", 60.0)
     batcher = _batcher(model, num_batch_threads=2)
     thread = _held(model, batcher)
-    model.seconds = 1.0
+    model.seconds = 20.0
+    gate = model.gates["merged"] = threading.Semaphore(0)
     futures = [batcher.submit("merged", _of(str(i))) for i in range(8)]
     model.free.set()
+    gate.release()
     for future in futures[:4]:
         future.result(10)
-    while batcher.waiting()["merged"]:
-        time.sleep(0.01)
+    model.wait_until(lambda: not batcher.waiting()["merged"])
     # Those that were answered come back while the others are computed, some of them later.
     again = [batcher.submit("merged", _of(x)) for x in "ab"]
+    gate.release()
     for future in futures:
         future.result(10)
-    time.sleep(0.2)
+    # The first of them has been taken, and is not computed before more come.
+    model.wait_until(lambda: batcher.waiting()["merged"] == 1)
     again += [batcher.submit("merged", _of(x)) for x in "cd"]
+    gate.release()
     for future in again:
         future.result(10)
     thread.join(10)
@@ -367,8 +397,7 @@ def test_large_requests_are_not_left_over_by_shares(model, monkeypatch):
     batcher = _batcher(model, num_batch_threads=2, max_batch_size=64)
     _both_held(model, batcher)
     futures = [batcher.submit("merged", _of(*[str(i)] * 32)) for i in range(3)]
-    model.seconds = 0.5
-    model.free.set()
+    _released(model, 2)
     for future in futures:
         assert len(future.result(10)["y"]) == 32
     assert sorted(len(rows) for name, rows in model.batches if name == "merged") == [32, 64]
@@ -378,12 +407,13 @@ def test_large_requests_are_not_left_over_by_shares(model, monkeypatch):
 def test_shares_do_not_wait_for_more_one_after_the_other(model, monkeypatch):
     monkeypatch.setattr(batching, "_LONG", 0.0)
     batcher = _batcher(model, num_batch_threads=4, batch_timeout_seconds=0.5)
-    begin = time.monotonic()
-    model.seconds = 0.2
+    gate = model.gates["merged"] = threading.Semaphore(0)
     futures = [batcher.submit("merged", _of(str(i))) for i in range(8)]
+    # All four are computed at a time: the wait of one is the wait of all.
+    model.wait_until(lambda: model.running == 4)
+    gate.release(4)
     for future in futures:
         future.result(10)
-    assert time.monotonic() - begin < 1.2
     assert sorted(len(rows) for _, rows in model.batches) == [2, 2, 2, 2]
     batcher.close()
 
@@ -393,8 +423,7 @@ def test_end_lets_what_waits_for_its_turn_finish(model):
     model.free.clear()
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(batcher.submit, "quick", _of(x)) for x in "abcdef"]
-        while batcher.waiting().get("quick", 0) < 4:
-            time.sleep(0.01)
+        model.wait_until(lambda: batcher.waiting().get("quick", 0) == 4)
         closing = threading.Thread(target=batcher.close)
         closing.start()
         model.free.set()
