@@ -92,8 +92,8 @@ class RestServer:
         self._grace_seconds = grace_seconds
         # As many as are let in, so that none waits for a thread.
         self._pool = concurrent.futures.ThreadPoolExecutor(requests.limits.max_requests)
-        # Few, since what a thread has freed stays its own, up to twice the largest body. They use all
-        # cores: that which receives and answers is not theirs alone.
+        # Few, since a thread keeps what it has freed, up to twice the largest body. They use all
+        # cores: the one that receives and answers is not theirs alone.
         self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS, initializer=cores.use_all)
         self._loop = asyncio.new_event_loop()
         # As many as parse at a time: a body of numbers or lists takes up to 25 times its size.
