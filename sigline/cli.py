@@ -206,12 +206,11 @@ def _add_quiet(parser: argparse.ArgumentParser) -> None:
 def _scenes(arguments: argparse.Namespace) -> int:
     from sigline.components.scenes import generate
 
-    planted = generate.write_scenes(
-        arguments.output,
-        count=arguments.count,
-        seed=arguments.seed,
-        faults=generate.parse_faults(arguments.faults),
-    )
+    faults = generate.parse_faults(arguments.faults)
+    with progress.part("generate scenes"):
+        planted = generate.write_scenes(
+            arguments.output, count=arguments.count, seed=arguments.seed, faults=faults
+        )
     faults = ", ".join(f"{count} {name}" for name, count in planted.items() if count) or "none"
     print(f"Wrote {arguments.count} pairs to {arguments.output}; planted faults: {faults}")
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 _WIDTH, _HEIGHT = 340, 230
 # Room for the ticks' numbers and the titles, on the left and below; above and on the right.
-_LEFT, _BOTTOM, _EDGE = 58, 44, 14
+_LEFT, _BOTTOM, _EDGE = 70, 44, 14
 _BLUE, _GREY = "#3366cc", "#bbb"
 _TICKS = 5
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sigline.components.scenes.draw import draw_scene
 from sigline.components.scenes.grammar import label_set, sample_scene
-from sigline.schemas import ownership, record
+from sigline.schemas import ownership, progress, record
 
 TRAIN_SOURCE = "scenes"
 HELD_OUT_SOURCE = "scenes-heldout"
@@ -129,6 +129,7 @@ def _make_pair(seed: int, index: int, *, held_out: bool) -> _Pair:
     rng = np.random.default_rng([seed, _SCENE_STREAM, index])
     scene = sample_scene(rng, held_out=held_out)
     image = _encode(draw_scene(scene, rng), "PNG")
+    progress.advance(1, "pairs")
     return _Pair(f"{index:09d}", image, "png", scene.captions(), scene.label)
 
 
