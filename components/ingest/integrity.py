@@ -16,6 +16,10 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # What libjpeg warns of where some cameras fill up the end of a picture, and what they fill it with.
 _FILLED = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _FILLING = b"\0\xff"
+# More zeros than codes of frequencies give, and the symbol by which a block ends.
+_ZEROS, _NOTHING_FOLLOWS = bytes(16), 0
+# Zeros at the end of a WebP or AVIF that are no damage yet.
+_MOST_ZEROS = 64
 # What the reader says of rare ratios of brightness to colour, of which it decodes nothing.
 _RARE_SAMPLING = "subsampling"
 _PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
@@ -34,7 +38,10 @@ _INFLATED_BYTES = 2**20
 
 
 def damage(encoded: bytes, width: int, height: int) -> str | None:
-    """Returns what is wrong with a JPEG or PNG; None if nothing is, or it is neither.
+    """Returns what is wrong with a JPEG, PNG, WebP or AVIF; None if nothing is.
+
+    Of WebP and AVIF, which have nothing to check, a tail of zeros is found, as a file has it that
+    was made in its full size and fetched in part.
 
     Args:
         encoded: The bytes.
@@ -43,7 +50,31 @@ def damage(encoded: bytes, width: int, height: int) -> str | None:
     """
     if encoded.startswith(_JPEG_MAGIC):
         return _damage_of_jpeg(encoded)
-    return _damage_of_png(encoded, width, height) if encoded.startswith(_PNG_MAGIC) else None
+    if encoded.startswith(_PNG_MAGIC):
+        return _damage_of_png(encoded, width, height)
+    zeros = _MOST_ZEROS
+    content = b""
+    if encoded.startswith(b"RIFF"):
+        name, content = _webp_pixels(encoded)
+        # Lossy WebP writes zeros for one colour: 100 bytes of them for a million pixels.
+        zeros += width * height // 2000 if name == b"VP8 " else 0
+    elif encoded[4:8] == b"ftyp":
+        content = encoded
+    if len(content) - len(content.rstrip(b"\0")) > zeros:
+        return "the end is nothing but zeros"
+    return None
+
+
+def _webp_pixels(encoded: bytes) -> tuple[bytes, bytes]:
+    """Returns the name and content of the pixels of a WebP; both empty if its pictures move."""
+    place = 12
+    while place + 8 <= len(encoded):
+        name = encoded[place : place + 4]
+        length = int.from_bytes(encoded[place + 4 : place + 8], "little")
+        if name in (b"VP8 ", b"VP8L"):
+            return name, encoded[place + 8 : place + 8 + length]
+        place += 8 + length + length % 2
+    return b"", b""
 
 
 def _damage_of_jpeg(encoded: bytes) -> str | None:
@@ -52,14 +83,43 @@ def _damage_of_jpeg(encoded: bytes) -> str | None:
     except ValueError as error:
         if _RARE_SAMPLING in str(error):
             # Pillow has decoded it, by the same library.
-            return None if _has_end(encoded) else "the end is missing"
+            if not _has_end(encoded):
+                return "the end is missing"
+            return "there are zeros inside" if _has_zeros(encoded) else None
         filled = _FILLED.search(str(error))
-        if filled is not None:
-            end = encoded[: encoded.rindex(_JPEG_END)]
-            if len(end) - len(end.rstrip(_FILLING)) >= int(filled[1]):
-                return None
-        return str(error)
-    return None
+        end = encoded[: encoded.rindex(_JPEG_END)] if filled else b""
+        if filled is None or len(end) - len(end.rstrip(_FILLING)) < int(filled[1]):
+            return str(error)
+    return "there are zeros inside" if _has_zeros(encoded) else None
+
+
+def _has_zeros(encoded: bytes) -> bool:
+    """Whether there are zeros in the pixels of a JPEG that no encoder writes.
+
+    Zeros are the first code of each table. Unless that says that nothing follows in a block, as it
+    does in pictures of one colour with codes of their own, the zeros would be a texture that does
+    not exist: all frequencies alike. Only of frames that are one scan after the other: bits that
+    refine others are zeros in all pictures.
+    """
+    place, first_symbols, is_sequential = 2, set(), False
+    while place + 4 <= len(encoded) and encoded[place] == 0xFF:
+        marker = encoded[place + 1]
+        length = int.from_bytes(encoded[place + 2 : place + 4], "big")
+        content = encoded[place + 4 : place + 2 + length]
+        if marker == 0xDA:
+            break
+        if marker in (0xC0, 0xC1):
+            is_sequential = True
+        while marker == 0xC4 and len(content) > 17:
+            if content[0] >> 4:
+                first_symbols.add(content[17])
+            content = content[17 + sum(content[1:17]) :]
+        place += 2 + length
+    if not is_sequential or first_symbols <= {_NOTHING_FOLLOWS}:
+        return False
+    end = encoded.find(_JPEG_END, place)
+    # Some cameras fill up the end.
+    return _ZEROS in encoded[place:end].rstrip(_FILLING)
 
 
 def _has_end(encoded: bytes) -> bool:

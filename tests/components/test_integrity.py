@@ -100,6 +100,33 @@ def test_filling_before_the_end_is_no_damage(pictures, count):
     assert count < 9 or not _is_accepted(encoded[:-2] + b"x" * count + b"\xff\xd9")
 
 
+def test_texture_of_zeros_is_refused(pictures):
+    # Between marks, where codes of what follows still end in their place.
+    encoded = pictures["JPEG restarts"]
+    marks = [i for i in range(615, len(encoded) - 1) if encoded[i : i + 2] == b"\xff\xd3"]
+    begin = marks[0] + 2
+    assert not _is_accepted(encoded[:begin] + bytes(20) + encoded[begin + 20 :])
+
+
+@pytest.mark.parametrize("form", ["WEBP", "WEBP lossless", "AVIF"])
+def test_tail_of_zeros_of_other_forms_is_refused(form):
+    rng = np.random.default_rng(0)
+    ground = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+    form, lossless = form.split()[0], form.endswith("lossless")
+    options = {"lossless": True} if lossless else {}
+    for image, is_plain in (
+        (ground.resize((180, 120), Image.Resampling.BICUBIC), False),
+        (Image.new("RGB", (900, 900), "white"), True),
+    ):
+        buffer = io.BytesIO()
+        image.save(buffer, form, **options)
+        encoded = buffer.getvalue()
+        assert _is_accepted(encoded)
+        for share in () if is_plain else (0.3, 0.6, 0.9):
+            place = int(share * len(encoded))
+            assert not _is_accepted(encoded[:place] + bytes(len(encoded) - place))
+
+
 def test_picture_of_a_rare_sampling_is_accepted_while_it_is_whole(pictures):
     encoded = bytearray(pictures["JPEG 4:4:4"])
     frame = encoded.index(b"\xff\xc0")
