@@ -443,7 +443,7 @@ def _of_value(
     matches = tf.where(_is_in(kind, _RATIONAL, _SIGNED_RATIONAL), ratios, integers)
     matches = tf.where(tf.equal(kind, _FLOAT), singles, matches)
     matches = tf.where(tf.equal(kind, _DOUBLE), doubles, matches)
-    matches &= ~_is_in(kind, *_NOT_NUMBERS)
+    matches &= tf.logical_not(_is_in(kind, *_NOT_NUMBERS))
     # One at most is equal; 0 is no orientation.
     value = tf.reduce_sum(tf.where(matches, _ORIENTATIONS, 0))
     return tf.cast(tf.maximum(value, _UPRIGHT), tf.int32)
