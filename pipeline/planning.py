@@ -263,8 +263,8 @@ def _inherited(
 ) -> TrainConfig:
     """Returns the configuration with what the weights decide, and says what that changed."""
     inherited = inheritance.inherit(config, weights, environment.overrides)
-    for line in inheritance.differences(config, inherited):
-        print(f"From the weights: {line}", file=sys.stderr)
+    for line in inheritance.report(config, inherited, weights):
+        print(line, file=sys.stderr)
     return inherited
 
 

@@ -24,3 +24,5 @@ LABELS_FILE = "labels.json"
 # TF Serving's name of the requests that it runs before it serves a model.
 WARMUP_FILE = "tf_serving_warmup_requests"
 VOCABULARY_FILE = "sentencepiece.model"
+# The vocabulary in the form that it was imported in, if that was another one.
+TOKENIZER_FOLDER = "tokenizer"

@@ -162,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     bring.set_defaults(run=_import_weights)
     send = weights.add_parser("export", help="write weights for Hugging Face transformers")
-    send.add_argument("source", type=Path, help="folder of weights")
+    send.add_argument(
+        "source", type=Path, help="weights, a run's folder or checkpoint, or a published version"
+    )
     send.add_argument("--output", required=True, type=Path, help="folder to write")
     send.set_defaults(run=_export_weights)
 
@@ -248,8 +250,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     recipe, weights = config, _load_weights(arguments.weights) if arguments.weights else None
     config = inheritance.inherit(recipe, weights, arguments.overrides)
-    for line in inheritance.differences(recipe, config):
-        print(f"From the weights: {line}", file=sys.stderr)
+    for line in inheritance.report(recipe, config, weights):
+        print(line, file=sys.stderr)
     brought = inheritance.brings_vocabulary(config, weights)
     job = Job(
         config=config,
@@ -272,7 +274,9 @@ def _train(arguments: argparse.Namespace) -> int:
     trained = {name: variable.numpy() for name, variable in variables.items()}
     weights_dir = arguments.output / "weights"
     if not weights_dir.exists():
-        held = checkpoint.Weights(config, trained, job.vocabulary, result.initial_digest)
+        held = checkpoint.Weights(
+            config, trained, job.vocabulary, result.initial_digest, job.tokenizer
+        )
         checkpoint.save(weights_dir, held)
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0
@@ -534,13 +538,20 @@ def _import_weights(arguments: argparse.Namespace) -> int:
 
 
 def _export_weights(arguments: argparse.Namespace) -> int:
-    checks.check_there(arguments.source, "SOURCE")
+    source = arguments.source
+    # A checkpoint is named without the endings of its files.
+    if not source.with_name(f"{source.name}.index").is_file():
+        checks.check_there(source, "SOURCE")
     checks.check_absent(arguments.output, "--output")
     quiet.import_tensorflow()
+    from sigline.trainer import sources
     from sigline.trainer.weights import checkpoint
 
-    checkpoint.save_hugging_face(arguments.output, checkpoint.load(arguments.source))
+    weights = sources.load(source)
+    notes = checkpoint.save_hugging_face(arguments.output, weights)
     print(f"Wrote {arguments.output}")
+    for note in notes:
+        print(f"Note: {note}")
     return 0
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import types
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,7 @@ def export(
     vocabulary: bytes | None,
     labels: LabelSet | None = None,
     provenance: dict[str, str] | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Writes the SavedModel; the directory appears whole or not at all.
 
@@ -284,6 +286,7 @@ def export(
             images alone.
         labels: Classes and prompts for `classify`; without them a head has numbers for names.
         provenance: What else to record, such as digests of data and code.
+        tokenizer: Files of the vocabulary in the form that it was imported in, by name.
 
     Returns:
         The metadata that is written to `assets.extra/sigline.json`.
@@ -306,6 +309,8 @@ def export(
             "bias": float(model.bias.value),
         }
         assets[signatures.VOCABULARY_FILE] = vocabulary
+        for name, content in (tokenizer or {}).items():
+            assets[f"{signatures.TOKENIZER_FOLDER}/{name}"] = content
     if isinstance(served, _Headed):
         served.name_classes(labels)
     metadata = _metadata(served, model, config) | metadata | (provenance or {})
@@ -389,6 +394,7 @@ def _save(
     folder = scratch / signatures.ASSETS_DIR
     folder.mkdir()
     for name, content in assets.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     directory.parent.mkdir(parents=True, exist_ok=True)
     os.replace(scratch, directory)

@@ -49,6 +49,11 @@ class Job:
                 f"Received: classes={len(labels.names)}, image.classes={classes}"
             )
 
+    @property
+    def tokenizer(self) -> Mapping[str, bytes]:
+        """Files of the tokenizer that the weights brought; see `checkpoint.Weights`."""
+        return inheritance.tokenizer(self.config, self.weights)
+
     @functools.cached_property
     def provenance(self) -> dict[str, str]:
         """What the exported model says of its making."""
@@ -118,5 +123,6 @@ class Job:
                 vocabulary=self.vocabulary,
                 labels=self.labels,
                 provenance=provenance,
+                tokenizer=self.tokenizer,
             )
         return result, metadata

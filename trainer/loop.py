@@ -117,7 +117,9 @@ def train(
     is_chief, anyone = strategies.is_chief(strategy), strategies.agreement(strategy)
     strategies.check_same_start(strategy, first_step)
     if is_chief:
-        described = Weights(config, {}, vocabulary, initial_digest)
+        described = Weights(
+            config, {}, vocabulary, initial_digest, inheritance.tokenizer(config, weights)
+        )
         # Of a run that goes on, what was written when it began holds.
         initial_digest = describe(checkpoint_dir, described).initial_digest or initial_digest
     views = {name: teacher.view for name, teacher in seeing.items()}

@@ -74,6 +74,7 @@ def export_weights(
         vocabulary=weights.vocabulary,
         labels=labels,
         provenance={"weights_digest": weights.digest(), "initial_digest": weights.origin()},
+        tokenizer=weights.tokenizer,
     )
 
 

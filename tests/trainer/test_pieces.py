@@ -12,7 +12,7 @@ from make_texts import BYTE_PAIR_TEXTS
 
 from sigline.trainer import config, export, pieces, preprocess, two_tower
 from sigline.trainer.config import TextTowerConfig
-from sigline.trainer.weights import checkpoint
+from sigline.trainer.weights import tokenizer_import
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "byte_pairs"
 CLIP = TextTowerConfig(
@@ -27,7 +27,7 @@ CLIP = TextTowerConfig(
 
 @pytest.fixture(scope="module")
 def byte_pairs():
-    return checkpoint._clip_vocabulary(GOLDEN)
+    return tokenizer_import.read(GOLDEN)[0]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from sigline.schemas import digests
 from sigline.trainer import config as trainer_config
-from sigline.trainer import pieces, positions
+from sigline.trainer import positions
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import (
     big_vision,
@@ -32,25 +32,24 @@ from sigline.trainer.weights import (
     hugging_face,
     links,
     processor,
-    vocabularies,
+    processor_files,
+    tokenizer_files,
+    tokenizer_import,
 )
 
 CONFIG_FILE = "sigline.json"
 PARAMETERS_FILE = "parameters.safetensors"
 VOCABULARY_FILE = "vocabulary.model"
 LINEAGE_FILE = "lineage.json"
+TOKENIZER_FOLDER = "tokenizer"
 _INITIAL_DIGEST = "initial_digest"
 
 # Of Hugging Face's folders.
 _THEIR_CONFIG = "config.json"
 _THEIR_WEIGHTS = "model.safetensors"
 _THEIR_INDEX = "model.safetensors.index.json"
-# SigLIP's, and those of SigLIP 2 and CLIP, which end and fill texts otherwise.
-_THEIR_VOCABULARY = "spiece.model"
-_THEIR_TOKENIZER, _THEIR_TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-_THEIR_PIECES, _THEIR_MERGES = "vocab.json", "merges.txt"
-_SIGLIP_2_TOKENIZERS = ("GemmaTokenizer", "Siglip2Tokenizer")
-_CLIP_TOKENIZER = "CLIPTokenizer"
+# Tokens that `transformers`' zero-shot pipeline fills texts to, with a model of SigLIP's.
+_PIPELINE_LENGTH = 64
 # Buffers that old checkpoints hold beside the parameters.
 _THEIR_BUFFERS = r".*\.embeddings\.position_ids"
 
@@ -77,6 +76,8 @@ class Weights:
             that the source did not have are left out.
         vocabulary: A serialized SentencePiece model, if the source had one.
         initial_digest: Digest of the parameters that the training began with, if that is known.
+        tokenizer: Files of a foreign tokenizer that is the vocabulary in another form, by name, as
+            they were imported; they decide no answers.
         assumed: What a foreign source did not tell, and was assumed of it.
     """
 
@@ -84,6 +85,7 @@ class Weights:
     parameters: Mapping[str, np.ndarray]
     vocabulary: bytes | None = None
     initial_digest: str | None = None
+    tokenizer: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
     def digest(self) -> str:
@@ -159,7 +161,7 @@ def load_vocabulary(source: str | Path) -> bytes | None:
     source = Path(source)
     if (source / CONFIG_FILE).is_file():
         return load_description(source).vocabulary
-    return _their_vocabulary(source)[0] if source.is_dir() else None
+    return tokenizer_import.read(source)[0] if source.is_dir() else None
 
 
 def save(folder: str | Path, weights: Weights, *, notes: Mapping[str, bytes] | None = None) -> None:
@@ -190,6 +192,9 @@ def _describe(folder: Path, weights: Weights) -> None:
     (folder / CONFIG_FILE).write_text(weights.config.to_json() + "\n")
     if weights.vocabulary is not None:
         (folder / VOCABULARY_FILE).write_bytes(weights.vocabulary)
+    for name, content in weights.tokenizer.items():
+        (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
+        (folder / TOKENIZER_FOLDER / name).write_bytes(content)
     if weights.initial_digest is not None:
         lineage = {_INITIAL_DIGEST: weights.initial_digest}
         (folder / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1) + "\n")
@@ -204,6 +209,7 @@ def load_description(folder: str | Path) -> Weights:
         parameters={},
         vocabulary=vocabulary.read_bytes() if vocabulary.is_file() else None,
         initial_digest=_initial_digest(lineage) if lineage.is_file() else None,
+        tokenizer=tokenizer_import.kept_files(folder / TOKENIZER_FOLDER),
     )
 
 
@@ -215,32 +221,52 @@ def _initial_digest(path: Path) -> str:
     return digest
 
 
-def save_hugging_face(folder: str | Path, weights: Weights) -> None:
-    """Writes a folder that `transformers` reads, with `from_pretrained`.
+def save_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
+    """Writes a folder that `transformers` reads: model, tokenizer and image processor.
+
+    Returns:
+        What does there otherwise than here, in sentences.
 
     Raises:
         ValueError: If `transformers` has no such model, or the folder is there already.
     """
     described = hugging_face.config_json(weights.config)
     tensors = links.write(hugging_face.links(weights.config), weights.parameters)
+    clip, text = described["model_type"] == "clip", weights.config.text_tower
+    processor = processor_files.described(weights.config.image, clip=clip)
+    written = {processor_files.FILE: (json.dumps(processor, indent=1) + "\n").encode()}
+    if weights.vocabulary is not None:
+        written |= tokenizer_files.files(weights.vocabulary, text, weights.tokenizer, clip=clip)
+        described["text_config"] |= tokenizer_files.ids(weights.vocabulary, text)
     with _Appearing(folder) as scratch:
         (scratch / _THEIR_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
         _write(scratch / _THEIR_WEIGHTS, tensors, metadata={"format": "pt"})
-        if weights.vocabulary is not None:
-            _write_their_vocabulary(scratch, weights.vocabulary)
+        for name, content in written.items():
+            (scratch / name).write_bytes(content)
+    return _differences(weights, clip=clip)
 
 
-def _write_their_vocabulary(folder: Path, vocabulary: bytes) -> None:
-    if not vocabulary.startswith(b"{"):
-        (folder / _THEIR_VOCABULARY).write_bytes(vocabulary)
-        return
-    content = json.loads(vocabulary)
-    numbers = {piece: number for number, piece in enumerate(content["pieces"])}
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in content["merges"])]
-    (folder / _THEIR_PIECES).write_text(json.dumps(numbers, ensure_ascii=False))
-    (folder / _THEIR_MERGES).write_text("\n".join(lines) + "\n")
-    described = {"tokenizer_class": _CLIP_TOKENIZER, "model_max_length": 77}
-    (folder / _THEIR_TOKENIZER_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
+def _differences(weights: Weights, *, clip: bool) -> list[str]:
+    """Returns what `transformers` does otherwise with weights, in sentences."""
+    notes = []
+    if weights.vocabulary is None:
+        notes.append(
+            "the weights have no vocabulary, so no tokenizer was written; add it by `sigline "
+            "weights import --vocabulary`"
+        )
+    length = weights.config.text_tower.length
+    if not clip and length != _PIPELINE_LENGTH:
+        notes.append(
+            f"transformers' zero-shot pipeline fills texts for SigLIP to {_PIPELINE_LENGTH} tokens "
+            f"whatever the tokenizer says, and this model takes {length}. Call AutoProcessor and "
+            'AutoModel with padding="max_length" and truncation=True'
+        )
+    if not weights.config.image.antialias:
+        notes.append(
+            "Pillow, by which transformers resizes, always antialiases, and this model was trained "
+            "without: pixels differ where a picture is made smaller"
+        )
+    return notes
 
 
 def fitted(
@@ -308,7 +334,7 @@ def _load_hugging_face(folder: Path, drop: list[str], assignments: Iterable[str]
     tensors = {}
     for path in _their_files(folder):
         tensors |= _read(path)
-    vocabulary, texts = _their_vocabulary(folder)
+    vocabulary, texts = tokenizer_import.read(folder)
     if settings.text is not None:
         settings = dataclasses.replace(settings, text=dataclasses.replace(settings.text, **texts))
     settings = choices.applied(settings, chosen)
@@ -320,47 +346,13 @@ def _load_hugging_face(folder: Path, drop: list[str], assignments: Iterable[str]
             f"{folder / _THEIR_CONFIG} must be that of the weights. Received: positions of {found} "
             f"patches, image_size and patch_size of {patches}"
         )
-    return Weights(settings, parameters, vocabulary=vocabulary, assumed=tuple(assumed))
-
-
-def _their_vocabulary(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
-    """Returns a SentencePiece model, if there is one, and how texts are read with it."""
-    if (folder / _THEIR_VOCABULARY).is_file():
-        return (folder / _THEIR_VOCABULARY).read_bytes(), {}
-    described = folder / _THEIR_TOKENIZER_CONFIG
-    if not described.is_file():
-        return None, {}
-    name = str(json.loads(described.read_text()).get("tokenizer_class")).removesuffix("Fast")
-    if name == _CLIP_TOKENIZER:
-        texts = {
-            "start_piece": "<|startoftext|>",
-            "end_piece": "<|endoftext|>",
-            "pad_piece": "<|endoftext|>",
-        }
-        return _clip_vocabulary(folder), texts
-    if name not in _SIGLIP_2_TOKENIZERS:
-        return None, {}
-    content = (folder / _THEIR_TOKENIZER).read_bytes()
-    texts = {
-        "strip_punctuation": False,
-        "squeeze_whitespace": False,
-        "end_piece": "<eos>",
-        "pad_piece": "<pad>",
-    }
-    return vocabularies.from_tokenizer_json(content), texts
-
-
-def _clip_vocabulary(folder: Path) -> bytes:
-    if (folder / _THEIR_PIECES).is_file():
-        numbers = json.loads((folder / _THEIR_PIECES).read_text())
-        lines = (folder / _THEIR_MERGES).read_text().splitlines()
-        return pieces.serialized(numbers, [x for x in lines if x and not x.startswith("#version")])
-    model = json.loads((folder / _THEIR_TOKENIZER).read_text()).get("model", {})
-    if not {"vocab", "merges"} <= set(model):
-        raise ValueError(
-            f"{folder / _THEIR_TOKENIZER} must hold byte pairs. Received: {set(model)}"
-        )
-    return pieces.serialized(model["vocab"], model["merges"])
+    return Weights(
+        config=settings,
+        parameters=parameters,
+        vocabulary=vocabulary,
+        tokenizer=tokenizer_import.kept(folder),
+        assumed=tuple(assumed),
+    )
 
 
 def _their_files(folder: Path) -> list[Path]:

@@ -7,38 +7,45 @@ of this shows in shapes, so that a recipe with other settings would start withou
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sigline.trainer import config as trainer_config
-from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import processor, vocabularies
+from sigline.trainer.config import ImageTowerConfig, TrainConfig
+from sigline.trainer.weights import processor, tokenizer_files, vocabularies
 from sigline.trainer.weights.checkpoint import Weights
 
 TOKEN_TABLE = "text/tokens"
 
 # Fields of a tower that belong to its parameters of these names.
-_WORDS = (
-    "vocabulary_size",
-    "lowercase",
-    "strip_punctuation",
-    "squeeze_whitespace",
-    "start_piece",
-    "end_piece",
-    "pad_piece",
-)
+_WORDS = ("vocabulary_size", *tokenizer_files.RULES)
 _PIXELS = processor.FIELDS
 _FIELDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("text", TOKEN_TABLE, _WORDS),
     ("text", "text/positions", ("length",)),
-    ("text", "text/encoder/.*", ("num_heads", "causal")),
+    ("text", "text/encoder/.*", ("width", "mlp_dim", "num_heads", "causal")),
     ("image", "image/embedding/kernel", _PIXELS),
-    ("image", "image/encoder/.*", ("num_heads",)),
+    ("image", "image/encoder/.*", ("width", "mlp_dim", "num_heads")),
 )
-# Those of the blocks that show in no shape; a tower's pool shows in none, or in parameters that may
-# be left out to train another pool.
+# Of the blocks, those that show in no shape.
 _BLOCK_FIELDS = ("activation", "norm_epsilon")
-_POOL_FIELDS = {"text": ("pool", "end_id"), "image": ("pool",)}
+# What parts of a tower are called. A pattern that matches all of them means the tower as it is.
+_PARTS = {
+    "text": ("tokens", "positions", "encoder/norm/gamma", "pool/probe", "head/kernel"),
+    "image": (
+        "embedding/kernel",
+        "positions",
+        "token",
+        "registers",
+        "encoder/norm/gamma",
+        "pool/probe",
+        "projection/kernel",
+    ),
+}
+# Fields that are the recipe's in any case: what only training does, a head beside the embedding,
+# and the side of the pictures, of which see `_sides`.
+_TRAINING = {"text": (), "image": ("token_dropout", "classes", "size", "drop_remainder")}
+_TRAINING_OF_BLOCKS = ("dropout", "stochastic_depth")
 
 
 def inherit(
@@ -46,10 +53,10 @@ def inherit(
 ) -> TrainConfig:
     """Returns the configuration of a run that starts from weights.
 
-    Whatever decides how pretrained parameters compute, and does not show in their shapes, comes
-    from the weights: the rules by which texts become tokens, the number of tokens, how pixels are
-    resized and normalised, heads, activations and pools. The rest is the recipe's, such as the
-    resolution, dropout and the optimizer.
+    A tower that is pretrained as a whole is that of the weights. Of one that is in parts, whatever
+    decides how these compute comes from the weights: the rules by which texts become tokens, the
+    number of tokens, how pixels are resized and normalised, widths, heads and activations. The rest
+    is the recipe's, such as another resolution, dropout and the optimizer.
 
     Args:
         config: The recipe's configuration, overrides included.
@@ -63,42 +70,96 @@ def inherit(
     for tower in ("image", "text"):
         ours, theirs = getattr(config, tower), getattr(weights.config, tower)
         if ours is not None and theirs is not None:
-            changed[tower] = dataclasses.replace(ours, **_fields(tower, ours, weights, names))
+            changed[tower] = dataclasses.replace(ours, **_fields(tower, config, weights, names))
     config = dataclasses.replace(config, **changed)
     return trainer_config.override(config, overrides)
 
 
-def _fields(tower: str, ours: Any, weights: Weights, names: list[str]) -> dict[str, Any]:
-    """Returns what a tower takes over: values by the names of its fields."""
+def _fields(tower: str, config: TrainConfig, weights: Weights, names: list[str]) -> dict[str, Any]:
+    """Returns what a tower takes over: values by the names of its fields.
+
+    Args:
+        tower: `image` or `text`.
+        config: The recipe's configuration.
+        weights: What the run starts from.
+        names: Parameters of the weights that are pretrained.
+    """
+    ours = getattr(config, tower)
     theirs = getattr(weights.config, tower)
-    # A head of classes reads the embedding, and is no part of it.
-    own = [x for x in weights.parameters if x.startswith(f"{tower}/") and x[:10] != "image/head"]
-    taken = {
-        field: getattr(theirs, field)
-        for place, pattern, fields in _FIELDS
-        if place == tower and any(re.fullmatch(pattern, name) for name in names)
-        for field in fields
-    }
-    if taken.get("resize_side") is not None:
-        # As much is cut off at another resolution.
-        taken["resize_side"] = max(round(theirs.resize_side * ours.size / theirs.size), ours.size)
-    if any(name.startswith(f"{tower}/encoder/") for name in names):
-        block = {field: getattr(theirs.block, field) for field in _BLOCK_FIELDS}
-        taken["block"] = dataclasses.replace(ours.block, **block)
-    # A new pool is a matter of leaving the old one's parameters, or those behind it, out.
-    if own and set(own) <= set(names):
-        taken |= {field: getattr(theirs, field) for field in _POOL_FIELDS[tower]}
+    if not any(name.startswith(f"{tower}/") for name in names):
+        return {}
+    parts = [f"{tower}/{part}" for part in _PARTS[tower]]
+    if all(_is_pretrained(config, part) for part in parts):
+        kept = _TRAINING[tower]
+        fields = [item.name for item in dataclasses.fields(theirs) if item.name not in kept]
+        taken = {field: getattr(theirs, field) for field in fields}
+        block = {field: getattr(ours.block, field) for field in _TRAINING_OF_BLOCKS}
+        taken["block"] = dataclasses.replace(theirs.block, **block)
+    else:
+        taken = {
+            field: getattr(theirs, field)
+            for place, pattern, fields in _FIELDS
+            if place == tower and any(re.fullmatch(pattern, name) for name in names)
+            for field in fields
+        }
+        own = {x for x in weights.parameters if x.startswith(f"{tower}/encoder/")}
+        if own and own <= set(names):
+            # Else a deeper encoder may start from the first blocks of another one.
+            taken["depth"] = theirs.depth
+        if own & set(names):
+            block = {field: getattr(theirs.block, field) for field in _BLOCK_FIELDS}
+            taken["block"] = dataclasses.replace(ours.block, **block)
+    if tower == "image" and "resize" in taken:
+        taken |= _sides(ours, theirs, taken.get("patch", ours.patch))
     return taken
 
 
-def differences(recipe: TrainConfig, config: TrainConfig) -> list[str]:
-    """Returns what a run took over where its recipe says otherwise, as `key=value` with both."""
+def _sides(ours: ImageTowerConfig, theirs: ImageTowerConfig, patch: int) -> dict[str, Any]:
+    """Returns the side of the pictures, and that from which they are cut.
+
+    A recipe of another resolution keeps it. One with as many patches means that of the weights,
+    whose patches may leave some pixels out; one with other patches says nothing of theirs.
+
+    Args:
+        ours: The recipe's tower.
+        theirs: That of the weights.
+        patch: Side of a patch in the tower to be.
+    """
+    other_patches = ours.patch != theirs.patch and patch == theirs.patch
+    if other_patches or (ours.patch, ours.grid) == (theirs.patch, theirs.grid):
+        return {
+            "size": theirs.size,
+            "drop_remainder": theirs.drop_remainder,
+            "resize_side": theirs.resize_side,
+        }
+    # As much is cut off at another resolution.
+    cut = theirs.resize_side
+    scaled = None if cut is None else max(round(cut * ours.size / theirs.size), ours.size)
+    return {"resize_side": scaled}
+
+
+def report(recipe: TrainConfig, config: TrainConfig, weights: Weights | None) -> list[str]:
+    """Returns lines that tell a user where a recipe and the weights differ, and which is followed.
+
+    Args:
+        recipe: The recipe's configuration, overrides included.
+        config: What `inherit` made of it.
+        weights: What the run starts from; None for none.
+    """
     before, after = (_flat(dataclasses.asdict(x)) for x in (recipe, config))
-    return [
-        f"{key}={after[key]!r} (the recipe: {before[key]!r})"
+    lines = [
+        f"From the weights: {key}={after[key]!r} (the recipe: {before[key]!r})"
         for key in after
         if after[key] != before.get(key)
     ]
+    if weights is not None and _is_pretrained(config, "image/positions"):
+        ours, theirs = config.image.size, weights.config.image.size
+        if ours != theirs:
+            lines.append(
+                f"From the recipe: image.size={ours} (the weights: {theirs}); the positions of the "
+                "patches are resampled"
+            )
+    return lines
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -150,6 +211,13 @@ def vocabulary(config: TrainConfig, weights: Weights | None, other: bytes | None
             f"{vocabularies.digest(weights.vocabulary)[:12]}, pretrained={list(config.pretrained)}"
         )
     return weights.vocabulary
+
+
+def tokenizer(config: TrainConfig, weights: Weights | None) -> Mapping[str, bytes]:
+    """Returns the files of the tokenizer that is the vocabulary of a run in another form."""
+    if weights is None or not brings_vocabulary(config, weights):
+        return {}
+    return weights.tokenizer
 
 
 def with_vocabulary(weights: Weights, other: bytes) -> Weights:

@@ -20,11 +20,11 @@ from sigline.schemas import digests
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNKNOWN = "<unk>"
-_BPE = 2
+BPE = 2
 # What a SentencePiece model that is silent does; see its `sentencepiece_model.proto`.
-_UNIGRAM = 1
+UNIGRAM = 1
 _TRAINER_DEFAULTS = {
-    "model_type": _UNIGRAM,
+    "model_type": UNIGRAM,
     "treat_whitespace_as_suffix": False,
     "byte_fallback": False,
     "unk_id": 0,
@@ -40,7 +40,7 @@ _NORMALIZER_DEFAULTS = {
 }
 
 
-class _Kind(enum.IntEnum):
+class Kind(enum.IntEnum):
     """Of a piece, as SentencePiece numbers them."""
 
     NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
@@ -75,25 +75,50 @@ def _content(vocabulary: bytes) -> Any:
         except ValueError:
             return None
     try:
-        model = _model_class().FromString(vocabulary)
-    except message.DecodeError:
+        model = read_model(vocabulary)
+    except ValueError:
         return None
 
     def fields(part: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        values = {n: getattr(part, n) if part.HasField(n) else x for n, x in defaults.items()}
+        values = {name: getattr(part, name) for name in defaults}
         return {n: x.hex() if isinstance(x, bytes) else x for n, x in values.items()}
 
-    pieces = [
-        (item.piece, item.score, item.type if item.HasField("type") else _Kind.NORMAL)
-        for item in model.pieces
-    ]
-    if not pieces:
-        return None
     return (
-        pieces,
+        [(item.piece, item.score, item.type) for item in model.pieces],
         fields(model.trainer_spec, _TRAINER_DEFAULTS),
         fields(model.normalizer_spec, _NORMALIZER_DEFAULTS),
     )
+
+
+def read_model(vocabulary: bytes) -> Any:
+    """Returns a SentencePiece model's message: its pieces, and those settings that decide tokens.
+
+    What the model is silent about is filled in.
+
+    Raises:
+        ValueError: If the bytes are no SentencePiece model.
+    """
+    try:
+        model = _model_class().FromString(vocabulary)
+    except message.DecodeError:
+        model = None
+    # Whatever is no model at all has no pieces.
+    if model is None or not model.pieces:
+        raise ValueError(
+            "The vocabulary must be a serialized SentencePiece model. "
+            f"Received: {len(vocabulary)} bytes of something else"
+        )
+    for part, defaults in (
+        (model.trainer_spec, _TRAINER_DEFAULTS),
+        (model.normalizer_spec, _NORMALIZER_DEFAULTS),
+    ):
+        for name, value in defaults.items():
+            if not part.HasField(name):
+                setattr(part, name, value)
+    for item in model.pieces:
+        if not item.HasField("type"):
+            item.type = Kind.NORMAL
+    return model
 
 
 def from_tokenizer_json(content: bytes) -> bytes:
@@ -121,19 +146,19 @@ def from_tokenizer_json(content: bytes) -> bytes:
 
     def kind(piece: str) -> int:
         if piece == _UNKNOWN:
-            return _Kind.UNKNOWN
+            return Kind.UNKNOWN
         if _BYTE.fullmatch(piece):
-            return _Kind.BYTE
+            return Kind.BYTE
         if piece in special:
-            return _Kind.CONTROL
-        return _Kind.USER_DEFINED if piece in added else _Kind.NORMAL
+            return Kind.CONTROL
+        return Kind.USER_DEFINED if piece in added else Kind.NORMAL
 
     written = _model_class()()
     for piece in pieces:
         rank = ranks.get(piece, len(ranks))
         written.pieces.add(piece=piece, score=-float(rank), type=kind(piece))
     trainer, normalizer = written.trainer_spec, written.normalizer_spec
-    trainer.model_type, trainer.vocab_size, trainer.byte_fallback = _BPE, len(pieces), True
+    trainer.model_type, trainer.vocab_size, trainer.byte_fallback = BPE, len(pieces), True
     for name in ("unk", "bos", "eos", "pad"):
         found = pieces.index(f"<{name}>") if f"<{name}>" in pieces else -1
         setattr(trainer, f"{name}_id", found)

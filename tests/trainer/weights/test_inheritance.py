@@ -165,14 +165,36 @@ def test_run_takes_sizes_and_rules_from_its_weights(tiny, siglip_2):
     theirs = siglip_2.config
     block = dataclasses.replace(theirs.text.block, dropout=0.1)
     assert found.text == dataclasses.replace(theirs.text, block=block)
-    # The resolution and what is dropped in training are the recipe's.
+    # Another resolution, and what is dropped in training, are the recipe's.
     block = dataclasses.replace(theirs.image.block, dropout=0.0)
     assert found.image == dataclasses.replace(theirs.image, size=recipe.image.size, block=block)
     assert dataclasses.replace(found, text=recipe.text, image=recipe.image) == recipe
-    lines = inheritance.differences(recipe, found)
-    assert "text.length=24 (the recipe: 16)" in lines
-    assert "text.pad_piece='<pad>' (the recipe: '</s>')" in lines
-    assert "image.block.activation='quick_gelu' (the recipe: 'gelu_tanh')" in lines
+    lines = inheritance.report(recipe, found, siglip_2)
+    for expected in (
+        "From the weights: text.length=24 (the recipe: 16)",
+        "From the weights: text.pad_piece='<pad>' (the recipe: '</s>')",
+        "From the weights: image.block.activation='quick_gelu' (the recipe: 'gelu_tanh')",
+        "From the recipe: image.size=8 (the weights: 64); the positions of the patches are "
+        "resampled",
+    ):
+        assert expected in lines
+
+
+def test_run_takes_towers_of_other_sizes_from_its_weights(tiny, weights):
+    # As a recipe of B/16 that starts from a small model: nothing but what to train is said.
+    small = {"width": 24, "depth": 1, "mlp_dim": 40, "num_heads": 3}
+    image = dataclasses.replace(tiny.image, patch=7, size=21, pool="gap", projection=12, **small)
+    text = dataclasses.replace(tiny.text, pool="max", **small)
+    held = dataclasses.replace(weights, config=dataclasses.replace(tiny, image=image, text=text))
+    found = inheritance.inherit(_starting(tiny, [".*"]), held)
+    assert (found.image, found.text) == (image, text)
+    # A new pool and projection, for which their parameters are left out, stay the recipe's.
+    new = ["image/(?!pool|projection).*", "text/(?!pool|head).*"]
+    found = inheritance.inherit(_starting(tiny, new), held)
+    assert (found.image.pool, found.image.projection) == (tiny.image.pool, tiny.image.projection)
+    assert found.text.pool == tiny.text.pool
+    for tower in (found.image, found.text):
+        assert (tower.width, tower.depth, tower.num_heads) == (24, 1, 3)
 
 
 def test_tower_that_is_not_pretrained_stays_the_recipes(tiny, siglip_2):
@@ -202,7 +224,8 @@ def test_run_without_weights_or_with_its_own_is_unchanged(tiny, weights):
     recipe = _starting(tiny, [".*"])
     found = inheritance.inherit(recipe, weights)
     assert found.digest() == recipe.digest()
-    assert inheritance.differences(recipe, found) == []
+    assert inheritance.report(recipe, found, weights) == []
+    assert inheritance.report(tiny, tiny, None) == []
 
 
 def test_rules_of_the_weights_reach_the_tokens(tiny, siglip_2):
@@ -277,3 +300,18 @@ def test_as_much_is_cut_off_at_another_resolution(tiny, siglip_2, size, side):
     recipe = _starting(config.override(tiny, [f"image.size={size}"]), ["image/.*"])
     found = inheritance.inherit(recipe, weights).image
     assert (found.size, found.resize_side, found.resampler) == (size, side, "pillow")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    # As many patches as the weights have: their side. Others: the recipe's, cut as theirs is.
+    [(32, (36, True, 54)), (64, (64, False, 96)), (16, (16, False, 24))],
+)
+def test_side_of_as_many_patches_is_that_of_the_weights(tiny, weights, size, expected):
+    cut = {"resize": "crop", "resize_side": 54, "size": 36, "drop_remainder": True}
+    theirs = dataclasses.replace(tiny.image, patch=8, **cut)
+    held = dataclasses.replace(weights, config=dataclasses.replace(tiny, image=theirs))
+    image = dataclasses.replace(tiny.image, patch=8, size=size)
+    recipe = _starting(dataclasses.replace(tiny, image=image), ["image/.*"])
+    found = inheritance.inherit(recipe, held).image
+    assert (found.size, found.drop_remainder, found.resize_side) == expected

@@ -10,8 +10,8 @@ import tensorflow as tf
 from test_hugging_face import GOLDEN, KINDS, check_answers
 
 from sigline.trainer import preprocess
-from sigline.trainer.config import ImageTowerConfig
-from sigline.trainer.weights import checkpoint, processor
+from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
+from sigline.trainer.weights import checkpoint, processor, tokenizer_files, tokenizer_import
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None,
@@ -141,8 +141,11 @@ def test_tokens_agree_with_the_clip_tokenizer(tmp_path):
     expected = safetensors.numpy.load_file(str(folder / "expected.safetensors"))
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     assert (golden.clip_tokens(tokenizer) == expected["tokens"]).all()
-    # What is written is read there.
-    checkpoint._write_their_vocabulary(tmp_path, checkpoint._clip_vocabulary(folder))
+    # Of what is written, CLIP's own class reads the pairs, too.
+    words, rules = tokenizer_import.read(folder)
+    text = TextTowerConfig(**{"length": golden.LENGTH, "strip_punctuation": False} | rules)
+    for name, content in tokenizer_files.files(words, text, {}, clip=True).items():
+        (tmp_path / name).write_bytes(content)
     again = transformers.CLIPTokenizer.from_pretrained(tmp_path)
     assert (golden.clip_tokens(again) == expected["tokens"]).all()
 
