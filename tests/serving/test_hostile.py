@@ -74,6 +74,18 @@ def image(scene_records):
     return scene_records[0].image
 
 
+@pytest.fixture(scope="module", autouse=True)
+def used_before(server, image):
+    """Calls every signature once: TensorFlow optimizes the graph of each at its first call."""
+    client = Client(server.address, timeout_seconds=120)
+    client.embed_texts(["a"])
+    client.embed_images([image])
+    client.compare(image, ["a"])
+    for signature in ("serving_default", "embed_image", "classify"):
+        client.predict(signature, {"image_bytes": [image]})
+    client.close()
+
+
 def _lying(size):
     request = _request("embed_text", text=[b"a"])
     request.inputs["text"].tensor_shape.dim[0].size = size
