@@ -1,7 +1,10 @@
 """Files of components, on whatever file system Beam reaches."""
 
+import errno
+import os
 import posixpath
 import re
+import stat
 import uuid
 from typing import BinaryIO
 
@@ -18,7 +21,7 @@ class BeamFiles:
         """Opens a file for reading as it is; raises an `OSError` if it cannot."""
         if FileSystems.get_scheme(path) is None:
             # As Beam does in the end, which takes as long again.
-            return open(path, "rb")
+            return open(path, "rb", opener=_open_regular)
         return FileSystems.open(path, compression_type="uncompressed")
 
     def find(self, folder: str) -> list[str]:
@@ -35,6 +38,22 @@ class BeamFiles:
         if FileSystems.get_scheme(folder) is None:
             return local_entries(folder)
         return [Entry(path) for path in self.find(folder)]
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens what is no pipe, socket or device: reading one may never end.
+
+    Raises:
+        FileNotFoundError: If the path leads to one.
+    """
+    # Without waiting for whoever writes to a pipe.
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    kind = os.fstat(descriptor).st_mode
+    # Python itself refuses folders.
+    if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+        return descriptor
+    os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, "No regular file", path)
 
 
 def tree_digest(folder: str) -> str:

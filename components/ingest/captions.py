@@ -7,7 +7,7 @@ from typing import Any
 
 from sigline.components.ingest import cells, filters, reasons, remarks
 from sigline.components.ingest.filters import Caption, FilterConfig, Refusal
-from sigline.components.ingest.sources import RawPair
+from sigline.components.ingest.sources import FolderClass, RawPair
 from sigline.schemas import record
 
 # Characters of a caption; normalising one takes the square of them at worst.
@@ -48,7 +48,10 @@ def captions_of(
     for text, language in pair.captions or ():
         collected.add(text, language)
     if pair.text is not None:
-        collected.add(decode_text(pair.text, "text"))
+        text = decode_text(pair.text, "text")
+        folder = pair.label.name if isinstance(pair.label, FolderClass) else None
+        # A folder of a class is called `none` or `NA` because the class is.
+        collected.add(text, is_word=folder is not None and text == folder.replace("_", " "))
     collected.add(metadata.get("caption"))
     captions = metadata.get("captions")
     by_language = captions if isinstance(captions, dict) else {None: captions}
@@ -68,11 +71,11 @@ class _Captions:
         self._missing: list[str] = []
         self._empty = 0
 
-    def add(self, text: Any, language: Any = None) -> None:
-        """Adds a caption, unless it stands for none or nothing of it is visible."""
+    def add(self, text: Any, language: Any = None, *, is_word: bool = False) -> None:
+        """Adds a caption, unless nothing of it is visible or it stands for none and is no word."""
         if isinstance(text, bytes):
             text = decode_text(text, "a caption")
-        if cells.is_missing(text):
+        if cells.is_missing(text) and not is_word:
             self._missing += [text] if isinstance(text, str) else []
             return
         if not isinstance(text, str):

@@ -46,6 +46,10 @@ _ITEM = re.compile(
     r"""(?:\s*+,|\s++|(?=\]))\s*+""",
     re.DOTALL,
 )
+# Where a list in a list begins, and where it ends.
+_BEGIN = re.compile(r"\s*+\[\s*+")
+_END = re.compile(r"\s*+\](?:\s*+,|\s++|(?=\]))\s*+")
+_MAX_DEPTH = 32
 _NO_VALUE = ("None", "nan", "NaN", "null", "NA", "NaT")
 
 
@@ -76,17 +80,23 @@ def listed(text: str) -> list[Any] | None:
 
 
 def _python_list(text: str) -> list[Any] | None:
-    items, place, end = [], 1, len(text) - 1
+    lists: list[list[Any]] = [[]]
+    place, end = 1, len(text) - 1
     while place < end:
-        match = _ITEM.match(text, place)
-        if match is None:
-            return None
-        try:
-            items.append(_literal(match["item"]))
-        except (ValueError, SyntaxError):
+        if match := _ITEM.match(text, place):
+            try:
+                lists[-1].append(_literal(match["item"]))
+            except (ValueError, SyntaxError):
+                return None
+        elif (match := _BEGIN.match(text, place)) and len(lists) < _MAX_DEPTH:
+            lists[-1].append([])
+            lists.append(lists[-1][-1])
+        elif (match := _END.match(text, place)) and match.end() <= end and len(lists) > 1:
+            lists.pop()
+        else:
             return None
         place = match.end()
-    return items if place == end else None
+    return lists[0] if place == end and len(lists) == 1 else None
 
 
 def _literal(item: str) -> Any:

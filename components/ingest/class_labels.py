@@ -31,6 +31,10 @@ class ClassNames:
             # Two names that differ in their case only are told apart by it.
             self._folded[folded] = None if folded in self._folded else number
 
+    def exact(self, name: str) -> int | None:
+        """Returns the class of a name that is the same to the letter."""
+        return self._exact.get(name.strip())
+
     def number(self, name: str) -> int | None:
         """Returns the class of a name, the same to the letter or else but for case and blanks."""
         exact = self._exact.get(name.strip())
@@ -55,7 +59,8 @@ def resolve(value: Any, names: ClassNames) -> Labels:
     """Returns the class ids of a label, or of a list of labels.
 
     A whole number is a class id, also as `3.0` or as text; NaN, -1 and empty texts are no label;
-    other texts are looked up among the names. A number that is no class may be a name, too.
+    other texts are looked up among the names. A number that is no class may be a name, too, and so
+    may a word for nothing, such as `none`, that is a name to the letter.
 
     Args:
         value: What the source has: a number, a text, bytes, a list of such, also one that is
@@ -74,7 +79,11 @@ def resolve(value: Any, names: ClassNames) -> Labels:
             item = item.name if names.number(item.name) is not None else item.name.replace("_", " ")
         number = _number(item)
         if cells.is_missing(item) or number == -1 or _text(item) == "":
-            missing += 1
+            named = names.exact(_text(item) or "")
+            if named is None:
+                missing += 1
+            else:
+                ids.append(named)
         elif number is not None and 0 <= number < (names.count or _LARGEST):
             ids.append(int(number))
         elif (named := names.number(_name(item))) is not None:

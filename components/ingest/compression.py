@@ -15,6 +15,8 @@ SUFFIXES = (".gz", ".bz2", ".zst", ".xz")
 _MAX_WINDOW_BYTES = 2**27
 _PIECE_BYTES = 2**16
 _GZIP, _BZIP2, _XZ, _ZSTANDARD = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
+# A frame of Zstandard that holds no data, as `pzstd` writes first: behind a byte of 0x50 to 0x5f.
+_SKIPPABLE = b"\x2a\x4d\x18"
 _HEAD_BYTES = 10
 # Begins a block of bzip2 or its end.
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
@@ -57,7 +59,7 @@ def decompressed(handle: BinaryIO) -> Iterator[BinaryIO]:
         raw = _Streams(handle, bz2.BZ2Decompressor)
     elif head.startswith(_XZ):
         raw = _Streams(handle, _xz_decompressor)
-    elif head.startswith(_ZSTANDARD):
+    elif head.startswith(_ZSTANDARD) or (head[1:4] == _SKIPPABLE and head[0] >> 4 == 5):
         raw = _Zstandard(handle)
     yield handle if raw is None else cast(BinaryIO, io.BufferedReader(raw, _PIECE_BYTES))
 
@@ -109,21 +111,48 @@ class _Zstandard(io.RawIOBase):
     """Frames of Zstandard, one behind the other."""
 
     def __init__(self, handle: BinaryIO):
+        self._handle = handle
+        self._stream = self._opened()
+        self._position = 0
+        self._error: OSError | None = None
+
+    def _opened(self) -> Any:
         import pyarrow
 
-        source = pyarrow.PythonFile(handle, mode="r")
-        self._stream = pyarrow.CompressedInputStream(source, "zstd")
+        self._handle.seek(0)
+        source = pyarrow.PythonFile(self._handle, mode="r")
+        return pyarrow.CompressedInputStream(source, "zstd")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        data = b""
+        if self._error is None:
+            try:
+                data = self._stream.read(len(buffer))
+            except OSError as error:
+                # Damage has no number; what the file system reports has.
+                if error.errno is not None:
+                    raise
+                self._error = error
+                data = self._before_damage(len(buffer))
+        if self._error is not None and not data:
+            raise DamagedStreamError(f"the compressed file is damaged: {self._error}")
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _before_damage(self, size: int) -> bytes:
+        """Returns what stands before damage: a read that meets it gives nothing of that."""
+        stream, left = self._opened(), self._position
+        while left:
+            left -= len(stream.read(min(left, _PIECE_BYTES)))
+        content = bytearray()
         try:
-            data = self._stream.read(len(buffer))
+            while len(content) < size and (byte := stream.read(1)):
+                content += byte
         except OSError as error:
-            # Damage has no number; what the file system reports has.
             if error.errno is not None:
                 raise
-            raise DamagedStreamError(f"the compressed file is damaged: {error}") from None
-        buffer[: len(data)] = data
-        return len(data)
+        return bytes(content)

@@ -18,6 +18,16 @@ _SUFFIXES = (
 _PLAIN = ("", ".txt", ".json")
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a name or one of the folders above begins with a dot, or macOS packed it for itself.
+
+    Args:
+        path: The path from the input's folder, or from the root of an archive.
+    """
+    names = [name for name in path.split("/") if name not in (".", "..")]
+    return any(name.startswith(".") or name == "__MACOSX" for name in names)
+
+
 def is_document(path: str) -> bool:
     """Whether a file is told by its name to hold no pairs."""
     name = posixpath.basename(path).lower()

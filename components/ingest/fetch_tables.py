@@ -127,9 +127,11 @@ def _chosen(table: str, columns: Sequence[str], source: SourceConfig) -> SourceC
     named = (column_named(x, columns) for x in (source.image, *URL_COLUMNS, *IMAGE_COLUMNS) if x)
     url = next((name for name in named if name is not None), None)
     if url is None:
+        one = columns[0] if len(columns) == 1 else ""
+        hint = " Does --delimiter name what parts its columns?" if set(one) & set(",;|\t") else ""
         raise ValueError(
             f"{table} has no column with a usual name for URLs: --url-column names one, or, if the "
-            f"table has no header, --columns names all. Received: {_listed(columns)}"
+            f"table has no header, --columns names all. Received: {_listed(columns)}.{hint}"
         )
     return replace(source, image=url)
 

@@ -30,8 +30,11 @@ _ARROW = {
 _CLASS_KINDS = (
     *(entries.FOLDER, entries.EMPTY_FOLDER, entries.UNREADABLE_FOLDER, entries.LINKED_TWICE),
 )
-# Of macOS, in archives that it packed.
-_HIDDEN_FOLDER = "__MACOSX"
+# What describes a shard, besides tables, texts and JSON: embeddings, indices and marks.
+_DESCRIBING = (
+    *(".npy", ".npz", ".pt", ".safetensors", ".pkl", ".pickle"),
+    *(".idx", ".index", ".stats", ".done", ".ok"),
+)
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,7 @@ class _Sorting:
             if kind == entries.FOLDER:
                 continue
             self.num_things += 1
-            names = path[len(self._base) + 1 :].split("/")
-            if any(name.startswith(".") or name == _HIDDEN_FOLDER for name in names):
+            if documents.is_hidden(path[len(self._base) + 1 :]):
                 self._pass(path, reasons.HIDDEN)
             elif kind != entries.FILE:
                 self._pass(path, kind)
@@ -347,13 +349,21 @@ def _reason(path: str, *, companion: bool, alone: bool) -> str:
     """
     if documents.is_document(path):
         return reasons.DOCUMENT
-    if companion and not _FOLDERS.accepts(path):
+    if companion and _describes(path):
         return reasons.COMPANION
     if path.lower().endswith(SIDE_SUFFIXES):
         return reasons.METADATA_ALONE if alone else reasons.DOCUMENT
     if any(reader.accepts(path) for reader in READERS.values()):
         return reasons.OTHER_FORMAT
     return reasons.UNKNOWN_FORMAT
+
+
+def _describes(path: str) -> bool:
+    """Whether a file may describe the shard that shares its name; a `.zip` holds more than that."""
+    tables = (READERS[PARQUET], READERS[TABLE])
+    return path.lower().endswith((*SIDE_SUFFIXES, *_DESCRIBING)) or any(
+        reader.accepts(path) for reader in tables
+    )
 
 
 def _is_json(path: str) -> bool:

@@ -99,7 +99,7 @@ def _listed(value: str | bytes) -> list[Any] | None:
         return None
     if items is None:
         return None
-    texts = [item for item in cells.flat(items) if item is not None]
+    texts = [item for item in cells.flat(items) if not cells.is_missing(item)]
     return items if not texts or any(isinstance(item, str) for item in texts) else None
 
 

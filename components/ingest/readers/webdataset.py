@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from sigline.components.ingest import reasons
 from sigline.components.ingest.compression import decompressed, without_suffix
-from sigline.components.ingest.documents import is_document
+from sigline.components.ingest.documents import is_document, is_hidden
 from sigline.components.ingest.readers import tar, tar_links
 from sigline.components.ingest.sources import (
     IMAGE_SUFFIXES,
@@ -337,7 +337,7 @@ def _unread(member: tarfile.TarInfo, suffix: str, kind: str) -> str:
     """Returns the reason to pass over a member that can belong to no sample; empty for others."""
     if member.isdir():
         return reasons.FOLDER
-    if posixpath.basename(member.name).startswith("."):
+    if is_hidden(member.name):
         return reasons.HIDDEN
     if not (member.isreg() or member.islnk() or member.issym()):
         return reasons.SPECIAL_FILE
