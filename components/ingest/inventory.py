@@ -11,6 +11,7 @@ from sigline.components.ingest.compression import without_suffix
 from sigline.components.ingest.readers import READERS, saved_datasets, tfds
 from sigline.components.ingest.readers.arrow import HuggingFaceReader, ParquetReader
 from sigline.components.ingest.readers.folders import SIDE_SUFFIXES, FolderReader
+from sigline.components.ingest.readers.tables import caption_files
 from sigline.components.ingest.sources import AUTO, Part, PassedOver
 from sigline.components.ingest.splits import SplitFolders
 from sigline.schemas import entries
@@ -272,8 +273,8 @@ class _Sorting:
                 self.named.append(path)
                 del self._left[path]
         if self.read[LIST]:
-            stems = {posixpath.splitext(path)[0] for path in self.named}
-            sides = [x for x in self._left if x.endswith(".txt") and x[:-4] in stems]
+            captions = {side for path in self.named for side in caption_files(path)}
+            sides = [path for path in self._left if path in captions]
             for path in sides:
                 del self._left[path]
             self.named = sorted([*self.named, *sides])
@@ -299,10 +300,15 @@ class _Sorting:
         classes: tuple[str, ...] = ()
         if self._config.class_folders:
             classes = self._classes([folder or self._base for folder in by_split])
+        depths = {folder: folder[len(self._base) :].count("/") for folder in by_split}
+        if self._config.class_folders and not classes and min(depths.values(), default=0) > 1:
+            # `cat/train` and `dog/train`: the classes stand above the splits.
+            classes = self._classes([self._base])
+            depths = dict.fromkeys(depths, 0)
         parts = []
         for folder, samples in sorted(by_split.items()):
             source = folders.source_of(f"{folder}/") if folder else ""
-            depth = folder[len(self._base) :].count("/")
+            depth = depths[folder]
             part = Part(self._base, classes=classes, class_depth=depth, source=source)
             parts += _FOLDERS.parts_of(part, samples)
         return parts

@@ -39,6 +39,7 @@ from sigline.components.ingest import (
 from sigline.components.ingest.class_labels import ClassNames
 from sigline.components.ingest.filters import FilterConfig
 from sigline.components.ingest.images import ImageLimits
+from sigline.components.ingest.readers.tables import caption_files
 from sigline.components.ingest.sources import (
     Members,
     Part,
@@ -447,8 +448,8 @@ class _ExaminePart(_Examine):
 
 def _named_by(image_path: str, format_name: str) -> list[str]:
     """Returns the files that a row names: its image, and a list's caption beside it."""
-    side = [posixpath.splitext(image_path)[0] + ".txt"] if format_name == inventory.LIST else []
-    return [unicode_text(path) for path in (image_path, *side)]
+    sides = caption_files(image_path) if format_name == inventory.LIST else ()
+    return [unicode_text(path) for path in (image_path, *sides)]
 
 
 def _read_up_to(handle: BinaryIO, limit: int) -> bytes:

@@ -182,3 +182,66 @@ def test_a_table_with_other_delimiters_is_told_of_the_option(tmp_path):
     (tmp_path / "t.csv").write_text("url;caption\nhttp://a.example/1.jpg;x\n")
     with pytest.raises(ValueError, match=r"url;caption.*--delimiter"):
         fetch_tables.find(str(tmp_path), "/out", BeamFiles(), SourceConfig())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "keys"),
+    [
+        (b'{"caption": "the second"}', ["shot.2", "shot"]),
+        (b'{"captions": ["the second"]}', ["shot.2", "shot"]),
+        (b'{"width": 40}', ["shot"]),
+        (b"[1]", ["shot"]),
+        (b"{", ["shot"]),
+    ],
+)
+def test_a_further_image_with_a_caption_in_its_metadata_is_a_sample(tmp_path, metadata, keys):
+    members = {"shot.jpg": b"1", "shot.txt": b"x", "shot.2.jpg": b"2", "shot.2.json": metadata}
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    reader = READERS["webdataset"]
+    found = list(reader.scan(Part(str(tmp_path / "0.tar")), BeamFiles(), SourceConfig(), 10**6))
+    assert [item.key for item in found if isinstance(item, RawPair)] == keys
+    assert found[-1] == Members(4, 2 * len(keys))
+
+
+def test_captions_of_listed_images_may_have_suffixes_in_upper_case(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "list.txt").write_text("sub/A.PNG\nsub/b.png\n")
+    texts = {"A.TXT": "first", "b.txt": "second"}
+    for name, text in texts.items():
+        (tmp_path / "sub" / name).write_text(text)
+    for name in ("A.PNG", "b.png"):
+        (tmp_path / "sub" / name).write_bytes(picture())
+    config = SourceConfig(format="list")
+    found = inventory.take(str(tmp_path), BeamFiles(), config)
+    assert len(found.named) == 4
+    assert not found.passed_over
+    pairs = READERS["list"].scan(found.parts[0][1], BeamFiles(), config, 10**6)
+    assert [pair.text for pair in pairs if isinstance(pair, RawPair)] == [b"first", b"second"]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("cat/train/1.png", "cat/test/2.png", "dog/train/3.png"), {0: (0,), 1: (0,), 2: (1,)}),
+        (("train/cat/1.png", "test/cat/2.png", "train/dog/3.png"), {0: (0,), 1: (0,), 2: (1,)}),
+        (("train/1.png", "test/2.png"), {0: (), 1: ()}),
+    ],
+)
+def test_classes_stand_above_splits_or_below_them(tmp_path, names, labels):
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture())
+    config = SourceConfig(class_folders=True)
+    found = {}
+    for _, part in inventory.take(str(tmp_path), BeamFiles(), config).parts:
+        for pair in READERS["images"].scan(part, BeamFiles(), config, 10**6):
+            assert isinstance(pair, RawPair)
+            found[names.index(pair.key)] = class_labels.resolve(
+                pair.label, class_labels.ClassNames()
+            ).ids
+    assert found == labels

@@ -118,11 +118,19 @@ class ListReader:
                 continue
             fields = image_below(root, name)
             if "image_path" in fields:
-                side = posixpath.splitext(fields["image_path"])[0] + ".txt"
-                fields |= side_file(files, side, "text")
+                for side in caption_files(fields["image_path"]):
+                    if beside := side_file(files, side, "text"):
+                        fields |= beside
+                        break
             yield RawPair(
                 key=name, source=family(part.path), shard=part.path, position=position, **fields
             )
+
+
+def caption_files(image_path: str) -> tuple[str, ...]:
+    """Returns where the caption of a listed image may stand, the first that is there."""
+    stem = posixpath.splitext(image_path)[0]
+    return f"{stem}.txt", f"{stem}.TXT"
 
 
 def _ranges(path: str, files: Files) -> Iterator[Part]:

@@ -1,5 +1,6 @@
 """Tar files of samples, as img2dataset and webdataset write them."""
 
+import json
 import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,7 @@ class WebDatasetReader:
     else lies below the key decides:
 
     - Where the key has an image of its own (`shot.jpg`), the others are further members, except a
-      name with both an image and a `.txt`, which is a sample.
+      name with both an image and a caption, in `.txt` or in `.json`, which is a sample.
     - Where it has none, each name up to its last dot is a sample.
 
     A member's name is only ever a key; nothing is written under it.
@@ -281,7 +282,7 @@ class _Samples:
         run, self._run = self._run, None
         if run is None:
             return
-        if self._apart or {"image", "text"} <= run.kinds:
+        if self._apart or ("image" in run.kinds and _has_caption(run)):
             yield from self._emit(run)
             return
         self._waiting.append(run)
@@ -331,6 +332,17 @@ class _Samples:
             run.extras = []
         self.read += len(run.members) - len(run.extras)
         yield RawPair(key=run.name, **self._about, **run.fields)
+
+
+def _has_caption(run: _Run) -> bool:
+    """Whether members of one name hold a caption, in a file of its own or in the metadata."""
+    if "text" in run.kinds:
+        return True
+    try:
+        metadata = json.loads(run.fields.get("metadata", b"null"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(metadata, dict) and not {"caption", "captions"}.isdisjoint(metadata)
 
 
 def _unread(member: tarfile.TarInfo, suffix: str, kind: str) -> str:
