@@ -7,6 +7,7 @@ from typing import Any
 
 from sigline.components.ingest import cells, filters, reasons, remarks
 from sigline.components.ingest.filters import Caption, FilterConfig, Refusal
+from sigline.components.ingest.readers.values import texts_of
 from sigline.components.ingest.sources import FolderClass, RawPair
 from sigline.schemas import record
 
@@ -29,7 +30,7 @@ def captions_of(
 ) -> tuple[list[Caption], list[str]]:
     """Returns the captions with their languages, the columns' and the caption file's first.
 
-    The metadata may hold `caption`, one text, and `captions`: texts, or texts by language. A
+    The metadata may hold `caption`, texts, and `captions`: texts, or texts by language. A
     caption that reads the same in several languages is there once for each of them, one after the
     other; one whose language is known is not there with an unknown one, too.
 
@@ -52,11 +53,12 @@ def captions_of(
         folder = pair.label.name if isinstance(pair.label, FolderClass) else None
         # A folder of a class is called `none` or `NA` because the class is.
         collected.add(text, is_word=folder is not None and text == folder.replace("_", " "))
-    collected.add(metadata.get("caption"))
+    for text in texts_of(metadata.get("caption")):
+        collected.add(text)
     captions = metadata.get("captions")
     by_language = captions if isinstance(captions, dict) else {None: captions}
     for language, texts in by_language.items():
-        for text in texts if isinstance(texts, list) else [texts]:
+        for text in texts_of(texts):
             collected.add(text, language)
     return collected.result()
 

@@ -53,6 +53,16 @@ _MAX_DEPTH = 32
 _NO_VALUE = ("None", "nan", "NaN", "null", "NA", "NaT")
 
 
+def json_value(text: str | bytes) -> Any:
+    """Returns the value that a JSON text holds; a whole number too long for Python is a text.
+
+    Raises:
+        ValueError: If it is no JSON.
+        RecursionError: If it is nested too deep.
+    """
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4000 else digits)
+
+
 def is_missing(value: Any) -> bool:
     """Whether a value stands for none: None, not a number, or one of `MISSING_WORDS`."""
     if isinstance(value, bytes):

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sigline.components.ingest import class_labels, filters, images, reasons, remarks
+from sigline.components.ingest import cells, class_labels, filters, images, reasons, remarks
 from sigline.components.ingest.captions import captions_of, check_unicode, decode_text
 from sigline.components.ingest.class_labels import ClassNames
 from sigline.components.ingest.filters import Caption, FilterConfig, Refusal
@@ -296,8 +296,8 @@ def _metadata(pair: RawPair) -> dict[str, Any]:
     if pair.metadata is None:
         return {}
     try:
-        value = json.loads(decode_text(pair.metadata, "metadata"))
-    except (ValueError, RecursionError) as error:  # Also for integers too long to convert.
+        value = cells.json_value(decode_text(pair.metadata, "metadata"))
+    except (ValueError, RecursionError) as error:
         raise Refusal(reasons.INVALID_METADATA, f"metadata is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise Refusal(reasons.INVALID_METADATA, "metadata is no JSON object")

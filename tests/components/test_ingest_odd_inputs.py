@@ -245,3 +245,36 @@ def test_classes_stand_above_splits_or_below_them(tmp_path, names, labels):
                 pair.label, class_labels.ClassNames()
             ).ids
     assert found == labels
+
+
+@pytest.mark.parametrize(
+    ("metadata", "captions"),
+    [
+        (b'{"caption": ["a", null, "b"]}', ("a", "b")),
+        (b"{\"caption\": \"['a', 'b']\"}", ("a", "b")),
+        (b'{"captions": {"en": "[\'a\', \'b\']", "de": null}}', ("a", "b")),
+        (b'{"captions": [["a"], "b"]}', ("a", "b")),
+        (b'{"caption": "[a] b"}', ("[a] b",)),
+    ],
+)
+def test_lists_of_captions_in_metadata_are_read_as_those_of_tables(metadata, captions):
+    pair = RawPair(key="a", source="s", shard="s.tar", image=picture(), metadata=metadata)
+    outcome = rules.examine(pair, rules.IngestConfig())
+    assert not isinstance(outcome, rules.Rejection)
+    assert outcome[0].text == captions
+
+
+def test_no_pair_is_rejected_for_a_label_that_is_too_long_a_number(tmp_path):
+    digits = "9" * 5000
+    metadata = f'{{"caption": "x", "label": {digits}}}'.encode()
+    pair = RawPair(key="a", source="s", shard="s.tar", image=picture(), metadata=metadata)
+    (tmp_path / "t.jsonl").write_text(f'{{"image": "a.png", "caption": "x", "label": {digits}}}')
+    table, config = READERS["table"], SourceConfig()
+    (row,) = table.scan(Part(str(tmp_path / "t.jsonl")), BeamFiles(), config, 10**6)
+    assert isinstance(row, RawPair)
+    assert row.problem is None
+    assert row.label == digits
+    outcome = rules.examine(pair, rules.IngestConfig())
+    assert not isinstance(outcome, rules.Rejection)
+    assert outcome[0].label == ()
+    assert digits in outcome[0].meta

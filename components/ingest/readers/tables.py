@@ -4,12 +4,11 @@ import codecs
 import contextlib
 import io
 import itertools
-import json
 import posixpath
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from sigline.components.ingest import reasons
+from sigline.components.ingest import cells, reasons
 from sigline.components.ingest.compression import (
     DAMAGED,
     SUFFIXES,
@@ -252,7 +251,7 @@ def _objects(
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = cells.json_value(line)
             except (ValueError, RecursionError) as error:
                 value = Problem(reasons.INVALID_ROW, f"the line is no JSON: {error}")
             if not isinstance(value, dict | Problem):

@@ -49,7 +49,7 @@ def pair_of(
     elif isinstance(image, bytes) and image:
         fields["image"] = image
     captions = [item for name in columns.captions for item in _captions(values[name])]
-    languages = _items(values.get(columns.language)) if columns.language else []
+    languages = texts_of(values.get(columns.language)) if columns.language else []
     noted: tuple[str, ...] = ()
     if captions and len(languages) in (1, len(captions)):
         languages *= len(captions) // len(languages)
@@ -77,12 +77,12 @@ def _captions(value: Any) -> list[tuple[Any, Any]]:
         # As Arrow has maps.
         value = dict(value)
     if isinstance(value, Mapping) and all(_LANGUAGE.fullmatch(str(tag)) for tag in value):
-        return [(text, tag) for tag, texts in value.items() for text in _items(texts)]
-    return [(text, None) for text in _items(value)]
+        return [(text, tag) for tag, texts in value.items() for text in texts_of(texts)]
+    return [(text, None) for text in texts_of(value)]
 
 
-def _items(value: Any) -> list[Any]:
-    """Returns the texts of a cell, which may hold one, or a list, also one written as text."""
+def texts_of(value: Any) -> list[Any]:
+    """Returns the texts of a value, which may be one, or a list, also one written as text."""
     if isinstance(value, str | bytes) and (items := _listed(value)) is not None:
         value = items
     # Not a number stands for nothing in data frames, and a word may.
