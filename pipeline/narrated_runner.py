@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import warnings
 
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
@@ -29,7 +30,10 @@ class NarratedRunner(LocalDagRunner):
             super().run_with_ir(pipeline, run_options)
             return
         run_id = {constants.PIPELINE_RUN_ID_PARAMETER_NAME: datetime.datetime.now().isoformat()}
-        runtime_parameter_utils.substitute_runtime_parameter(pipeline, run_id)
+        with warnings.catch_warnings():
+            # TFX 1.21 asks protobuf for labels of fields, in C; the warning is laid on its caller.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            runtime_parameter_utils.substitute_runtime_parameter(pipeline, run_id)
         config = runner_utils.extract_local_deployment_config(pipeline)
         connections = config.metadata_connection_config
         connection = getattr(connections, str(connections.WhichOneof("connection_config")))
