@@ -122,7 +122,7 @@ def test_card_says_what_the_model_was_made_of_and_is_worth(first, folder, tmp_pa
     assert not any("latency" in name for name in card["evaluation"]["metrics"])
     page = (assets / "model_card.md").read_text()
     assert model["model_digest"] in page
-    assert f"| {shown['value']:.4g} |" in page
+    assert f"| {shown['value']:.1%} |" in page
     assert str(folder) not in page
     # Away from the metadata store it is what `sigline lineage` has.
     copy = tmp_path / "copy"
