@@ -56,7 +56,7 @@ def test_what_cannot_be_done_is_one_sentence(base, tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert [line.split(". ")[0] for line in errors] == [
         "sigline: to must be a version that is there",
-        "sigline: base must hold versions, such as 1",
+        "sigline: BASE must be a folder; there is no such folder",
         "sigline: A label reads LABEL=VERSION",
         "sigline: Labels must name versions that are there",
         "sigline: Give either --set LABEL=VERSION or --clear.",

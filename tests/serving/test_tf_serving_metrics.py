@@ -168,6 +168,7 @@ def test_front_ends_call_their_requests_by_tf_servings_names():
         tensors.fill(request.inputs["text"], np.array(["1"]))
         stub.Predict(request)
         metadata = get_model_metadata_pb2.GetModelMetadataRequest()
+        metadata.model_spec.name = "m"
         with pytest.raises(grpc.RpcError, match="signature_def"):
             stub.GetModelMetadata(metadata)
         connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=60)
