@@ -15,7 +15,7 @@ KEY = "key"
 SOURCE = "source"
 SCORE = "score"
 ROW = "row"
-# Of the sigmoid that makes a probability of a cosine.
+# Temperature and bias of the sigmoid that makes a probability of a cosine.
 TEMPERATURE, BIAS = "temperature", "bias"
 
 # Kinds of index.

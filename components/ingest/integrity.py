@@ -33,7 +33,7 @@ ADAM7 = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-# Of a PNG that is checked, at a time.
+# Bytes of a PNG that are checked at a time.
 _INFLATED_BYTES = 2**20
 
 

@@ -94,7 +94,7 @@ def _views(image):
 @pytest.mark.parametrize("frame", _FRAMES)
 def test_framed_photographs_are_the_same_pictures(pictures, frame):
     counts = [_is_found(_views(x), _views(_FRAMES[frame](x))) for x in pictures]
-    # Of a picture of 128 pixels, half a pixel of its frame is as much as another encoding changes.
+    # At 128 pixels, half a pixel of the frame changes as much as another encoding.
     assert np.mean(counts) >= (0.85 if frame == "halved" else 0.95)
 
 

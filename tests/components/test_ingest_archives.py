@@ -288,6 +288,6 @@ def test_stream_that_grows_is_read_piece_by_piece(form):
 
     with compression.decompressed(Counted(content)) as stream:
         assert stream.read(100) == bytes(100)
-        # Of what follows nothing was unpacked for these.
+        # Nothing that follows was unpacked for these.
         assert read["calls"] < 5
         assert sum(len(piece) for piece in iter(lambda: stream.read(2**16), b"")) == 2**24 - 100

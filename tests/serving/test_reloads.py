@@ -320,7 +320,7 @@ def test_version_that_is_overwritten_is_refused_and_told(bases, own, start, how)
         stat = data.stat()
         with open(data, "r+b") as file:
             file.write(b"x")
-        # Of the same size and time.
+        # The file keeps its size and time.
         os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     else:
         (version / "more.txt").touch()

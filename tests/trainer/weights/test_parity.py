@@ -141,7 +141,7 @@ def test_tokens_agree_with_the_clip_tokenizer(tmp_path):
     expected = safetensors.numpy.load_file(str(folder / "expected.safetensors"))
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     assert (golden.clip_tokens(tokenizer) == expected["tokens"]).all()
-    # Of what is written, CLIP's own class reads the pairs, too.
+    # CLIP's own class reads the written pairs, too.
     words, rules = tokenizer_import.read(folder)
     text = TextTowerConfig(**{"length": golden.LENGTH, "strip_punctuation": False} | rules)
     for name, content in tokenizer_files.files(words, text, {}, clip=True).items():
