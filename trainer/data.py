@@ -80,7 +80,8 @@ def count_examples(split_dir: str | Path, replaced: Mapping[str, str] | None = N
         return sum(shard["records"] for shard in manifest["shards"].values())
     files = [(replaced or {}).get(path, path) for path in shard_files(split_dir)]
     dataset = tf.data.TFRecordDataset(files, compression_type=tf_example.COMPRESSION)
-    return int(dataset.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+    one_more = tf.autograph.experimental.do_not_convert(lambda count, _: count + 1)
+    return int(dataset.reduce(tf.constant(0, tf.int64), one_more))
 
 
 def shard_names(folders: Folders) -> dict[str, str]:
@@ -182,6 +183,7 @@ def training_pairs(
         )
         return images, pair[record.TEXT]
 
+    @tf.autograph.experimental.do_not_convert
     def _load(number: tf.Tensor, serialized: tf.Tensor):
         images, captions = _parse(serialized, number)
         if not tokenizers:
@@ -192,6 +194,7 @@ def training_pairs(
         )
         return images | {"text": captions[choice]}
 
+    @tf.autograph.experimental.do_not_convert
     def _tokenize(batch: dict[str, tf.Tensor]):
         return batch | {name: read(batch["text"]) for name, read in tokenizers.items()}
 
@@ -280,6 +283,7 @@ def _records(
         return streams[0]
     sources = tf.repeat(tf.range(len(parts), dtype=tf.int64), parts)
 
+    @tf.autograph.experimental.do_not_convert
     def _order(step: tf.Tensor) -> tf.data.Dataset:
         seed = tf.stack([step, config.seed * 8 + _MIXTURE_SEED])
         places = tf.argsort(tf.random.stateless_uniform([config.global_batch_size], seed))
@@ -319,6 +323,7 @@ def _visits(
     first_epoch, skip = divmod(seen, num_examples)
     files, lengths = tf.constant(list(shards)), [-1 if n is None else n for n in shards.values()]
 
+    @tf.autograph.experimental.do_not_convert
     def _read(place: tf.Tensor) -> tf.data.Dataset:
         dataset = tf.data.TFRecordDataset(
             tf.gather(files, place), compression_type=tf_example.COMPRESSION
@@ -331,6 +336,7 @@ def _visits(
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
         return dataset if bits is None else selections.only(dataset, place, bits)
 
+    @tf.autograph.experimental.do_not_convert
     def _epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = tf.stack([tf.constant(config.seed, tf.int64), epoch])
         order = tf.argsort(tf.random.stateless_uniform([len(shards)], seed + _FILE_SEED))

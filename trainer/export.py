@@ -43,16 +43,23 @@ class ServedImageTower(tf.Module):
                 preprocess.to_model_range(pixels, config.image)
             ),
             input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
+            autograph=False,
         )
         variables = named_variables(model)
         self.variables_to_save = [v for n, v in variables.items() if n.startswith("image/")]
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)],
+        autograph=False,
+    )
     def embed_image(self, image_bytes):
         """Embeds encoded images; one that does not decode fails the request."""
         return {signatures.EMBEDDING: self.image_encoder(self._load(image_bytes))}
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)],
+        autograph=False,
+    )
     def embed_image_safe(self, image_bytes):
         """Embeds encoded images; one that does not decode gets zeros and `valid` False."""
         pixels, valid = self._load_valid(image_bytes)
@@ -71,6 +78,7 @@ class ServedImageTower(tf.Module):
         """Returns the parts that Google's TPU converter may move to the TPU, by name."""
         return {"image_encoder": self.image_encoder}
 
+    @tf.autograph.experimental.do_not_convert
     def _load_one(self, encoded):
         config = self._plain.config
         return preprocess.load_image(encoded, config.image, max_pixels=config.data.max_image_pixels)
@@ -120,7 +128,10 @@ class _Headed(ServedImageTower):
             )
         self.class_names = tf.constant(names)
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)],
+        autograph=False,
+    )
     def classify(self, image_bytes):
         """Classifies images by the head: the best class names and their probabilities."""
         image = self._plain.config.image
@@ -154,6 +165,7 @@ class ServedModel(ServedImageTower):
         self.text_encoder = tf.function(
             lambda ids: self._plain.model.embed_text(ids),
             input_signature=[tf.TensorSpec((None, config.text.length), tf.int32)],
+            autograph=False,
         )
         self.variables_to_save = list(named_variables(model).values())
 
@@ -161,7 +173,10 @@ class ServedModel(ServedImageTower):
         """Returns the parts that Google's TPU converter may move to the TPU, by name."""
         return super().encoders() | {"text_encoder": self.text_encoder}
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.TEXT)])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.TEXT)],
+        autograph=False,
+    )
     def embed_text(self, text):
         """Embeds texts."""
         return {signatures.EMBEDDING: self.text_encoder(self.tokenizer(text))}
@@ -170,7 +185,8 @@ class ServedModel(ServedImageTower):
         input_signature=[
             tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES),
             tf.TensorSpec((None,), tf.string, name=signatures.TEXT),
-        ]
+        ],
+        autograph=False,
     )
     def similarity(self, image_bytes, text):
         """Compares every image with every text: logits and probabilities `(images, texts)`."""
@@ -214,7 +230,10 @@ class ClassifyingModel(ServedModel):
         self.class_embeddings = tf.Variable(embeddings, trainable=False)
         self.class_names = tf.constant(labels.names)
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)],
+        autograph=False,
+    )
     def classify(self, image_bytes):
         """Classifies images against the label set: the best class names and their probabilities."""
         image = self.embed_image(image_bytes)[signatures.EMBEDDING]

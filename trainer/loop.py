@@ -293,10 +293,10 @@ def make_train_step(
             return forward_backward(*inputs)
 
     if compiled == "whole":
-        compute = tf.function(compute, jit_compile=True)
+        compute = tf.function(compute, jit_compile=True, autograph=False)
     if compiled != "none":
         # Apart, since XLA on CPU and GPU accepts neither variable writes nor collectives.
-        update = tf.function(update, jit_compile=True)
+        update = tf.function(update, jit_compile=True, autograph=False)
 
     def replica_step(inputs):
         state = tf.nest.map_structure(tf.convert_to_tensor, variables)
@@ -322,7 +322,7 @@ def make_train_step(
                 variable, lambda v, new: v.assign(new), args=(value,), group=False
             )
 
-    @tf.function
+    @tf.function(autograph=False)
     def train_step(batch):
         scalars = strategy.run(replica_step, args=(batch,))
         return {name: strategy.experimental_local_results(v)[0] for name, v in scalars.items()}

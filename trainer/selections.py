@@ -39,6 +39,7 @@ def only(dataset: tf.data.Dataset, place: tf.Tensor, bits: list[bytes]) -> tf.da
     flat = tf.constant(np.frombuffer(b"".join(bits), np.uint8))
     starts = tf.constant(np.cumsum([0, *map(len, bits)])[:-1], tf.int64)
 
+    @tf.autograph.experimental.do_not_convert
     def _is_chosen(number: Any, _: tf.Tensor) -> Any:
         byte = tf.cast(tf.gather(flat, tf.gather(starts, place) + number // 8), tf.int32)
         shift = tf.cast(7 - number % 8, tf.int32)

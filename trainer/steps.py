@@ -214,11 +214,13 @@ def _in_parts(
     def part_of(number):
         return tf.nest.map_structure(lambda x: x[number], parts)
 
+    @tf.autograph.experimental.do_not_convert
     def say(number):
         return embed_part(part_of(number), number), look_at_part(part_of(number))
 
     # What comes out of a part has to be known before the loop.
-    shapes = tf.function(say).get_concrete_function(tf.TensorSpec((), tf.int32)).structured_outputs
+    traced = tf.function(say, autograph=False).get_concrete_function(tf.TensorSpec((), tf.int32))
+    shapes = traced.structured_outputs
     specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), shapes)
     stacked = tf.map_fn(say, tf.range(num_parts), fn_output_signature=specs, parallel_iterations=1)
     said, taught = tf.nest.map_structure(_merged, stacked, specs)

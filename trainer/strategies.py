@@ -95,7 +95,7 @@ def _sum_over_workers(strategy: tf.distribute.Strategy) -> Callable[[list[float]
         # A copy on the replica's own device.
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))
 
-    @tf.function
+    @tf.function(autograph=False)
     def add(x):
         return strategy.experimental_local_results(strategy.run(here, args=(x,)))[0]
 

@@ -128,7 +128,7 @@ def _make_one(
                 "set (classes.json) must name. Received: labels=none"
             )
         tokens_of = tokenizer
-        encode = tf.function(lambda texts: model.embed_text(tokens_of(texts)))
+        encode = tf.function(lambda texts: model.embed_text(tokens_of(texts)), autograph=False)
         embeddings = two_tower.embed_classes(encode, labels)
         variables[_CLASS_EMBEDDINGS] = tf.Variable(embeddings, trainable=False)
     if "classes" in targets:

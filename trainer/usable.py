@@ -26,7 +26,7 @@ class Check:
         """
         max_pixels = config.data.max_image_pixels
 
-        @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+        @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
         def use(serialized: tf.Tensor) -> tf.Tensor:
             if embedded is not None:
                 pair = tf_example.parse_embedded(serialized, embedded["dim"])

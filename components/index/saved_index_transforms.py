@@ -54,11 +54,15 @@ class _SavedIndex(tf.Module):
         text = tf.TensorSpec((None,), tf.string, signatures.TEXT)
         image = tf.TensorSpec((None,), tf.string, signatures.IMAGE_BYTES)
         return {
-            retrieval.RETRIEVE: tf.function(self._retrieve).get_concrete_function(**given),
-            retrieval.RETRIEVE_TEXT: tf.function(self._retrieve_text).get_concrete_function(text),
-            retrieval.RETRIEVE_IMAGE: tf.function(self._retrieve_image).get_concrete_function(
-                image
+            retrieval.RETRIEVE: tf.function(self._retrieve, autograph=False).get_concrete_function(
+                **given
             ),
+            retrieval.RETRIEVE_TEXT: tf.function(
+                self._retrieve_text, autograph=False
+            ).get_concrete_function(text),
+            retrieval.RETRIEVE_IMAGE: tf.function(
+                self._retrieve_image, autograph=False
+            ).get_concrete_function(image),
         }
 
     def _retrieve(self, embedding, model_digest):

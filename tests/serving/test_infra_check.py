@@ -77,7 +77,9 @@ def test_model_that_does_not_follow_the_contract_is_refused(tmp_path, scene_reco
     module = tf.Module()
     spec = [tf.TensorSpec((None,), tf.string, name="text")]
     module.embed_text = tf.function(
-        lambda text: {"embedding": tf.zeros((tf.size(text), 4))}, input_signature=spec
+        lambda text: {"embedding": tf.zeros((tf.size(text), 4))},
+        input_signature=spec,
+        autograph=False,
     )
     tf.saved_model.save(module, str(tmp_path / "m"), {"embed_text": module.embed_text})
     with pytest.raises(infra_check.InfraError, match=r'signature key "embed_image" not found'):

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _run(strategy, case: str, form: str, inputs: dict) -> dict:
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         return strategy.run(lambda: _replica(case, form, inputs))
 

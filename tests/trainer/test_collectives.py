@@ -43,7 +43,7 @@ def test_ring_where_there_is_none_is_refused(monkeypatch):
 
 
 def test_ring_of_a_tpu_sends_to_the_next_replica():
-    @tf.function
+    @tf.function(autograph=False)
     def shift(x):
         return collectives.tpu_ring(3).shift([x])
 

@@ -80,6 +80,7 @@ def _step(settings, made, inputs, *, model=None, step=0, compiled=False):
             p, x, number, v, model=model, config=settings, teachers=made
         ),
         jit_compile=compiled,
+        autograph=False,
     )
     return compute(parameters, inputs, tf.constant(step, tf.int64), values)
 
@@ -106,7 +107,7 @@ def test_divergence_and_its_gradient_equal_float64(temperature, compiled):
             value = objectives.kl_divergence(t, s, temperature=temperature)
         return value, *tape.gradient(value, (t, s), unconnected_gradients="zero")
 
-    run = tf.function(compute, jit_compile=True) if compiled else compute
+    run = tf.function(compute, jit_compile=True, autograph=False) if compiled else compute
     value, of_teacher, of_student = run(tf.constant(teacher), tf.constant(student))
     expected = _float64_divergence(teacher, student, temperature)
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
@@ -177,7 +178,9 @@ def test_mixup_mixes_neighbours_by_less_than_half_as_the_step_says(classes, pixe
 def test_shares_of_mixup_are_those_of_beta_under_xla_too(concentration):
     uniform = np.linspace(0.0, 1.0, 41, dtype=np.float32)[1:-1]
     draw = tf.function(
-        lambda u: tf.map_fn(lambda x: steps._upper_beta(concentration, x), u), jit_compile=True
+        lambda u: tf.map_fn(lambda x: steps._upper_beta(concentration, x), u),
+        jit_compile=True,
+        autograph=False,
     )
     found = draw(tf.constant(uniform)).numpy()
     assert np.isfinite(found).all()

@@ -247,7 +247,9 @@ def test_tf_servings_loader_finds_a_keras_object_in_the_trackable_graph(tmp_path
             self.dense = keras.layers.Dense(4)
             self.dense.build((None, 1))
 
-        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="text")])
+        @tf.function(
+            input_signature=[tf.TensorSpec((None,), tf.string, name="text")], autograph=False
+        )
         def embed_text(self, text):
             length = tf.cast(tf.strings.length(text), tf.float32)[:, None]
             return {"embedding": self.dense(length)}

@@ -49,7 +49,7 @@ def test_fused_activations_equal_float64(name, reference, in_graph):
             y = transformer._ACTIVATIONS[name](x)
         return y, tape.gradient(y, x)
 
-    y, slope = (tf.function(compute) if in_graph else compute)()
+    y, slope = (tf.function(compute, autograph=False) if in_graph else compute)()
     np.testing.assert_allclose(y, reference(values), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(slope, _slope(reference, values), rtol=1e-4, atol=1e-5)
 
@@ -72,8 +72,8 @@ def test_fused_attention_equals_the_plain_one(recompute, masked, dtype):
             found = y, tape.gradient(y, inputs, tf.cast(tf.sin(tf.cast(y, tf.float32)), dtype))
         return found
 
-    fused = tf.function(functools.partial(compute, True))
-    plain = tf.function(functools.partial(compute, False))
+    fused = tf.function(functools.partial(compute, True), autograph=False)
+    plain = tf.function(functools.partial(compute, False), autograph=False)
     assert _compiled_parts(fused) > 0
     assert _compiled_parts(plain) == 0
     tolerance = 1e-5 if dtype == "float32" else 5e-2
@@ -95,7 +95,7 @@ def test_recomputing_keeps_nothing_but_the_arguments():
                 y = apply(x)
             return tape.gradient(y, x)
 
-        graph = tf.function(compute).get_concrete_function(x).graph
+        graph = tf.function(compute, autograph=False).get_concrete_function(x).graph
         calls = [op for op in graph.get_operations() if op.type.endswith("PartitionedCall")]
         outputs = {item.ref() for op in calls[:1] for item in op.outputs}
         return len(outputs & {item.ref() for op in calls[1:] for item in op.inputs})

@@ -32,7 +32,9 @@ def _sigmoid(
             )
         return outcome, tape.gradient(outcome.loss, inputs)
 
-    outcome, gradients = (tf.function(compute, jit_compile=True) if compiled else compute)(*inputs)
+    outcome, gradients = (
+        tf.function(compute, jit_compile=True, autograph=False) if compiled else compute
+    )(*inputs)
     return {"loss": outcome.loss} | dict(zip(names, gradients, strict=True)), outcome
 
 
@@ -45,7 +47,9 @@ def _softmax(image, text, temperature=10.0, *, compiled=False, **options):
             loss = losses.softmax_loss(*inputs[:2], temperature=inputs[2], **options).loss
         return loss, tape.gradient(loss, inputs)
 
-    loss, gradients = (tf.function(compute, jit_compile=True) if compiled else compute)(*inputs)
+    loss, gradients = (
+        tf.function(compute, jit_compile=True, autograph=False) if compiled else compute
+    )(*inputs)
     return {"loss": loss} | dict(zip(("image", "text", "temperature"), gradients, strict=True))
 
 
@@ -156,7 +160,7 @@ def test_compiled_program_holds_no_matrix_of_all_pairs(name):
         return (loss, *tape.gradient(loss, (image, text)))
 
     spec = tf.TensorSpec((batch, 8), tf.float32)
-    compiled = tf.function(compute, jit_compile=True)
+    compiled = tf.function(compute, jit_compile=True, autograph=False)
     hlo = compiled.experimental_get_compiler_ir(spec, spec)(stage="optimized_hlo")
     assert f"[{chunk_size},{batch}]" in hlo
     assert f"[{batch},{batch}]" not in hlo
@@ -174,7 +178,7 @@ def test_all_block_sizes_give_the_same_loss(compiled):
 
 
 def test_batch_size_may_be_unknown_when_the_graph_is_built():
-    @tf.function(input_signature=[tf.TensorSpec((None, 16))] * 2)
+    @tf.function(input_signature=[tf.TensorSpec((None, 16))] * 2, autograph=False)
     def compute(image, text):
         with tf.GradientTape() as tape:
             tape.watch((image, text))

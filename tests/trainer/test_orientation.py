@@ -116,7 +116,7 @@ _FILES = {
 
 @pytest.fixture(scope="module")
 def read():
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def read_one(encoded):
         return orientation.read(encoded, tf.equal(tf.strings.substr(encoded, 0, 1), b"\xff"))
 
@@ -234,7 +234,7 @@ def test_crop_is_of_the_upright_picture(form):
 def test_pictures_of_unequal_sizes_share_a_batch():
     encoded = [x for _, _, x in turned_pictures.turned_pictures()] + [files.plain("JPEG")]
 
-    @tf.function
+    @tf.function(autograph=False)
     def sizes(items):
         return tf.map_fn(
             lambda item: tf.shape(preprocess.decode_image(item, max_pixels=10**6)),

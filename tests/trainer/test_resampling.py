@@ -28,6 +28,7 @@ def _function(interpolation):
             tf.TensorSpec((None, None, 3), tf.uint8),
             tf.TensorSpec((2,), tf.int64),
         ],
+        autograph=False,
     )
 
 

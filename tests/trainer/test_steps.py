@@ -28,7 +28,7 @@ def _run(settings, inputs, model=None):
     model = model or two_tower.build(settings)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
 
-    @tf.function
+    @tf.function(autograph=False)
     def compute():
         return steps.forward_backward(
             parameters, inputs, tf.zeros((), tf.int64), model=model, config=settings
@@ -73,7 +73,8 @@ def test_rematerialized_blocks_are_computed_again(tiny, inputs):
                 tf.zeros((), tf.int64),
                 model=model,
                 config=settings,
-            )
+            ),
+            autograph=False,
         )
         graph = compute.get_concrete_function(inputs).graph.as_graph_def()
         nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
@@ -150,7 +151,7 @@ def test_configured_chunk_size_reaches_the_loss(tiny):
     settings = config.override(tiny, ["loss.chunk_size=24"])
     spec = tf.TensorSpec((100, 8), tf.float32)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def compute(image, text):
         parameters = {"log_temperature": tf.constant(1.0), "bias": tf.constant(0.0)}
         exchange = collectives.single_replica()
@@ -209,7 +210,7 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(tiny, inputs, loss, 
     for number in (1, 4):
         settings = dataclasses.replace(whole, microbatches=number)
         compute = functools.partial(steps.forward_backward, model=model, config=settings)
-        compute = tf.function(compute, jit_compile=compiled)
+        compute = tf.function(compute, jit_compile=compiled, autograph=False)
         found.append(compute(parameters, inputs, tf.zeros((), tf.int64)))
     expected, parts = found
     assert float(parts.scalars["loss"]) == pytest.approx(float(expected.scalars["loss"]), rel=1e-5)

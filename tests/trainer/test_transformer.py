@@ -119,7 +119,7 @@ def test_some_tokens_are_those_of_all(tokens, options, causal, rematerialize):
     _randomized(encoder)
     x = tf.random.stateless_normal((3, 5, WIDTH), (0, 0))
 
-    @tf.function
+    @tf.function(autograph=False)
     def compute(some):
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -183,7 +183,7 @@ def test_rematerialized_blocks_drop_the_same():
         _randomized(encoder)
         x = tf.random.stateless_normal((8, 5, WIDTH), (0, 0))
 
-        @tf.function
+        @tf.function(autograph=False)
         def compute(x, encoder=encoder):
             with tf.GradientTape() as tape:
                 tape.watch(x)
