@@ -1,9 +1,10 @@
 """Optimizers and schedules as functions of tensors, with big_vision's conventions.
 
 An optimizer keeps named slots a parameter, and turns a gradient into a direction. What all share,
-the rate, the decay and the schedule, is `apply`.
+the rate, the decay and the schedule, is `make_update`.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -112,49 +113,65 @@ def _shape_by_heads(name: str, shape: tuple[int, ...], config: TrainConfig) -> t
     return (heads, shape[0] // heads, shape[1]) if found[3] == "kernel" else shape
 
 
-def apply(
-    value: tf.Tensor,
-    slots: Slots,
-    gradient: tf.Tensor,
-    *,
-    factor: tf.Tensor,
-    step: tf.Tensor,
-    rate: float,
-    decay: float,
-    config: OptimizerConfig,
-    shape: tuple[int, ...] | None = None,
-) -> tuple[tf.Tensor, Slots]:
-    """Returns a parameter and its slots after one update; see `OptimizerConfig` for the formula.
+def make_update(
+    factor: tf.Tensor, step: tf.Tensor, *, config: OptimizerConfig
+) -> Callable[..., tuple[tf.Tensor, Slots]]:
+    """Returns what changes each parameter in one update; see `OptimizerConfig` for the formula.
 
-    All is computed in float32, whatever the slots are stored in.
+    What is the same for all parameters is computed here, once. All is computed in float32,
+    whatever the slots are stored in.
 
     Args:
-        value: The parameter.
-        slots: What the optimizer keeps of it; see `slot_specs`.
-        gradient: Its gradient, summed over replicas and clipped.
         factor: The schedule's factor for this step.
         step: Scalar, steps done before this one.
-        rate: Factor of the learning rate for this parameter.
-        decay: Factor of the weight decay for this parameter.
-        config: The rest.
-        shape: That of `shapes`, which the slots are made for; the parameter's own by default.
+        config: The configuration.
     """
-    gradient = tf.cast(gradient, tf.float32)
-    seen = tuple(value.shape) if shape is None else shape
-    reshaped = seen != tuple(value.shape)
-    direction, new = _OPTIMIZERS[config.name].direct(
-        tf.reshape(gradient, seen) if reshaped else gradient,
-        {name: tf.cast(slot, tf.float32) for name, slot in slots.items()},
-        tf.cast(step, tf.float32) + 1.0,
-        config,
-    )
-    if reshaped:
-        direction = tf.reshape(direction, value.shape)
-    change = config.learning_rate * rate * direction
-    if decay:
-        change += config.weight_decay * decay * tf.cast(value, tf.float32)
-    value -= tf.cast(factor * change, value.dtype)
-    return value, {name: tf.cast(new[name], slot.dtype) for name, slot in slots.items()}
+    direct = _OPTIMIZERS[config.name].direct(tf.cast(step, tf.float32) + 1.0, config)
+    constant = functools.cache(_constant)
+
+    def update(
+        value: tf.Tensor,
+        slots: Slots,
+        gradient: tf.Tensor,
+        *,
+        rate: float,
+        decay: float,
+        shape: tuple[int, ...] | None = None,
+    ) -> tuple[tf.Tensor, Slots]:
+        """Returns a parameter and its slots after the update.
+
+        Args:
+            value: The parameter.
+            slots: What the optimizer keeps of it; see `slot_specs`.
+            gradient: Its gradient, summed over replicas and clipped.
+            rate: Factor of the learning rate for this parameter.
+            decay: Factor of the weight decay for this parameter.
+            shape: That of `shapes`, which the slots are made for; the parameter's own by default.
+        """
+        gradient = tf.cast(gradient, tf.float32)
+        seen = tuple(value.shape) if shape is None else shape
+        reshaped = seen != tuple(value.shape)
+        direction, new = direct(
+            tf.reshape(gradient, seen) if reshaped else gradient,
+            {name: tf.cast(slot, tf.float32) for name, slot in slots.items()},
+        )
+        if reshaped:
+            direction = tf.reshape(direction, value.shape)
+        change = constant(config.learning_rate * rate) * direction
+        if decay:
+            change += constant(config.weight_decay * decay) * tf.cast(value, tf.float32)
+        value -= tf.cast(factor * change, value.dtype)
+        return value, {name: tf.cast(new[name], slot.dtype) for name, slot in slots.items()}
+
+    return update
+
+
+def _constant(number: float) -> tf.Tensor:
+    return tf.constant(number, tf.float32)
+
+
+def _constants(*numbers: float) -> Iterable[tf.Tensor]:
+    return map(_constant, numbers)
 
 
 def slot_specs(shape: Any, config: OptimizerConfig) -> dict[str, tf.TensorSpec]:
@@ -185,65 +202,84 @@ def make_slots(
     }
 
 
+# Returns the direction and new slots from a gradient and slots.
+_Direct = Callable[[Any, Slots], tuple[tf.Tensor, dict[str, tf.Tensor]]]
+
+
 class _Optimizer(NamedTuple):
     """How to make an update of a gradient.
 
     Attributes:
         slots: Returns the shapes of the slots of a parameter of some shape.
-        direct: Returns the direction and new slots from gradient, slots, the number of this update,
+        direct: Returns what gives the directions of one update, from the number of this update,
             counted from one, and the configuration.
     """
 
     slots: Callable[[tuple[int, ...]], dict[str, tuple[int, ...]]]
-    direct: Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]
+    direct: Callable[[tf.Tensor, OptimizerConfig], _Direct]
 
 
-def _adamw(gradient, slots: Slots, count, config: OptimizerConfig):
+def _adamw(count: tf.Tensor, config: OptimizerConfig) -> _Direct:
     """Adam's direction, bias-corrected (arXiv 1412.6980, 1711.05101)."""
-    beta_1, beta_2 = config.beta_1, config.beta_2
-    first = beta_1 * slots["first"] + (1.0 - beta_1) * gradient
-    second = beta_2 * slots["second"] + (1.0 - beta_2) * gradient * gradient
-    mean = first / (1.0 - tf.pow(beta_1, count))
-    root = tf.sqrt(second / (1.0 - tf.pow(beta_2, count))) + config.epsilon
-    return mean / root, {"first": first, "second": second}
+    beta_1, new_1 = _constants(config.beta_1, 1.0 - config.beta_1)
+    beta_2, new_2 = _constants(config.beta_2, 1.0 - config.beta_2)
+    correction_1, correction_2 = 1.0 - tf.pow(beta_1, count), 1.0 - tf.pow(beta_2, count)
+    epsilon = _constant(config.epsilon)
+
+    def direct(gradient, slots):
+        first = beta_1 * slots["first"] + new_1 * gradient
+        second = beta_2 * slots["second"] + new_2 * gradient * gradient
+        root = tf.sqrt(second / correction_2) + epsilon
+        return first / correction_1 / root, {"first": first, "second": second}
+
+    return direct
 
 
-def _lion(gradient, slots: Slots, count, config: OptimizerConfig):
+def _lion(count: tf.Tensor, config: OptimizerConfig) -> _Direct:
     """The sign of a mixture of momentum and gradient (arXiv 2302.06675, algorithm 2)."""
     del count
-    momentum = slots["first"]
-    direction = tf.sign(config.beta_1 * momentum + (1.0 - config.beta_1) * gradient)
-    return direction, {"first": config.beta_2 * momentum + (1.0 - config.beta_2) * gradient}
+    beta_1, new_1 = _constants(config.beta_1, 1.0 - config.beta_1)
+    beta_2, new_2 = _constants(config.beta_2, 1.0 - config.beta_2)
+
+    def direct(gradient, slots):
+        momentum = slots["first"]
+        direction = tf.sign(beta_1 * momentum + new_1 * gradient)
+        return direction, {"first": beta_2 * momentum + new_2 * gradient}
+
+    return direct
 
 
-def _adafactor(gradient, slots: Slots, count, config: OptimizerConfig):
+def _adafactor(count: tf.Tensor, config: OptimizerConfig) -> _Direct:
     """Adafactor without its own rate, scaling and clipping, with momentum (arXiv 2106.04560).
 
     The two largest axes are factored, if both are of 32 at least: the second moment of a matrix is
     the product of its rows' and its columns' means (arXiv 1804.04235). Its decay grows to `beta_2`.
     The momentum is not bias-corrected.
     """
+    beta_1, new_1 = _constants(config.beta_1, 1.0 - config.beta_1)
     beta_2 = tf.minimum(config.beta_2, 1.0 - tf.pow(count, -0.8))
-    squared = gradient * gradient + _ADAFACTOR_EPSILON
-    new: dict[str, Any] = {}
-    if "second" in slots:
-        new["second"] = beta_2 * slots["second"] + (1.0 - beta_2) * squared
-        scaled = gradient * tf.math.rsqrt(new["second"])
-    else:
-        larger, smaller = _factored_axes(gradient.shape)
-        new["rows"] = _moved(slots["rows"], tf.reduce_mean(squared, larger), beta_2)
-        new["columns"] = _moved(slots["columns"], tf.reduce_mean(squared, smaller), beta_2)
-        # Rows lack the larger axis, and the axes behind it have moved up.
-        axis = smaller - (smaller > larger)
-        mean = tf.reduce_mean(new["rows"], axis, keepdims=True)
-        scaled = gradient * tf.expand_dims(tf.math.rsqrt(new["rows"] / mean), larger)
-        scaled *= tf.expand_dims(tf.math.rsqrt(new["columns"]), smaller)
-    new["first"] = config.beta_1 * slots["first"] + (1.0 - config.beta_1) * scaled
-    return new["first"], new
+    new_2, epsilon = 1.0 - beta_2, _constant(_ADAFACTOR_EPSILON)
 
+    def direct(gradient, slots):
+        squared = gradient * gradient + epsilon
+        new: dict[str, Any] = {}
+        if "second" in slots:
+            new["second"] = beta_2 * slots["second"] + new_2 * squared
+            scaled = gradient * tf.math.rsqrt(new["second"])
+        else:
+            larger, smaller = _factored_axes(gradient.shape)
+            rows, columns = tf.reduce_mean(squared, larger), tf.reduce_mean(squared, smaller)
+            new["rows"] = beta_2 * slots["rows"] + new_2 * rows
+            new["columns"] = beta_2 * slots["columns"] + new_2 * columns
+            # Rows lack the larger axis, and the axes behind it have moved up.
+            axis = smaller - (smaller > larger)
+            mean = tf.reduce_mean(new["rows"], axis, keepdims=True)
+            scaled = gradient * tf.expand_dims(tf.math.rsqrt(new["rows"] / mean), larger)
+            scaled *= tf.expand_dims(tf.math.rsqrt(new["columns"]), smaller)
+        new["first"] = beta_1 * slots["first"] + new_1 * scaled
+        return new["first"], new
 
-def _moved(average, value, decay):
-    return decay * average + (1.0 - decay) * value
+    return direct
 
 
 def _adafactor_slots(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -369,26 +369,25 @@ def apply_gradients(
         config: The configuration.
     """
     gradients = optimizers.clip_by_global_norm(gradients, norm, config.optimizer.clip_norm)
-    factor = _factor(state.step, config)
+    update = optimizers.make_update(
+        _factor(state.step, config), state.step, config=config.optimizer
+    )
     rates = optimizers.matched(config.optimizer.rates, gradients)
     decays = optimizers.matched(config.optimizer.decays, gradients)
     shapes = optimizers.shapes({n: x.shape for n, x in gradients.items()}, config)
-    kept = config.optimizer.ema_decay or 0.0
     parameters, slots, ema = {}, {}, {}
     for name, gradient in gradients.items():
-        parameters[name], slots[name] = optimizers.apply(
+        parameters[name], slots[name] = update(
             state.parameters[name],
             state.slots[name],
             gradient,
-            factor=factor,
-            step=state.step,
             rate=rates[name],
             decay=decays[name],
-            config=config.optimizer,
             shape=shapes[name],
         )
+    kept = tf.constant(1.0 - (config.optimizer.ema_decay or 0.0))
     for name, average in state.ema.items():
-        ema[name] = average + (1.0 - kept) * (parameters[name] - average)
+        ema[name] = average + kept * (parameters[name] - average)
     # A step that is not finite changes nothing, so that no later one is lost, too.
     parameters, slots, ema = tf.nest.map_structure(
         lambda new, old: tf.where(finite, new, old),

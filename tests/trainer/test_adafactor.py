@@ -75,15 +75,15 @@ def _moved(name, value, gradients, settings):
     slots = {slot: tf.zeros(spec.shape, spec.dtype) for slot, spec in specs.items()}
     found = tf.constant(value, tf.float32)
     for step, gradient in enumerate(gradients):
-        found, slots = optimizers.apply(
+        update = optimizers.make_update(
+            tf.constant(1.0), tf.constant(step), config=settings.optimizer
+        )
+        found, slots = update(
             found,
             slots,
             tf.constant(gradient, tf.float32),
-            factor=tf.constant(1.0),
-            step=tf.constant(step),
             rate=1.0,
             decay=0.0,
-            config=settings.optimizer,
             shape=shape,
         )
     return found.numpy()

@@ -69,16 +69,14 @@ def _updates(start, gradients, factors, config):
     rates = optimizers.matched(config.rates, values)
     decays = optimizers.matched(config.decays, values)
     for step, (gradient, factor) in enumerate(zip(gradients, factors, strict=True)):
+        update = optimizers.make_update(tf.constant(factor), tf.constant(step), config=config)
         for name in values:
-            values[name], slots[name] = optimizers.apply(
+            values[name], slots[name] = update(
                 values[name],
                 slots[name],
                 tf.constant(gradient[name], tf.float32),
-                factor=tf.constant(factor),
-                step=tf.constant(step),
                 rate=rates[name],
                 decay=decays[name],
-                config=config,
             )
             assert {k: x.dtype for k, x in slots[name].items()} == {
                 k: x.dtype for k, x in specs[name].items()
