@@ -9,9 +9,15 @@ import multiprocessing.context
 import os
 import sys
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 
-_MODULES = ("sigline.pipeline.kubeflow.run_task", "sigline.pipeline.run")
+_MODULES = (
+    "sigline.pipeline.kubeflow.run_task",
+    "sigline.pipeline.run",
+    # The infra check's processes are forks in their turn.
+    "sigline.serving.preloaded",
+)
 
 
 def context() -> multiprocessing.context.ForkServerContext:
@@ -19,6 +25,15 @@ def context() -> multiprocessing.context.ForkServerContext:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(list(_MODULES))
     return found
+
+
+def prepare() -> None:
+    """Begins to import beside this process; whoever starts such processes then finds the server.
+
+    A process has one server of this kind, with what the first one that asked for it imports.
+    """
+    context()
+    forkserver.ensure_running()
 
 
 def become(

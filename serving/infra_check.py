@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -53,13 +53,15 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
     Raises:
         InfraError: If the server does not come up; the message has what it printed.
     """
-    with _running(base_path, model_name, []) as address:
+    with _running(base_path, model_name, lambda process: None) as address:
         yield address
 
 
 @contextlib.contextmanager
-def _running(base_path: str | Path, model_name: str, started: list) -> Iterator[str]:
-    """As `running_server`; the process is added to a list."""
+def _running(
+    base_path: str | Path, model_name: str, begun: Callable[[ModuleProcess], None]
+) -> Iterator[str]:
+    """As `running_server`; `begun` is told the process as soon as there is one."""
     arguments = ["serve", "--base-path", str(base_path)]
     # The pipe to its standard input ends with this process, and the server with the pipe.
     arguments += ["--port", "0", "--no-rest", "--model-name", model_name, "--until-stdin-closes"]
@@ -67,7 +69,7 @@ def _running(base_path: str | Path, model_name: str, started: list) -> Iterator[
     arguments.append("--quiet")
     with tempfile.TemporaryFile() as errors:
         process = ModuleProcess("sigline.cli", arguments, errors)
-        started.append(process)
+        begun(process)
         try:
             line = _ready_line(process)
             if line is None:
@@ -166,13 +168,13 @@ def check_serving(
         Exception: Anything else, such as a time-out, says nothing about the model: try again.
     """
     loader = ModuleProcess("sigline.serving.loader_check", [str(model_dir)])
-    processes = [loader]
-    watch = _MemoryWatch(processes, max_memory_mib)
+    watch = _MemoryWatch(max_memory_mib)
     try:
         with tempfile.TemporaryDirectory() as base:
             os.symlink(Path(model_dir).resolve(), Path(base) / "1")
             progress.note("starting a server")
-            with _running(base, "sigline", processes) as address:
+            # Watched by a thread, without which this process may be forked.
+            with _running(base, "sigline", lambda server: watch.begin(loader, server)) as address:
                 progress.note("asking the server")
                 latencies = _exercise(address, images, texts, golden)
                 progress.note("running each signature by TF Serving's loader")
@@ -209,22 +211,25 @@ def check_serving(
 class _MemoryWatch:
     """Looks at the memory of processes, and kills those that hold too much."""
 
-    def __init__(self, processes: list[ModuleProcess], limit_mib: float | None):
+    def __init__(self, limit_mib: float | None):
         self.peak_mib = 0.0
         self.exceeded = ""
-        self._processes = processes
         self._limit_mib = limit_mib
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread: threading.Thread | None = None
+
+    def begin(self, *processes: ModuleProcess) -> None:
+        self._thread = threading.Thread(target=self._watch, args=processes, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
-    def _watch(self) -> None:
+    def _watch(self, *processes: ModuleProcess) -> None:
         while not self._stopped.wait(_WATCH_SECONDS):
-            for process in list(self._processes):
+            for process in processes:
                 held = _memory_mib(process.pid)
                 self.peak_mib = max(self.peak_mib, held)
                 if self._limit_mib is not None and held > self._limit_mib:

@@ -25,14 +25,24 @@ _PRELOADED = ["sigline.serving.preloaded"]
 
 def prepare() -> None:
     """Begins to import beside this process, so that the first process need not wait for it."""
-    _context()
-    forkserver.ensure_running()
+    if not _is_clean():
+        _context()
+        forkserver.ensure_running()
 
 
 def _context():
+    if _is_clean():
+        return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
+
+
+def _is_clean() -> bool:
+    """Whether a fork of this process is as good: it has imported all that is needed, and its only
+    thread is this one, so it has run no operation and opened no channel.
+    """
+    return _PRELOADED[0] in sys.modules and len(os.listdir("/proc/self/task")) == 1
 
 
 @contextlib.contextmanager

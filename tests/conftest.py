@@ -46,6 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Has all imported that tests of whole pipelines fork, before another test forks less."""
+    integration = Path(__file__).parent / "integration"
+    if any(integration in item.path.parents for item in session.items):
+        from sigline.pipeline import preloading
+
+        preloading.prepare()
+
+
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     """Returns a function that makes a folder once for all workers of pytest-xdist.

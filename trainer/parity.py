@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ def write(
         # What is exported computes in float32.
         model = two_tower.for_serving(model)
     tokenizer = preprocess.Tokenizer(vocabulary, config.text)
+    load = _loader(config)
     serialized = itertools.chain.from_iterable(
         map(tf_example.read_shard, data.shard_files(split_dir))
     )
@@ -59,12 +61,9 @@ def write(
         pixels, kept = [], []
         for record in batch:
             try:
-                image = preprocess.load_image(
-                    tf.constant(record.image), config.image, max_pixels=config.data.max_image_pixels
-                )
+                pixels.append(load(tf.constant(record.image)))
             except tf.errors.InvalidArgumentError:
                 continue
-            pixels.append(preprocess.to_model_range(image, config.image))
             kept.append(record)
         if not kept:
             continue
@@ -83,3 +82,16 @@ def write(
     scratch.write_bytes(safetensors.save(arrays))
     os.replace(scratch, path)
     return len(units)
+
+
+def _loader(config: TrainConfig) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns what makes pixels in the model's range of an encoded picture, traced once."""
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    def load(encoded):
+        image = preprocess.load_image(
+            encoded, config.image, max_pixels=config.data.max_image_pixels
+        )
+        return preprocess.to_model_range(image, config.image)
+
+    return load
