@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import sys
 import time
@@ -16,20 +17,31 @@ from sigline.trainer import config, task
 pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 
 
-@pytest.fixture
-def given(tmp_path, split_dir, vocabulary):
-    """A task, and where its results go."""
-    (tmp_path / "vocabulary.model").write_bytes(vocabulary)
-    tiny = config.tiny(config.load_recipe("siglip_demo"))
+TINY = config.override(
+    config.tiny(config.load_recipe("siglip_demo")), ["image.depth=1", "text.depth=1"]
+)
 
-    def make(name: str) -> task.Task:
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, scene_records, vocabulary):
+    """Makes a task whose results go below a folder."""
+    from sigline.schemas import tf_example
+
+    inputs = tmp_path_factory.mktemp("inputs")
+    path, split_dir = inputs / "vocabulary.model", inputs / "Split-train"
+    path.write_bytes(vocabulary)
+    split_dir.mkdir()
+    encoded = [tf_example.encode(item) for item in scene_records[:16]]
+    tf_example.write_shard(str(split_dir / "data_tfrecord-00000-of-00001.gz"), encoded)
+
+    def make(folder: Path) -> task.Task:
         return task.Task(
-            config=tiny.to_json(),
+            config=TINY.to_json(),
             folders=[str(split_dir)],
-            vocabulary=str(tmp_path / "vocabulary.model"),
-            checkpoint_root=str(tmp_path / name / "checkpoints"),
-            model_dir=str(tmp_path / name / "model"),
-            run_dir=str(tmp_path / name / "run"),
+            vocabulary=str(path),
+            checkpoint_root=str(folder / "checkpoints"),
+            model_dir=str(folder / "model"),
+            run_dir=str(folder / "run"),
             code_digest="0",
             parity_split=str(split_dir),
         )
@@ -37,32 +49,37 @@ def given(tmp_path, split_dir, vocabulary):
     return make
 
 
-def test_other_interpreter_trains_the_same_model(given, tmp_path):
+@pytest.fixture(scope="module")
+def done(given, tmp_path_factory):
+    """The folder of a task that has been run."""
+    folder = tmp_path_factory.mktemp("done")
+    task.run(given(folder))
+    return folder
+
+
+def test_other_interpreter_trains_the_same_model(given, done, tmp_path):
     from sigline.pipeline import tfx_trainer
 
-    task.run(given("here"))
-    tfx_trainer._run_by(sys.executable, given("there"))
+    tfx_trainer._run_by(sys.executable, given(tmp_path))
     digests = []
-    for name in ("here", "there"):
-        metadata = tmp_path / name / "model" / signatures.ASSETS_DIR / signatures.METADATA_FILE
+    for folder in (done, tmp_path):
+        metadata = folder / "model" / signatures.ASSETS_DIR / signatures.METADATA_FILE
         digests.append(json.loads(metadata.read_text())["model_digest"])
-        assert (tmp_path / name / "run" / artifacts.TRAINING_FILE).is_file()
-        assert (tmp_path / name / "run" / artifacts.PARITY_FILE).is_file()
+        assert (folder / "run" / artifacts.TRAINING_FILE).is_file()
+        assert (folder / "run" / artifacts.PARITY_FILE).is_file()
     assert digests[0] == digests[1]
 
 
-def test_run_that_is_done_gives_the_same_files_again(given, tmp_path):
-    first = given("first")
-    second = dataclasses.replace(given("second"), checkpoint_root=first.checkpoint_root)
-    task.run(first)
-    task.run(second)
-    both = [tmp_path / name / "model" for name in ("first", "second")]
+def test_run_that_is_done_gives_the_same_files_again(given, done, tmp_path):
+    shutil.copytree(done / "checkpoints", tmp_path / "checkpoints")
+    task.run(given(tmp_path))
+    both = [done / "model", tmp_path / "model"]
     names = [sorted(str(x.relative_to(top)) for x in top.rglob("*")) for top in both]
     assert names[0] == names[1]
     for name in names[0]:
         if (both[0] / name).is_file():
             assert (both[0] / name).read_bytes() == (both[1] / name).read_bytes(), name
-    training = json.loads((tmp_path / "second/run" / artifacts.TRAINING_FILE).read_text())
+    training = json.loads((tmp_path / "run" / artifacts.TRAINING_FILE).read_text())
     assert training["first_step"] == training["steps"]
 
 
@@ -77,10 +94,10 @@ def test_second_process_does_not_train_the_same(tmp_path):
         pass
 
 
-def test_reason_of_a_failure_is_handed_on(given, capfd):
+def test_reason_of_a_failure_is_handed_on(given, tmp_path, capfd):
     from sigline.pipeline import tfx_trainer
 
-    wrong = dataclasses.replace(given("there"), folders=["/nowhere"])
+    wrong = dataclasses.replace(given(tmp_path), folders=["/nowhere"])
     with pytest.raises(RuntimeError, match=r"ended with 1: .*/nowhere"):
         tfx_trainer._run_by(sys.executable, wrong)
     assert "/nowhere" in capfd.readouterr().err
@@ -97,11 +114,8 @@ tfx_trainer._run_by(sys.executable, Task(**json.loads(sys.argv[1])))
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_trainer_saves_and_ends_with_who_started_it(given, tmp_path, sent):
-    long = config.override(
-        config.tiny(config.load_recipe("siglip_demo")),
-        ["steps=100000", "checkpoint_steps=100000", "log_steps=5"],
-    )
-    asked = dataclasses.replace(given("killed"), config=long.to_json())
+    long = config.override(TINY, ["steps=100000", "checkpoint_steps=100000", "log_steps=5"])
+    asked = dataclasses.replace(given(tmp_path / "killed"), config=long.to_json())
     parent = Forked(["-c", _PARENT, asked.to_json()], tmp_path)
     root = Path(asked.checkpoint_root)
     _until(lambda: any(x.stat().st_size > 1000 for x in root.rglob("*tfevents*")), parent)
