@@ -13,24 +13,24 @@ import planted_faults
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from sigline.components.ingest import component, reasons, transforms
+from sigline.components.ingest import options, reasons, transforms
 from sigline.schemas import tf_example
 
 _INGEST = """
 import sys, json, apache_beam as beam
-from sigline.components.ingest import component, transforms
+from sigline.components.ingest import options, transforms
 source, output, config = sys.argv[1:]
-config = component.config_from_json(config)
+config = options.config_from_json(config)
 with beam.Pipeline(runner="FnApiRunner") as pipeline:
     pipeline | transforms.Ingest(source, output + "/examples", output + "/report", config)
 """
 
 
-def _ingest(source, output, options=(), **changes):
+def _ingest(source, output, arguments=(), **changes):
     for name in ("examples", "report"):
         (output / name).mkdir(parents=True, exist_ok=True)
-    config = component.config_from_json(json.dumps(planted_faults.CONFIG | changes))
-    pipeline_options = PipelineOptions(list(options))
+    config = options.config_from_json(json.dumps(planted_faults.CONFIG | changes))
+    pipeline_options = PipelineOptions(list(arguments))
     with beam.Pipeline(runner="FnApiRunner", options=pipeline_options) as pipeline:
         _ = pipeline | transforms.Ingest(
             str(source), str(output / "examples"), str(output / "report"), config
@@ -159,15 +159,15 @@ def test_table_with_faults(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    "arguments",
     [
         ["--direct_num_workers=2", "--direct_running_mode=multi_processing"],
         ["--direct_num_workers=4", "--direct_running_mode=multi_threading"],
     ],
     ids=["two processes", "four threads"],
 )
-def test_number_of_workers_changes_nothing(ingested, shards, tmp_path, options):
-    assert _content(_ingest(shards[0], tmp_path, options)) == _content(ingested)
+def test_number_of_workers_changes_nothing(ingested, shards, tmp_path, arguments):
+    assert _content(_ingest(shards[0], tmp_path, arguments)) == _content(ingested)
 
 
 @pytest.mark.slow
