@@ -8,7 +8,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from PIL import ImageOps
 from planted_faults import encode, picture
 
-from sigline.components.ingest import component, fingerprints, group_transforms, images, rules
+from sigline.components.ingest import fingerprints, group_transforms, images, options, rules
 from sigline.components.ingest.sources import RawPair
 
 _CONFIG = rules.IngestConfig(eval_sources=("held",))
@@ -216,7 +216,7 @@ def test_captions_of_the_evaluation_are_not_trained_on_if_asked_for():
 
 
 def test_repeated_captions_are_left_out():
-    config = component.config_from_json('{"filters": {"max_repeats": 2}}')
+    config = options.config_from_json('{"filters": {"max_repeats": 2}}')
     rows = [
         _row(f"{text}{i}", encode(picture(10 * n + i)), config, text)
         for n, (text, count) in enumerate((("three", 3), ("two", 2), ("one", 1)))

@@ -3,7 +3,7 @@ import json
 import apache_beam as beam
 import pytest
 
-from sigline.components.ingest import component, rules, tags, transforms
+from sigline.components.ingest import options, rules, tags, transforms
 from sigline.components.ingest.tags import TagConfig
 from sigline.components.scenes import generate
 from sigline.schemas import tf_example
@@ -61,7 +61,7 @@ def _ingest(scenes, folder, config):
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         folders = str(folder / "examples"), str(folder / "report")
         _ = pipeline | transforms.Ingest(
-            str(scenes), *folders, component.config_from_json(json.dumps({"tags": config}))
+            str(scenes), *folders, options.config_from_json(json.dumps({"tags": config}))
         )
     found = {
         split: [
