@@ -172,15 +172,25 @@ def examples(tmp_path_factory, split_dir) -> Path:
 
 
 @pytest.fixture(scope="session")
-def contract_base(make_once, vocabulary) -> Path:
+def contract_config():
+    """The configuration of the tiny model of the contract."""
+    from sigline.trainer import config
+
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    return config.override(tiny, ["image.depth=1", "text.depth=1"])
+
+
+@pytest.fixture(scope="session")
+def contract_base(make_once, vocabulary, contract_config) -> Path:
     """A folder with version 3 of a tiny model of the contract."""
 
     def _make(base: Path) -> None:
         from sigline.components.scenes import grammar
-        from sigline.trainer import config, export, two_tower
+        from sigline.trainer import export, two_tower
 
-        tiny = config.tiny(config.load_recipe("siglip_demo"))
-        model, labels = two_tower.build(tiny), grammar.label_set()
-        export.export(base / "3", model, config=tiny, vocabulary=vocabulary, labels=labels)
+        model, labels = two_tower.build(contract_config), grammar.label_set()
+        export.export(
+            base / "3", model, config=contract_config, vocabulary=vocabulary, labels=labels
+        )
 
     return make_once("contract", _make)

@@ -17,21 +17,29 @@ from sigline.components.scenes import grammar
 from sigline.schemas import tf_example
 from sigline.schemas.gate import Gate
 from sigline.schemas.labels import LabelSet
-from sigline.trainer import config, export, parity, two_tower
+from sigline.trainer import export, parity, two_tower
 
 LOOSE = Gate(minimum={"image_to_text_recall@10": 0.0}, maximum={"leaked_share": 0.0})
-TINY = config.tiny(config.load_recipe("siglip_demo"))
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return two_tower.build(TINY)
+def trained(contract_config):
+    """What was exported as the model of the contract: its seed makes the same."""
+    return two_tower.build(contract_config)
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, trained, vocabulary):
-    folder = tmp_path_factory.mktemp("candidate") / "model"
-    export.export(folder, trained, config=TINY, vocabulary=vocabulary, labels=grammar.label_set())
+def model_dir(contract_base):
+    return contract_base / "3"
+
+
+@pytest.fixture(scope="module")
+def bare_dir(tmp_path_factory, trained, vocabulary, contract_config):
+    """The model without classes, which takes pictures of 64 times 64 pixels and no larger ones."""
+    folder = tmp_path_factory.mktemp("bare") / "model"
+    data = dataclasses.replace(contract_config.data, max_image_pixels=64 * 64)
+    settings = dataclasses.replace(contract_config, data=data)
+    export.export(folder, trained, config=settings, vocabulary=vocabulary)
     return folder
 
 
@@ -105,12 +113,14 @@ def test_leaked_records_are_refused(split_dir, model_dir, cache, tmp_path):
     assert found.verdict.failures() == ["leaked_share fails: 1, at most: 0"]
 
 
-def test_tower_of_nan_is_refused_with_the_keys(split_dir, trained, vocabulary, cache, tmp_path):
-    broken = two_tower.build(TINY)
+def test_tower_of_nan_is_refused_with_the_keys(
+    split_dir, contract_config, vocabulary, cache, tmp_path
+):
+    broken = two_tower.build(contract_config)
     two_tower.named_variables(broken)["image/embedding/bias"].assign(
-        np.full(TINY.image.width, np.nan)
+        np.full(contract_config.image.width, np.nan)
     )
-    export.export(tmp_path / "m", broken, config=TINY, vocabulary=vocabulary)
+    export.export(tmp_path / "m", broken, config=contract_config, vocabulary=vocabulary)
     found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o")
     (reason, *_) = found.verdict.failures()
     assert "100 of 100 records have image embeddings that are not finite: scenes/000" in reason
@@ -132,10 +142,10 @@ def test_picture_that_does_not_decode_is_named_and_costs_no_other(
     )
 
 
-@pytest.fixture
-def trainer_made(tmp_path, trained, vocabulary, split_dir):
-    path = tmp_path / "parity.safetensors"
-    assert parity.write(path, trained, TINY, vocabulary, split_dir) == 100
+@pytest.fixture(scope="module")
+def trainer_made(tmp_path_factory, trained, vocabulary, split_dir, contract_config):
+    path = tmp_path_factory.mktemp("parity") / "parity.safetensors"
+    assert parity.write(path, trained, contract_config, vocabulary, split_dir) == 100
     return path
 
 
@@ -151,19 +161,22 @@ def test_exported_model_equals_the_one_in_the_trainer(
 
 @pytest.mark.parametrize("mistake", ["tokenizer", "resize", "weights"])
 def test_model_that_is_not_the_trained_one_is_refused(
-    split_dir, trained, vocabulary, cache, tmp_path, trainer_made, mistake
+    split_dir, trained, vocabulary, cache, tmp_path, trainer_made, contract_config, mistake
 ):
     from sigline.components.vocabulary.vocabulary import train_vocabulary
 
-    model, settings, words = trained, TINY, vocabulary
+    model, settings, words = trained, contract_config, vocabulary
     if mistake == "tokenizer":
         words = train_vocabulary(["other words of a vocabulary"] * 20, vocabulary_size=30)
     elif mistake == "resize":
         settings = dataclasses.replace(
-            TINY, image=dataclasses.replace(TINY.image, antialias=not TINY.image.antialias)
+            contract_config,
+            image=dataclasses.replace(
+                contract_config.image, antialias=not contract_config.image.antialias
+            ),
         )
     else:
-        model = two_tower.build(dataclasses.replace(TINY, seed=TINY.seed + 1))
+        model = two_tower.build(dataclasses.replace(contract_config, seed=contract_config.seed + 1))
     export.export(tmp_path / "m", model, config=settings, vocabulary=words)
     found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o", parity_file=str(trainer_made))
     failed = {check.metric for check in found.verdict.checks if not check.passed}
@@ -174,14 +187,14 @@ def test_model_that_is_not_the_trained_one_is_refused(
 
 
 def test_parity_with_other_records_is_refused(
-    split_dir, scene_records, trained, vocabulary, model_dir, cache, tmp_path
+    split_dir, scene_records, trained, vocabulary, model_dir, cache, tmp_path, contract_config
 ):
     folder = tmp_path / "other"
     folder.mkdir()
     item = dataclasses.replace(scene_records[0], key="other")
     tf_example.write_shard(str(folder / "a.gz"), [tf_example.encode(item)])
     path = tmp_path / "parity"
-    parity.write(path, trained, TINY, vocabulary, folder)
+    parity.write(path, trained, contract_config, vocabulary, folder)
     found = _judge(split_dir, model_dir, cache, tmp_path / "o", parity_file=str(path))
     assert "parity fails: the trainer embedded 1 records" in found.verdict.failures()[0]
 
@@ -235,28 +248,26 @@ def test_tfma_reads_the_same_means_and_slices(split_dir, model_dir, cache, tmp_p
 
 
 def test_picture_that_only_the_baseline_cannot_read_is_left_out_for_both(
-    split_dir, scene_records, trained, model_dir, vocabulary, cache, tmp_path, trainer_made
+    split_dir, scene_records, model_dir, bare_dir, cache, tmp_path, trainer_made
 ):
-    # A baseline that takes fewer pixels than the pictures have.
-    data = dataclasses.replace(TINY.data, max_image_pixels=64 * 64)
-    settings = dataclasses.replace(TINY, data=data)
-    export.export(tmp_path / "old", trained, config=settings, vocabulary=vocabulary)
     buffer = io.BytesIO()
     Image.new("RGB", (65, 65), "red").save(buffer, "PNG")
     large = dataclasses.replace(scene_records[0], key="large", image=buffer.getvalue())
     folder = tmp_path / "split"
     shutil.copytree(split_dir, folder)
     tf_example.write_shard(str(folder / "more.gz"), [tf_example.encode(large)])
-    options = {"baseline_dir": str(tmp_path / "old"), "parity_file": str(trainer_made)}
+    options = {"baseline_dir": str(bare_dir), "parity_file": str(trainer_made)}
     found = _judge(folder, model_dir, cache, tmp_path / "o", **options)
     assert {check.metric for check in found.verdict.checks if not check.passed} == {"leaked_share"}
     assert found.results["image_to_text_recall@1"].examples == 100
     assert found.results["image_to_text_recall@1"].baseline is not None
 
 
-def test_model_that_reads_no_picture_is_refused(split_dir, trained, vocabulary, cache, tmp_path):
-    data = dataclasses.replace(TINY.data, max_image_pixels=16)
-    settings = dataclasses.replace(TINY, data=data)
+def test_model_that_reads_no_picture_is_refused(
+    split_dir, trained, vocabulary, cache, tmp_path, contract_config
+):
+    data = dataclasses.replace(contract_config.data, max_image_pixels=16)
+    settings = dataclasses.replace(contract_config, data=data)
     export.export(tmp_path / "m", trained, config=settings, vocabulary=vocabulary)
     found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o")
     assert "100 images could not be decoded by the model" in found.verdict.failures()[0]
@@ -293,12 +304,8 @@ def test_prompts_in_other_languages_stand_beside_the_models_own(
     assert found["zero_shot_accuracy/prompts=de"].examples == found["zero_shot_accuracy"].examples
 
 
-def test_prompts_of_other_classes_are_refused(
-    split_dir, model_dir, trained, vocabulary, cache, tmp_path
-):
+def test_prompts_of_other_classes_are_refused(split_dir, model_dir, bare_dir, cache, tmp_path):
     with pytest.raises(ValueError, match=r"same classes.* de: 1"):
         _judge(split_dir, model_dir, cache, tmp_path, labels={"de": LabelSet(("Hund",))})
-    bare = tmp_path / "bare"
-    export.export(bare, trained, config=TINY, vocabulary=vocabulary)
     with pytest.raises(ValueError, match="must have one without a name"):
-        _judge(split_dir, bare, cache, tmp_path, labels={"de": grammar.label_set()})
+        _judge(split_dir, bare_dir, cache, tmp_path, labels={"de": grammar.label_set()})
