@@ -194,3 +194,16 @@ def contract_base(make_once, vocabulary, contract_config) -> Path:
         )
 
     return make_once("contract", _make)
+
+
+@pytest.fixture(scope="session")
+def model_without_classes(make_once, vocabulary, contract_config) -> Path:
+    """The tiny model of the contract without classes."""
+
+    def _make(folder: Path) -> None:
+        from sigline.trainer import export, two_tower
+
+        model = two_tower.build(contract_config)
+        export.export(folder / "model", model, config=contract_config, vocabulary=vocabulary)
+
+    return make_once("without-classes", _make) / "model"

@@ -42,12 +42,11 @@ def test_mistake_is_one_line_and_exit_code_two(capsys, arguments, message):
 
 
 def test_train_runs_alone_and_finishes_what_was_begun(
-    split_dir, vocabulary, tmp_path, monkeypatch, capsys
+    split_dir, vocabulary, tmp_path, monkeypatch, capsys, contract_config
 ):
     from sigline.trainer import config
 
-    tiny = config.tiny(config.load_recipe("siglip_demo"))
-    monkeypatch.setattr(config, "load_recipe", lambda name: tiny)
+    monkeypatch.setattr(config, "load_recipe", lambda name: contract_config)
     (tmp_path / "v.model").write_bytes(vocabulary)
     arguments = ["train", "--recipe", "siglip_demo", "--data", str(split_dir)]
     arguments += ["--vocabulary", str(tmp_path / "v.model"), "--output", str(tmp_path / "out")]

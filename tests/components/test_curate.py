@@ -8,7 +8,7 @@ from sigline import cli
 from sigline.components.curate import choice_transforms, rules
 from sigline.components.curate.rules import Candidate, CurateConfig, Embedded
 from sigline.schemas.selection import Selection
-from sigline.trainer import config, data, export, two_tower
+from sigline.trainer import data
 from sigline.trainer.preprocess import Tokenizer
 
 
@@ -178,15 +178,8 @@ def test_wrong_settings_are_refused(options, message):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return config.tiny(config.load_recipe("siglip_demo"))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tiny, vocabulary, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "saved"
-    export.export(folder, two_tower.build(tiny), config=tiny, vocabulary=vocabulary, labels=None)
-    return folder
+def model_dir(model_without_classes):
+    return model_without_classes
 
 
 def _select(examples, output, *options):
@@ -254,7 +247,9 @@ def test_nothing_chosen_is_refused(examples, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [entries]
 
 
-def test_selected_keys_are_those_that_are_trained_on(examples, tmp_path, tiny, vocabulary):
+def test_selected_keys_are_those_that_are_trained_on(
+    examples, tmp_path, contract_config, vocabulary
+):
     entries = tmp_path / "entries.txt"
     entries.write_text("red\nblue\n")
     assert (
@@ -270,9 +265,11 @@ def test_selected_keys_are_those_that_are_trained_on(examples, tmp_path, tiny, v
     assert count == len(keys)
     steps = count // 8 + 1
     seen = [
-        key for step in range(1, steps + 1) for key in data.batch_keys(folder, tiny, number=step)
+        key
+        for step in range(1, steps + 1)
+        for key in data.batch_keys(folder, contract_config, number=step)
     ]
     assert set(seen[:count]) == keys
-    tokenizer = Tokenizer(vocabulary, tiny.text)
-    batch = next(iter(data.training_pairs(folder, tiny, tokenizer, first_step=3)))
+    tokenizer = Tokenizer(vocabulary, contract_config.text)
+    batch = next(iter(data.training_pairs(folder, contract_config, tokenizer, first_step=3)))
     assert batch["text"].shape[0] == 8

@@ -287,10 +287,10 @@ def test_index_says_what_it_is(index, embedded, model_dir):
     assert retrieval.EMBEDDING not in gallery.schema.names
 
 
-def test_corpus_of_another_model_is_refused(embedded, vocabulary, tmp_path):
+def test_corpus_of_another_model_is_refused(embedded, vocabulary, tmp_path, contract_config):
     from sigline.trainer import config, export, two_tower
 
-    tiny = config.override(config.tiny(config.load_recipe("siglip_demo")), ["seed=5"])
+    tiny = config.override(contract_config, ["seed=5"])
     other = tmp_path / "model"
     export.export(other, two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
     with pytest.raises(ValueError, match="embedded by another model"):

@@ -12,7 +12,7 @@ import yaml
 from sigline import cli
 from sigline.components.scenes import grammar
 from sigline.pipeline import new_command
-from sigline.trainer import config, export, two_tower
+from sigline.trainer import config
 
 
 @pytest.fixture
@@ -77,18 +77,10 @@ def test_recipe_of_a_module_must_be_one():
         config.load_recipe("../x.recipe")
 
 
-@pytest.fixture(scope="module")
-def candidate(tmp_path_factory, vocabulary):
-    folder = tmp_path_factory.mktemp("candidate")
-    tiny = config.tiny(config.load_recipe("siglip_demo"))
-    export.export(folder / "candidate", two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
-    return folder / "candidate"
-
-
 @pytest.fixture
-def checkout(project, candidate, split_dir, tmp_path):
+def checkout(project, model_without_classes, split_dir, tmp_path):
     """A checkout with a candidate and data, and tools of the forges that write down their calls."""
-    shutil.copytree(candidate, project / "candidate")
+    shutil.copytree(model_without_classes, project / "candidate")
     (project / "eval").mkdir()
     shutil.copytree(split_dir, project / "eval" / "Split-eval")
     (project / "eval" / "classes.json").write_text(grammar.label_set().to_json())

@@ -7,17 +7,16 @@ import pytest
 
 from sigline import cli
 from sigline.components.scenes import grammar
-from sigline.trainer import config, two_tower
+from sigline.trainer import two_tower
 from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, vocabulary):
+def folder(tmp_path_factory, vocabulary, contract_config):
     """Weights of three models that began alike, and of one that did not."""
     folder = tmp_path_factory.mktemp("soup")
-    tiny = config.tiny(config.load_recipe("siglip_demo"))
-    variables = two_tower.named_variables(two_tower.build(tiny))
+    variables = two_tower.named_variables(two_tower.build(contract_config))
     rng = np.random.default_rng(0)
     for name in ("a", "b", "c", "stranger"):
         values = {
@@ -25,7 +24,7 @@ def folder(tmp_path_factory, vocabulary):
             for key, x in variables.items()
         }
         begun = "stranger" if name == "stranger" else "kin"
-        checkpoint.save(folder / name, Weights(tiny, values, vocabulary, begun))
+        checkpoint.save(folder / name, Weights(contract_config, values, vocabulary, begun))
     (folder / "classes.json").write_text(grammar.label_set().to_json())
     return folder
 

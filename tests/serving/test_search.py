@@ -167,7 +167,7 @@ def test_mistakes_are_one_line(server, index, capsys, arguments, code, message):
 
 
 def test_faiss_index_needs_the_model_that_made_it(
-    tmp_path, contract_base, examples, vocabulary, capsys
+    tmp_path, contract_base, contract_config, examples, vocabulary, capsys
 ):
     from sigline.trainer import config, export, two_tower
 
@@ -180,7 +180,7 @@ def test_faiss_index_needs_the_model_that_made_it(
     assert len(capsys.readouterr().out.splitlines()) == 100
     assert cli.main(search) == 2
     assert "needs the model that made it" in capsys.readouterr().err
-    other = config.override(config.tiny(config.load_recipe("siglip_demo")), ["seed=7"])
+    other = config.override(contract_config, ["seed=7"])
     export.export(tmp_path / "other", two_tower.build(other), config=other, vocabulary=vocabulary)
     assert cli.main([*search, "--model", str(tmp_path / "other")]) == 2
     assert "made with another model" in capsys.readouterr().err
