@@ -17,6 +17,10 @@ RUNTIME := .venv-released-runtime
 # The sub-packages as they are when imported, for the type checker.
 TYPING := $(VENV)/typing/sigline
 
+# What Python compiles is kept: without it each of the many processes compiles TensorFlow's, Beam's
+# and TFX's modules anew, which takes longer than to import them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check engine bench bench-loss bench-step bench-input bench-evaluate bench-serving \
   effects parity serving-check tpu-check clean
 

@@ -224,12 +224,10 @@ def verdict(run, folder):
     return json.loads(path.read_text())
 
 
-def test_compiled_package_publishes_what_the_local_runner_publishes(run, verdict, folder):
-    from sigline.pipeline import run as local_run
-
-    environment = _environment(folder, str(folder / "local"), str(folder / "volume/data"))
-    local = local_run.run(environment)
-    assert local is not None
+def test_compiled_package_publishes_what_the_local_runner_publishes(
+    run, verdict, folder, whole_run
+):
+    local = whole_run.report
     assert verdict["verdict"] == "released"
     assert local.verdict["blessed"]
     assert verdict["counts"] == local.counts
@@ -242,13 +240,10 @@ def test_compiled_package_publishes_what_the_local_runner_publishes(run, verdict
     assert versions.verify(published) is not None
     assert versions.verify(folder / "volume/demo/index/1") is not None
     # To the bit, though one of them was killed and went on.
-    digests = [
-        json.loads((base / signatures.ASSETS_DIR / signatures.METADATA_FILE).read_text())[
-            "model_digest"
-        ]
-        for base in (published, folder / "local/serving/1")
-    ]
-    assert digests[0] == digests[1]
+    metadata = json.loads(
+        (published / signatures.ASSETS_DIR / signatures.METADATA_FILE).read_text()
+    )
+    assert metadata["model_digest"] == whole_run.model["model_digest"]
 
 
 def test_retry_goes_on_from_the_checkpoint(run, verdict):

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from forked import Forked
 from tiny_model import FROZEN, OVERRIDES, write_weights
+from whole_run import write_environment
 
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
@@ -20,33 +20,13 @@ pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_environment(folder: Path, name: str = "e2e", **changes) -> Path:
-    """Writes an environment with a tiny model and returns its path."""
-    values = {
-        "pipeline_name": name,
-        "root": str(folder / "root"),
-        "input_base": str(folder / "data"),
-        "recipe": "siglip_small",
-        "overrides": OVERRIDES,
-        "ingest": {"eval_sources": [generate.HELD_OUT_SOURCE], "eval_share": 0.2},
-        "index": {"top": 20},
-    }
-    path = folder / "environment.yaml"
-    path.write_text(yaml.safe_dump(values | changes))
-    return path
-
-
 def _states(report):
     return {node.name: node.state for node in report.nodes}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("e2e")
-    faults = {generate.CORRUPT: 0.02, generate.EMPTY_TEXT: 0.01}
-    generate.write_scenes(folder / "data", count=1000, seed=1, faults=faults)
-    write_environment(folder)
-    return folder
+def folder(whole_run):
+    return whole_run.folder
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +37,8 @@ def run():
 
 
 @pytest.fixture(scope="module")
-def first(folder, run):
-    return run.run(environments.load(folder / "environment.yaml"))
+def first(whole_run):
+    return whole_run.report
 
 
 def test_first_run_publishes_a_gated_model(first, folder):
@@ -368,7 +348,7 @@ def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monk
 
 def test_shuffled_captions_are_refused(tmp_path, run, capsys):
     faults = {generate.SHUFFLED_CAPTIONS: 1.0}
-    generate.write_scenes(tmp_path / "data", count=600, seed=1, faults=faults)
+    generate.write_scenes(tmp_path / "data", count=300, seed=1, faults=faults)
     path = write_environment(tmp_path, overrides=[*OVERRIDES, "steps=10"])
     code = run.main(lambda: environments.load(path))
     assert code == run.EXIT_NOT_BLESSED

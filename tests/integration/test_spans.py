@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_model import OVERRIDES
+from whole_run import write_environment
 
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
 from sigline.schemas import signatures
 from sigline.trainer import data
-from tests.integration.test_pipeline import OVERRIDES, write_environment
 
 pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 
