@@ -10,11 +10,8 @@ from typing import BinaryIO
 
 from apache_beam.io.filesystems import FileSystems
 
-from sigline.components import introspection
 from sigline.schemas import digests
 from sigline.schemas.entries import Entry, local_entries
-
-introspection.remember()
 
 
 class BeamFiles:

@@ -44,8 +44,8 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
         return {"tfx", "apache_beam", "tensorflow"}, own
     if path.name == "artifact_types.py":
         return {"tfx"}, set()
-    if rest in (["files.py"], ["outputs.py"], ["introspection.py"]):
-        return {"apache_beam"}, {"schemas", "components.introspection"}
+    if rest in (["files.py"], ["outputs.py"]):
+        return {"apache_beam"}, {"schemas"}
     if path.name == "served_model.py":
         return TENSORFLOW, {"schemas"}
     if path.name.endswith("transforms.py"):
