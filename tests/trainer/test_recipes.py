@@ -1,6 +1,7 @@
 """Every recipe, shrunk, trains, resumes, exports and answers; and has a run card."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -57,45 +58,76 @@ def _embedded(settings, weights, split_dir, folder):
     return folder / "Split-train"
 
 
-@pytest.mark.parametrize("name", [*recipes.names(), f"lit_b16{PRECOMPUTED}"])
-def test_recipe_trains_resumes_exports_and_answers(
-    name, split_dir, vocabulary, scene_records, tmp_path
-):
-    labels = grammar.label_set()
-    precomputed, name = name.endswith(PRECOMPUTED), name.removesuffix(PRECOMPUTED)
+def _tiny(name):
     tiny = config.override(config.tiny(config.load_recipe(name)), ["image.depth=1"])
     if tiny.text is not None:
         tiny = config.override(tiny, ["text.depth=1"])
     if tiny.image.classes is not None:
-        tiny = config.override(tiny, [f"image.classes={len(labels.names)}"])
-    vocabulary = vocabulary if tiny.text is not None else None
-    weights = _weights(tiny)
-    if precomputed:
-        split_dir = _embedded(tiny, weights, split_dir, tmp_path / "embedded")
-    options = {
-        "split_dir": split_dir,
-        "vocabulary": vocabulary,
-        "checkpoint_dir": tmp_path / "checkpoints",
-        "weights": weights,
-        "teachers": _teachers(tiny, vocabulary),
-    }
-    loop.train(config.override(tiny, ["steps=1"]), **options)
-    settings = config.override(tiny, ["steps=2"])
-    result = loop.train(settings, **options)
-    assert result.first_step == 1
-    directory = tmp_path / "model"
-    export.export(directory, result.model, config=settings, vocabulary=vocabulary, labels=labels)
-    values = {
-        "image_bytes": tf.constant([scene_records[0].image]),
-        "text": tf.constant(["a red ring"]),
-    }
-    signatures = tf.saved_model.load(str(directory)).signatures
+        tiny = config.override(tiny, [f"image.classes={len(grammar.label_set().names)}"])
+    return tiny
+
+
+def _common(tiny):
+    """Returns a configuration with what sets apart recipes that are the same at other sizes."""
+    values = ["image.patch=4", "image.size=8", "loss.bias_init=none", "strategy=auto"]
+    return config.override(tiny, ["name=tiny", "optimizer.learning_rate=1e-3", *values])
+
+
+@pytest.fixture(scope="module")
+def answers(split_dir, vocabulary, scene_records, tmp_path_factory):
+    """Trains, resumes and exports a recipe, and returns what it answers; once for all alike."""
+
+    @functools.cache
+    def _answers(tiny, precomputed):
+        folder = tmp_path_factory.mktemp("recipe")
+        pieces = vocabulary if tiny.text is not None else None
+        weights = _weights(tiny)
+        split = _embedded(tiny, weights, split_dir, folder) if precomputed else split_dir
+        options = {
+            "split_dir": split,
+            "vocabulary": pieces,
+            "checkpoint_dir": folder / "checkpoints",
+            "weights": weights,
+            "teachers": _teachers(tiny, pieces),
+        }
+        loop.train(config.override(tiny, ["steps=1"]), **options)
+        settings = config.override(tiny, ["steps=2"])
+        result = loop.train(settings, **options)
+        assert result.first_step == 1
+        export.export(
+            folder / "model",
+            result.model,
+            config=settings,
+            vocabulary=pieces,
+            labels=grammar.label_set(),
+        )
+        values = {
+            "image_bytes": tf.constant([scene_records[0].image]),
+            "text": tf.constant(["a red ring"]),
+        }
+        signatures = tf.saved_model.load(str(folder / "model")).signatures
+        return {
+            name: signature(**{key: values[key] for key in signature.structured_input_signature[1]})
+            for name, signature in signatures.items()
+        }
+
+    return _answers
+
+
+@pytest.mark.parametrize("name", [*recipes.names(), f"lit_b16{PRECOMPUTED}"])
+def test_recipe_trains_resumes_exports_and_answers(name, answers, scene_records):
+    precomputed, name = name.endswith(PRECOMPUTED), name.removesuffix(PRECOMPUTED)
+    tiny = _tiny(name)
+    found = answers(_common(tiny), precomputed)
     # Those of texts need a text tower.
-    assert len(signatures) == (4 if tiny.text is None else 6)
-    for signature in signatures.values():
-        names = signature.structured_input_signature[1]
-        outputs = signature(**{key: values[key] for key in names})
+    assert len(found) == (4 if tiny.text is None else 6)
+    for outputs in found.values():
         assert all(output.shape[0] == 1 for output in outputs.values())
+    # At the patches, the size and the initial bias of its own.
+    model = two_tower.build(tiny)
+    pixels = preprocess.load_image(scene_records[0].image, tiny.image, max_pixels=10**6)
+    image = model.embed_image(preprocess.to_model_range(pixels[tf.newaxis], tiny.image))
+    assert image.shape == found["embed_image"]["embedding"].shape
 
 
 @pytest.mark.parametrize("name", recipes.names())
