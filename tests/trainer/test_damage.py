@@ -13,9 +13,9 @@ from sigline.trainer import config, damage, data, loop, two_tower
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(few_parameters):
     tiny = config.tiny(config.load_recipe("siglip_demo"))
-    return config.override(tiny, ["image.depth=1", "text.depth=1", "steps=20", "log_steps=20"])
+    return config.override(tiny, [*few_parameters, "steps=20", "log_steps=20"])
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_run_goes_on_over_damaged_records_and_resumes_exactly(
     with pytest.raises(RuntimeError, match=r"Received: 4 damaged records.*=3.*record 48 at byte"):
         _train(few, folder, vocabulary, tmp_path / "few")
     capsys.readouterr()
-    enough = config.override(tiny, ["data.max_damaged_records=4", "optimizer.schedule=constant"])
+    enough = config.override(tiny, ["data.max_damaged_records=4", "checkpoint_steps=10"])
     whole = _train(enough, folder, vocabulary, tmp_path / "whole")
     shown = capsys.readouterr().err
     assert f"{second}: 4 of 50 records (record 0 at byte 0: its checksum is wrong" in shown
@@ -142,8 +142,12 @@ def test_run_goes_on_over_damaged_records_and_resumes_exactly(
     assert copy[20] == copy[19]
     assert copy[47] == copy[48] == copy[49]
     assert repairs.count == 4
-    _train(dataclasses.replace(enough, steps=10), folder, vocabulary, tmp_path / "parts")
-    resumed = _train(enough, folder, vocabulary, tmp_path / "parts")
+    # As an interruption after the checkpoint of step 10 leaves it.
+    interrupted = shutil.copytree(tmp_path / "whole", tmp_path / "interrupted")
+    for path in interrupted.glob("ckpt-20.*"):
+        path.unlink()
+    (interrupted / "checkpoint").write_text('model_checkpoint_path: "ckpt-10"')
+    resumed = _train(enough, folder, vocabulary, interrupted)
     assert resumed.first_step == 10
     for name, value in _parameters(whole).items():
         np.testing.assert_array_equal(_parameters(resumed)[name], value, err_msg=name)

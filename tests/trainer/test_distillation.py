@@ -23,6 +23,12 @@ from sigline.trainer.weights.checkpoint import Weights
 
 _CLASSES = 36
 
+# Small towers of few parameters.
+_SIZES = ["image.depth=1", "image.patch=8", "image.size=16", "image.pool=gap"]
+_NO_BIASES = ["block.qkv_bias=false", "block.mlp_bias=false"]
+_IMAGE = [*_SIZES, *(f"image.{option}" for option in _NO_BIASES)]
+_TEXT = ["text.depth=1", *(f"text.{option}" for option in _NO_BIASES)]
+
 
 def _weights(settings, vocabulary=None, seed=7) -> Weights:
     """Returns random weights, those of the head too."""
@@ -39,19 +45,14 @@ def _weights(settings, vocabulary=None, seed=7) -> Weights:
 def pairs():
     """A two-tower student of one two-tower teacher."""
     tiny = config.tiny(config.load_recipe("distill_siglip_s16"))
-    return config.override(
-        tiny, ["image.depth=1", "text.depth=1", "image.patch=8", "image.size=16"]
-    )
+    return config.override(tiny, [*_IMAGE, *_TEXT])
 
 
 @pytest.fixture(scope="module")
 def classes():
     """A student of images alone of a teacher with a head."""
     tiny = config.tiny(config.load_recipe("distill_vit_s16"))
-    return config.override(
-        tiny,
-        [f"image.classes={_CLASSES}", "image.depth=1", "image.patch=8", "image.size=16"],
-    )
+    return config.override(tiny, [f"image.classes={_CLASSES}", *_IMAGE])
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ TEXTS = ["a red ring", "", "A small GREEN cross, left of a blue star!", "日本�
 
 @pytest.fixture(scope="module")
 def tiny():
-    return config.tiny(config.load_recipe("siglip_demo"))
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    return config.override(tiny, ["image.depth=1", "text.depth=1"])
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +183,8 @@ def test_metadata_tells_what_the_model_is(exported, tiny):
 
 
 @pytest.mark.parametrize("text", [True, False], ids=["two towers", "images alone"])
-def test_head_classifies(tmp_path, tiny, vocabulary, images, text):
-    changes = ["image.classes=3"]
+def test_head_classifies(tmp_path, tiny, few_parameters, vocabulary, images, text):
+    changes = [*few_parameters, "image.classes=3"]
     if not text:
         changes += ["text=none", "loss.weight=0", 'distillation=[{"teacher": "a"}]']
     settings = config.override(tiny, changes)

@@ -11,8 +11,20 @@ from sigline.trainer.two_tower import named_variables
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def deep():
+    """Two towers of two blocks."""
     return config.tiny(config.load_recipe("siglip_demo"))
+
+
+@pytest.fixture(scope="module")
+def tiny(deep):
+    return config.override(deep, ["image.depth=1", "text.depth=1"])
+
+
+@pytest.fixture(scope="module")
+def few(tiny, few_parameters):
+    """A model of few parameters, for what XLA compiles."""
+    return config.override(tiny, few_parameters)
 
 
 @pytest.fixture(scope="module")
@@ -24,37 +36,41 @@ def inputs(tiny):
     return {"image": tf.constant(pixels), "text": ids}
 
 
-def _run(settings, inputs, model=None):
+def _run(settings, inputs, model=None, *, traced=False):
     model = model or two_tower.build(settings)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
 
-    @tf.function(autograph=False)
     def compute():
         return steps.forward_backward(
             parameters, inputs, tf.zeros((), tf.int64), model=model, config=settings
         )
 
-    return compute()
+    return tf.function(compute, autograph=False)() if traced else compute()
 
 
-def test_parameters_that_are_passed_in_are_used_and_not_the_models(tiny, inputs):
+@pytest.fixture(scope="module")
+def plain(tiny, inputs):
+    """Loss and gradients without any option."""
+    return _run(tiny, inputs, traced=True)
+
+
+def test_parameters_that_are_passed_in_are_used_and_not_the_models(tiny, inputs, plain):
     model = two_tower.build(tiny)
-    before = _run(tiny, inputs, model)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
     for variable in named_variables(model).values():
         variable.assign(tf.zeros_like(variable))
     after = steps.forward_backward(
         parameters, inputs, tf.zeros((), tf.int64), model=model, config=tiny
     )
-    for name, value in before.gradients.items():
+    for name, value in plain.gradients.items():
         np.testing.assert_allclose(after.gradients[name], value, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("pool", ["map", "gap", "tok"])
 def test_rematerialized_blocks_have_the_same_loss_and_gradients(tiny, inputs, pool):
-    plain = dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, pool=pool))
-    expected = _run(plain, inputs)
-    found = _run(dataclasses.replace(plain, rematerialize=True), inputs)
+    kept = dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, pool=pool))
+    expected = _run(kept, inputs, traced=True)
+    found = _run(dataclasses.replace(kept, rematerialize=True), inputs, traced=True)
     assert float(found.scalars["loss"]) == pytest.approx(float(expected.scalars["loss"]), rel=1e-6)
     for name, value in expected.gradients.items():
         scale = np.abs(value).max() + 1e-9
@@ -63,7 +79,7 @@ def test_rematerialized_blocks_have_the_same_loss_and_gradients(tiny, inputs, po
         )
 
 
-def test_rematerialized_blocks_are_computed_again(tiny, inputs):
+def test_rematerialized_blocks_are_computed_again(deep, inputs):
     def hyperbolic_tangents(settings):
         model = two_tower.build(settings)
         compute = tf.function(
@@ -81,12 +97,12 @@ def test_rematerialized_blocks_are_computed_again(tiny, inputs):
         return sum(node.op == "Tanh" for node in nodes)
 
     # GELU has one in each MLP: of two and two blocks, and of the attention pool.
-    assert hyperbolic_tangents(tiny) == 5
-    assert hyperbolic_tangents(dataclasses.replace(tiny, rematerialize=True)) == 9
+    assert hyperbolic_tangents(deep) == 5
+    assert hyperbolic_tangents(dataclasses.replace(deep, rematerialize=True)) == 9
 
 
-def test_bfloat16_towers_give_nearly_the_same_loss_in_float32(tiny, inputs):
-    expected = _run(tiny, inputs)
+def test_bfloat16_towers_give_nearly_the_same_loss_in_float32(tiny, inputs, plain):
+    expected = plain
     found = _run(dataclasses.replace(tiny, precision="bfloat16"), inputs)
     assert found.scalars["loss"].dtype == tf.float32
     assert float(found.scalars["loss"]) == pytest.approx(float(expected.scalars["loss"]), rel=2e-2)
@@ -109,13 +125,12 @@ def test_bfloat16_computes_products_in_bfloat16_and_norms_in_float32(tiny):
     assert {v.dtype for v in model.variables} == {"float32"}
 
 
-def test_frozen_tower_has_no_gradient(tiny, inputs):
+def test_frozen_tower_has_no_gradient(tiny, inputs, plain):
     frozen = config.override(tiny, ['optimizer.rates=[["image/.*", null], [".*", 1]]'])
     outcome = _run(frozen, inputs)
     assert not any(name.startswith("image/") for name in outcome.gradients)
-    expected = _run(tiny, inputs)
     for name, value in outcome.gradients.items():
-        np.testing.assert_allclose(value, expected.gradients[name], atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(value, plain.gradients[name], atol=1e-6, err_msg=name)
 
 
 def test_softmax_recipe_computes_the_softmax_loss(tiny, inputs):
@@ -162,16 +177,17 @@ def test_configured_chunk_size_reaches_the_loss(tiny):
     assert "[24,100]" in compute.experimental_get_compiler_ir(spec, spec)(stage="hlo")
 
 
-def test_configured_number_of_negatives_reaches_the_loss(tiny, inputs):
+def test_configured_number_of_negatives_reaches_the_loss(tiny, inputs, plain):
     def mean(number):
         settings = config.override(
             tiny, ["loss.negatives=hard", f"loss.negatives_per_image={number}"]
         )
         return float(_run(settings, inputs).scalars["negative_logit_mean"])
 
-    assert mean(1) > mean(3) > mean(7)
-    everything = float(_run(tiny, inputs).scalars["negative_logit_mean"])
-    assert mean(7) == pytest.approx(everything, rel=1e-4)
+    means = [mean(number) for number in (1, 3, 7)]
+    assert means[0] > means[1] > means[2]
+    everything = float(plain.scalars["negative_logit_mean"])
+    assert means[2] == pytest.approx(everything, rel=1e-4)
 
 
 def test_configured_exchange_is_asked_for(tiny, inputs, monkeypatch):
@@ -202,8 +218,8 @@ def test_tower_without_gradient_is_reported(tiny, inputs):
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_microbatches_give_the_gradients_of_the_whole_batch(tiny, inputs, loss, compiled):
-    whole = config.override(tiny, [f"loss.name={loss}"])
+def test_microbatches_give_the_gradients_of_the_whole_batch(few, inputs, loss, compiled):
+    whole = config.override(few, [f"loss.name={loss}"])
     model = two_tower.build(whole)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
     found = []
@@ -222,9 +238,9 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(tiny, inputs, loss, 
         )
 
 
-def test_microbatches_drop_the_same_when_embedded_again(tiny, inputs):
+def test_microbatches_drop_the_same_when_embedded_again(deep, inputs):
     settings = config.override(
-        tiny, ["microbatches=2", "image.block.dropout=0.3", "text.block.stochastic_depth=0.5"]
+        deep, ["microbatches=2", "image.block.dropout=0.3", "text.block.stochastic_depth=0.5"]
     )
     model = two_tower.build(settings)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
