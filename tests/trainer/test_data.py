@@ -28,8 +28,14 @@ def _batches(split_dir, tiny, tokenizer, count, first_step=0):
     return [(batch["image"], batch["text"]) for batch in batches]
 
 
-def test_batches_have_static_shapes(split_dir, tiny, tokenizer):
-    image, ids = _batches(split_dir, tiny, tokenizer, 1)[0]
+@pytest.fixture(scope="module")
+def whole(split_dir, tiny, tokenizer):
+    """The first batches of an uninterrupted stream."""
+    return _batches(split_dir, tiny, tokenizer, 33)
+
+
+def test_batches_have_static_shapes(whole, tiny):
+    image, ids = whole[0]
     assert image.shape == (8, tiny.image.size, tiny.image.size, 3)
     assert image.dtype == np.uint8
     assert ids.shape == (8, 16)
@@ -37,21 +43,29 @@ def test_batches_have_static_shapes(split_dir, tiny, tokenizer):
 
 # 100 records in batches of 8: step 12 stands inside the first epoch, 13 across its end, 30 later.
 @pytest.mark.parametrize("first_step", [1, 12, 13, 30])
-def test_stream_from_a_step_on_equals_the_uninterrupted_one(split_dir, tiny, tokenizer, first_step):
-    whole = _batches(split_dir, tiny, tokenizer, first_step + 3)
+def test_stream_from_a_step_on_equals_the_uninterrupted_one(
+    split_dir, tiny, tokenizer, whole, first_step
+):
     resumed = _batches(split_dir, tiny, tokenizer, 3, first_step)
-    for (image, ids), (other_image, other_ids) in zip(whole[first_step:], resumed, strict=True):
+    expected = whole[first_step : first_step + 3]
+    for (image, ids), (other_image, other_ids) in zip(expected, resumed, strict=True):
         np.testing.assert_array_equal(image, other_image)
         np.testing.assert_array_equal(ids, other_ids)
 
 
+@pytest.fixture(scope="module")
+def cropped(split_dir, tiny, tokenizer):
+    """A configuration with random crops, and batches from step 5 on."""
+    settings = config.override(tiny, ["data.crop_min_area=0.1"])
+    return settings, _batches(split_dir, settings, tokenizer, 3, 5)
+
+
 @pytest.mark.parametrize("threads", [1, 7])
-def test_number_of_input_threads_changes_nothing(split_dir, tiny, tokenizer, threads):
-    cropped = config.override(tiny, ["data.crop_min_area=0.1"])
-    expected = _batches(split_dir, cropped, tokenizer, 3, 5)
+def test_number_of_input_threads_changes_nothing(split_dir, cropped, tokenizer, threads):
+    settings, expected = cropped
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
-    dataset = data.training_pairs(split_dir, cropped, tokenizer, first_step=5)
+    dataset = data.training_pairs(split_dir, settings, tokenizer, first_step=5)
     found = itertools.islice(dataset.with_options(options).as_numpy_iterator(), 3)
     for (image, ids), batch in zip(expected, found, strict=True):
         np.testing.assert_array_equal(batch["image"], image)
@@ -59,8 +73,7 @@ def test_number_of_input_threads_changes_nothing(split_dir, tiny, tokenizer, thr
 
 
 @pytest.mark.parametrize("first_step", [0, 13])
-def test_hosts_share_every_global_batch(split_dir, tiny, tokenizer, first_step):
-    whole = _batches(split_dir, tiny, tokenizer, 3, first_step)
+def test_hosts_share_every_global_batch(split_dir, tiny, tokenizer, whole, first_step):
     hosts = [
         data.training_pairs(
             split_dir, tiny, tokenizer, first_step=first_step, num_hosts=2, host=host, batch_size=2
@@ -71,7 +84,7 @@ def test_hosts_share_every_global_batch(split_dir, tiny, tokenizer, first_step):
     parts = [
         np.stack([b["image"] for b in itertools.islice(h.as_numpy_iterator(), 6)]) for h in hosts
     ]
-    for number, (image, _) in enumerate(whole):
+    for number, (image, _) in enumerate(whole[first_step : first_step + 3]):
         for host in range(2):
             mine = parts[host][2 * number : 2 * number + 2].reshape(4, *image.shape[1:])
             np.testing.assert_array_equal(mine, image[host::2])
@@ -134,8 +147,8 @@ def _images(split_dir, settings, tokenizer, count=1, first_step=0):
     return np.concatenate([image for image, _ in batches])
 
 
-def test_flip_mirrors_about_half_of_the_images(split_dir, tiny, tokenizer):
-    plain = _images(split_dir, tiny, tokenizer, 12)
+def test_flip_mirrors_about_half_of_the_images(split_dir, tiny, tokenizer, whole):
+    plain = np.concatenate([image for image, _ in whole[:12]])
     flipped = _images(split_dir, config.override(tiny, ["data.flip=true"]), tokenizer, 12)
     mirrored = [(a[:, ::-1] == b).all() for a, b in zip(plain, flipped, strict=True)]
     same = [(a == b).all() for a, b in zip(plain, flipped, strict=True)]
@@ -250,12 +263,19 @@ def test_mixture_without_weights_follows_the_records(folders, tiny):
     assert [sum(a <= k < b for k in keys) for a, b in ((0, 30), (30, 50), (50, 60))] == [3, 2, 1]
 
 
-@pytest.mark.parametrize("first_step", [1, 7, 40])
-def test_mixture_from_a_step_on_equals_the_uninterrupted_one(folders, tiny, tokenizer, first_step):
+@pytest.fixture(scope="module")
+def mixed(folders, tiny, tokenizer):
+    """A configuration with a mixture, and the first batches of an uninterrupted stream."""
     settings = config.override(tiny, ["data.mixture=[3, 1, 1]"])
-    whole = _batches(folders, settings, tokenizer, first_step + 2)
+    return settings, _batches(folders, settings, tokenizer, 42)
+
+
+@pytest.mark.parametrize("first_step", [1, 7, 40])
+def test_mixture_from_a_step_on_equals_the_uninterrupted_one(folders, mixed, tokenizer, first_step):
+    settings, batches = mixed
     resumed = _batches(folders, settings, tokenizer, 2, first_step)
-    for (image, ids), (other_image, other_ids) in zip(whole[first_step:], resumed, strict=True):
+    expected = batches[first_step : first_step + 2]
+    for (image, ids), (other_image, other_ids) in zip(expected, resumed, strict=True):
         np.testing.assert_array_equal(image, other_image)
         np.testing.assert_array_equal(ids, other_ids)
 
