@@ -68,6 +68,7 @@ def test_many_words_and_a_long_one_cost_no_memory(tokenizer):
 
 def test_exported_model_reads_byte_pairs_in_the_servers_loader(byte_pairs, tmp_path):
     tiny = config.tiny(config.load_recipe("clip_b16"))
+    tiny = config.override(tiny, ["image.depth=1", "text.depth=1"])
     words = {name: getattr(CLIP, name) for name in ("start_piece", "end_piece", "pad_piece")}
     text = dataclasses.replace(tiny.text, vocabulary_size=1000, **words)
     settings = dataclasses.replace(tiny, text=text)

@@ -14,9 +14,9 @@ SHAPES = {"image/a": (3, 2), "text/b": (4,), "bias": ()}
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(few_parameters):
     settings = config.tiny(config.load_recipe("siglip_demo"))
-    return config.override(settings, ["image.depth=1", "text.depth=1", "keep_checkpoints=2"])
+    return config.override(settings, [*few_parameters, "keep_checkpoints=2"])
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +178,12 @@ def train(tiny, split_dir, vocabulary, tmp_path_factory):
     return run
 
 
+AVERAGED = ("optimizer.ema_decay=0.5", "keep_every_steps=2")
+
+
 @pytest.fixture(scope="module")
 def averaged(train):
-    return train("optimizer.ema_decay=0.5", "keep_every_steps=2")
+    return train(*AVERAGED)
 
 
 def _values(model):
@@ -240,10 +243,11 @@ def test_runs_from_the_same_weights_are_of_one_lineage(train, averaged, tiny, vo
     assert digests == {weights.origin()}
 
 
-def test_run_that_goes_on_has_the_lineage_it_began_with(train):
-    folder, first = train("steps=2")
-    _, second = train("steps=3", folder=folder)
-    assert second.first_step == 2
+def test_run_that_goes_on_has_the_lineage_it_began_with(train, averaged, tmp_path):
+    first = averaged[1]
+    folder = shutil.copytree(averaged[0], tmp_path / "run")
+    _, second = train(*AVERAGED, "steps=5", folder=folder)
+    assert second.first_step == 4
     assert second.initial_digest == first.initial_digest
 
 

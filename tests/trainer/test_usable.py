@@ -10,9 +10,9 @@ from sigline.trainer import config, damage, data, feed, loop, preprocess, usable
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(few_parameters):
     tiny = config.tiny(config.load_recipe("siglip_demo"))
-    return config.override(tiny, ["image.depth=1", "text.depth=1", "steps=12"])
+    return config.override(tiny, [*few_parameters, "steps=12"])
 
 
 @pytest.fixture(scope="module")
