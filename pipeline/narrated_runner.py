@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import uuid
 import warnings
 
 from tfx.dsl.compiler import constants
@@ -17,8 +18,25 @@ from sigline.schemas import progress
 _OF_TFX = ("StatisticsGen", "ExampleValidator")
 
 
+def new_run_id() -> str:
+    """Returns a name for a run: when it begins, as TFX names runs, and what no other run has.
+
+    Two runs may begin at the same time, and a clock may step back.
+    """
+    return f"{datetime.datetime.now().isoformat()}-{uuid.uuid4().hex[:8]}"
+
+
 class NarratedRunner(LocalDagRunner):
-    """A `LocalDagRunner` with a part of the progress for each node."""
+    """A `LocalDagRunner` with a part of the progress for each node.
+
+    Attributes:
+        run_id: The name of the run, no other's; None where nothing has run.
+    """
+
+    def __init__(self) -> None:
+        """Has run nothing yet."""
+        super().__init__()
+        self.run_id: str | None = None
 
     def run_with_ir(
         self,
@@ -29,7 +47,8 @@ class NarratedRunner(LocalDagRunner):
         if run_options is not None:
             super().run_with_ir(pipeline, run_options)
             return
-        run_id = {constants.PIPELINE_RUN_ID_PARAMETER_NAME: datetime.datetime.now().isoformat()}
+        self.run_id = new_run_id()
+        run_id = {constants.PIPELINE_RUN_ID_PARAMETER_NAME: self.run_id}
         with warnings.catch_warnings():
             # TFX 1.21 asks protobuf for labels of fields, in C; the warning is laid on its caller.
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -13,6 +13,8 @@ from sigline.schemas import artifacts
 
 # Kinds of passed-over things that the summary names.
 _GROUPS = 12
+# The type of the context that all executions of a run are in.
+_RUN_TYPE = "pipeline_run"
 _STATES = {
     metadata_store_pb2.Execution.COMPLETE: "done",
     metadata_store_pb2.Execution.CACHED: "cached",
@@ -46,7 +48,7 @@ class NodeRun:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The newest run of a pipeline.
+    """A run of a pipeline.
 
     Attributes:
         nodes: Its nodes in the order they ran.
@@ -101,27 +103,31 @@ class RunReport:
         return reasons
 
 
-def num_runs(metadata_path: str) -> int:
-    """Returns how many runs a metadata store holds; 0 where there is no store yet."""
+def run_ids(metadata_path: str) -> set[str]:
+    """Returns the names of the runs that a metadata store holds; none where there is no store."""
     if not os.path.exists(metadata_path):
-        return 0
-    return len(open_store(metadata_path).get_contexts_by_type("pipeline_run"))
+        return set()
+    return {run.name for run in open_store(metadata_path).get_contexts_by_type(_RUN_TYPE)}
 
 
-def read_report(metadata_path: str) -> RunReport:
-    """Returns the report of the newest run in a metadata store.
+def read_report(metadata_path: str, run_id: str) -> RunReport:
+    """Returns the report of one run in a metadata store, whatever other runs it holds.
+
+    Args:
+        metadata_path: The store.
+        run_id: The run's name, that of its context.
 
     Raises:
-        ValueError: If the store holds no run.
+        ValueError: If the store does not hold the run.
     """
     store = open_store(metadata_path)
-    runs = store.get_contexts_by_type("pipeline_run")
-    if not runs:
+    run = store.get_context_by_type_and_name(_RUN_TYPE, run_id)
+    if run is None:
         raise ValueError(
-            f"The metadata store holds no run. Received: metadata_path={metadata_path}"
+            "The metadata store does not hold this run. "
+            f"Received: run_id={run_id}, metadata_path={metadata_path}"
         )
-    newest = max(runs, key=lambda context: context.create_time_since_epoch)
-    executions = store.get_executions_by_context(newest.id)
+    executions = store.get_executions_by_context(run.id)
     return of_nodes([_node(store, item) for item in sorted(executions, key=lambda item: item.id)])
 
 

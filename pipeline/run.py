@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sigline.components.validate.component import DataGateError
-from sigline.pipeline import build, report
+from sigline.pipeline import build, report, run_lock
 from sigline.pipeline.environment import Environment
+from sigline.pipeline.narrated_runner import NarratedRunner
 from sigline.schemas import ownership, progress, run_reports, strength
 
 EXIT_OK = 0
@@ -24,20 +25,42 @@ def run(environment: Environment, dag_runner: Any = None) -> report.RunReport | 
         dag_runner: A TFX runner; one that says what it is at if not given.
 
     Returns:
-        The report; None where nothing ran, as under `tfx pipeline create`, which only compiles.
-    """
-    from sigline.pipeline.narrated_runner import NarratedRunner
+        The report of this run; None where nothing ran, as under `tfx pipeline create`, which only
+        compiles.
 
+    Raises:
+        ValueError: If another run is at work on the same root.
+    """
     os.makedirs(environment.root, exist_ok=True)
-    before = report.num_runs(environment.metadata_path)
-    with progress.part("plan the run"):
-        pipeline = build.build(environment)
-    (dag_runner or NarratedRunner()).run(pipeline)
-    if report.num_runs(environment.metadata_path) == before:
-        return None
-    outcome = report.read_report(environment.metadata_path)
-    _write_links(environment, outcome)
+    with run_lock.alone(environment.root):
+        before = report.run_ids(environment.metadata_path)
+        with progress.part("plan the run"):
+            pipeline = build.build(environment)
+        runner = dag_runner or NarratedRunner()
+        runner.run(pipeline)
+        new = report.run_ids(environment.metadata_path) - before
+        if not new:
+            return None
+        outcome = report.read_report(environment.metadata_path, _own(runner, new))
+        _write_links(environment, outcome)
     return outcome
+
+
+def _own(runner: Any, new: set[str]) -> str:
+    """Returns the name of the run that a runner has just done.
+
+    Raises:
+        RuntimeError: If another runner does not say, and somebody else ran meanwhile.
+    """
+    if isinstance(runner, NarratedRunner) and runner.run_id is not None:
+        return runner.run_id
+    if len(new) > 1:
+        raise RuntimeError(
+            "The metadata store got several runs at once, and the runner does not say which is "
+            f"its own. Run again; nothing is done twice. Received: {', '.join(sorted(new))}"
+        )
+    (name,) = new
+    return name
 
 
 def _write_links(environment: Environment, outcome: report.RunReport) -> None:

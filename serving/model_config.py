@@ -9,6 +9,8 @@ from typing import Any
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from sigline.schemas import atomic
+
 _PLATFORM = "tensorflow"
 _LABEL = re.compile(r"[A-Za-z0-9_]+")
 
@@ -142,12 +144,20 @@ def _parsed(path: str | Path) -> model_server_config_pb2.ModelServerConfig:
 def replace(path: str | Path, model: ModelConfig) -> None:
     """Writes a model into a file of models, in place of the one of its name; others stay.
 
+    Whoever writes it at the same time waits; whoever reads it sees it before or after.
+
     Raises:
         ValueError: If there is such a file, and it is no model config.
     """
     path = Path(path)
-    message = _parsed(path) if path.is_file() else to_proto(())
-    from_proto(message)
+    with atomic.locked(path.with_name(f".{path.name}.lock")):
+        message = _parsed(path) if path.is_file() else to_proto(())
+        from_proto(message)
+        _put(message, model)
+        atomic.write_file(path, text_format.MessageToString(message))
+
+
+def _put(message: model_server_config_pb2.ModelServerConfig, model: ModelConfig) -> None:
     (entry,) = to_proto([model]).model_config_list.config
     items = message.model_config_list.config
     for item in items:
@@ -159,9 +169,6 @@ def replace(path: str | Path, model: ModelConfig) -> None:
             break
     else:
         items.append(entry)
-    scratch = path.with_name(f".tmp-{path.name}")
-    scratch.write_text(text_format.MessageToString(message))
-    scratch.replace(path)
 
 
 def to_text(models: Iterable[ModelConfig]) -> str:

@@ -6,21 +6,21 @@ already is recognised by its content. A version that is withdrawn is renamed to 
 so its number is never given again.
 """
 
-import contextlib
 import datetime
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sigline.components.publish.signing import Sign
-from sigline.schemas import signatures, versions
+from sigline.schemas import atomic, signatures, versions
 
 SAVED_MODEL = "saved_model.pb"
 _SCRATCH_PREFIX = ".tmp-"
@@ -104,7 +104,7 @@ def publish(
     base.mkdir(parents=True, exist_ok=True)
     added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
     own = versions.content(model)
-    with _locked(base):
+    with atomic.locked(base / _LOCK):
         for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
             if _SCRATCH.fullmatch(stale.name):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
@@ -123,10 +123,15 @@ def publish(
                 )
         newest = max([newest, *(item.version for item in removed)])
         scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
-        digest = _copy(model, scratch, own, added, sign)
         target = base / str(newest + 1)
-        os.rename(scratch, target)
-        _flush_folder(base)
+        try:
+            digest = _copy(model, scratch, own, added, sign)
+            os.rename(scratch, target)
+        except BaseException:
+            # A disk that is full has room again for a rollback, or for those who serve from it.
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        atomic.flush_folder(base)
         if keep is not None:
             _remove_old(base, keep)
     return Published(newest + 1, str(target), digest, copied=True)
@@ -196,7 +201,7 @@ def _copy(
         raise RuntimeError(f"The copy of {model} to {scratch} differs from the original.")
     if sign is not None:
         (scratch / versions.SIGNATURE).write_bytes(sign(manifest.encode()))
-    _flush(scratch)
+    atomic.flush_tree(scratch)
     return digest
 
 
@@ -231,7 +236,7 @@ def rollback(base: str | Path, *, to: int | None = None, reason: str = "") -> li
         ValueError: If there is no such version, none before the newest, or it is damaged.
     """
     base = _local(base)
-    with _locked(base):
+    with atomic.locked(base / _LOCK):
         found = versions.directories(base)
         numbers = sorted(found)
         if to is None:
@@ -256,10 +261,23 @@ def rollback(base: str | Path, *, to: int | None = None, reason: str = "") -> li
         for number in newer:
             path = base / f".withdrawn-{number}"
             note = {"version": number, "reason": reason or "no reason given", "time": now}
-            _write(path.with_name(path.name + _NOTE_SUFFIX), json.dumps(note))
             os.rename(found[number], path)
-            _flush_folder(base)
+            atomic.flush_folder(base)
+            _note(path, note)
     return newer
+
+
+def _note(path: Path, note: Mapping[str, Any]) -> None:
+    """Writes why a version was withdrawn; a full disk must not keep a bad version served."""
+    try:
+        atomic.write_file(path.with_name(path.name + _NOTE_SUFFIX), json.dumps(note))
+    except OSError as error:
+        warnings.warn(
+            f"Version {note['version']} is withdrawn; why ({note['reason']}) could not be written "
+            f"beside it: {error.strerror}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def restore(base: str | Path, version: int) -> Path:
@@ -269,7 +287,7 @@ def restore(base: str | Path, version: int) -> Path:
         ValueError: If there is no such version, or it is damaged.
     """
     base = _local(base)
-    with _locked(base):
+    with atomic.locked(base / _LOCK):
         found = {item.version: item for item in withdrawn(base)}
         if version not in found:
             raise ValueError(
@@ -281,7 +299,7 @@ def restore(base: str | Path, version: int) -> Path:
             raise ValueError(f"Version {version} does not match its manifest. Received: {path}")
         os.rename(path, target)
         path.with_name(path.name + _NOTE_SUFFIX).unlink(missing_ok=True)
-        _flush_folder(base)
+        atomic.flush_folder(base)
     return target
 
 
@@ -299,35 +317,3 @@ def _remove_old(base: Path, keep: int) -> None:
         os.rename(found[number], scratch)
         (base / f".withdrawn-{number}{_NOTE_SUFFIX}").unlink(missing_ok=True)
         shutil.rmtree(scratch)
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}")
-    with open(scratch, "w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(scratch, path)
-
-
-@contextlib.contextmanager
-def _locked(base: Path) -> Iterator[None]:
-    with open(base / _LOCK, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _flush(root: Path) -> None:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            with open(os.path.join(folder, name), "rb") as handle:
-                os.fsync(handle.fileno())
-        _flush_folder(Path(folder))
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

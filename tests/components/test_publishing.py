@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import textwrap
 import pytest
 
 from sigline.components.publish import publishing
-from sigline.schemas import versions
+from sigline.schemas import atomic, versions
 
 
 @pytest.fixture
@@ -70,15 +71,44 @@ def test_folder_that_is_no_model_is_refused(tmp_path):
 
 def test_no_number_is_visible_before_the_version_is_whole(model, tmp_path, monkeypatch):
     seen = []
-    flush = publishing._flush
+    flush = atomic.flush_tree
 
     def _looking(root):
         seen.append(versions.list_versions(tmp_path / "serving"))
         flush(root)
 
-    monkeypatch.setattr(publishing, "_flush", _looking)
+    monkeypatch.setattr(atomic, "flush_tree", _looking)
     publishing.publish(model, tmp_path / "serving")
     assert seen == [[]]
+
+
+def _full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_publish_to_a_full_disk_leaves_nothing_behind_and_succeeds_once_there_is_room(
+    model, tmp_path, monkeypatch
+):
+    base = tmp_path / "serving"
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "flush_tree", _full)
+        with pytest.raises(OSError, match="No space left"):
+            publishing.publish(model, base)
+    assert [path.name for path in base.iterdir()] == [".publish.lock"]
+    assert publishing.publish(model, base).version == 1
+
+
+def test_rollback_needs_no_space(model, tmp_path, monkeypatch):
+    base = tmp_path / "serving"
+    publishing.publish(model, base)
+    (model / "saved_model.pb").write_text("another")
+    publishing.publish(model, base)
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "write_file", _full)
+        with pytest.warns(RuntimeWarning, match=r"Version 2 is withdrawn; why \(slow\) could not"):
+            assert publishing.rollback(base, reason="slow") == [2]
+    assert versions.list_versions(base) == [1]
+    assert [item.reason for item in publishing.withdrawn(base)] == ["no reason given"]
 
 
 def test_concurrent_publishers_get_versions_of_their_own(tmp_path):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
@@ -95,3 +98,30 @@ def test_wrong_file_is_refused(tmp_path, text, message):
 def test_no_models_are_a_config_too(tmp_path):
     (tmp_path / "models.config").write_text("model_config_list {}")
     assert model_config.load(tmp_path / "models.config") == ()
+
+
+_LABELER = """
+import sys
+from sigline.serving import model_config
+for version in range(1, 26):
+    model = model_config.ModelConfig(sys.argv[2], "/models", labels={"stable": version})
+    model_config.replace(sys.argv[1], model)
+"""
+
+
+def test_eight_that_label_at_once_lose_nothing_and_show_no_half_of_it(tmp_path):
+    path = tmp_path / "models.config"
+    path.write_text(model_config.to_text([model_config.ModelConfig("first", "/models")]))
+    names = [f"model-{number}" for number in range(8)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _LABELER, str(path), name]) for name in names
+    ]
+    seen = 0
+    while any(process.poll() is None for process in processes):
+        count = len(model_config.load(path))
+        assert count >= max(seen, 1)
+        seen = count
+    assert [process.returncode for process in processes] == [0] * 8
+    labels = {item.name: dict(item.labels) for item in model_config.load(path)}
+    assert labels == {"first": {}} | {name: {"stable": 25} for name in names}
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".tmp-")] == []
