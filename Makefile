@@ -37,7 +37,8 @@ check: $(READY) $(TYPING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -m "not tfx and not slow and not engine"
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+	  -m "not tfx and not slow and not engine"
 
 # Ingest on a cluster of processes.
 engine: $(READY)

@@ -45,10 +45,14 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests of the longest files first, and leaves all others as they are."""
+    """Puts the tests of the longest files first, all of them slow; leaves others as they are."""
     here = Path(__file__).parent
     rank = {here / name: number for number, name in enumerate(LONGEST)}
+    for item in items:
+        if item.path in rank:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
