@@ -1,12 +1,14 @@
 """One run at a time on a root: what two of them write there would mix."""
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
+
+from sigline.schemas import atomic
 
 FILE = ".run.lock"
 
@@ -21,14 +23,13 @@ def alone(root: str) -> Iterator[None]:
     Raises:
         ValueError: If another run holds it; the message says which.
     """
-    # Not emptied before it is held: it says who holds it.
-    with open(os.path.join(root, FILE), "a+", encoding="utf-8") as handle:
+    lock = Path(root, FILE)
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = stack.enter_context(atomic.locked(lock, wait=False))
         except BlockingIOError:
-            handle.seek(0)
             raise ValueError(
-                f"Another run is at work on this root{_holder(handle.read())}. Wait for it, end "
+                f"Another run is at work on this root{_holder(lock.read_text())}. Wait for it, end "
                 f"it, or give this one a root of its own. Received: root={root}"
             ) from None
         begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

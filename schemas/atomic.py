@@ -10,8 +10,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-
-SCRATCH_PREFIX = ".tmp-"
+from typing import TextIO
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -25,7 +24,7 @@ def write_file(path: str | Path, content: str | bytes) -> None:
         OSError: If it cannot be written; nothing is left, and the old file is as it was.
     """
     path = Path(path)
-    scratch = path.with_name(f"{SCRATCH_PREFIX}{uuid.uuid4().hex}")
+    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         with open(scratch, "wb") as handle:
             handle.write(content.encode() if isinstance(content, str) else content)
@@ -57,12 +56,16 @@ def flush_folder(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(lock: str | Path) -> Iterator[None]:
-    """Waits until no other process holds a lock, and holds it; it ends with the process.
+def locked(lock: str | Path, *, wait: bool = True) -> Iterator[TextIO]:
+    """Holds a lock, which ends with the process, and gives its file.
 
     Args:
-        lock: The lock's file, which stays, empty; its folder exists.
+        lock: The lock's file, which stays as it is; its folder exists.
+        wait: Whether to wait until no other process holds it.
+
+    Raises:
+        BlockingIOError: If another process holds it, and this one is not to wait.
     """
-    with open(lock, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    with open(lock, "a+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield handle

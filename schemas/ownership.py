@@ -8,10 +8,9 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from pathlib import Path
 
-from sigline.schemas import digests
+from sigline.schemas import atomic, digests
 
 LIST_FILE = ".sigline-written.json"
 _STAMP = re.compile(r"# Written by (sigline[a-z -]*); SHA-256 of what follows: ([0-9a-f]{64})\n")
@@ -99,9 +98,7 @@ class OutputFolder:
                     self._digests[place] = digests.file_digest(file)
         self._folder.mkdir(parents=True, exist_ok=True)
         listed = {"written_by": self._command, "files": dict(sorted(self._digests.items()))}
-        scratch = self._folder / f".tmp-{uuid.uuid4().hex}"
-        scratch.write_text(json.dumps(listed, indent=1) + "\n")
-        os.replace(scratch, self._folder / LIST_FILE)
+        atomic.write_file(self._folder / LIST_FILE, json.dumps(listed, indent=1) + "\n")
 
     def _is_own(self, path: Path) -> bool:
         if path.is_symlink():

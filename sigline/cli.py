@@ -26,7 +26,7 @@ from sigline.pipeline import (
     soup_command,
     versions_command,
 )
-from sigline.schemas import progress
+from sigline.schemas import atomic, progress
 
 _COMMANDS = argparse._SubParsersAction
 _CLAIM_FILE = "run.json"
@@ -594,9 +594,7 @@ def _claim(output: Path, identity: list[str]) -> None:
     path, text = output / _CLAIM_FILE, json.dumps(identity)
     if not path.exists():
         # Several workers may be here at once, all with the same text.
-        scratch = output / f".tmp-run-{uuid.uuid4().hex}.json"
-        scratch.write_text(text)
-        scratch.replace(path)
+        atomic.write_file(path, text)
     if path.read_text() != text:
         raise ValueError(
             "output holds a run with another configuration, data or vocabulary; choose another "

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sigline.schemas import tf_example, tfrecord
+from sigline.schemas import atomic, tf_example, tfrecord
 from sigline.schemas.tfrecord import Place
 from sigline.trainer import data
 from sigline.trainer.usable import Check
@@ -140,9 +140,8 @@ class Repairs:
             tf_example.write_shard(str(scratch), _repaired(path, found))
             os.replace(scratch, target)
         self._shards = shards
-        scratch = self._folder / f".tmp-{uuid.uuid4().hex}"
-        scratch.write_text(json.dumps(shards, indent=1, sort_keys=True))
-        os.replace(scratch, self._folder / DAMAGE_FILE)
+        written = json.dumps(shards, indent=1, sort_keys=True)
+        atomic.write_file(self._folder / DAMAGE_FILE, written)
         print(f"sigline: replaced damaged records: {'; '.join(lines)}", file=sys.stderr)
         return True
 

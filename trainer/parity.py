@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from safetensors import numpy as safetensors
 
-from sigline.schemas import artifacts, tf_example
+from sigline.schemas import artifacts, atomic, tf_example
 from sigline.trainer import data, preprocess, two_tower
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.two_tower import TwoTower
@@ -77,10 +76,7 @@ def write(
         for name, rows in found.items()
     }
     arrays[artifacts.PARITY_UNITS] = np.frombuffer(json.dumps(units).encode(), np.uint8)
-    path = Path(path)
-    scratch = path.with_name(f".tmp-{path.name}")
-    scratch.write_bytes(safetensors.save(arrays))
-    os.replace(scratch, path)
+    atomic.write_file(path, safetensors.save(arrays))
     return len(units)
 
 

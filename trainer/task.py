@@ -6,7 +6,6 @@ TFX and `tensorflow-tpu` do not install together: on a TPU the pipeline's traine
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import sigline.quiet
-from sigline.schemas import artifacts, progress, versions
+from sigline.schemas import artifacts, atomic, progress, versions
 from sigline.schemas.labels import LabelSet
 
 # Below a run's checkpoints.
@@ -120,10 +119,10 @@ def run(task: Task) -> None:
 def _alone(work_dir: str) -> Iterator[None]:
     """Keeps a second run of the same from writing the same checkpoints."""
     os.makedirs(work_dir, exist_ok=True)
-    with open(os.path.join(work_dir, ".lock"), "w") as handle:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(atomic.locked(os.path.join(work_dir, ".lock"), wait=False))
+        except BlockingIOError:
             raise ValueError(
                 "Another process is training the same; wait for it, or end it. "
                 f"Received: checkpoints={work_dir}"

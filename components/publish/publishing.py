@@ -105,9 +105,7 @@ def publish(
     added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
     own = versions.content(model)
     with atomic.locked(base / _LOCK):
-        for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
-            if _SCRATCH.fullmatch(stale.name):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        _clear(base)
         found = versions.directories(base)
         newest = max(found, default=0)
         digest = _digest_if_same(found[newest], own, added) if newest else None
@@ -122,19 +120,18 @@ def publish(
                     "brings it back."
                 )
         newest = max([newest, *(item.version for item in removed)])
-        scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
         target = base / str(newest + 1)
-        try:
-            digest = _copy(model, scratch, own, added, sign)
-            os.rename(scratch, target)
-        except BaseException:
-            # A disk that is full has room again for a rollback, or for those who serve from it.
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
-        atomic.flush_folder(base)
+        digest = _place(model, target, own, added, sign)
         if keep is not None:
             _remove_old(base, keep)
     return Published(newest + 1, str(target), digest, copied=True)
+
+
+def _clear(base: Path) -> None:
+    """Removes what publishers that were killed have left."""
+    for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
+        if _SCRATCH.fullmatch(stale.name):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
 def _digest_if_same(path: Path, own: Mapping[str, str], added: Mapping[str, bytes]) -> str | None:
@@ -178,6 +175,26 @@ def _is_signed(directory: Path, sign: Sign | None) -> bool:
     signature = directory / versions.SIGNATURE
     manifest = (directory / versions.MANIFEST).read_bytes()
     return sign is None or (signature.is_file() and signature.read_bytes() == sign(manifest))
+
+
+def _place(
+    model: Path,
+    target: Path,
+    own: Mapping[str, str],
+    added: Mapping[str, bytes],
+    sign: Sign | None,
+) -> str:
+    """Puts a copy of a model in a place, whole or not at all; returns the digest of all."""
+    scratch = target.with_name(f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}")
+    try:
+        digest = _copy(model, scratch, own, added, sign)
+        os.rename(scratch, target)
+    except BaseException:
+        # A disk that is full has room again for a rollback, or for those who serve from it.
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    atomic.flush_folder(target.parent)
+    return digest
 
 
 def _copy(

@@ -7,7 +7,6 @@ which a model is published, volumes and secrets.
 
 import dataclasses
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from sigline.pipeline.beam_arguments import DATAFLOW
 from sigline.pipeline.environment import TFX, Environment
 from sigline.pipeline.kubeflow import packages, platform_config, records, settings, tfx_nodes
 from sigline.pipeline.kubeflow.settings import Settings
-from sigline.schemas import versions
+from sigline.schemas import atomic, versions
 from sigline.trainer import config as trainer_config
 
 VERTEX, KUBEFLOW = "vertex", "kubeflow"
@@ -132,9 +131,7 @@ def compile_pipeline(
         documents = [spec, {"platforms": {"kubernetes": platform_config.platform(spec, asked)}}]
         text = packages.marked_yaml(yaml.safe_dump_all(documents, sort_keys=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    scratch.replace(path)
+    atomic.write_file(path, text)
     return spec
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sigline.pipeline.report import NodeRun
+from sigline.schemas import atomic
 
 DATA, MODELS = "data", "models"
 # What becomes of a run's model.
@@ -63,9 +64,4 @@ def tasks(root: str | Path, run: str) -> list[NodeRun]:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with open(scratch, "w") as handle:
-        json.dump(record, handle, indent=1, sort_keys=True)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(scratch, path)
+    atomic.write_file(path, json.dumps(record, indent=1, sort_keys=True))

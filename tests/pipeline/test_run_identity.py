@@ -17,11 +17,11 @@ from sigline.schemas import artifacts
 pytestmark = pytest.mark.tfx
 
 _HOLDER = """
-import sys, time
+import sys
 from sigline.pipeline import run_lock
 with run_lock.alone(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
@@ -142,7 +142,10 @@ def test_second_run_on_a_root_is_refused_and_told_the_first(environment, tmp_pat
 
     Path(environment.root).mkdir()
     first = subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, environment.root], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _HOLDER, environment.root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
@@ -153,8 +156,7 @@ def test_second_run_on_a_root_is_refused_and_told_the_first(environment, tmp_pat
     assert run.main(lambda: environment) == run.EXIT_FAILED
     # One that was killed holds nothing.
     os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    first.stdout.close()
+    first.communicate()
     assert run.run(environment, _Runner(Path(environment.metadata_path), tmp_path, ())) is None
 
 

@@ -269,7 +269,7 @@ def test_long_ago_says_nothing_of_how_many_come_together(model, monkeypatch):
     batcher = _batcher(model)
     _two_together(model, batcher, 60.0)
     # Would wait for 30 seconds.
-    batcher.submit("merged", _of("c")).result(10)
+    assert batcher.submit("merged", _of("c")).result(10)["y"].tolist() == ["cc"]
     batcher.close()
 
 

@@ -24,6 +24,14 @@ def modules(tmp_path_factory):
         "    rest = sys.stdin.read()\n"
         "    sys.exit(f'no {rest}' if rest else 3)\n"
     )
+    (folder / "forking.py").write_text(
+        "import os\n"
+        "from sigline.serving.processes import ModuleProcess\n"
+        "if __name__ == '__main__':\n"
+        "    child = ModuleProcess('forked_child', [])\n"
+        "    print(os.getpid(), child.stdout.read().decode(), child.wait(60))\n"
+    )
+    (folder / "forked_child.py").write_text("import os\nprint(os.getppid(), end='')\n")
     return folder
 
 
@@ -34,8 +42,8 @@ def start(modules, monkeypatch):
     monkeypatch.chdir(modules)
     started = []
 
-    def _start(*arguments, errors=None):
-        started.append(ModuleProcess("shown", list(arguments), errors))
+    def _start(*arguments, errors=None, module="shown"):
+        started.append(ModuleProcess(module, list(arguments), errors))
         return started[-1]
 
     yield _start
@@ -73,3 +81,11 @@ def test_process_goes_on_until_it_is_stopped(start):
         process.wait(0.01)
     process.terminate()
     assert process.wait(60) == -signal.SIGTERM
+
+
+def test_process_that_has_all_imported_and_no_thread_is_forked_itself(start):
+    process = start(module="forking")
+    assert process.wait(60) == 0
+    own, parent, code = map(int, process.stdout.read().split())
+    assert own == process.pid == parent
+    assert code == 0

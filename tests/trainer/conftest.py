@@ -1,5 +1,9 @@
 """What tests of the trainer share."""
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 
@@ -12,3 +16,21 @@ def few_parameters() -> list[str]:
     options = ("depth=1", "block.qkv_bias=false", "block.mlp_bias=false")
     towers = [f"{tower}.{option}" for tower in ("image", "text") for option in options]
     return ["image.pool=gap", *towers]
+
+
+@pytest.fixture(scope="session")
+def cut_back() -> Callable[[Path, int, Path], Path]:
+    """Returns a function that copies a run's checkpoints as an interruption leaves them.
+
+    It takes their folder, the step whose checkpoint is the last one then, and the copy's folder.
+    """
+
+    def _cut_back(checkpoints: Path, step: int, copy: Path) -> Path:
+        shutil.copytree(checkpoints, copy)
+        for path in copy.glob("ckpt-*"):
+            if int(path.stem.removeprefix("ckpt-")) > step:
+                path.unlink()
+        (copy / "checkpoint").write_text(f'model_checkpoint_path: "ckpt-{step}"')
+        return copy
+
+    return _cut_back

@@ -115,7 +115,7 @@ def _parameters(result):
 
 
 def test_run_goes_on_over_damaged_records_and_resumes_exactly(
-    tiny, folder, vocabulary, tmp_path, capsys
+    tiny, folder, vocabulary, cut_back, tmp_path, capsys
 ):
     second = sorted(folder.iterdir())[1]
     offsets = _offsets(_plain(second))
@@ -142,11 +142,7 @@ def test_run_goes_on_over_damaged_records_and_resumes_exactly(
     assert copy[20] == copy[19]
     assert copy[47] == copy[48] == copy[49]
     assert repairs.count == 4
-    # As an interruption after the checkpoint of step 10 leaves it.
-    interrupted = shutil.copytree(tmp_path / "whole", tmp_path / "interrupted")
-    for path in interrupted.glob("ckpt-20.*"):
-        path.unlink()
-    (interrupted / "checkpoint").write_text('model_checkpoint_path: "ckpt-10"')
+    interrupted = cut_back(tmp_path / "whole", 10, tmp_path / "interrupted")
     resumed = _train(enough, folder, vocabulary, interrupted)
     assert resumed.first_step == 10
     for name, value in _parameters(whole).items():

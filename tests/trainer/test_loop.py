@@ -18,17 +18,17 @@ from sigline.trainer import config, data, loop, preemption, two_tower
 from sigline.trainer.two_tower import named_variables
 from sigline.trainer.weights import checkpoint
 
-# Few parameters: half the time of a short run is what TensorFlow needs to trace each of them.
-FEW = ["image.pool=gap"] + [
-    f"{tower}.{option}"
-    for tower in ("image", "text")
-    for option in ("depth=1", "block.qkv_bias=false", "block.mlp_bias=false")
-]
+
+@pytest.fixture(scope="module")
+def complete():
+    """A model with all that the recipe's has: an attention pool and biases."""
+    tiny = config.tiny(config.load_recipe("siglip_demo"))
+    return config.override(tiny, ["image.depth=1", "text.depth=1"])
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return config.override(config.tiny(config.load_recipe("siglip_demo")), FEW)
+def tiny(complete, few_parameters):
+    return config.override(complete, few_parameters)
 
 
 def _train(tiny, split_dir, vocabulary, folder, **options):
@@ -271,12 +271,12 @@ import json, os, signal, sys
 from sigline import quiet
 quiet.import_tensorflow()
 import tensorflow as tf
-split_dir, vocabulary, teacher, folder, replicas, few = sys.argv[1:]
+split_dir, vocabulary, teacher, folder, replicas = sys.argv[1:]
 from sigline.trainer import config, export, loop, preemption, two_tower
 from sigline.trainer.weights import checkpoint
 assignments = ['distillation=[{"teacher": "t", "target": "pairs"}]', "steps=3",
-               "optimizer.clip_norm=0.1", "jit_compile=false", "checkpoint_steps=2"]
-assignments += json.loads(few)
+               "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
+               "jit_compile=false", "checkpoint_steps=2"]
 if "TF_CONFIG" in os.environ:
     assignments += ["strategy=multi_worker"]
 else:
@@ -337,22 +337,24 @@ def _outcomes(processes):
 def _check_equal(one, other):
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
     for name, value in one["sums"].items():
-        assert other["sums"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+        # Softmax ignores the key's bias: its gradient is rounding noise, which Adam scales up.
+        if not name.endswith("attention/key/bias"):
+            assert other["sums"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
 
 
 @pytest.fixture(scope="module")
-def start_replicas(tiny, split_dir, vocabulary, tmp_path_factory):
+def start_replicas(complete, split_dir, vocabulary, tmp_path_factory):
     """Starts a training process of its own; mixing counts in one process aborts it."""
     path = tmp_path_factory.mktemp("vocabulary") / "vocabulary"
     path.write_bytes(vocabulary)
-    settings = config.override(tiny, ["seed=9"])
+    settings = config.override(complete, ["seed=9"])
     values = two_tower.named_variables(two_tower.build(settings))
     values = {name: variable.numpy() for name, variable in values.items()}
     teacher = path.with_name("teacher")
     checkpoint.save(teacher, checkpoint.Weights(settings, values, vocabulary))
 
     def _start(folder, replicas=1, environment=()):
-        arguments = map(str, (split_dir, path, teacher, folder, replicas, json.dumps(FEW)))
+        arguments = map(str, (split_dir, path, teacher, folder, replicas))
         output = tmp_path_factory.mktemp("replica")
         variables = os.environ | dict(environment)
         return Forked(["-c", REPLICA_CODE, *arguments], output, variables=variables)
@@ -443,11 +445,20 @@ def test_jit_compile_under_several_replicas_is_refused(tiny):
         loop._compiled(compiled, _TwoReplicas())
 
 
+@pytest.fixture(scope="module")
+def plain_loss(complete, split_dir, vocabulary, tmp_path_factory):
+    """The loss at the end of a run without XLA."""
+    folder = tmp_path_factory.mktemp("plain")
+    return _train(complete, split_dir, vocabulary, folder).final_loss
+
+
 @pytest.mark.parametrize("jit_compile", [None, True])
-def test_xla_and_plain_steps_agree(tiny, split_dir, vocabulary, whole, tmp_path, jit_compile):
-    compiled = dataclasses.replace(tiny, jit_compile=jit_compile)
+def test_xla_and_plain_steps_agree(
+    complete, split_dir, vocabulary, plain_loss, tmp_path, jit_compile
+):
+    compiled = dataclasses.replace(complete, jit_compile=jit_compile)
     xla = _train(compiled, split_dir, vocabulary, tmp_path)
-    assert xla.final_loss == pytest.approx(whole.final_loss, rel=1e-4)
+    assert xla.final_loss == pytest.approx(plain_loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [9, 3])
@@ -460,7 +471,9 @@ def test_batch_that_replicas_cannot_share_is_refused(tiny, split_dir, vocabulary
         _train(odd, split_dir, vocabulary, tmp_path, strategy=_TwoReplicas())
 
 
-def test_averages_are_exported_and_survive_an_interruption(tiny, split_dir, vocabulary, tmp_path):
+def test_averages_are_exported_and_survive_an_interruption(
+    tiny, split_dir, vocabulary, cut_back, tmp_path
+):
     averaged = config.override(tiny, ["optimizer.schedule=constant", "optimizer.ema_decay=0.5"])
     whole = _weights(_train(averaged, split_dir, vocabulary, tmp_path / "whole"))
     name = "text/head/kernel"
@@ -468,11 +481,7 @@ def test_averages_are_exported_and_survive_an_interruption(tiny, split_dir, voca
         str(tmp_path / "whole"), f"parameters/{name.replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
     )
     assert (last != whole[name]).any()
-    # As an interruption after the checkpoint of step 2 leaves it.
-    interrupted = shutil.copytree(tmp_path / "whole", tmp_path / "interrupted")
-    for path in interrupted.glob("ckpt-4.*"):
-        path.unlink()
-    (interrupted / "checkpoint").write_text('model_checkpoint_path: "ckpt-2"')
+    interrupted = cut_back(tmp_path / "whole", 2, tmp_path / "interrupted")
     resumed = _train(averaged, split_dir, vocabulary, interrupted)
     assert resumed.first_step == 2
     _check_weights(_weights(resumed), whole)

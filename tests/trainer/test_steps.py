@@ -22,12 +22,6 @@ def tiny(deep):
 
 
 @pytest.fixture(scope="module")
-def few(tiny, few_parameters):
-    """A model of few parameters, for what XLA compiles."""
-    return config.override(tiny, few_parameters)
-
-
-@pytest.fixture(scope="module")
 def inputs(tiny):
     size, length = tiny.image.size, tiny.text.length
     rng = np.random.default_rng(0)
@@ -218,8 +212,8 @@ def test_tower_without_gradient_is_reported(tiny, inputs):
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_microbatches_give_the_gradients_of_the_whole_batch(few, inputs, loss, compiled):
-    whole = config.override(few, [f"loss.name={loss}"])
+def test_microbatches_give_the_gradients_of_the_whole_batch(tiny, inputs, loss, compiled):
+    whole = config.override(tiny, [f"loss.name={loss}"])
     model = two_tower.build(whole)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
     found = []

@@ -2,7 +2,7 @@
 
 import posixpath
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
 from typing import BinaryIO, NamedTuple, cast
 
@@ -110,11 +110,10 @@ def unpacked(handle: BinaryIO | tar.Forward, *, seekable: bool) -> Iterator[Bina
         yield cast(BinaryIO, handle)
         return
     with TemporaryFile() as scratch:
-        try:
+        # What a link names behind the damage is not there, which costs and names its sample.
+        with suppress(*DAMAGED):
             while scratch.tell() < _MAX_UNPACKED_BYTES and (piece := handle.read(_PIECE_BYTES)):
                 scratch.write(piece)
-        except DAMAGED:
-            pass
         yield cast(BinaryIO, scratch)
 
 
