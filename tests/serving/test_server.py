@@ -394,12 +394,6 @@ def test_config_file_is_taken_up_when_it_changes(versions_base, tmp_path):
         assert stub.Predict(request).model_spec.version.value == 2
 
 
-def test_request_past_its_deadline_is_told_so(server):
-    with pytest.raises(grpc.RpcError) as caught:
-        _stub(server).Predict(_request(), timeout=1e-6)
-    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-
-
 def test_too_many_requests_at_a_time_are_refused(versions_base):
     from sigline.serving.requests import Limits
 
