@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from apache_beam.io.filesystems import FileSystems
 
-from sigline.schemas import digests
+from sigline.schemas import atomic, digests
 from sigline.schemas.entries import Entry, local_entries
 
 
@@ -74,9 +74,12 @@ def tree_digest(folder: str) -> str:
 def write_file(path: str, content: bytes) -> None:
     """Writes a small file under a temporary name and renames it."""
     folder, name = posixpath.split(path)
-    # Of its own, since a runner may do the same work twice at a time.
-    scratch = posixpath.join(folder, f".tmp-{uuid.uuid4().hex}-{name}")
     make_folder(folder)
+    if FileSystems.get_scheme(path) is None:
+        atomic.write_file(path, content)
+        return
+    # Of its own, since a runner may do the same work twice at a time.
+    scratch = posixpath.join(folder, f"{atomic.SCRATCH}{uuid.uuid4().hex}-{name}")
     with FileSystems.create(scratch, compression_type="uncompressed") as handle:
         handle.write(content)
     rename(scratch, path)
@@ -97,6 +100,9 @@ def read_text(path: str) -> str:
 def rename(source: str, target: str) -> None:
     """Moves a file to its place; its folder is made, and an older file there goes."""
     make_folder(posixpath.dirname(target))
+    if FileSystems.get_scheme(target) is None:
+        atomic.move_file(source, target)
+        return
     if FileSystems.exists(target):
         FileSystems.delete([target])
     FileSystems.rename([source], [target])
@@ -104,6 +110,9 @@ def rename(source: str, target: str) -> None:
 
 def make_folder(folder: str) -> None:
     """Makes a folder, unless it is there."""
+    if FileSystems.get_scheme(folder) is None:
+        atomic.make_folder(folder)
+        return
     try:
         FileSystems.mkdirs(folder)
     except OSError:

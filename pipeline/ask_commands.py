@@ -1,10 +1,8 @@
 """`sigline ask` and `sigline embed`: ask a server, sigline's own or TF Serving, from a shell."""
 
 import argparse
-import os
 import sys
 import time
-import uuid
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sigline import arguments as checks
-from sigline.schemas import digests, ownership, progress, signatures
+from sigline.schemas import atomic, digests, ownership, progress, signatures
 
 # Names of a kind that are told.
 _NAMED = 5
@@ -207,17 +205,13 @@ def _embed_into_file(client, arguments: argparse.Namespace) -> None:
         vectors, names = client.embed_texts(_lines(arguments.texts)), None
     else:
         names, vectors, unreadable = _embed_files(client, arguments.images)
-    scratch = arguments.output.with_name(f".tmp-{uuid.uuid4().hex}.npz")
-    try:
+    with atomic.new_file(arguments.output, ".npz") as scratch:
         if names is None:
             np.savez(scratch, embedding=vectors)
         else:
             np.savez(scratch, embedding=vectors, name=np.array(names, str))
         _mark(scratch)
         _check_output(arguments.output)
-        os.replace(scratch, arguments.output)
-    finally:
-        scratch.unlink(missing_ok=True)
     if arguments.images is not None:
         _tell_skipped(arguments.images, unreadable)
     print(f"Wrote {len(vectors)} embeddings of {vectors.shape[1]} numbers to {arguments.output}")

@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from sigline.schemas import artifacts
+from sigline.schemas import artifacts, atomic
 
 
 def add_parser(commands) -> None:
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         if found[name].examples and "/" not in name:
             print(f"  {name}: {_number(found[name].std)}")
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(_to_dict(found), indent=1) + "\n")
+        atomic.write_file(arguments.output, json.dumps(_to_dict(found), indent=1) + "\n")
     return 0
 
 

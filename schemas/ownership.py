@@ -6,7 +6,6 @@ text file of its own carries a first line with the SHA-256 of what follows.
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
@@ -80,7 +79,7 @@ class OutputFolder:
         self._digests = {}
         for name in differing:
             (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(written / name, self._folder / name)
+            atomic.move_file(written / name, self._folder / name)
         self.record(list(fresh))
 
     def _digest(self, name: str) -> str | None:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import sys
@@ -436,7 +435,7 @@ def _select(arguments: argparse.Namespace) -> int:
         selection = Selection.from_json((partial / name / SELECTION_FILE).read_text())
         if not selection.selected:
             raise ValueError("No record was chosen; choose less strictly.")
-        os.rename(partial, arguments.output)
+        atomic.move_folder(partial, arguments.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     folder = arguments.output / name
@@ -506,7 +505,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     _claim(partial, [transform.claim, *splits])
     with progress.part("embed"), beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
         _ = pipeline | transform
-    os.rename(partial, arguments.output)
+    atomic.move_folder(partial, arguments.output)
     print(f"Wrote embeddings to {arguments.output}")
     return 0
 

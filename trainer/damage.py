@@ -3,9 +3,7 @@
 import hashlib
 import itertools
 import json
-import os
 import sys
-import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,10 +133,8 @@ class Repairs:
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         for path, found in fresh.items():
-            target = self._folder / found["copy"]
-            scratch = target.with_name(f".tmp-{uuid.uuid4().hex}")
-            tf_example.write_shard(str(scratch), _repaired(path, found))
-            os.replace(scratch, target)
+            with atomic.new_file(self._folder / found["copy"]) as scratch:
+                tf_example.write_shard(str(scratch), _repaired(path, found))
         self._shards = shards
         written = json.dumps(shards, indent=1, sort_keys=True)
         atomic.write_file(self._folder / DAMAGE_FILE, written)

@@ -8,9 +8,7 @@ stock server refuses.
 
 import hashlib
 import json
-import os
 import types
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 import sigline
-from sigline.schemas import digests, signatures
+from sigline.schemas import atomic, digests, signatures
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import preprocess, strict, two_tower
 from sigline.trainer.config import TrainConfig
@@ -399,21 +397,19 @@ def _save(
     config: TrainConfig,
     assets: dict[str, bytes],
 ) -> None:
-    scratch = directory.with_name(f".tmp-{uuid.uuid4().hex}")
-    tf.saved_model.save(
-        served,
-        str(scratch),
-        signatures=served.signatures(),
-        options=tf.saved_model.SaveOptions(function_aliases=served.encoders()),
-    )
     assets = assets | {
         signatures.METADATA_FILE: json.dumps(metadata, indent=1, sort_keys=True).encode(),
         signatures.CONFIG_FILE: config.to_json().encode(),
     }
-    folder = scratch / signatures.ASSETS_DIR
-    folder.mkdir()
-    for name, content in assets.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(scratch, directory)
+    with atomic.new_folder(directory) as scratch:
+        tf.saved_model.save(
+            served,
+            str(scratch),
+            signatures=served.signatures(),
+            options=tf.saved_model.SaveOptions(function_aliases=served.encoders()),
+        )
+        folder = scratch / signatures.ASSETS_DIR
+        folder.mkdir(exist_ok=True)
+        for name, content in assets.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)

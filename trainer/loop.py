@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from sigline.schemas import atomic
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import (
     collectives,
@@ -259,7 +260,7 @@ def _not_finite(
     path = Path(checkpoint_dir) / f"not_finite_step_{first}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"step": first, "last_scalars": repr(values), "keys": keys_of(number=first)}
-    path.write_text(json.dumps(found, indent=1))
+    atomic.write_file(path, json.dumps(found, indent=1))
     return RuntimeError(
         f"The run is no longer finite. Received: {count} steps without a finite loss or gradient, "
         f"the first of them step {first}, whose records are named in {path}. Lower "

@@ -111,8 +111,8 @@ def run(task: Task) -> None:
         "checkpoint_dir": work_dir,
         "model": metadata,
     }
-    with open(os.path.join(task.run_dir, artifacts.TRAINING_FILE), "w") as handle:
-        json.dump(training, handle, indent=1, sort_keys=True)
+    content = json.dumps(training, indent=1, sort_keys=True)
+    atomic.write_file(os.path.join(task.run_dir, artifacts.TRAINING_FILE), content)
 
 
 @contextlib.contextmanager
@@ -136,9 +136,8 @@ def _keep_first(kept: Path, model_dir: Path) -> None:
         shutil.rmtree(model_dir)
         shutil.copytree(kept, model_dir, copy_function=versions.link_or_copy)
         return
-    scratch = kept.with_name(f".{kept.name}-{os.getpid()}")
-    shutil.copytree(model_dir, scratch, copy_function=versions.link_or_copy)
-    scratch.rename(kept)
+    with atomic.new_folder(kept) as scratch:
+        shutil.copytree(model_dir, scratch, copy_function=versions.link_or_copy, dirs_exist_ok=True)
 
 
 def main(argv: Sequence[str]) -> int:

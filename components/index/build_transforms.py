@@ -1,9 +1,6 @@
 """Builds an index of an embedded corpus, and measures what it finds before anybody relies on it."""
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +16,7 @@ from sigline.components.index import corpus as corpora
 from sigline.components.index import faiss_index, transforms
 from sigline.components.index.corpus import Corpus
 from sigline.components.index.options import RECALL_AT, IndexConfig
-from sigline.schemas import digests, retrieval, signatures
+from sigline.schemas import atomic, digests, retrieval, signatures
 
 # Captions that are asked before an index counts as good.
 _QUERIES = 256
@@ -71,13 +68,8 @@ def build(
         raise ValueError(
             f"The corpus holds no image that can be read. Received: {list(corpus_dirs)}"
         )
-    scratch = output.with_name(f".tmp-{uuid.uuid4().hex}-{output.name}")
-    try:
-        about = _write(scratch, parts, corpus, model_dir, config)
-        os.rename(scratch, output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return about
+    with atomic.new_folder(output) as scratch:
+        return _write(scratch, parts, corpus, model_dir, config)
 
 
 def _write(
@@ -87,7 +79,6 @@ def _write(
     model_dir: str,
     config: IndexConfig,
 ) -> dict[str, Any]:
-    scratch.mkdir(parents=True)
     assets = scratch / signatures.ASSETS_DIR
     assets.mkdir()
     vectors, keys, sources, captions = _gallery(

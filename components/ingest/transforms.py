@@ -645,8 +645,6 @@ def _write_report(
             f"eval_sources must name sources of the input. Received: {missing}, which no record "
             f"has; the input has {sorted(sources)}"
         )
-    manifest = json.dumps({"splits": splits}, sort_keys=True, indent=1)
-    write_file(posixpath.join(examples_dir, record.MANIFEST_FILE), manifest.encode())
     if tagged:
         content = json.dumps(tagged, sort_keys=True, indent=1).encode()
         write_file(posixpath.join(examples_dir, record.TAGS_FILE), content)
@@ -693,4 +691,7 @@ def _write_report(
         posixpath.join(report_dir, artifacts.COUNTS_FILE),
         json.dumps(counts, sort_keys=True, indent=1).encode(),
     )
+    # The last, since it stands for all of it.
+    manifest = json.dumps({"splits": splits}, sort_keys=True, indent=1)
+    write_file(posixpath.join(examples_dir, record.MANIFEST_FILE), manifest.encode())
     return counts

@@ -23,7 +23,6 @@ from sigline.components.publish.signing import Sign
 from sigline.schemas import atomic, signatures, versions
 
 SAVED_MODEL = "saved_model.pb"
-_SCRATCH_PREFIX = ".tmp-"
 _LOCK = ".publish.lock"
 # What a publisher that was killed leaves; other files of the folder are not its own.
 _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{32}")
@@ -129,7 +128,7 @@ def publish(
 
 def _clear(base: Path) -> None:
     """Removes what publishers that were killed have left."""
-    for stale in base.glob(f"{_SCRATCH_PREFIX}*"):
+    for stale in base.glob(f"{atomic.SCRATCH}*"):
         if _SCRATCH.fullmatch(stale.name):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
@@ -185,16 +184,8 @@ def _place(
     sign: Sign | None,
 ) -> str:
     """Puts a copy of a model in a place, whole or not at all; returns the digest of all."""
-    scratch = target.with_name(f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}")
-    try:
-        digest = _copy(model, scratch, own, added, sign)
-        os.rename(scratch, target)
-    except BaseException:
-        # A disk that is full has room again for a rollback, or for those who serve from it.
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    atomic.flush_folder(target.parent)
-    return digest
+    with atomic.new_folder(target) as scratch:
+        return _copy(model, scratch, own, added, sign)
 
 
 def _copy(
@@ -204,8 +195,8 @@ def _copy(
     added: Mapping[str, bytes],
     sign: Sign | None,
 ) -> str:
-    """Copies a model and what is added to it, down to the disk; returns the digest of all."""
-    shutil.copytree(model, scratch)
+    """Copies a model and what is added to it; returns the digest of all."""
+    shutil.copytree(model, scratch, dirs_exist_ok=True)
     for name, content in added.items():
         (scratch / name).parent.mkdir(exist_ok=True)
         (scratch / name).write_bytes(content)
@@ -218,7 +209,6 @@ def _copy(
         raise RuntimeError(f"The copy of {model} to {scratch} differs from the original.")
     if sign is not None:
         (scratch / versions.SIGNATURE).write_bytes(sign(manifest.encode()))
-    atomic.flush_tree(scratch)
     return digest
 
 
@@ -330,7 +320,7 @@ def _remove_old(base: Path, keep: int) -> None:
     found = live | {item.version: item.path for item in withdrawn(base)}
     found = {n: path for n, path in found.items() if (path / versions.MANIFEST).is_file()}
     for number in sorted(x for x in found if x < oldest):
-        scratch = base / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
+        scratch = base / f"{atomic.SCRATCH}{uuid.uuid4().hex}"
         os.rename(found[number], scratch)
         (base / f".withdrawn-{number}{_NOTE_SUFFIX}").unlink(missing_ok=True)
         shutil.rmtree(scratch)

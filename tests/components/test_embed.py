@@ -1,9 +1,11 @@
 import dataclasses
+import hashlib
 import json
 import shutil
 
 import apache_beam as beam
 import numpy as np
+import power_cut
 import pytest
 import tensorflow as tf
 
@@ -138,6 +140,23 @@ def test_interrupted_run_keeps_its_shards(embedded, examples, tmp_path):
     assert kept.stat().st_mtime_ns == before
     assert (tmp_path / "manifest.json").read_text() == (embedded / "manifest.json").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Split-train", "manifest.json", "tower"]
+
+
+def test_cut_of_the_power_leaves_no_manifest_without_its_shards(embedded, examples, tmp_path):
+    tower, output = embedded / "tower", tmp_path / "out"
+    output.mkdir()
+
+    def _embed():
+        _run(output, transforms.EmbedImages(str(examples), str(tower), str(output / "in")))
+
+    found = power_cut.states(output, _embed)
+    named = [state for state in found if "in/manifest.json" in state]
+    assert 0 < len(named) < len(found)
+    for state in named:
+        splits = json.loads(state["in/manifest.json"])["splits"]
+        for name, shard in splits["train"]["shards"].items():
+            content = state[f"in/Split-train/{name}"]
+            assert hashlib.sha256(content).hexdigest() == shard["sha256"]
 
 
 def test_output_does_not_depend_on_the_run(embedded, examples, weights, tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import shutil
@@ -5,6 +6,7 @@ import tarfile
 
 import apache_beam as beam
 import numpy as np
+import power_cut
 import pytest
 from PIL import Image
 
@@ -19,6 +21,26 @@ FAULTS = {
     generate.EMPTY_TEXT: 0.05,
     generate.WRONG_EXTENSION: 0.05,
 }
+
+
+def _check_whole(state):
+    """Returns whether a cut of the power left a manifest; all that it names is whole then."""
+    if "examples/manifest.json" not in state:
+        return False
+    splits = json.loads(state["examples/manifest.json"])["splits"]
+    for split, known in splits.items():
+        for name, shard in known["shards"].items():
+            content = state[f"examples/Split-{split}/{name}"]
+            assert hashlib.sha256(content).hexdigest() == shard["sha256"]
+    assert json.loads(state["report/counts.json"])["written"]
+    return True
+
+
+def test_cut_of_the_power_leaves_no_manifest_without_its_shards(tmp_path):
+    generate.write_scenes(tmp_path / "data", count=60, seed=5)
+    (tmp_path / "out").mkdir()
+    found = power_cut.states(tmp_path / "out", lambda: _ingest(tmp_path / "data", tmp_path / "out"))
+    assert {_check_whole(state) for state in found} == {True, False}
 
 
 def _ingest(source, output, config=None):

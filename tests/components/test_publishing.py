@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+import power_cut
 import pytest
 
 from sigline.components.publish import publishing
@@ -96,6 +97,22 @@ def test_publish_to_a_full_disk_leaves_nothing_behind_and_succeeds_once_there_is
             publishing.publish(model, base)
     assert [path.name for path in base.iterdir()] == [".publish.lock"]
     assert publishing.publish(model, base).version == 1
+
+
+def test_cut_of_the_power_leaves_whole_versions_alone(model, tmp_path):
+    base = tmp_path / "serving"
+    publishing.publish(model, base)
+    (model / "saved_model.pb").write_text("another")
+    seen = set()
+    for work in (lambda: publishing.publish(model, base), lambda: publishing.rollback(base)):
+        for state in power_cut.states(base, work):
+            folder = power_cut.lay_out(state, tmp_path / f"cut-{len(list(tmp_path.iterdir()))}")
+            numbers = versions.list_versions(folder)
+            assert all(versions.verify(folder / str(number)) for number in numbers)
+            # A version that was withdrawn is nowhere lost, and keeps its number.
+            publishing.withdrawn(folder)
+            seen.add(tuple(numbers))
+    assert seen == {(1,), (1, 2)}
 
 
 def test_rollback_needs_no_space(model, tmp_path, monkeypatch):

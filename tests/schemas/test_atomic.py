@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import power_cut
 import pytest
 
 from sigline.schemas import atomic
@@ -84,3 +85,53 @@ for _ in range(200):
     holder.communicate()
     with atomic.locked(tmp_path / "lock"):
         pass
+
+
+def test_cut_of_the_power_leaves_the_old_file_or_the_new_one(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").write_text("old")
+    found = power_cut.states(root, lambda: atomic.write_file(root / "file", "new"))
+    assert {state["file"] for state in found} == {b"old", b"new"}
+    found = power_cut.states(root, lambda: (root / "file").write_text("careless"))
+    assert b"care" in {state["file"] for state in found}
+
+
+def _is_whole(state: power_cut.State, name: str, files: dict[str, bytes]) -> bool:
+    """Returns whether a folder is there, and checks that it is whole then."""
+    if name not in state:
+        return False
+    below = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
+    assert {k: v for k, v in below.items() if v is not None} == files
+    return True
+
+
+def test_cut_of_the_power_leaves_no_folder_or_a_whole_one(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    files = {"one": b"1", "below/two": b"22"}
+
+    def _write():
+        with atomic.new_folder(root / "far" / "folder") as scratch:
+            power_cut.lay_out(dict(files), scratch / "x")
+            for path in (scratch / "x").iterdir():
+                path.rename(scratch / path.name)
+            (scratch / "x").rmdir()
+
+    found = power_cut.states(root, _write)
+    assert {_is_whole(state, "far/folder", files) for state in found} == {True, False}
+
+
+def test_folder_that_fails_leaves_nothing(tmp_path):
+    def _fail():
+        with atomic.new_folder(tmp_path / "a" / "b") as given:
+            (given / "half").write_text("x")
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        _fail()
+    assert list((tmp_path / "a").iterdir()) == []
+    (tmp_path / "full" / "x").mkdir(parents=True)
+    with pytest.raises(OSError, match="not empty"), atomic.new_folder(tmp_path / "full"):
+        pass
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] == []

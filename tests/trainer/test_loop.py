@@ -225,12 +225,16 @@ def test_kept_checkpoints_need_no_multiple_of_the_others(tiny, split_dir, vocabu
     assert {path.stem for path in (tmp_path / "kept").glob("*.index")} == {"step-3"}
 
 
-def test_damaged_checkpoint_is_one_clear_error(tiny, split_dir, vocabulary, killed, tmp_path):
-    folder = shutil.copytree(killed, tmp_path / "killed")
-    (data_file,) = folder.glob("ckpt-2.data*")
-    data_file.write_bytes(data_file.read_bytes()[:1000])
-    with pytest.raises(RuntimeError, match=r"ckpt-2 is damaged or of another model"):
-        _train(tiny, split_dir, vocabulary, folder)
+def test_run_stays_exact_when_its_newest_checkpoint_is_damaged(
+    tiny, whole, split_dir, vocabulary, tmp_path, capsys
+):
+    folder = shutil.copytree(whole.checkpoints, tmp_path / "ck")
+    for path in (*folder.glob(f"ckpt-{tiny.steps}.data*"), *folder.glob("kept/step-4.data*")):
+        path.write_bytes(path.read_bytes()[:1000])
+    result = _train(tiny, split_dir, vocabulary, folder)
+    assert result.first_step == 2
+    assert f"ckpt-{tiny.steps} is damaged" in capsys.readouterr().err
+    _check_weights(_weights(result), whole.weights)
 
 
 def test_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_error(

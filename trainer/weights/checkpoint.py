@@ -5,14 +5,12 @@ known, `vocabulary.model` and `lineage.json` (what the parameters started from).
 unpickled.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sigline.schemas import digests
+from sigline.schemas import atomic, digests
 from sigline.trainer import config as trainer_config
 from sigline.trainer import positions
 from sigline.trainer.config import TrainConfig
@@ -175,7 +173,7 @@ def save(folder: str | Path, weights: Weights, *, notes: Mapping[str, bytes] | N
     Raises:
         ValueError: If the folder is there already.
     """
-    with _Appearing(folder) as scratch:
+    with _new_folder(folder) as scratch:
         for name, content in (notes or {}).items():
             (scratch / name).write_bytes(content)
         _describe(scratch, weights)
@@ -184,7 +182,7 @@ def save(folder: str | Path, weights: Weights, *, notes: Mapping[str, bytes] | N
 
 def save_description(folder: str | Path, weights: Weights) -> None:
     """Writes a folder with all that belongs to parameters, but not these; see `save`."""
-    with _Appearing(folder) as scratch:
+    with _new_folder(folder) as scratch:
         _describe(scratch, weights)
 
 
@@ -238,7 +236,7 @@ def save_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     if weights.vocabulary is not None:
         written |= tokenizer_files.files(weights.vocabulary, text, weights.tokenizer, clip=clip)
         described["text_config"] |= tokenizer_files.ids(weights.vocabulary, text)
-    with _Appearing(folder) as scratch:
+    with _new_folder(folder) as scratch:
         (scratch / _THEIR_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
         _write(scratch / _THEIR_WEIGHTS, tensors, metadata={"format": "pt"})
         for name, content in written.items():
@@ -409,21 +407,9 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], **options) -> None:
     safetensors.numpy.save_file(plain, str(path), **options)
 
 
-class _Appearing:
-    """A folder that is filled beside its place and moved there when it is whole."""
-
-    def __init__(self, folder: str | Path):
-        self._folder = Path(folder)
-        self._scratch = self._folder.parent / f".tmp-{self._folder.name}-{uuid.uuid4().hex}"
-
-    def __enter__(self) -> Path:
-        if self._folder.exists():
-            raise ValueError(f"The folder must not be there yet. Received: {self._folder}")
-        self._scratch.mkdir(parents=True)
-        return self._scratch
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is not None:
-            shutil.rmtree(self._scratch)
-            return
-        os.replace(self._scratch, self._folder)
+@contextlib.contextmanager
+def _new_folder(folder: str | Path) -> Iterator[Path]:
+    if Path(folder).exists():
+        raise ValueError(f"The folder must not be there yet. Received: {folder}")
+    with atomic.new_folder(folder) as scratch:
+        yield scratch
