@@ -2,8 +2,11 @@
 
 import contextlib
 import datetime
+import shutil
 import uuid
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
@@ -13,7 +16,7 @@ from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
 from sigline import quiet
-from sigline.schemas import progress
+from sigline.schemas import full_disk, progress
 
 _OF_TFX = ("StatisticsGen", "ExampleValidator")
 
@@ -24,6 +27,23 @@ def new_run_id() -> str:
     Two runs may begin at the same time, and a clock may step back.
     """
     return f"{datetime.datetime.now().isoformat()}-{uuid.uuid4().hex[:8]}"
+
+
+@contextlib.contextmanager
+def _cleared_if_full(node: Path) -> Iterator[None]:
+    """Removes what a node wrote if the disk was full, so that there is room for what follows.
+
+    Args:
+        node: The folder of the outputs of all of its executions.
+    """
+    before = set(node.glob("*/*"))
+    try:
+        yield
+    except Exception as error:
+        if full_disk.sentence(error) is not None:
+            for written in set(node.glob("*/*")) - before:
+                shutil.rmtree(written, ignore_errors=True)
+        raise
 
 
 class NarratedRunner(LocalDagRunner):
@@ -70,5 +90,7 @@ class NarratedRunner(LocalDagRunner):
             title = f"{name} ({number} of {len(pipeline.nodes)})"
             # Native code of TFX's own nodes writes its log there, whatever is set.
             hidden = quiet.hidden_stderr() if name in _OF_TFX else contextlib.nullcontext()
-            with progress.part(title, is_silent_if_brief=False), hidden:
+            root = pipeline.runtime_spec.pipeline_root.field_value.string_value
+            whole = _cleared_if_full(Path(root, name))
+            with progress.part(title, is_silent_if_brief=False), hidden, whole:
                 launched.launch()

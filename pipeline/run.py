@@ -10,7 +10,7 @@ from sigline.components.validate.component import DataGateError
 from sigline.pipeline import build, report, run_lock
 from sigline.pipeline.environment import Environment
 from sigline.pipeline.narrated_runner import NarratedRunner
-from sigline.schemas import ownership, progress, run_reports, strength
+from sigline.schemas import full_disk, ownership, progress, run_reports, strength
 
 EXIT_OK = 0
 EXIT_NOT_BLESSED = 1
@@ -139,6 +139,8 @@ def find(error: BaseException | None, kind: type[BaseException]) -> BaseExceptio
 
 def message(error: BaseException) -> str:
     """Returns the message of an exception; Beam's hold a traceback, whose last line counts."""
+    if full := full_disk.sentence(error):
+        return full
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if any("Traceback (most recent call last)" in line for line in lines):
         return lines[-1]

@@ -15,6 +15,8 @@ from typing import TextIO
 
 # What the names of files and folders begin with that are not whole yet.
 SCRATCH = ".tmp-"
+# What a note of an error begins with that names what was written.
+WRITING = "While writing "
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -46,10 +48,21 @@ def new_file(path: str | Path, suffix: str = "") -> Iterator[Path]:
     path = Path(path)
     scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}{suffix}")
     try:
-        yield scratch
-        move_file(scratch, path)
+        with named(path):
+            yield scratch
+            move_file(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Notes on errors of a block what was written; those of a full disk do not tell."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{WRITING}{path}")
         raise
 
 
@@ -73,11 +86,12 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     scratch = folder.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
-    make_folder(folder.parent)
     try:
-        scratch.mkdir()
-        yield scratch
-        move_folder(scratch, folder)
+        with named(folder):
+            make_folder(folder.parent)
+            scratch.mkdir()
+            yield scratch
+            move_folder(scratch, folder)
     except BaseException:
         # A disk that is full has room again.
         shutil.rmtree(scratch, ignore_errors=True)

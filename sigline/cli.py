@@ -3,10 +3,8 @@
 import argparse
 import dataclasses
 import json
-import shutil
 import signal
 import sys
-import uuid
 from pathlib import Path
 
 import sigline
@@ -25,7 +23,7 @@ from sigline.pipeline import (
     soup_command,
     versions_command,
 )
-from sigline.schemas import atomic, progress
+from sigline.schemas import atomic, full_disk, progress
 
 _COMMANDS = argparse._SubParsersAction
 _CLAIM_FILE = "run.json"
@@ -44,8 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     except Preempted as notice:
         print(f"sigline: {notice}", file=sys.stderr)
         return 128 + signal.SIGTERM
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"sigline: {error}", file=sys.stderr)
+    except Exception as error:
+        # TensorFlow's own errors, and those of SQLite, are of no kind that is known here.
+        said = full_disk.sentence(error)
+        if said is None and not isinstance(error, ValueError | OSError | RuntimeError):
+            raise
+        print(f"sigline: {said or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -417,27 +419,23 @@ def _select(arguments: argparse.Namespace) -> int:
 
     from sigline.components.curate import transforms
 
-    partial = arguments.output.with_name(f".tmp-{uuid.uuid4().hex}-{arguments.output.name}")
-    transform = transforms.Curate(
-        str(arguments.data.resolve()),
-        str(partial),
-        config,
-        model_dir=str(arguments.model) if arguments.model else None,
-        entries=_lines(arguments.entries),
-        labels=_lines(arguments.labels),
-        target_dir=str(arguments.target.resolve()) if arguments.target else None,
-        split=arguments.split,
-    )
     name = f"Split-{arguments.split}"
-    try:
+    with atomic.new_folder(arguments.output) as scratch:
+        transform = transforms.Curate(
+            str(arguments.data.resolve()),
+            str(scratch),
+            config,
+            model_dir=str(arguments.model) if arguments.model else None,
+            entries=_lines(arguments.entries),
+            labels=_lines(arguments.labels),
+            target_dir=str(arguments.target.resolve()) if arguments.target else None,
+            split=arguments.split,
+        )
         with progress.part("select"), beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
             _ = pipeline | transform
-        selection = Selection.from_json((partial / name / SELECTION_FILE).read_text())
+        selection = Selection.from_json((scratch / name / SELECTION_FILE).read_text())
         if not selection.selected:
             raise ValueError("No record was chosen; choose less strictly.")
-        atomic.move_folder(partial, arguments.output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     folder = arguments.output / name
     total = sum(shard.records for shard in selection.shards.values())
     print(f"Chose {selection.selected} of {total} records; train on them with --data {folder}")

@@ -26,8 +26,10 @@ def silence() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore", module="kfp|tfx|google|tensorflow|keras|apache_beam")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("apache_beam", "tensorflow", "tensorflow_data_validation", "root"):
+    for name in ("tensorflow", "tensorflow_data_validation", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Beam logs the traceback of each error that it raises.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -136,5 +138,6 @@ def import_tfx() -> None:
 def _quiet_absl() -> None:
     from absl import logging as absl_logging
 
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    absl_logging.set_stderrthreshold("error")
+    # TFX logs as an error that a node failed, and raises the error beside it.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    absl_logging.set_stderrthreshold("fatal")

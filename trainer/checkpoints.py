@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from sigline.schemas import atomic
+from sigline.schemas import atomic, full_disk
 from sigline.trainer.steps import TrainState
 from sigline.trainer.weights import checkpoint
 from sigline.trainer.weights.checkpoint import Weights
@@ -125,16 +125,18 @@ class Checkpoints:
         if step == self._newest:
             return
         try:
-            # First, so that no interruption leaves it out.
-            if self._keep_every_steps is not None and step % self._keep_every_steps == 0:
-                self._write(self._directory / KEPT_FOLDER / f"step-{step}")
-            path = self._write(self._directory / f"ckpt-{step}")
-            atomic.write_file(self._directory / _POINTER, f'model_checkpoint_path: "{path.name}"\n')
+            with atomic.named(self._directory):
+                # First, so that no interruption leaves it out.
+                if self._keep_every_steps is not None and step % self._keep_every_steps == 0:
+                    self._write(self._directory / KEPT_FOLDER / f"step-{step}")
+                path = self._write(self._directory / f"ckpt-{step}")
+                named = f'model_checkpoint_path: "{path.name}"\n'
+                atomic.write_file(self._directory / _POINTER, named)
         except (tf.errors.OpError, OSError) as error:
+            received = f"Received: directory={self._directory}: {_first_line(error)}"
             raise RuntimeError(
-                f"The checkpoint of step {step} could not be written. Those before it are whole; "
-                f"make room and run the same command again. Received: "
-                f"directory={self._directory}: {_first_line(error)}"
+                f"The checkpoint of step {step} could not be written. Those before it are whole. "
+                f"{full_disk.sentence(error) or received}"
             ) from error
         self._newest = step
         self._delete_old()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import sigline.quiet
-from sigline.schemas import artifacts, atomic, progress, versions
+from sigline.schemas import artifacts, atomic, full_disk, progress, versions
 from sigline.schemas.labels import LabelSet
 
 # Below a run's checkpoints.
@@ -154,7 +154,8 @@ def main(argv: Sequence[str]) -> int:
             run(Task(**json.loads(Path(argv[0]).read_text())))
     except Exception as error:  # The border to the process that started it.
         traceback.print_exc()
-        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        said = full_disk.sentence(error) or str(error)
+        print(" ".join(said.split()) or type(error).__name__, file=sys.stderr)
         return 1
     return 0
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sigline.components.scenes.draw import draw_scene
 from sigline.components.scenes.grammar import label_set, sample_scene
-from sigline.schemas import ownership, progress, record
+from sigline.schemas import atomic, ownership, progress, record
 
 TRAIN_SOURCE = "scenes"
 HELD_OUT_SOURCE = "scenes-heldout"
@@ -109,12 +109,13 @@ def write_scenes(
     scratch = output.with_name(f".tmp-{uuid.uuid4().hex}-{output.name}")
     scratch.mkdir(parents=True)
     try:
-        for source, pairs in ((TRAIN_SOURCE, train), (HELD_OUT_SOURCE, held_out)):
-            for shard, start in enumerate(range(0, len(pairs), _SHARD_PAIRS)):
-                path = scratch / f"{source}-{shard:05d}.tar"
-                _write_shard(path, pairs[start : start + _SHARD_PAIRS])
-        (scratch / record.CLASSES_FILE).write_text(label_set().to_json())
-        (scratch / FAULTS_FILE).write_text(json.dumps(planted, indent=1, sort_keys=True))
+        with atomic.named(output):
+            for source, pairs in ((TRAIN_SOURCE, train), (HELD_OUT_SOURCE, held_out)):
+                for shard, start in enumerate(range(0, len(pairs), _SHARD_PAIRS)):
+                    path = scratch / f"{source}-{shard:05d}.tar"
+                    _write_shard(path, pairs[start : start + _SHARD_PAIRS])
+            (scratch / record.CLASSES_FILE).write_text(label_set().to_json())
+            (scratch / FAULTS_FILE).write_text(json.dumps(planted, indent=1, sort_keys=True))
         # Shards of an earlier call go, since they would mix with the new ones; so would others.
         for source in (TRAIN_SOURCE, HELD_OUT_SOURCE):
             names = {path.name for path in output.glob(f"{source}-[0-9]*")}
