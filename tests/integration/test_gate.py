@@ -30,15 +30,15 @@ LIMITS = Gate(
     max_drop={ACCURACY: 0.03, RECALL: 0.03},
     max_ratio={SLOWEST: 1.5},
     slice_max_drop={ACCURACY: {"source": 0.03}},
-    # Of six seeds of the recipe below: accuracies of 0.37 to 0.47, recalls of 0.53 to 0.66.
-    seed_std={ACCURACY: 0.033, RECALL: 0.052},
+    # Of six seeds of the recipe below: accuracies of 0.40 to 0.48, recalls of 0.52 to 0.69.
+    seed_std={ACCURACY: 0.029, RECALL: 0.073},
 )
-_SMALL = {"width": 48, "depth": 2, "mlp_dim": 192, "num_heads": 2}
+_SMALL = {"width": 48, "depth": 1, "mlp_dim": 192, "num_heads": 2}
 _DEMO = config.load_recipe("siglip_demo")
 RECIPE = dataclasses.replace(
     _DEMO,
     steps=STEPS,
-    image=dataclasses.replace(_DEMO.image, **_SMALL),
+    image=dataclasses.replace(_DEMO.image, patch=8, **_SMALL),
     text=dataclasses.replace(_DEMO.text_tower, **_SMALL),
     # Compiling takes longer than these steps.
     jit_compile=False,
@@ -197,7 +197,7 @@ def test_leaked_eval_set_is_refused(judge, folder, model, words, judged_by):
 
 
 def test_slower_model_is_refused(judge, folder, words):
-    image = dataclasses.replace(RECIPE.image, depth=4 * RECIPE.image.depth)
+    image = dataclasses.replace(RECIPE.image, depth=8 * RECIPE.image.depth)
     settings = dataclasses.replace(RECIPE, image=image)
     slow = _export(folder / "slow", two_tower.build(settings), words, settings)
     assert SLOWEST in _failed(judge(slow))
