@@ -36,6 +36,11 @@ def add_parser(commands) -> None:
         help="of REST, probes and figures; 0 for a free one",
     )
     rest.add_argument("--no-rest", action="store_true", help="gRPC alone")
+    parser.add_argument(
+        "--health-port",
+        type=checks.port,
+        help="of /healthz and /readyz alone, over plain HTTP, for probes without a certificate",
+    )
     parser.add_argument("--poll-seconds", type=float, default=1.0, help="between two looks")
 
     limits = parser.add_argument_group("limits")
@@ -94,6 +99,14 @@ def add_parser(commands) -> None:
         help="let web pages of https://HOST ask over REST (CORS); repeat it, or * for all",
     )
     access.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="by which a server without keys may be asked over REST, besides addresses and "
+        "localhost; repeat it",
+    )
+    access.add_argument(
         "--allow-reload", action="store_true", help="let clients say which folders are served"
     )
 
@@ -120,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     _check(arguments)
     quiet.import_tensorflow()
-    from sigline.serving import access, model_config, server
+    from sigline.serving import access, connections, model_config, server
     from sigline.serving.batching import BatchingConfig
     from sigline.serving.requests import Limits
 
@@ -140,7 +153,9 @@ def run(arguments: argparse.Namespace) -> int:
         intra_op_parallelism=arguments.intra_op_parallelism,
         poll_seconds=arguments.poll_seconds,
         tls=access.Tls(*tls_files, arguments.tls_client_ca) if all(tls_files) else None,
-        api_keys=access.read_keys(arguments.api_key_file) if arguments.api_key_file else (),
+        api_key_file=arguments.api_key_file,
+        allow_hosts=arguments.allow_host,
+        health_port=arguments.health_port,
         verify_key=arguments.verify_key,
         allow_origins=arguments.allow_origin,
         allow_reload=arguments.allow_reload,
@@ -153,6 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stopped.set())
     if arguments.until_stdin_closes:
         threading.Thread(target=_set_when_stdin_closes, args=(stopped,), daemon=True).start()
+    connections.raise_limit()
     server.log_to_stderr()
     with progress.part("load the models"):
         running = server.ModelServer(config)

@@ -1,8 +1,9 @@
 """Who may ask: API keys and certificates."""
 
+import hashlib
 import hmac
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,6 @@ import grpc
 _BEARER = "bearer "
 _KEY_HEADER = "x-api-key"
 _SHORTEST_KEY = 16
-# What probes and tools call before they have a key.
-_OPEN = ("/grpc.health.v1.Health/",)
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,29 @@ class Tls:
     key: Path
     client_ca: Path | None = None
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """Returns what gRPC needs; raises OSError if a file cannot be read."""
-        client_ca = self.client_ca.read_bytes() if self.client_ca else None
-        return grpc.ssl_server_credentials(
-            [(self.key.read_bytes(), self.certificate.read_bytes())],
-            root_certificates=client_ca,
-            require_client_auth=client_ca is not None,
+    def credentials(self, renewed: Callable[[], bool]) -> grpc.ServerCredentials:
+        """Returns what gRPC needs; raises OSError if a file cannot be read.
+
+        Args:
+            renewed: Is asked at each connection whether the files are to be read again.
+        """
+
+        def _renewed() -> grpc.ServerCertificateConfiguration | None:
+            return self._configuration() if renewed() else None
+
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration(), _renewed, self.client_ca is not None
         )
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        client_ca = self.client_ca.read_bytes() if self.client_ca else None
+        return grpc.ssl_server_certificate_configuration(
+            [(self.key.read_bytes(), self.certificate.read_bytes())], root_certificates=client_ca
+        )
+
+    def files(self) -> tuple[Path, ...]:
+        """Returns the files that it is read from."""
+        return (self.certificate, self.key, *((self.client_ca,) if self.client_ca else ()))
 
     def context(self) -> ssl.SSLContext:
         """Returns what HTTPS needs; raises OSError if a file cannot be read or does not fit."""
@@ -67,9 +81,21 @@ def read_keys(path: Path) -> tuple[str, ...]:
 class ApiKeys:
     """Compares the key of a request with those that are known; without keys everyone may ask."""
 
-    def __init__(self, keys: Sequence[str]):
-        """Takes the keys."""
-        self._keys = [key.encode() for key in keys]
+    def __init__(self, keys: Sequence[str], file: Path | None = None):
+        """Takes keys, and a file with more; see `read_keys`."""
+        self._given = tuple(keys)
+        self.file = file
+        self._keys: list[bytes] = []
+        self.read()
+
+    def __bool__(self) -> bool:
+        """Returns whether there are any: without, everyone may ask."""
+        return bool(self._keys)
+
+    def read(self) -> None:
+        """Reads the file again; raises as `read_keys`, and those that were known stay known."""
+        more = read_keys(self.file) if self.file is not None else ()
+        self._keys = [key.encode() for key in (*self._given, *more)]
 
     def allow(self, headers: Mapping[str, str]) -> bool:
         """Returns whether headers hold a key: `authorization: Bearer KEY`, or `x-api-key: KEY`.
@@ -79,38 +105,25 @@ class ApiKeys:
         """
         if not self._keys:
             return True
-        given = headers.get(_KEY_HEADER, "")
-        authorization = headers.get("authorization", "")
-        if authorization[: len(_BEARER)].lower() == _BEARER:
-            given = authorization[len(_BEARER) :].strip()
-        found = False
+        given, found = _given(headers), False
         for key in self._keys:
             # All of them, so that the time tells nothing.
             found |= hmac.compare_digest(given.encode(errors="replace"), key)
         return found
 
+    def name(self, headers: Mapping[str, str]) -> str:
+        """Returns a name for the key of a request that is allowed, empty if there are no keys.
 
-class KeyInterceptor(grpc.ServerInterceptor):
-    """Refuses RPCs without a key, but those of the health service."""
+        Args:
+            headers: By name, in lower case.
+        """
+        if not self._keys:
+            return ""
+        return hashlib.sha256(_given(headers).encode(errors="replace")).hexdigest()[:12]
 
-    def __init__(self, keys: ApiKeys):
-        """Takes the keys."""
-        self._keys = keys
 
-        def refuse(requests, context):
-            context.abort(
-                grpc.StatusCode.UNAUTHENTICATED, "An API key is needed: authorization: Bearer KEY"
-            )
-
-        # Of a stream: it does not wait for a message, of which a stranger might send none.
-        self._refusal = grpc.stream_unary_rpc_method_handler(refuse)
-
-    def intercept_service(self, continuation, handler_call_details):
-        """Lets a call through, or not."""
-        headers = {
-            str(item.key): item.value if isinstance(item.value, str) else ""
-            for item in handler_call_details.invocation_metadata
-        }
-        if handler_call_details.method.startswith(_OPEN) or self._keys.allow(headers):
-            return continuation(handler_call_details)
-        return self._refusal
+def _given(headers: Mapping[str, str]) -> str:
+    authorization = headers.get("authorization", "")
+    if authorization[: len(_BEARER)].lower() == _BEARER:
+        return authorization[len(_BEARER) :].strip()
+    return headers.get(_KEY_HEADER, "")

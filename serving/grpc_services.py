@@ -1,4 +1,7 @@
-"""TF Serving's gRPC services, with its status codes: one client works against both."""
+"""TF Serving's gRPC services, with its status codes: one client works against both.
+
+Methods run in threads; they take a message and a `grpc_server.Call`, and raise RequestFailed.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,9 +13,7 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_management_pb2,
-    model_service_pb2_grpc,
     predict_pb2,
-    prediction_service_pb2_grpc,
 )
 
 from sigline.schemas import signatures
@@ -27,18 +28,18 @@ _EXAMPLES = "inputs"
 _LONGEST_RELOAD_SECONDS = 300.0
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+class PredictionService:
     """Predict and GetModelMetadata; Classify and Regress find no signature of their kind."""
 
     def __init__(self, requests: Requests):
         """Binds the service to what answers."""
         self._requests = requests
 
-    def Predict(self, request, context):
+    def Predict(self, request, call):
         """Answers with the outputs of a signature, in typed fields, which many clients read."""
         target = _target(request.model_spec)
         with (
-            _answered(context),
+            _answered(),
             self._requests.observed(target.name, api="Predict", entrypoint=_ENTRYPOINT),
             self._requests.admitted(),
         ):
@@ -48,12 +49,12 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                 target,
                 lambda engine, signature: self._arrays(request, engine, signature),
                 output_filter=list(request.output_filter),
-                timeout_seconds=context.time_remaining(),
-                on_wait=lambda future: _cancel_with(context, future),
+                timeout_seconds=call.time_remaining(),
+                on_wait=call.watch,
             )
-            if not context.is_active():
+            if not call.is_active():
                 # Nobody reads the answer.
-                remaining = context.time_remaining()
+                remaining = call.time_remaining()
                 raise failures.late() if remaining == 0 else failures.client_left()
             response = predict_pb2.PredictResponse()
             response.model_spec.name = target.name
@@ -72,11 +73,11 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             request.inputs, max_bytes=limits.max_message_bytes, max_strings=limits.max_items
         )
 
-    def GetModelMetadata(self, request, context):
+    def GetModelMetadata(self, request, call):
         """Answers with the signatures of a version."""
         target = _target(request.model_spec)
         with (
-            _answered(context),
+            _answered(),
             self._requests.observed(target.name, api="GetModelMetadata", entrypoint=_ENTRYPOINT),
         ):
             if not request.HasField("model_spec"):
@@ -93,18 +94,18 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                     )
             return metadata(self._requests, target)
 
-    def Classify(self, request, context):
+    def Classify(self, request, call):
         """Refuses what no signature of the model contract takes: serialized examples."""
-        self._refuse_examples(request, context, "Classify", "classification", 2)
+        self._refuse_examples(request, call, "Classify", "classification", 2)
 
-    def Regress(self, request, context):
+    def Regress(self, request, call):
         """Refuses what no signature of the model contract takes: serialized examples."""
-        self._refuse_examples(request, context, "Regress", "regression", 1)
+        self._refuse_examples(request, call, "Regress", "regression", 1)
 
-    def _refuse_examples(self, request, context, api: str, kind: str, most: int) -> None:
+    def _refuse_examples(self, request, call, api: str, kind: str, most: int) -> None:
         target = _target(request.model_spec)
         with (
-            _answered(context),
+            _answered(),
             self._requests.observed(target.name, api=api, entrypoint=_ENTRYPOINT),
         ):
             if not target.name:
@@ -129,7 +130,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             )
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+class ModelService:
     """GetModelStatus, and HandleReloadConfigRequest where it is allowed."""
 
     def __init__(self, requests: Requests, *, allow_reload: bool):
@@ -137,21 +138,21 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self._requests = requests
         self._allow_reload = allow_reload
 
-    def GetModelStatus(self, request, context):
+    def GetModelStatus(self, request, call):
         """Answers with the states of versions; a label is not looked at, as in TF Serving."""
         target = _target(request.model_spec)
         with (
-            _answered(context),
+            _answered(),
             self._requests.observed(target.name, api="GetModelStatus", entrypoint=_ENTRYPOINT),
         ):
             if not request.HasField("model_spec"):
                 raise failures.invalid("Missing ModelSpec")
             return status(self._requests, target)
 
-    def HandleReloadConfigRequest(self, request, context):
+    def HandleReloadConfigRequest(self, request, call):
         """Replaces what is served by another model config."""
         with (
-            _answered(context),
+            _answered(),
             self._requests.observed("", api="HandleReloadConfigRequest", entrypoint=_ENTRYPOINT),
         ):
             if not self._allow_reload:
@@ -163,7 +164,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 models = model_config.from_proto(request.config)
             except ValueError as error:
                 raise failures.invalid(str(error)) from error
-            self._requests.models.reload(models, timeout_seconds=_until_answer(context))
+            self._requests.models.reload(models, timeout_seconds=_until_answer(call))
             return model_management_pb2.ReloadConfigResponse()
 
 
@@ -203,26 +204,22 @@ def _target(spec) -> Target:
     return Target(spec.name, version, spec.version_label, spec.signature_name)
 
 
-def _until_answer(context) -> float:
+def _until_answer(call) -> float:
     """Returns how long a call may take, so that its answer comes before the client's deadline."""
-    remaining = context.time_remaining()
+    remaining = call.time_remaining()
     if remaining is None or remaining > _LONGEST_RELOAD_SECONDS:
         return _LONGEST_RELOAD_SECONDS
     return remaining - min(1.0, remaining / 2)
 
 
-def _cancel_with(context, future) -> None:
-    """Cancels a computation when its client leaves, or now if it has left."""
-    if not context.add_callback(future.cancel):
-        future.cancel()
-
-
 @contextlib.contextmanager
-def _answered(context) -> Iterator[None]:
-    """Turns failures into the RPC's status; a defect of ours must not show its trace."""
+def _answered() -> Iterator[None]:
+    """Turns a defect of ours into a failure, which must not show its trace."""
     try:
         yield
-    except RequestFailed as failure:
-        context.abort(failure.code, str(failure))
+    except RequestFailed:
+        raise
     except Exception as error:
-        context.abort(grpc.StatusCode.INTERNAL, f"The server failed: {type(error).__name__}")
+        raise RequestFailed(
+            grpc.StatusCode.INTERNAL, f"The server failed: {type(error).__name__}"
+        ) from error

@@ -54,6 +54,12 @@ class Metrics:
             ("model_name", "code"),
             registry=self._registry,
         )
+        self._refused = prometheus_client.Counter(
+            "sigline_refused",
+            "Requests that came without a key that is known.",
+            ("entrypoint",),
+            registry=self._registry,
+        )
         self._registry.register(_Live(waiting, versions, overwritten))
 
     def request(self, model: str, *, api: str, entrypoint: str, code: str, seconds: float) -> None:
@@ -62,6 +68,10 @@ class Metrics:
         # A client that leaves is no failure.
         if code not in ("OK", "CANCELLED"):
             self._failures.labels(model, code).inc()
+
+    def refused(self, entrypoint: str) -> None:
+        """Counts a request without a key that is known."""
+        self._refused.labels(entrypoint).inc()
 
     def batch(self, model: str, signature: str, rows: int, seconds: float) -> None:
         """Counts a batch."""

@@ -4,31 +4,32 @@ The packages that fit TensorFlow's protobuf have `grpc.reflection.v1alpha` alone
 field by field, those of `grpc.reflection.v1`, which newer tools ask for first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection as v1alpha
 from grpc_reflection.v1alpha import reflection_pb2
 
 _ALPHA, _STABLE = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 _FILE = "grpc/reflection/v1/reflection.proto"
-_SERVICE = f"{_STABLE}.ServerReflection"
+SERVICES = (f"{_STABLE}.ServerReflection", v1alpha.SERVICE_NAME)
 
 
-def enable(services: Sequence[str], server: grpc.Server) -> None:
-    """Lets clients list services, reflection itself included, and read their messages."""
+def answers(services: Sequence[str]) -> Callable[[bytes], bytes]:
+    """Returns what answers a message of `ServerReflectionInfo`.
+
+    It lists services, reflection itself included, and tells their messages.
+    """
     _describe()
-    names = (*services, _SERVICE, v1alpha.SERVICE_NAME)
-    v1alpha.enable_server_reflection(names, server)
-    handler = grpc.stream_stream_rpc_method_handler(
-        v1alpha.ReflectionServicer(names).ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    methods = {"ServerReflectionInfo": handler}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, methods),))
+    servicer = v1alpha.ReflectionServicer((*services, *SERVICES))
+
+    def _answer(message: bytes) -> bytes:
+        asked = reflection_pb2.ServerReflectionRequest.FromString(message)
+        (found,) = servicer.ServerReflectionInfo(iter([asked]), None)
+        return found.SerializeToString()
+
+    return _answer
 
 
 def _describe() -> None:

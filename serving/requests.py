@@ -22,6 +22,8 @@ from sigline.serving.served_models import ServedModels
 # What gRPC says is left where there is no deadline is hundreds of years.
 _NO_DEADLINE = 365 * 24 * 3600.0
 _BUFFERED_MESSAGES = 16
+# Of a model's name that a client makes up.
+_LOGGED_CHARS = 128
 _LOG = logging.getLogger("sigline.serving")
 
 
@@ -108,6 +110,11 @@ class Departure:
         if has_left:
             future.cancel()
 
+    @property
+    def has_left(self) -> bool:
+        """Whether the client has left."""
+        return self._has_left
+
     def leave(self) -> None:
         """Says that the client has left."""
         with self._lock:
@@ -130,6 +137,12 @@ class Requests:
         assert limits.max_buffered_bytes is not None
         self.buffered = BufferedBytes(limits.max_buffered_bytes)
 
+    @property
+    def places_for_messages(self) -> int:
+        """How many messages may be read at a time; each may take as much as the largest."""
+        assert self.limits.max_buffered_bytes is not None
+        return max(1, self.limits.max_buffered_bytes // self.limits.max_message_bytes)
+
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
         """Takes one of the places for requests; raises RequestFailed if there is none."""
@@ -142,6 +155,16 @@ class Requests:
             yield
         finally:
             self._room.release()
+
+    def refused(self, address: str, entrypoint: str) -> None:
+        """Counts and logs a request without a key that is known.
+
+        Args:
+            address: Where it came from.
+            entrypoint: `GRPC` or `REST`.
+        """
+        self.metrics.refused(entrypoint)
+        _LOG.warning("refused", extra={"fields": {"address": address, "entrypoint": entrypoint}})
 
     @contextlib.contextmanager
     def observed(self, model: str, *, api: str, entrypoint: str) -> Iterator[None]:
@@ -171,7 +194,12 @@ class Requests:
             known = model if self.models.knows(model) else "unknown"
             self.metrics.request(known, api=api, entrypoint=entrypoint, code=code, seconds=seconds)
             if self._log_all:
-                fields = {"model": model, "api": api, "entrypoint": entrypoint, "code": code}
+                fields = {
+                    "model": model[:_LOGGED_CHARS],
+                    "api": api,
+                    "entrypoint": entrypoint,
+                    "code": code,
+                }
                 fields |= {"error": error} if error else {}
                 _LOG.info("request", extra={"fields": fields | {"seconds": round(seconds, 6)}})
 

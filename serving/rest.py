@@ -28,10 +28,14 @@ from sigline.serving import (
     metrics,
     tensors,
 )
+from sigline.serving.access import ApiKeys
 from sigline.serving.buffered_bytes import Holding
+from sigline.serving.connections import Connections, most_connections
 from sigline.serving.cors import Cors
 from sigline.serving.engine import LoadedVersion
 from sigline.serving.failures import RequestFailed
+from sigline.serving.hosts import Hosts, is_own_page
+from sigline.serving.reading import Reading
 from sigline.serving.requests import Departure, Requests, Target
 
 _ENTRYPOINT = "REST"
@@ -39,8 +43,11 @@ _MODEL = "/v1/models/{model:[^/:]+}"
 _BASE64 = "b64"
 _BYTES_SUFFIX = "_bytes"
 _START_SECONDS = 30.0
+_IDLE_SECONDS, _HANDSHAKE_SECONDS, _BACKLOG = 75.0, 10.0, 512
 _DECODERS = 2
 _MOST_PARSED = 2
+# Lists and objects of a body, and values: as many as 1,024 vectors of 2,048 numbers.
+_MOST_NESTED, _MOST_VALUES = 65_536, 2_097_152
 _UNSUPPORTED_MEDIA_TYPE = 415
 
 
@@ -64,10 +71,13 @@ class RestServer:
         host: str,
         port: int,
         tls: ssl.SSLContext | None,
-        authorized: Callable[[Mapping[str, str]], bool],
+        keys: ApiKeys,
         ready: Callable[[], bool],
         grace_seconds: float,
         allow_origins: Sequence[str] = (),
+        connections: Connections | None = None,
+        hosts: Hosts | None = None,
+        health_port: int | None = None,
     ):
         """Binds the port; 0 takes a free one, see `port`.
 
@@ -76,10 +86,14 @@ class RestServer:
             host: Address to listen at.
             port: Port to listen at.
             tls: For HTTPS; None for HTTP.
-            authorized: Whether headers, by name in lower case, hold a key that is known.
+            keys: The keys that are known.
             ready: Whether the server takes requests.
             grace_seconds: How long requests in flight may take when it stops.
             allow_origins: Origins whose web pages may ask; see `Cors`.
+            connections: Bounds them; by default as many as `most_connections` tells.
+            hosts: By which names it may be asked where there are no keys; by default by all.
+            health_port: Port of the probes alone, over plain HTTP; 0 takes a free one, None leaves
+                it out.
 
         Raises:
             OSError: If the port is taken.
@@ -87,7 +101,9 @@ class RestServer:
         """
         self._requests = requests
         self._cors = Cors(allow_origins)
-        self._authorized = authorized
+        self._keys = keys
+        self._hosts = hosts
+        self.health_port: int | None = None
         self._ready = ready
         self._grace_seconds = grace_seconds
         # As many as are let in, so that none waits for a thread.
@@ -95,6 +111,10 @@ class RestServer:
         # Few, since a thread keeps what it has freed, up to twice the largest body. They use all
         # cores: the one that receives and answers is not theirs alone.
         self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS, initializer=cores.use_all)
+        if connections is None:
+            connections = Connections(most_connections())
+        self._connections = connections
+        self._reading = Reading(requests.places_for_messages)
         self._loop = asyncio.new_event_loop()
         # As many as parse at a time: a body of numbers or lists takes up to 25 times its size.
         self._parsing = threading.BoundedSemaphore(_MOST_PARSED)
@@ -104,24 +124,36 @@ class RestServer:
             logger=_HTTP_LOG,
             handle_signals=False,
             shutdown_timeout=grace_seconds,
+            keepalive_timeout=_IDLE_SECONDS,
             # aiohttp would decompress a body on the event loop, before its size is checked.
             auto_decompress=False,
             # So that what a client no longer waits for is not computed.
             handler_cancellation=True,
         )
+        probes = web.Application()
+        self._add_probes(probes)
+        self._probes = web.AppRunner(
+            probes, access_log=None, logger=_HTTP_LOG, handle_signals=False
+        )
+        self._listeners: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
         self._thread.start()
         try:
-            self.port = self._call(self._listen(host, port, tls), _START_SECONDS)
+            self.port = self._call(self._listen(self._runner, host, port, tls), _START_SECONDS)
+            if health_port is not None:
+                self.health_port = self._call(
+                    self._listen(self._probes, host, health_port, None), _START_SECONDS
+                )
         except OSError as error:
             self._end()
             raise OSError(
-                f"rest_port must be free. Received: host={host}, rest_port={port}"
+                "rest_port and health_port must be free. "
+                f"Received: host={host}, rest_port={port}, health_port={health_port}"
             ) from error
 
     def stop(self) -> None:
         """Takes no more requests, and lets those in flight finish."""
-        self._call(self._runner.cleanup(), self._grace_seconds + _START_SECONDS)
+        self._call(self._unlisten(), self._grace_seconds + _START_SECONDS)
         self._end()
 
     def _end(self) -> None:
@@ -134,10 +166,29 @@ class RestServer:
     def _call(self, work: Any, timeout: float) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
-    async def _listen(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, ssl_context=tls).start()
-        return self._runner.addresses[0][1]
+    async def _listen(
+        self, runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None
+    ) -> int:
+        await runner.setup()
+        protocol = runner.server
+        assert protocol is not None
+        # Not a site of aiohttp's, which knows neither a bound on connections nor one on headers.
+        listener = await self._loop.create_server(
+            self._connections.guarded(protocol),
+            host,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=_HANDSHAKE_SECONDS if tls else None,
+            backlog=_BACKLOG,
+        )
+        self._listeners.append(listener)
+        return listener.sockets[0].getsockname()[1]
+
+    async def _unlisten(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        await self._runner.cleanup()
+        await self._probes.cleanup()
 
     def _app(self) -> web.Application:
         app = web.Application(
@@ -153,9 +204,12 @@ class RestServer:
             app.router.add_get(prefix, self._status)
             app.router.add_get(prefix + "/metadata", self._metadata)
         app.router.add_get(metrics.PATH, self._metrics)
+        self._add_probes(app)
+        return app
+
+    def _add_probes(self, app: web.Application) -> None:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        return app
 
     @web.middleware
     async def _pages(self, request: web.Request, handler) -> web.StreamResponse:
@@ -175,12 +229,15 @@ class RestServer:
     @web.middleware
     async def _failures(self, request: web.Request, handler) -> web.StreamResponse:
         open_to_all = request.path in ("/healthz", "/readyz")
-        if not open_to_all and not self._authorized(
-            {name.lower(): value for name, value in request.headers.items()}
-        ):
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        if not open_to_all and not self._keys.allow(headers):
+            self._requests.refused(request.remote or "", _ENTRYPOINT)
             return _error(401, "An API key is needed: Authorization: Bearer KEY")
+        if not open_to_all and not self._keys and (reason := self._stranger(request)):
+            return _error(403, reason)
         try:
-            return await handler(request)
+            with self._connections.request(request.transport):
+                return await handler(request)
         except RequestFailed as failure:
             response = _error(failure.http_status, str(failure))
             if failure.http_status == _UNSUPPORTED_MEDIA_TYPE:
@@ -190,6 +247,16 @@ class RestServer:
             return _error(error.status, f"{request.method} {request.path}: {error.reason}")
         except Exception as error:  # A defect of ours must not show its trace.
             return _error(500, f"The server failed: {type(error).__name__}")
+
+    def _stranger(self, request: web.Request) -> str:
+        """Returns why a page of someone else's may not ask a server without keys."""
+        host, origin = request.headers.get("Host"), request.headers.get("Origin")
+        if self._hosts is not None and not self._hosts.allows(host):
+            return f"This server may not be asked as {host!r}; start with --allow-host, or keys"
+        allowed = self._cors.allows(origin)
+        if origin is not None and not allowed and not is_own_page(origin, host):
+            return f"Pages of {origin} may not ask; start with --allow-origin"
+        return ""
 
     async def _post(self, request: web.Request) -> web.Response:
         verb, target = request.match_info["verb"].lower(), _target(request)
@@ -205,14 +272,18 @@ class RestServer:
 
     async def _answer(self, request: web.Request, target: Target, deadline: float) -> web.Response:
         """Reads the body of a Predict request, and has it computed while the client waits."""
-        with (
-            # Before the body is read: what waits must not take memory either.
-            self._requests.admitted(),
-            self._requests.buffered.holding() as held,
-        ):
+        with contextlib.ExitStack() as places:
+            held = places.enter_context(self._requests.buffered.holding())
             codings = content_encoding.codings(request.headers.getall("Content-Encoding", ()))
             client = Departure()
-            body = await self._body(request, held, deadline)
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            body = await self._reading.read(
+                self._keys.name(headers) or request.remote or "",
+                self._body(request, held, deadline),
+                deadline - time.monotonic(),
+            )
+            places.enter_context(self._requests.admitted())
+            self._connections.computing(request.transport)
             if codings:
                 decode = functools.partial(
                     content_encoding.decode,
@@ -352,6 +423,14 @@ def _target(request: web.Request) -> Target:
 
 
 def _parsed(body: bytes | bytearray) -> dict[str, Any]:
+    # Python's lock is held for all of a body, and lists of nothing take long: they are counted
+    # first. Texts may hold such characters too, and seldom so many.
+    nested, values = body.count(b"[") + body.count(b"{"), body.count(b",")
+    if nested > _MOST_NESTED or values > _MOST_VALUES:
+        raise failures.invalid(
+            f"JSON may hold {_MOST_NESTED} lists and objects, and {_MOST_VALUES} values. "
+            f"Received: about {nested} and {values}"
+        )
     try:
         content = json.loads(body)
     except RecursionError:

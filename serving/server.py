@@ -12,22 +12,18 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import (
-    model_service_pb2,
-    model_service_pb2_grpc,
-    prediction_service_pb2,
-    prediction_service_pb2_grpc,
-)
-
-from sigline.serving import access, cores, grpc_services, model_config, reflection, signing
+from sigline.serving import access, cores, model_config, signing
 from sigline.serving.batching import BatchingConfig
+from sigline.serving.bounded_log import BoundedLog
+from sigline.serving.connections import Connections, most_connections
 from sigline.serving.failures import RequestFailed
+from sigline.serving.file_watch import FileWatch
+from sigline.serving.grpc_server import GrpcServer
+from sigline.serving.hosts import Hosts
 from sigline.serving.metrics import Metrics
 from sigline.serving.model_config import ModelConfig
 from sigline.serving.requests import Limits, Requests
@@ -37,21 +33,17 @@ from sigline.serving.served_models import ServedModels
 DEFAULT_MODEL_NAME = "sigline"
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
-# Threads for health, status and reflection while all others are busy.
-_SPARE_THREADS = 8
 _LOG = logging.getLogger("sigline.serving")
+_OF_LIBRARIES = ("asyncio", "grpc")
 _WARNINGS = (
     "load_failed",
     "no_versions",
     "folder_not_read",
     "look_failed",
     "config_refused",
+    "files_refused",
     "model_not_served",
     "version_overwritten",
-)
-_SERVICES = (
-    prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
 
 
@@ -75,8 +67,17 @@ class ServerConfig:
         tls: Its certificate; None for plain text.
         verify_key: File of public keys by one of which versions must be signed; None for no such.
         api_keys: Keys of which a request must hold one; none by default.
+        api_key_file: File with more of them, one a line; it is read again when it changes, as the
+            files of `tls` are.
+        allow_hosts: Names that a server without keys may be asked by over REST, besides addresses
+            and `localhost`, if it listens at a loopback address.
+        health_port: Port of `/healthz` and `/readyz` alone, over plain HTTP, for probes that show
+            no certificate; 0 takes a free one, None leaves it out. Needs `rest_port`.
         allow_origins: Origins whose web pages may ask over REST; `*` for all, by default none.
         allow_reload: Whether clients may replace what is served, and so read any folder.
+        max_connections: Most connections over HTTP at a time; by default half of the descriptors
+            that the process may have, at most 4,096.
+        header_seconds: How long the headers of an HTTP request may take.
         log_requests: Whether every request is logged.
         lame_duck_seconds: How long it goes on after it has said that it stops, so that those who
             send requests learn of it.
@@ -96,8 +97,13 @@ class ServerConfig:
     tls: access.Tls | None = None
     verify_key: Path | None = None
     api_keys: Sequence[str] = ()
+    api_key_file: Path | None = None
+    allow_hosts: Sequence[str] = ()
+    health_port: int | None = None
     allow_origins: Sequence[str] = ()
     allow_reload: bool = False
+    max_connections: int | None = None
+    header_seconds: float = 10.0
     log_requests: bool = False
     lame_duck_seconds: float = 0.0
     grace_seconds: float = 10.0
@@ -123,7 +129,7 @@ class ModelServer:
         self._config = config
         self._draining = False
         self._stopping = threading.Event()
-        self._watcher = threading.Thread(target=self._watch_config, name="config", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="config", daemon=True)
         self.metrics = Metrics(self._waiting, self._versions, lambda: self.models.overwritten())
         self.models = ServedModels(
             config.models,
@@ -138,35 +144,22 @@ class ModelServer:
         self._requests = Requests(
             self.models, config.limits, self.metrics, log_all=config.log_requests
         )
-        keys = access.ApiKeys(config.api_keys)
-        threads = config.limits.max_requests + _SPARE_THREADS
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(threads),
-            interceptors=[access.KeyInterceptor(keys)] if config.api_keys else [],
-            options=(
-                ("grpc.max_receive_message_length", config.limits.max_message_bytes),
-                # What is answered may be longer than what was asked: similarities.
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-            ),
-            # What no thread is left for is refused, not kept waiting.
-            maximum_concurrent_rpcs=threads,
-        )
-        self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            grpc_services.PredictionService(self._requests), self._server
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            grpc_services.ModelService(self._requests, allow_reload=config.allow_reload),
-            self._server,
-        )
-        reflection.enable((*_SERVICES, health.SERVICE_NAME), self._server)
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.port = self._bind()
+        keys = access.ApiKeys(config.api_keys, config.api_key_file)
+        # gRPC has one word for whatever goes wrong; this one says what.
+        context = config.tls.context() if config.tls is not None else None
+        with self._one_core():
+            self._grpc = GrpcServer(
+                self._requests,
+                host=config.host,
+                port=config.port,
+                tls=config.tls,
+                keys=keys,
+                allow_reload=config.allow_reload,
+            )
+        self.port = self._grpc.port
         self.address = f"{config.host}:{self.port}"
         self._rest = None
-        self.rest_port = None
+        self.rest_port = self.health_port = None
         if config.rest_port is not None:
             try:
                 with self._one_core():
@@ -174,33 +167,42 @@ class ModelServer:
                         self._requests,
                         host=config.host,
                         port=config.rest_port,
-                        tls=config.tls.context() if config.tls else None,
-                        authorized=keys.allow,
+                        tls=context,
+                        keys=keys,
                         ready=lambda: not self._draining and self.models.ready(),
                         grace_seconds=config.grace_seconds,
                         allow_origins=config.allow_origins,
+                        hosts=Hosts(config.host, config.allow_hosts),
+                        health_port=config.health_port,
+                        connections=Connections(
+                            config.max_connections or most_connections(),
+                            header_seconds=config.header_seconds,
+                        ),
                     )
             except (OSError, ValueError):
-                self._server.stop(0)
+                self._grpc.stop(0)
                 raise
             self.rest_port = self._rest.port
+            self.health_port = self._rest.health_port
+        self._watches = []
+        if config.api_key_file is not None:
+            self._watches.append(FileWatch([config.api_key_file], keys.read))
+        if config.tls is not None:
+            self._watches.append(FileWatch(config.tls.files(), lambda: self._renew(context)))
+
+    def _renew(self, context: Any) -> None:
+        """Takes up the certificate that the files hold now."""
+        tls = self._config.tls
+        assert tls is not None
+        # Apart first: of a certificate and another's key nothing must be taken.
+        tls.context()
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+        self._grpc.renew_certificate()
 
     def _one_core(self) -> contextlib.AbstractContextManager[int | None]:
         return cores.one() if self._config.one_core else contextlib.nullcontext()
-
-    def _bind(self) -> int:
-        address, tls = f"{self._config.host}:{self._config.port}", self._config.tls
-        if tls is not None:
-            # gRPC has one word for whatever goes wrong; this one says what.
-            tls.context()
-        try:
-            if tls is not None:
-                return self._server.add_secure_port(address, tls.credentials())
-            return self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(
-                f"port must be free. Received: host={self._config.host}, port={self._config.port}"
-            ) from error
 
     def start(self) -> None:
         """Loads the models, then begins to answer requests.
@@ -214,10 +216,9 @@ class ModelServer:
             self._close(0.0)
             raise
         with self._one_core() as core:
-            self._server.start()
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        if self._config.model_config_file is not None:
-            self._watcher.start()
+            self._grpc.start()
+        self._grpc.set_serving(True)
+        self._watcher.start()
         _log_event("serving", address=self.address, rest_port=self.rest_port, core=core)
 
     def stop(self) -> None:
@@ -225,7 +226,7 @@ class ModelServer:
         if self._draining:
             return
         self._draining = True
-        self._health.enter_graceful_shutdown()
+        self._grpc.set_serving(False)
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -235,37 +236,46 @@ class ModelServer:
         _log_event("stopped")
 
     def _close(self, grace_seconds: float) -> None:
-        stopping = self._server.stop(grace_seconds)
+        # Both at a time, so that the grace is that of either.
+        stopping = threading.Thread(target=self._grpc.stop, args=(grace_seconds,))
+        stopping.start()
         if self._rest is not None:
             self._rest.stop()
-        stopping.wait()
+        stopping.join()
         self.models.stop()
 
-    def _watch_config(self) -> None:
-        """Takes up what the model config file says, whenever it says something else."""
+    def _watch(self) -> None:
+        """Takes up what files say, whenever they say something else."""
         path = self._config.model_config_file
-        assert path is not None
         known, refused = self._config.models, ""
         while not self._stopping.wait(self._config.poll_seconds):
-            try:
-                found = model_config.load(path)
-                if found == known:
-                    refused = ""
-                    continue
+            for watch in self._watches:
+                found = watch.look()
+                names = [str(name) for name in watch.files]
+                if isinstance(found, str):
+                    _log_event("files_refused", paths=names, error=found)
+                elif found:
+                    _log_event("files_read", paths=names)
+            if path is not None:
+                known, refused = self._look_at_config(path, known, refused)
+
+    def _look_at_config(
+        self, path: Path, known: tuple[ModelConfig, ...], refused: str
+    ) -> tuple[tuple[ModelConfig, ...], str]:
+        """Takes up a model config file; returns what is known of it, and why it is refused."""
+        try:
+            found = model_config.load(path)
+            if found != known:
                 known = found
                 self.models.reload(found)
-                refused = ""
                 _log_event("config_loaded", path=str(path), models=[x.name for x in found])
-            # What serves goes on serving.
-            except (OSError, ValueError, RequestFailed) as error:
-                # A file that stays wrong is told once.
-                if str(error) != refused:
-                    _log_event("config_refused", path=str(path), error=str(error))
-                refused = str(error)
-
-    def _set_health(self, status) -> None:
-        for name in ("", *_SERVICES):
-            self._health.set(name, status)
+        # What serves goes on serving.
+        except (OSError, ValueError, RequestFailed) as error:
+            # A file that stays wrong is told once.
+            if str(error) != refused:
+                _log_event("config_refused", path=str(path), error=str(error))
+            return known, str(error)
+        return known, ""
 
     def _waiting(self) -> Mapping[tuple[str, str], int]:
         found: dict[tuple[str, str], int] = {}
@@ -288,9 +298,12 @@ def log_to_stderr() -> None:
     """Writes what happens to standard error, a JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
-    _LOG.addHandler(handler)
+    handler.addFilter(BoundedLog())
+    # What libraries say of connections, too: a stranger may cause a line each.
+    for log in (_LOG, *map(logging.getLogger, _OF_LIBRARIES)):
+        log.addHandler(handler)
+        log.propagate = False
     _LOG.setLevel(logging.INFO)
-    _LOG.propagate = False
 
 
 class _JsonFormatter(logging.Formatter):

@@ -157,6 +157,11 @@ class GrpcTransport:
         self._channel.close()
 
 
+class _NoRedirections(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class RestTransport:
     """Sends requests over REST."""
 
@@ -169,8 +174,11 @@ class RestTransport:
         elif options.label:
             base += f"/labels/{options.label}"
         self._url = f"{base}:predict"
-        tls = options.tls
-        self._context = tls.context() if tls is not None else None
+        context = options.tls.context() if options.tls is not None else None
+        # A redirection would take the key along, to whatever host it names.
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=context), _NoRedirections
+        )
 
     def send(self, signature: str, inputs: Inputs, timeout: float) -> Answer:
         """Asks once; raises RequestError if there is no answer."""
@@ -184,9 +192,15 @@ class RestTransport:
         headers = self._options.headers() | {"content-type": "application/json"}
         request = urllib.request.Request(self._url, body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=timeout, context=self._context) as answer:
+            with self._opener.open(request, timeout=timeout) as answer:
                 outputs = json.loads(answer.read())["outputs"]
         except urllib.error.HTTPError as error:
+            if 300 <= error.code < 400:
+                place = error.headers.get("Location", "another place")
+                raise RequestError(
+                    f"{self._url} sends on to {place}, which is not followed; ask there",
+                    "FAILED_PRECONDITION",
+                ) from error
             code = _HTTP_CODES.get(error.code, "INTERNAL")
             raise RequestError(_reason(error), code) from error
         except TimeoutError as error:

@@ -2,16 +2,15 @@
 
 import contextlib
 import threading
-from concurrent import futures
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 import numpy as np
-from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-from sigline.serving import grpc_services, tensors
+from sigline.serving import tensors
+from sigline.serving.access import ApiKeys
 from sigline.serving.batching import Batcher, BatchingConfig
+from sigline.serving.grpc_server import GrpcServer
 from sigline.serving.metrics import Metrics
 from sigline.serving.requests import Limits, Requests
 from sigline.serving.rest import RestServer
@@ -68,18 +67,22 @@ class HeldServer:
         self.metrics.request = counted
         models: Any = self
         self.requests = Requests(models, Limits(**limits), self.metrics, log_all=False)
-        self._server = grpc.server(futures.ThreadPoolExecutor(16))
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            grpc_services.PredictionService(self.requests), self._server
+        self._grpc = GrpcServer(
+            self.requests,
+            host="127.0.0.1",
+            port=0,
+            tls=None,
+            keys=ApiKeys(()),
+            allow_reload=False,
         )
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        self._server.start()
+        self.address = f"127.0.0.1:{self._grpc.port}"
+        self._grpc.start()
         self._rest = RestServer(
             self.requests,
             host="127.0.0.1",
             port=0,
             tls=None,
-            authorized=lambda headers: True,
+            keys=ApiKeys(()),
             ready=lambda: True,
             grace_seconds=10,
         )
@@ -90,7 +93,7 @@ class HeldServer:
 
     def __exit__(self, *_):
         self.go_on.set()
-        self._server.stop(None).wait()
+        self._grpc.stop(0)
         self._rest.stop()
         self.served.close()
 

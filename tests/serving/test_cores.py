@@ -89,7 +89,7 @@ def test_requests_are_answered_on_one_core_and_computed_on_all(every, tmp_path, 
             for thread in set(threading.enumerate()) - before
             if thread.native_id is not None
         }
-    answering = [cores for name, cores in used.items() if name.startswith("ThreadPoolExecutor")]
+    answering = [cores for name, cores in used.items() if name.startswith("request")]
     assert answering
     assert all(len(cores) == (1 if one_core else len(every)) for cores in answering)
     computing = [cores for name, cores in used.items() if name.startswith("batcher")]
