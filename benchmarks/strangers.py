@@ -51,7 +51,9 @@ def _export(folder: Path) -> None:
     from sigline.trainer import config, export, two_tower
 
     tiny = config.tiny(config.load_recipe("siglip_demo"))
-    words = train_vocabulary(["a small red square left of a large blue ring"] * 50, vocabulary_size=40)
+    words = train_vocabulary(
+        ["a small red square left of a large blue ring"] * 50, vocabulary_size=40
+    )
     export.export(folder, two_tower.build(tiny), config=tiny, vocabulary=words)
 
 

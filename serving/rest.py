@@ -146,6 +146,10 @@ class RestServer:
                 )
         except OSError as error:
             self._end()
+            if health_port is None:
+                raise OSError(
+                    f"rest_port must be free. Received: host={host}, rest_port={port}"
+                ) from error
             raise OSError(
                 "rest_port and health_port must be free. "
                 f"Received: host={host}, rest_port={port}, health_port={health_port}"
