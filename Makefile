@@ -21,7 +21,7 @@ TYPING := $(VENV)/typing/sigline
 # and TFX's modules anew, which takes longer than to import them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check engine bench bench-loss bench-step bench-input bench-evaluate bench-serving \
+.PHONY: setup demo test check engine bench bench-loss bench-step bench-input bench-evaluate bench-serving soak \
   effects parity serving-check tpu-check clean
 
 setup: $(READY)
@@ -65,6 +65,10 @@ bench-evaluate: $(BENCH)/.ready
 bench-serving: $(READY)
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/operation_threads.py
+
+# Takes a quarter of an hour: a server with keys beside strangers.
+soak: $(READY)
+	$(BIN)/python benchmarks/strangers.py
 
 # What LiT, patience and a teacher are good for, on scenes. Takes half an hour on two cores, and goes
 # on where it was stopped.

@@ -103,8 +103,8 @@ def add_parser(commands) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="by which a server without keys may be asked over REST, besides addresses and "
-        "localhost; repeat it",
+        help="by which a server without keys may be asked over REST, besides addresses and names "
+        "without a dot; repeat it",
     )
     access.add_argument(
         "--allow-reload", action="store_true", help="let clients say which folders are served"

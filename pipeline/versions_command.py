@@ -16,7 +16,22 @@ def add_parser(commands) -> None:
     parser = commands.add_parser("versions", help="list the versions of a serving folder")
     parser.add_argument("base", type=Path, help="folder of version folders")
     parser.add_argument("--restore", type=int, metavar="N", help="bring a withdrawn one back first")
+    parser.add_argument(
+        "--fast", action="store_true", help="look at manifests alone, and read no other file"
+    )
     parser.set_defaults(run=_versions)
+
+    parser = commands.add_parser(
+        "verify",
+        help="check that a version is what was published",
+        description="Reads all of its files. Ends with 1 if anything is changed, added or missing, "
+        "or the signature is not of a key that is trusted, and names it.",
+    )
+    parser.add_argument("version", type=Path, help="folder of the version, such as serving/3")
+    parser.add_argument(
+        "--verify-key", type=Path, help="PEM file of public keys, by one of which it must be signed"
+    )
+    parser.set_defaults(run=_verify)
 
     parser = commands.add_parser(
         "rollback",
@@ -59,16 +74,38 @@ def _versions(arguments: argparse.Namespace) -> int:
         raise ValueError(f"base must hold versions, such as 1. Received: base={arguments.base}")
     print(f"{'version':>7}  {'published':<16}  {'MiB':>8}  {'files':<9}  {'model':<12}  recipe")
     for number, path in found.items():
-        print(_line(number, path, _files_state(path)))
+        print(_line(number, path, _files_state(path, fast=arguments.fast)))
     for item in gone:
         print(_line(item.version, item.path, "withdrawn") + f"  {item.time}: {item.reason}")
     return 0
 
 
-def _files_state(path: Path) -> str:
-    if not (path / versions.MANIFEST).is_file():
+def _files_state(path: Path, *, fast: bool) -> str:
+    if fast or not (path / versions.MANIFEST).is_file():
         return "unchecked"
     return "intact" if versions.verify(path) else "DAMAGED"
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    checks.check_folder(arguments.version, "VERSION")
+    checks.check_file(arguments.verify_key, "--verify-key")
+    told = versions.problems(arguments.version)
+    if arguments.verify_key is not None:
+        from sigline.serving import signing
+
+        verifier = signing.Verifier(arguments.verify_key)
+        try:
+            verifier.check(arguments.version)
+        except ValueError as error:
+            told.append(str(error))
+    for problem in told:
+        print(problem)
+    if told:
+        print(f"{arguments.version} is not what was published.")
+        return 1
+    signed = ", signed by a key that is trusted" if arguments.verify_key is not None else ""
+    print(f"{arguments.version} is what was published{signed}.")
+    return 0
 
 
 def _line(number: int, path: Path, state: str) -> str:

@@ -3,13 +3,18 @@
 import json
 import os
 import shutil
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from sigline.schemas import digests
 
 MANIFEST = "sigline_manifest.json"
 # Who published a version vouches for its manifest, where that is asked for.
 SIGNATURE = "sigline_manifest.sig"
+# Beside the files that the manifest names.
+_BESIDE = {MANIFEST, SIGNATURE}
+# A folder that TensorFlow makes and leaves empty.
+_OF_TENSORFLOW = {"assets"}
 
 
 def is_remote(base: str | Path) -> bool:
@@ -61,14 +66,77 @@ def recorded(path: str | Path) -> dict[str, str]:
 def verify(path: str | Path) -> str | None:
     """Returns the content digest of a version that agrees with its manifest, else None."""
     path = Path(path)
-    manifest = path / MANIFEST
-    if not manifest.is_file():
-        return None
+    return None if problems(path) else json.loads((path / MANIFEST).read_text())["digest"]
+
+
+def problems(path: str | Path, known_digests: Mapping[str, str] | None = None) -> list[str]:
+    """Returns what of a version is not as its manifest says, in sentences; nothing if all is.
+
+    The set is closed: what the manifest does not name must not be there, and all must be files, no
+    links, pipes or devices, and folders that hold such files.
+
+    Args:
+        path: The version's folder.
+        known_digests: What `content` returned of it; by default all files are read.
+    """
+    path, known_digests = Path(path), known_digests or {}
+    if path.is_symlink() or not path.is_dir():
+        return [f"{path} is no folder"]
+    known, found = _known(path / MANIFEST), _Tree()
+    if isinstance(known, str):
+        return [known]
+    _walk(path, "", found)
+    told = [f"{name} is {kind}" for name, kind in sorted(found.others.items())]
+    folders = {str(parent) for name in known for parent in PurePosixPath(name).parents}
+    empty = found.folders - folders - _OF_TENSORFLOW
+    told += [f"{name} is a folder of no file" for name in sorted(empty)]
+    told += [f"{name} is added" for name in sorted(found.files - set(known) - _BESIDE)]
+    for name, digest in sorted(known.items()):
+        if name in found.files:
+            if (known_digests.get(name) or digests.file_digest(path / name)) != digest:
+                told.append(f"{name} is changed")
+        elif name not in found.others:
+            told.append(f"{name} is missing")
+    return told
+
+
+def _known(manifest: Path) -> dict[str, str] | str:
+    """Returns the digests of a manifest by file, or what is wrong with it."""
+    if manifest.is_symlink() or not manifest.is_file():
+        return f"{manifest.name} is missing, or no file"
     try:
-        recorded = json.loads(manifest.read_text())
-    except ValueError:
-        return None
-    return recorded.get("digest") if recorded.get("files") == content(path) else None
+        read = json.loads(manifest.read_text())
+        files, digest = read["files"], read["digest"]
+    except (ValueError, KeyError, TypeError):
+        return f"{manifest.name} is damaged"
+    texts = isinstance(files, dict) and all(isinstance(x, str) for x in files.values())
+    if not texts or digests.json_digest(files) != digest:
+        return f"{manifest.name} does not agree with itself"
+    return files
+
+
+class _Tree:
+    """What lies below a folder, by relative path."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self.folders: set[str] = set()
+        self.others: dict[str, str] = {}
+
+
+def _walk(folder: Path, prefix: str, found: _Tree) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if entry.is_symlink():
+                found.others[name] = "a link"
+            elif entry.is_dir(follow_symlinks=False):
+                found.folders.add(name)
+                _walk(Path(entry.path), f"{name}/", found)
+            elif entry.is_file(follow_symlinks=False):
+                found.files.add(name)
+            else:
+                found.others[name] = "no file: a pipe, a socket or a device"
 
 
 def _is_version(path: Path) -> bool:

@@ -15,7 +15,7 @@ class Hosts:
     """The names in `Host` and `Origin` headers that are let through."""
 
     def __init__(self, listening: str, allowed: Sequence[str] = ()):
-        """Takes where the server listens, and names besides addresses and `localhost`.
+        """Takes where the server listens, and names besides addresses and those without a dot.
 
         Names are looked at if it listens at a loopback address, or any are allowed by name: others
         are asked by the names of services, which cannot be known here.
@@ -28,9 +28,10 @@ class Hosts:
         if not self._looks or host is None:
             return True
         name = _name(host)
-        if name in self._allowed or name == _LOCAL or name.endswith(f".{_LOCAL}"):
+        if name in self._allowed or name.endswith(f".{_LOCAL}"):
             return True
-        return _address(name) is not None
+        # A name without a dot is one of the own network's, such as `localhost`.
+        return bool(name) and ("." not in name or _address(name) is not None)
 
 
 def is_own_page(origin: str, host: str | None) -> bool:

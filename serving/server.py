@@ -70,7 +70,7 @@ class ServerConfig:
         api_key_file: File with more of them, one a line; it is read again when it changes, as the
             files of `tls` are.
         allow_hosts: Names that a server without keys may be asked by over REST, besides addresses
-            and `localhost`, if it listens at a loopback address.
+            and names without a dot, if it listens at a loopback address.
         health_port: Port of `/healthz` and `/readyz` alone, over plain HTTP, for probes that show
             no certificate; 0 takes a free one, None leaves it out. Needs `rest_port`.
         allow_origins: Origins whose web pages may ask over REST; `*` for all, by default none.

@@ -1,6 +1,7 @@
 """Loads a version: checks its files, replays its warm-up requests, and makes its queues."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from sigline.serving.engine import LoadedVersion
 from sigline.serving.served_version import Served
 
 _METADATA = f"{signatures.ASSETS_DIR}/{signatures.METADATA_FILE}"
+# Problems of a version that an error names.
+_SHOWN = 3
 
 
 class VersionLoader:
@@ -48,11 +51,13 @@ class VersionLoader:
         if self._verifier is not None:
             self._verifier.check(directory)
         content = versions.content(directory)
-        if (directory / versions.MANIFEST).is_file() and _recorded(directory) != content:
-            raise ValueError(
-                f"Version {number} does not match its manifest; publish the model again. "
-                f"Received: {directory}"
-            )
+        if os.path.lexists(directory / versions.MANIFEST):
+            told = versions.problems(directory, content)
+            if told:
+                raise ValueError(
+                    f"Version {number} does not match its manifest; publish the model again. "
+                    f"Received: {directory}: {', '.join(told[:_SHOWN])}"
+                )
         metadata = _metadata(directory)
         engine = LoadedVersion(directory, number, intra_op_parallelism=self._intra_op_parallelism)
         try:
@@ -73,13 +78,6 @@ class VersionLoader:
             observe=lambda signature, rows, waited: self._observe(name, signature, rows, waited),
         )
         return Served(engine, batcher, metadata, content)
-
-
-def _recorded(directory: Path) -> dict | None:
-    try:
-        return versions.recorded(directory)
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _metadata(directory: Path) -> dict:

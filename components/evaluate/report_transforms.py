@@ -19,6 +19,8 @@ _SIDE = 224
 _MAX_PIXELS = 1 << 26
 # Points of a curve that are drawn.
 _POINTS = 400
+# Where TFX has the SavedModel in an artifact.
+_OF_TFX = "Format-Serving"
 
 
 def subject(
@@ -44,10 +46,10 @@ def subject(
     """
     metadata = served_model.metadata(model_dir)
     lineage = [(name, _as_text(value)) for name, value in sorted(metadata.items())]
-    lineage.append(("model", model_dir))
+    lineage.append(("model", _place(model_dir)))
     if baseline_dir is not None:
         digest = served_model.metadata(baseline_dir).get("model_digest", "no digest")
-        lineage.append(("last blessed model", f"{baseline_dir} ({digest})"))
+        lineage.append(("last blessed model", f"{_place(baseline_dir)} ({digest})"))
     return Subject(
         title=f"Model report: {metadata.get('recipe', posixpath.basename(model_dir))}",
         pictures=_pictures(shards, units),
@@ -57,6 +59,15 @@ def subject(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         reports=reports,
     )
+
+
+def _place(path: str) -> str:
+    """Returns where a model lies, without the machine's folders, which are nobody else's business.
+
+    Of an artifact of TFX: the node, the output, the number and the folder.
+    """
+    parts = path.rstrip("/").split("/")
+    return "/".join(parts[-4:] if parts[-1] == _OF_TFX else parts[-1:])
 
 
 def _as_text(value: object) -> str:

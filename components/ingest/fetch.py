@@ -47,17 +47,22 @@ _PIECE_BYTES = 2**16
 _MAX_HOSTS = 10_000
 # Addresses of a name that are tried.
 _MAX_ADDRESSES = 4
-# Not private by name: addresses that stand for others, which may be (NAT64, 6to4), old site-local
-# ones, and the endpoint of a cloud's host.
+# What Python's table has depends on its version, so all is named here that is no public address:
+# those of networks of one's own, of one machine, of a link, for documents and for many; those
+# that stand for others, which may be such (NAT64, 6to4, Teredo, IPv4 in IPv6); and where clouds
+# tell a machine its secrets: 169.254.0.0/16 (AWS, Google, Azure, Oracle, IBM, Tencent, Huawei,
+# DigitalOcean, Hetzner, Scaleway and others), 100.100.100.200 (Alibaba), 192.0.0.192 (Oracle),
+# 168.63.129.16 (Azure's host), 192.80.8.124 (Equinix Metal), and in IPv6 fd00:ec2::254 (AWS),
+# fd20:ce::254 (Google).
 _REFUSED = tuple(
     ipaddress.ip_network(text)
     for text in (
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2002::/16",
-        "192.88.99.0/24",
-        "fec0::/10",
-        "168.63.129.16/32",
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+        *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        *("168.63.129.16/32", "192.80.8.124/32"),
+        *("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32"),
+        *("2002::/16", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
     )
 )
 

@@ -1,6 +1,7 @@
 """The whole pipeline in one process: run, cache, refuse, publish."""
 
 import dataclasses
+import getpass
 import json
 import os
 import shutil
@@ -159,6 +160,16 @@ def test_statistics_see_images_and_validation_finds_no_anomalies(first):
     problems = Path(outputs["ReportData"]["report"]) / "problems.json"
     assert json.loads(problems.read_text()) == []
     assert "found nothing wrong" in problems.with_name("report.html").read_text()
+
+
+def test_what_is_shown_to_others_names_no_folder_of_the_machine(first, folder):
+    shown = [path for path in (folder / "root/serving/1").rglob("*") if path.is_file()]
+    shown += [folder / "root/reports.html", *(folder / "root/artifacts").glob("*/*/*/*.html")]
+    assert {path.name for path in shown} >= {"model_card.json", "report.html", "reports.html"}
+    for path in shown:
+        content = path.read_bytes()
+        for name in (str(folder), f"{getpass.getuser()}@"):
+            assert name.encode() not in content, f"{path} names {name}"
 
 
 def test_tfx_honours_the_blessing(first, folder):

@@ -106,3 +106,24 @@ def test_images_of_beam_are_of_the_installed_version():
             if "job_server" in container["image"]
         ]
         assert [image.rpartition(":")[2] for image in found] == [version]
+
+
+@pytest.mark.parametrize("name", ["flink.yaml", "spark.yaml"])
+def test_ports_by_which_programs_come_are_closed_to_others(name):
+    manifests = _manifests(name)
+    policies = [item["spec"] for item in manifests if item["kind"] == "NetworkPolicy"]
+    pods = [
+        item["spec"]["template"]["metadata"]["labels"]["app"]
+        for item in manifests
+        if item["kind"] == "Deployment"
+    ]
+    closed, jobs = policies
+    (chosen,) = closed["podSelector"]["matchExpressions"]
+    assert set(pods) == set(chosen["values"])
+    # From these alone, whatever the port.
+    (rule,) = closed["ingress"]
+    assert [x["podSelector"] for x in rule["from"]] == [closed["podSelector"]]
+    assert "ports" not in rule
+    (rule,) = jobs["ingress"]
+    assert {item["port"] for item in rule["ports"]} == {8098, 8099}
+    assert all("namespaceSelector" not in source for source in rule["from"])

@@ -1,9 +1,13 @@
 """Projects that `sigline new` makes: what is in them, and what their CI does."""
 
+import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,8 @@ from sigline import cli
 from sigline.components.scenes import grammar
 from sigline.pipeline import new_command
 from sigline.trainer import config
+
+PACKAGE = "my_project"
 
 
 @pytest.fixture
@@ -86,10 +92,20 @@ def checkout(project, model_without_classes, split_dir, tmp_path):
     (project / "eval" / "classes.json").write_text(grammar.label_set().to_json())
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("gh", "curl"):
-        tool = tools / name
-        tool.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{tmp_path}/{name}.txt"\n')
-        tool.chmod(0o755)
+    tool = tools / "gh"
+    tool.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{tmp_path}/gh.txt"\n')
+    tool.chmod(0o755)
+    # The protected branch, and a candidate's branch that asks for nothing.
+    shutil.copytree(project / PACKAGE, project / "trusted" / PACKAGE)
+    for command in (
+        ["init", "--quiet", "--initial-branch=main"],
+        ["add", PACKAGE],
+        ["-c", "user.name=n", "-c", "user.email=e", "commit", "--quiet", "--message=all"],
+        ["remote", "add", "origin", str(project)],
+    ):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    thresholds = project / PACKAGE / "thresholds.yaml"
+    thresholds.write_text("minimum:\n  text_to_image_recall@10: 0.0\n")
     path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     variables = os.environ | {
         "PATH": path,
@@ -97,7 +113,7 @@ def checkout(project, model_without_classes, split_dir, tmp_path):
         "PULL_REQUEST": "12",
         "GITHUB_STEP_SUMMARY": str(tmp_path / "step.md"),
         "CI_MERGE_REQUEST_IID": "7",
-        "CI_API_V4_URL": "https://gitlab.example.com/api/v4",
+        "CI_DEFAULT_BRANCH": "main",
         "CI_PROJECT_ID": "3",
         "GATE_TOKEN": "secret",
     }
@@ -136,11 +152,55 @@ def test_github_s_steps_judge_the_candidate_and_say_so(checkout, tmp_path):
 
 
 @pytest.mark.slow
-def test_gitlab_s_script_judges_the_candidate_and_says_so(checkout, tmp_path):
+def test_gitlab_s_script_judges_the_candidate_and_says_so(checkout):
     folder, variables = checkout
     jobs = yaml.safe_load((folder / ".gitlab-ci.yml").read_text())
-    assert _shell("\n".join(jobs["gate"]["script"]), folder, variables) == 1
-    assert _shell("\n".join(jobs["say"]["script"]), folder, variables) == 0
+    assert "environment" not in jobs["gate"]
+    assert jobs["say"]["environment"]["name"] == "gate-notes"
+    without = {name: value for name, value in variables.items() if name != "GATE_TOKEN"}
+    assert _shell("\n".join(jobs["gate"]["script"]), folder, without) == 1
     assert (folder / "verdict/junit.xml").is_file()
-    asked = (tmp_path / "curl.txt").read_text().splitlines()
-    assert asked[-1] == "https://gitlab.example.com/api/v4/projects/3/merge_requests/7/notes"
+    asked = []
+
+    class _GitLab(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"])).decode()
+            asked.append((self.path, self.headers["private-token"], urllib.parse.parse_qs(body)))
+            self.send_response(201)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _GitLab)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    variables["CI_API_V4_URL"] = f"http://127.0.0.1:{server.server_port}/api/v4"
+    say = "\n".join(jobs["say"]["script"])
+    assert _shell(say, folder, variables) == 0
+    without["CI_API_V4_URL"] = variables["CI_API_V4_URL"]
+    assert _shell(say, folder, without) == 0
+    server.shutdown()
+    server.server_close()
+    ((path, token, body),) = asked
+    assert path == "/api/v4/projects/3/merge_requests/7/notes"
+    assert token == "secret"
+    assert body["body"] == [(folder / "verdict/summary.md").read_text()]
+
+
+def test_keys_are_not_committed_or_copied_into_images(project):
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    for name in ("signing.pem", "keys.txt", ".env", "tls/server.key"):
+        ignored = subprocess.run(["git", "check-ignore", "--quiet", name], cwd=project, check=False)
+        assert ignored.returncode == 0, name
+    assert {"*.pem", "*.key", "keys.txt", ".env"} <= set(
+        (project / ".dockerignore").read_text().splitlines()
+    )
+
+
+def test_actions_are_named_by_commit_and_no_image_by_default(project):
+    workflow = (project / ".github/workflows/gate.yml").read_text()
+    used = re.findall(r"uses: (\S+)", workflow)
+    assert used
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name) for name in used)
+    for name in (".github/workflows/gate.yml", ".gitlab-ci.yml", "Dockerfile"):
+        assert "ghcr.io" not in (project / name).read_text()

@@ -188,6 +188,7 @@ def test_pages_and_names_of_others_do_not_reach_a_server_without_keys(base):
         ("localhost", (), "localhost.", True),
         ("127.0.0.1", (), None, True),
         ("127.0.0.1", (), "]", False),
+        ("127.0.0.1", (), "model:8501", True),
         ("0.0.0.0", (), "model.default.svc", True),
         ("0.0.0.0", ("model.default.svc",), "model.default.svc:8501", True),
         ("0.0.0.0", ("model.default.svc",), "evil.example", False),

@@ -325,10 +325,11 @@ def _asked(server, method, path, **headers):
 
 
 def test_pages_of_other_sites_may_not_ask_by_default(server):
-    status, headers = _asked(server, "GET", "/v1/models/sigline", Origin="https://a.org")
-    assert status == 200
-    assert "Access-Control-Allow-Origin" not in headers
-    assert _asked(server, "OPTIONS", "/v1/models/sigline", Origin="https://a.org")[0] == 405
+    for method in ("GET", "OPTIONS"):
+        status, headers = _asked(server, method, "/v1/models/sigline", Origin="https://a.org")
+        # Not answered either: a page that may not read an answer may still have caused it.
+        assert status == 403
+        assert "Access-Control-Allow-Origin" not in headers
 
 
 def test_pages_of_allowed_sites_may_ask_and_browsers_are_told_before_a_key(versions_base):
