@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -35,7 +36,8 @@ class Tls:
             renewed: Is asked at each connection whether the files are to be read again.
         """
 
-        def _renewed() -> grpc.ServerCertificateConfiguration | None:
+        def _renewed() -> Any:
+            # None says that nothing has changed, though the stubs do not.
             return self._configuration() if renewed() else None
 
         return grpc.dynamic_ssl_server_credentials(

@@ -22,7 +22,7 @@ def answers(services: Sequence[str]) -> Callable[[bytes], bytes]:
     It lists services, reflection itself included, and tells their messages.
     """
     _describe()
-    servicer = v1alpha.ReflectionServicer((*services, *SERVICES))
+    servicer: Any = v1alpha.ReflectionServicer((*services, *SERVICES))
 
     def _answer(message: bytes) -> bytes:
         asked = reflection_pb2.ServerReflectionRequest.FromString(message)
