@@ -1,12 +1,14 @@
 """Parquet files, and data sets that Hugging Face `datasets` saved to disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sigline.components.ingest import reasons
+from sigline.components.ingest.readers import arrow_messages, bounds, parquet_pages
 from sigline.components.ingest.readers.values import pair_of
 from sigline.components.ingest.sources import (
     Columns,
@@ -21,7 +23,9 @@ from sigline.components.ingest.sources import (
 
 # Rows held in memory at a time; they may hold images.
 _BATCH_ROWS = 16
-_FILE_MAGIC = b"ARROW1"
+_FILE_MAGIC, _MESSAGES_PLACE = b"ARROW1", 8
+# Parquet's encodings of a column whose values stand in a dictionary, or plainly beside it.
+_OF_DICTIONARIES = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
 _UNREADABLE = (pa.ArrowException, OSError, EOFError)
 # Texts that are none, dates and times out of range, unknown zones, fields of one name.
 _NO_VALUE = (ValueError, OverflowError, LookupError)
@@ -89,9 +93,14 @@ class ParquetReader(_ArrowReader):
     def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
         with files.open(part.path) as handle:
             file = pq.ParquetFile(handle)
+            metadata = file.metadata
             groups = range(part.start, part.stop if part.stop is not None else file.num_row_groups)
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(groups)):
-                yield _checked(batch)
+            # Else a text of a list's dictionary takes its memory once for each that it stands for.
+            file = pq.ParquetFile(handle, read_dictionary=_lists_by_dictionary(metadata, groups))
+            for group in groups:
+                rows = parquet_pages.check_group(handle, metadata, group)
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                    yield _checked(batch)
 
 
 class HuggingFaceReader(_ArrowReader):
@@ -112,12 +121,13 @@ class HuggingFaceReader(_ArrowReader):
 
     def _batches(self, part: Part, files: Files) -> Iterator[pa.RecordBatch]:
         with files.open(part.path) as handle:
-            if _is_file(handle):
-                opened = pa.ipc.open_file(handle)
-                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-            else:
-                batches = iter(pa.ipc.open_stream(handle))
-            for batch in batches:
+            _skip_magic(handle)
+            for message in pa.ipc.MessageReader.open_stream(handle):
+                arrow_messages.check(message)
+        with files.open(part.path) as handle:
+            # Of a file with an index, too: what that names could be other messages than these.
+            _skip_magic(handle)
+            for batch in pa.ipc.open_stream(handle):
                 _checked(batch)
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield batch.slice(start, _BATCH_ROWS)
@@ -128,6 +138,25 @@ def _is_file(handle: BinaryIO) -> bool:
     is_file = handle.read(len(_FILE_MAGIC)) == _FILE_MAGIC
     handle.seek(0)
     return is_file
+
+
+def _skip_magic(handle: BinaryIO) -> None:
+    """Leaves out what a file with an index has before the messages."""
+    if _is_file(handle):
+        handle.seek(_MESSAGES_PLACE)
+
+
+def _lists_by_dictionary(metadata: pq.FileMetaData, groups: Iterable[int]) -> list[str]:
+    """Returns the columns of lists of texts or bytes that all have dictionaries."""
+    found = []
+    for index in range(metadata.num_columns):
+        column = metadata.schema.column(index)
+        if not column.max_repetition_level or column.physical_type != "BYTE_ARRAY":
+            continue
+        chunks = [metadata.row_group(group).column(index) for group in groups]
+        if all(set(chunk.encodings) <= _OF_DICTIONARIES for chunk in chunks):
+            found.append(column.path)
+    return found
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -173,11 +202,52 @@ def _pairs(
         yield RawPair(**about, position=(part.start, number), problem=problem)
 
 
-def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Problem]:
+def _rows(batch: pa.RecordBatch) -> Iterable[dict[str, Any] | Problem]:
+    if sum(map(_written_out, batch.columns)) > bounds.ROW_BYTES:
+        return (_bounded_row(batch, index) for index in range(batch.num_rows))
     try:
         return batch.to_pylist()
     except _NO_VALUE:
         return [_row(batch, index) for index in range(batch.num_rows)]
+
+
+def _bounded_row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | Problem:
+    size = sum(_written_out(column.slice(index, 1)) for column in batch.columns)
+    if size > bounds.ROW_BYTES:
+        detail = f"a row of {size} bytes, of at most {bounds.ROW_BYTES}"
+        return Problem(reasons.INVALID_ROW, detail)
+    return _row(batch, index)
+
+
+def _written_out(array: pa.Array) -> int:
+    """Returns about how many bytes the values of an array take one by one."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        each = _lengths(array.dictionary)
+        return pc.sum(pc.take(each, array.indices)).as_py() or 0
+    if _is_text(kind):
+        return pc.sum(_lengths(array)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(map(_written_out, array.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _written_out(array.flatten())
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        # Views may show the same values many times.
+        count, values = pc.sum(pc.list_value_length(array)).as_py() or 0, array.values
+        return count * (_written_out(values) // max(1, len(values)) + 1)
+    return array.nbytes
+
+
+def _lengths(array: pa.Array) -> pa.Array:
+    if _is_text(array.type):
+        return pc.cast(pc.binary_length(array), pa.int64())
+    return pa.repeat(pa.scalar(array.nbytes // max(1, len(array)) + 1, pa.int64()), len(array))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    checks += (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(check(kind) for check in checks)
 
 
 def _row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | Problem:
