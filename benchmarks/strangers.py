@@ -112,12 +112,12 @@ def _phase(pid: int, address: str, rest: str, kind, seconds: float) -> dict:
 def _clients(address: str, rest: str, stop, answers) -> None:
     from sigline.serving.client import Client
 
-    times, failures = [], []
+    times, failures, parent = [], [], os.getppid()
 
     def _ask(target: str) -> None:
         client = Client(target, api_key=KEY, timeout_seconds=10.0, retries=0)
         client.embed_texts(["a red square"])
-        while not stop.is_set():
+        while not stop.is_set() and os.getppid() == parent:
             begin = time.perf_counter()
             try:
                 client.embed_texts(["a red square"])
@@ -139,10 +139,12 @@ def _clients(address: str, rest: str, stop, answers) -> None:
 def _strangers(kind, address: str, rest: str, stop) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    parent = os.getppid()
 
     async def _all() -> None:
         tasks = [asyncio.ensure_future(_again(kind, address, rest, n)) for n in range(STRANGERS)]
-        while not stop.is_set():
+        # They end with whoever started them, too.
+        while not stop.is_set() and os.getppid() == parent:
             await asyncio.sleep(0.1)
         for task in tasks:
             task.cancel()
