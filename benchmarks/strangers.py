@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import machine
 import numpy as np
@@ -162,7 +163,7 @@ async def _again(kind, address: str, rest: str, number: int) -> None:
         await asyncio.sleep(1.0)
 
 
-_CHANNELS: dict[int, object] = {}
+_CHANNELS: dict[int, Any] = {}
 
 
 async def _half_open(address: str, rest: str, number: int) -> None:
@@ -175,7 +176,7 @@ async def _half_open(address: str, rest: str, number: int) -> None:
             address, [("grpc.use_local_subchannel_pool", 1), ("grpc.max_concurrent_streams", 100)]
         ),
     )
-    call = channel.stream_unary(CHECK if number % 2 else PREDICT)()  # pyright: ignore
+    call = channel.stream_unary(CHECK if number % 2 else PREDICT)()
     with contextlib.suppress(grpc.RpcError):
         await call.wait_for_connection()
         await call.code()

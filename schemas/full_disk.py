@@ -11,7 +11,8 @@ ADVICE = "Make room and run the same command again."
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 # As Python, TensorFlow, shutil and SQLite say it.
 _WORDS = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full")
-_PATH = re.compile(r"(/[^\s;:'\"]+)['\"]?[;:,] (?:No space left|Disk quota|.*\[Errno (?:28|122)\])")
+# TensorFlow names the file before it says why.
+_PATH = re.compile(r"(/[^\s;]+); (?:No space left|Disk quota)")
 
 
 def sentence(error: BaseException) -> str | None:

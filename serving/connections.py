@@ -72,7 +72,7 @@ class Connections:
             yield
         finally:
             found.computing = False
-            found.start_clock(self._idle_seconds)
+            found.start_clock(self._idle_seconds, is_idle=True)
 
     def computing(self, transport: asyncio.BaseTransport | None) -> None:
         """Says that the body of a request has come."""
@@ -160,12 +160,17 @@ class _Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def start_clock(self, seconds: float) -> None:
-        """Ends the connection after so long, unless the clock is stopped or set again."""
+    def start_clock(self, seconds: float, *, is_idle: bool = False) -> None:
+        """Ends the connection after so long, unless the clock is stopped or set again.
+
+        Args:
+            seconds: How long.
+            is_idle: Whether the connection waits for its next request.
+        """
         self.stop_clock()
         loop = asyncio.get_running_loop()
         self.since = loop.time()
-        self._is_idle = seconds == self._connections._idle_seconds
+        self._is_idle = is_idle
         self._timer = loop.call_later(seconds, self.abort)
 
     def stop_clock(self) -> None:

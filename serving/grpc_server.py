@@ -5,7 +5,6 @@ for which it has a place for a while, then a thread that reads and answers it.
 """
 
 import asyncio
-import concurrent.futures
 import contextlib
 import logging
 import threading
@@ -28,9 +27,10 @@ from tensorflow_serving.apis import (
 )
 
 from sigline.serving import access, grpc_services, reflection
+from sigline.serving.calls import Call, Pool
 from sigline.serving.failures import RequestFailed
 from sigline.serving.reading import Reading
-from sigline.serving.requests import Departure, Requests
+from sigline.serving.requests import Requests
 
 SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
@@ -77,8 +77,8 @@ class GrpcServer:
         self._requests = requests
         self._keys = keys
         limits = requests.limits
-        self._computing = _Pool(limits.max_requests, "request")
-        self._others = _Pool(_OTHER_THREADS, "call")
+        self._computing = Pool(limits.max_requests, "request")
+        self._others = Pool(_OTHER_THREADS, "call")
         self._messages = Reading(requests.places_for_messages)
         self._open_messages = Reading(_OPEN_PLACES)
         self._streams = 0
@@ -190,7 +190,7 @@ class GrpcServer:
             }
         return [grpc.method_handlers_generic_handler(*item) for item in services.items()]
 
-    def _unary(self, method: Callable, kind: Any, pool: "_Pool") -> grpc.RpcMethodHandler:
+    def _unary(self, method: Callable, kind: Any, pool: Pool) -> grpc.RpcMethodHandler:
         """Returns the handler of a method that runs in a thread.
 
         Its message is read by hand: what is refused before is not read at all.
@@ -284,90 +284,6 @@ class GrpcServer:
             await context.abort(failure.code, str(failure))
         finally:
             self._streams -= 1
-
-
-class Call:
-    """What a method that runs in a thread knows of its call."""
-
-    def __init__(self, peer: str, deadline: float | None):
-        """Begins with a client that waits.
-
-        Args:
-            peer: Who calls.
-            deadline: Time of `time.monotonic` at which the client waits no longer; None for none.
-        """
-        self.peer = peer
-        self._deadline = deadline
-        self._departure = Departure()
-
-    def time_remaining(self) -> float | None:
-        """Returns the seconds until the client's deadline, None without one."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def is_active(self) -> bool:
-        """Returns whether the client still waits."""
-        return not self._departure.has_left and self.time_remaining() != 0
-
-    def watch(self, future: concurrent.futures.Future) -> None:
-        """Names the computation, which is cancelled when the client leaves, or if it has left."""
-        self._departure.watch(future)
-
-    def leave(self) -> None:
-        """Says that the client has left."""
-        self._departure.leave()
-
-
-class _Pool:
-    """Threads that answer; what none is free for is refused, not kept waiting."""
-
-    def __init__(self, threads: int, name: str):
-        self._threads = threads
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._busy = 0
-
-    async def run(self, call: "Call", work: Callable, *args: Any) -> Any:
-        """Returns what work returns; if the client leaves, the call is told and nothing returned.
-
-        Raises:
-            RequestFailed: If no thread is free.
-        """
-        if self._busy >= self._threads:
-            raise RequestFailed(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"More than {self._threads} requests at a time"
-            )
-        self._busy += 1
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Any] = loop.create_future()
-
-        def _end(value: Any, error: BaseException | None) -> None:
-            # Its place is free when its thread is, whether the client still waits or not.
-            self._busy -= 1
-            if ended.done():
-                return
-            if error is None:
-                ended.set_result(value)
-            else:
-                ended.set_exception(error)
-
-        def _work() -> None:
-            value, failure = None, None
-            try:
-                value = work(*args)
-            except BaseException as error:
-                failure = error
-            # The loop has ended if the server was stopped meanwhile.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_end, value, failure)
-
-        self._pool.submit(_work)
-        try:
-            return await ended
-        except asyncio.CancelledError:
-            call.leave()
-            raise
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
 
 class _Status:

@@ -1,6 +1,6 @@
 """TF Serving's gRPC services, with its status codes: one client works against both.
 
-Methods run in threads; they take a message and a `grpc_server.Call`, and raise RequestFailed.
+Methods run in threads; they take a message and a `calls.Call`, and raise RequestFailed.
 """
 
 import contextlib

@@ -68,7 +68,7 @@ class Reading:
                 "The message did not arrive while others waited; send it again later",
             ) from None
         finally:
-            # Of what was not awaited.
+            # Python warns of a message that nobody has awaited.
             message.close()
 
     async def _free_place(self) -> None:

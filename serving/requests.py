@@ -22,7 +22,7 @@ from sigline.serving.served_models import ServedModels
 # What gRPC says is left where there is no deadline is hundreds of years.
 _NO_DEADLINE = 365 * 24 * 3600.0
 _BUFFERED_MESSAGES = 16
-# Of a model's name that a client makes up.
+# A client may make up a name of any length.
 _LOGGED_CHARS = 128
 _LOG = logging.getLogger("sigline.serving")
 
@@ -38,7 +38,8 @@ class Limits:
         max_requests: Requests at a time; more are refused.
         timeout_seconds: Deadline of requests that bring none, as over REST.
         max_buffered_bytes: Most bytes of HTTP bodies in memory at a time, decompressed, of all
-            requests; by default 16 of the largest body.
+            requests; by default 16 of the largest body. As many messages of gRPC, and bodies, are
+            read at a time as fit into it at their largest.
     """
 
     max_message_bytes: int = 16 * 2**20

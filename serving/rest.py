@@ -43,6 +43,8 @@ _MODEL = "/v1/models/{model:[^/:]+}"
 _BASE64 = "b64"
 _BYTES_SUFFIX = "_bytes"
 _START_SECONDS = 30.0
+# Who asks: the name of a key, or an address.
+_CLIENT = web.RequestKey("client", str)
 _IDLE_SECONDS, _HANDSHAKE_SECONDS, _BACKLOG = 75.0, 10.0, 512
 _DECODERS = 2
 _MOST_PARSED = 2
@@ -237,6 +239,7 @@ class RestServer:
         if not open_to_all and not self._keys.allow(headers):
             self._requests.refused(request.remote or "", _ENTRYPOINT)
             return _error(401, "An API key is needed: Authorization: Bearer KEY")
+        request[_CLIENT] = self._keys.name(headers) or request.remote or ""
         if not open_to_all and not self._keys and (reason := self._stranger(request)):
             return _error(403, reason)
         try:
@@ -280,9 +283,8 @@ class RestServer:
             held = places.enter_context(self._requests.buffered.holding())
             codings = content_encoding.codings(request.headers.getall("Content-Encoding", ()))
             client = Departure()
-            headers = {name.lower(): value for name, value in request.headers.items()}
             body = await self._reading.read(
-                self._keys.name(headers) or request.remote or "",
+                request[_CLIENT],
                 self._body(request, held, deadline),
                 deadline - time.monotonic(),
             )

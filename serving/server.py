@@ -109,6 +109,11 @@ class ServerConfig:
     grace_seconds: float = 10.0
 
     def __post_init__(self) -> None:
+        if self.health_port is not None and self.rest_port is None:
+            raise ValueError(
+                "health_port needs rest_port: without REST, gRPC's health service answers probes. "
+                f"Received: health_port={self.health_port}, rest_port=None"
+            )
         if self.intra_op_parallelism is not None and self.intra_op_parallelism < 0:
             raise ValueError(
                 "intra_op_parallelism must be 0, for one a core, or more. "

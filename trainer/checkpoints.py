@@ -71,8 +71,8 @@ class Checkpoints:
         named, is_there = _named(pointer), pointer.exists()
         candidates = _steps(self._directory)
         if named is not None:
-            candidates = [item for item in candidates if item[0] < named[0]]
-            candidates.insert(0, named)
+            older = [item for item in candidates if item[0] <= named[0] and item != named]
+            candidates = [named, *older]
         damaged = []
         for step, path in candidates:
             reason = self._restore(path)

@@ -186,13 +186,11 @@ def test_image_is_fetched_as_it_is(server):
     ],
 )
 def test_answer_that_is_no_image_has_a_status(server, path, status, requests):
-    begin = time.monotonic()
     found = Fetcher(LOCAL).fetch(server.url + path)
     assert found.status == status
     assert found.detail or status.startswith("http_")
     assert found.content == b""
     assert server.asked[path] == requests
-    assert time.monotonic() - begin < 2 * LOCAL.deadline_s + 2
 
 
 def test_what_may_pass_is_tried_again(server):
@@ -360,9 +358,7 @@ def test_connections_that_are_made_late_are_cut_too(server, monkeypatch):
 
     monkeypatch.setattr(sockets, "create_connection", _slow)
     config = dataclasses.replace(LOCAL, deadline_s=0.3, retries=0)
-    begin = time.monotonic()
     assert Fetcher(config).fetch(f"{server.url}/drip").status == fetch.TIMED_OUT
-    assert time.monotonic() - begin < 1.5
 
 
 def test_redirection_that_is_no_url_is_final(server):

@@ -52,7 +52,7 @@ class Page:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(60)
 
     def run(self, script):
         """Returns the value of a script."""

@@ -48,7 +48,7 @@ def _get(server, path="/v1/models/sigline", headers=None, context=None):
         f"{scheme}://localhost:{server.rest_port}{path}", headers=headers or {}
     )
     try:
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code

@@ -38,8 +38,8 @@ class Model:
             self.most = max(self.most, self.running)
             self._changed.notify_all()
         self.entered.set()
-        assert signature == "free" or self.free.wait(10)
-        assert signature not in self.gates or self.gates[signature].acquire(timeout=10)
+        assert signature == "free" or self.free.wait(60)
+        assert signature not in self.gates or self.gates[signature].acquire(timeout=60)
         with self._changed:
             self.running -= 1
             self.passed += self.seconds
@@ -79,7 +79,7 @@ def _held(model, batcher):
     model.entered.clear()
     thread = threading.Thread(target=batcher.submit, args=("held", _of("first")))
     thread.start()
-    assert model.entered.wait(10)
+    assert model.entered.wait(60)
     return thread
 
 
@@ -443,7 +443,7 @@ def test_quick_request_does_not_wait_for_another_that_takes_long(model, monkeypa
     model.free.clear()
     model.entered.clear()
     waiting = batcher.submit("long", _of("b"))
-    assert model.entered.wait(10)
+    assert model.entered.wait(60)
     assert batcher.submit("free", _of("c")).result(10)["y"].tolist() == ["cc"]
     assert not waiting.done()
     model.free.set()

@@ -155,7 +155,7 @@ def test_probes_are_answered_while_bodies_are_decompressed(base):
 
         sender = threading.Thread(target=send)
         sender.start()
-        assert begun.wait(30)
+        assert begun.wait(60)
         answered = 0
         while sender.is_alive():
             url = f"http://127.0.0.1:{server.rest_port}/healthz"

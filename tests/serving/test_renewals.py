@@ -15,6 +15,7 @@ import small_servers
 import trustme
 
 from sigline.serving import access
+from sigline.serving import server as serving_server
 from sigline.serving.client import Client
 from sigline.serving.file_watch import FileWatch
 from sigline.serving.hosts import Hosts
@@ -83,7 +84,7 @@ def _shown(port):
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2", "http/1.1"])
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as secure,
     ):
         return secure.getpeercert(binary_form=True)
@@ -137,12 +138,12 @@ def test_probes_need_no_certificate_on_their_own_port(base, tmp_path):
     with small_servers.running(base, tls=tls, health_port=0) as server:
         url = f"http://127.0.0.1:{server.health_port}"
         for path in ("/healthz", "/readyz"):
-            with urllib.request.urlopen(url + path, timeout=10) as answer:
+            with urllib.request.urlopen(url + path, timeout=60) as answer:
                 assert answer.status == 200
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{url}/v1/models/sigline", timeout=10)
+            urllib.request.urlopen(f"{url}/v1/models/sigline", timeout=60)
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{url}/monitoring/prometheus/metrics", timeout=10)
+            urllib.request.urlopen(f"{url}/monitoring/prometheus/metrics", timeout=60)
 
 
 def _status(server, headers, body=None):
@@ -150,7 +151,7 @@ def _status(server, headers, body=None):
     url += ":predict" if body else ""
     request = urllib.request.Request(url, body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -225,3 +226,8 @@ def test_client_follows_no_redirection_with_its_key():
     server.shutdown()
     server.server_close()
     assert asked == ["/v1/models/sigline:predict"]
+
+
+def test_probes_without_rest_are_refused(base):
+    with pytest.raises(ValueError, match="health_port needs rest_port"):
+        serving_server.ServerConfig(models=serving_server.one_model(base), health_port=0)

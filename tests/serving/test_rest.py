@@ -260,7 +260,7 @@ def test_body_that_never_comes_costs_its_place_for_no_longer_than_allowed(versio
     limits = Limits(max_requests=1, timeout_seconds=0.5)
     with small_servers.running(versions_base, limits=limits) as server:
         address = ("127.0.0.1", server.rest_port)
-        with socket.create_connection(address, timeout=10) as slow:
+        with socket.create_connection(address, timeout=60) as slow:
             head = b"POST /v1/models/sigline:predict HTTP/1.1\r\nHost: x\r\n"
             slow.sendall(head + b"Content-Length: 9\r\n\r\n")
             assert b" 504 " in slow.recv(100)

@@ -82,7 +82,7 @@ def _running(index, thumbnail, **options):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     yield f"http://127.0.0.1:{port}"
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
@@ -248,7 +248,7 @@ def test_page_starts_from_the_command_line(tmp_path, contract_base, examples):
         assert Image.open(io.BytesIO(picture)).size == (64, 64)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 EXAMPLES = (

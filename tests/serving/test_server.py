@@ -412,7 +412,7 @@ def test_end_lets_what_is_in_flight_finish(versions_base):
         client = Client(server.address)
         with ThreadPoolExecutor(4) as pool:
             answers = [pool.submit(client.embed_texts, ["1"]) for _ in range(50)]
-            answers[0].result(30)
+            answers[0].result(60)
             server.stop()
         # Whoever was let in is answered; the others are told to ask elsewhere.
         refused = [x.exception() for x in answers if x.exception() is not None]

@@ -1,6 +1,7 @@
 """Clients that begin something and never end it: they cost a keyed or honest client nothing."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -8,6 +9,7 @@ import resource
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import grpc
@@ -23,7 +25,6 @@ KEY = "a-key-that-is-long-enough"
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 CHECK = "/grpc.health.v1.Health/Check"
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +46,15 @@ def descriptors():
 
 @contextlib.contextmanager
 def _half_open(address, methods, count, channels=10):
-    """Opens calls that never send their message, and holds them."""
+    """Opens calls that never send their message, and holds them; tells how many are open."""
     loop, ready, done = asyncio.new_event_loop(), threading.Event(), threading.Event()
+    calls = []
 
     async def _hold():
         opened = [
             grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
             for _ in range(channels)
         ]
-        calls = []
         for number in range(count):
             channel, method = opened[number % channels], methods[number % len(methods)]
             begin = channel.stream_stream if method == REFLECT else channel.stream_unary
@@ -73,35 +74,29 @@ def _half_open(address, methods, count, channels=10):
     thread.start()
     assert ready.wait(60)
     try:
-        yield
+        yield lambda: sum(not call.done() for call in calls)
     finally:
         done.set()
         thread.join()
         loop.close()
 
 
-def _timed(work):
-    begin = time.monotonic()
-    found = work()
-    return found, time.monotonic() - begin
-
-
 @pytest.mark.parametrize("keys", [(KEY,), ()])
-def test_calls_that_send_no_message_lock_nobody_out(base, keys):
+def test_calls_that_send_no_message_lock_nobody_out(base, monkeypatch, keys):
+    """What they cost in time is measured by `make soak`."""
+    monkeypatch.setattr("sigline.serving.grpc_server._OPEN_SECONDS", 300.0)
     methods = [CHECK, PREDICT, REFLECT]
     with small_servers.running(base, api_keys=keys) as server:
         client = Client(server.address, api_key=KEY if keys else None)
         client.embed_texts(["1"])
-        with _half_open(server.address, methods, 1000):
+        with _half_open(server.address, methods, 1000) as num_open:
             for _ in range(5):
-                found, seconds = _timed(lambda: client.embed_texts(["7"]))
-                assert found.tolist() == [[1.0, 7.0]]
-                assert seconds < SECONDS
+                assert client.embed_texts(["7"]).tolist() == [[1.0, 7.0]]
             with grpc.insecure_channel(server.address) as channel:
                 stub = health_pb2_grpc.HealthStub(channel)
-                answer, seconds = _timed(lambda: stub.Check(health_pb2.HealthCheckRequest()))
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            assert seconds < SECONDS
+            assert num_open() > 0
         client.close()
 
 
@@ -114,12 +109,12 @@ def test_call_that_sends_no_message_ends_in_time(base, monkeypatch):
         never, done = threading.Event(), threading.Event()
 
         def _nothing():
-            never.wait(30)
+            never.wait(60)
             yield b""
 
         call = channel.stream_unary(CHECK).future(_nothing())
         call.add_done_callback(lambda _: done.set())
-        assert done.wait(10)
+        assert done.wait(60)
         assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         never.set()
 
@@ -129,7 +124,7 @@ def _sockets(port, count, content):
     opened = []
     try:
         for _ in range(count):
-            one = socket.create_connection(("127.0.0.1", port), timeout=10)
+            one = socket.create_connection(("127.0.0.1", port), timeout=60)
             opened.append(one)
             with contextlib.suppress(OSError):
                 one.sendall(content)
@@ -139,35 +134,35 @@ def _sockets(port, count, content):
             one.close()
 
 
-def _ask(server):
-    body = json.dumps({"instances": ["7"]}).encode()
+def _ask(server, body=b'{"instances": ["7"]}'):
     url = f"http://127.0.0.1:{server.rest_port}/v1/models/sigline:predict"
-    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=30) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as answer:
         return json.load(answer)
 
 
 def _is_closed(one):
-    one.settimeout(10)
+    one.settimeout(60)
     try:
         return one.recv(100) == b""
     except ConnectionError:
         return True
 
 
-def test_headers_that_are_sent_in_part_take_no_connection_for_long(base):
-    settings = {"max_connections": 100, "header_seconds": 2.0}
-    with small_servers.running(base, **settings) as server:
+def test_headers_that_are_sent_in_part_lock_nobody_out(base):
+    with small_servers.running(base, max_connections=100, header_seconds=300.0) as server:
         part = b"POST /v1/models/sigline:predict HTTP/1.1\r\nHost: localhost\r\n"
-        with _sockets(server.rest_port, 300, part) as opened:
-            found, seconds = _timed(lambda: _ask(server))
-            assert found == {"predictions": [[1.0, 7.0]]}
-            assert seconds < SECONDS
+        with _sockets(server.rest_port, 300, part):
+            assert _ask(server) == {"predictions": [[1.0, 7.0]]}
             client = Client(server.address)
             assert client.embed_texts(["7"]).tolist() == [[1.0, 7.0]]
             client.close()
-            begin = time.monotonic()
+
+
+def test_headers_that_are_sent_in_part_take_no_connection_for_long(base):
+    with small_servers.running(base, header_seconds=0.5) as server:
+        part = b"POST /v1/models/sigline:predict HTTP/1.1\r\nHost: localhost\r\n"
+        with _sockets(server.rest_port, 20, part) as opened:
             assert all(map(_is_closed, opened))
-            assert time.monotonic() - begin < 2.0 + 8.0
 
 
 def test_connection_is_kept_for_the_next_request_and_closed_when_none_comes(base):
@@ -180,9 +175,7 @@ def test_connection_is_kept_for_the_next_request_and_closed_when_none_comes(base
                 # Longer than headers may take: nothing has begun.
                 time.sleep(0.7)
             one.sendall(request[:20])
-            begin = time.monotonic()
             assert _is_closed(one)
-            assert time.monotonic() - begin < 5
 
 
 def test_bodies_that_are_sent_in_part_keep_nobody_out(base):
@@ -195,9 +188,7 @@ def test_bodies_that_are_sent_in_part_keep_nobody_out(base):
         _sockets(server.rest_port, 300, part),
     ):
         for _ in range(3):
-            found, seconds = _timed(lambda: _ask(server))
-            assert found == {"predictions": [[1.0, 7.0]]}
-            assert seconds < SECONDS
+            assert _ask(server) == {"predictions": [[1.0, 7.0]]}
 
 
 @pytest.mark.parametrize(
@@ -209,27 +200,45 @@ def test_bodies_that_are_sent_in_part_keep_nobody_out(base):
     ],
     ids=["lists", "numbers", "nested"],
 )
-def test_body_of_many_values_stalls_nobody(base, body):
-    url = "http://127.0.0.1:{}/v1/models/sigline:predict"
+def test_body_of_many_values_is_not_parsed(base, monkeypatch, body):
+    sizes, parse = [], json.loads
+
+    def _loads(content, *args, **kwargs):
+        sizes.append(len(content))
+        return parse(content, *args, **kwargs)
+
+    monkeypatch.setattr("sigline.serving.rest.json.loads", _loads)
     with small_servers.running(base) as server:
-        codes = []
+        with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+            _ask(server, body)
+        with caught.value as answer:
+            assert "JSON may hold" in parse(answer.read())["error"]
+        assert _ask(server) == {"predictions": [[1.0, 7.0]]}
+    assert max(sizes) < 10_000
 
-        def _send():
-            request = urllib.request.Request(url.format(server.rest_port), body)
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    codes.append(answer.status)
-            except urllib.error.HTTPError as error:
-                codes.append(error.code)
 
-        senders = [threading.Thread(target=_send) for _ in range(3)]
-        for sender in senders:
-            sender.start()
-        longest = 0.0
-        while any(sender.is_alive() for sender in senders):
-            longest = max(longest, _timed(lambda: _ask(server))[1])
-        assert codes == [400] * 3
-        assert longest < SECONDS
+def test_body_that_is_parsed_stalls_nobody(base, monkeypatch):
+    begun, go_on, parse = threading.Event(), threading.Event(), json.loads
+
+    def _loads(content, *args, **kwargs):
+        if len(content) > 1000:
+            begun.set()
+            assert go_on.wait(60)
+        return parse(content, *args, **kwargs)
+
+    monkeypatch.setattr("sigline.serving.rest.json.loads", _loads)
+    body = json.dumps({"instances": ["7" * 2000]}).encode()
+    with (
+        small_servers.running(base) as server,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        slow = pool.submit(_ask, server, body)
+        assert begun.wait(60)
+        assert _ask(server) == {"predictions": [[1.0, 7.0]]}
+        assert not slow.done()
+        go_on.set()
+        with contextlib.suppress(urllib.error.HTTPError):
+            slow.result(60)
 
 
 def test_name_that_a_client_makes_up_is_logged_in_part(base, caplog):

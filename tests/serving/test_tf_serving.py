@@ -43,7 +43,7 @@ def stock(contract_base):
             time.sleep(0.5)
     yield f"127.0.0.1:{port}"
     process.terminate()
-    process.wait(30)
+    process.wait(60)
 
 
 @pytest.fixture(params=["sigline", "tf serving"])

@@ -131,7 +131,10 @@ def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, k
 
 def test_checkpoint_that_is_kept_for_good_is_the_last_resort(tmp_path, capsys):
     _save(tmp_path, 1, 2, 3, keep=2, keep_every_steps=1)
-    for name in ("ckpt-2", "ckpt-3", "kept/step-3"):
+    _damage(tmp_path, "ckpt-3")
+    assert _restored(tmp_path) == 3
+    assert f"goes on from {tmp_path / 'kept' / 'step-3'}, of step 3" in capsys.readouterr().err
+    for name in ("ckpt-2", "kept/step-3"):
         _damage(tmp_path, name)
     assert _restored(tmp_path) == 2
     assert f"goes on from {tmp_path / 'kept' / 'step-2'}, of step 2" in capsys.readouterr().err

@@ -125,7 +125,7 @@ class HuggingFaceReader(_ArrowReader):
             for message in pa.ipc.MessageReader.open_stream(handle):
                 arrow_messages.check(message)
         with files.open(part.path) as handle:
-            # Of a file with an index, too: what that names could be other messages than these.
+            # A file's index is not followed: it could name other messages than these.
             _skip_magic(handle)
             for batch in pa.ipc.open_stream(handle):
                 _checked(batch)

@@ -37,7 +37,7 @@ def check(message: pa.Message) -> None:
         if length < _LENGTH.size or start < 0 or start + length > body.size:
             continue
         (written_out,) = _LENGTH.unpack(body.slice(start, _LENGTH.size).to_pybytes())
-        # Of a buffer that is not compressed after all it is -1.
+        # It is -1 where a buffer is not compressed after all.
         total += written_out if written_out >= 0 else length
     bounds.check("a batch", total, body.size)
 
