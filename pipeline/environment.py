@@ -54,7 +54,8 @@ class Environment:
             or one text, at its best of several, else it is not published; None for no limit.
         infra: Who checks that the model serves: `sigline`, or `tfx` for TFX's InfraValidator,
             which starts TF Serving on the Kubernetes cluster that the pipeline runs on.
-        signing_key: PEM file with the Ed25519 key that signs published versions; empty for none.
+        signing_key: PEM file of the key that signs published versions (P-256 or Ed25519); empty
+            for none.
         keep_versions: How many of them stay, the newest ones; None for all.
         schema: A schema of your own in place of the packaged one, as TFDV's text.
         ingest: Fields of `IngestConfig`.

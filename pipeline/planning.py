@@ -23,10 +23,9 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from sigline.components.ingest import transforms as ingest_transforms
 from sigline.components.ingest.rules import IngestConfig
 from sigline.components.ingest.sources import SourceConfig
-from sigline.components.publish import signing
 from sigline.pipeline import checks, spans
 from sigline.pipeline.environment import Environment
-from sigline.schemas import artifacts, digests, record
+from sigline.schemas import artifacts, digests, record, signing
 from sigline.trainer import start
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import checkpoint, inheritance, vocabularies
@@ -110,7 +109,7 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
     """
     if environment.signing_key:
         # Before anything runs.
-        signing.signer(environment.signing_key)
+        signing.Signer(environment.signing_key)
     settings = checks.settings(environment)
     ingest_settings = settings.ingest
     weights = _weights(environment, settings.config)

@@ -5,6 +5,7 @@ import datetime
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from sigline import arguments as checks
 from sigline.components.publish import publishing
@@ -23,11 +24,15 @@ def add_parser(commands) -> None:
 
     parser = commands.add_parser(
         "verify",
-        help="check that a version is what was published",
-        description="Reads all of its files. Ends with 1 if anything is changed, added or missing, "
+        help="check that versions are what was published",
+        description="Reads all files. Ends with 1 if anything is changed, added or missing, "
         "or the signature is not of a key that is trusted, and names it.",
     )
-    parser.add_argument("version", type=Path, help="folder of the version, such as serving/3")
+    parser.add_argument(
+        "version",
+        type=Path,
+        help="folder of a version, such as serving/3, or of all versions, such as serving",
+    )
     parser.add_argument(
         "--verify-key", type=Path, help="PEM file of public keys, by one of which it must be signed"
     )
@@ -89,23 +94,37 @@ def _files_state(path: Path, *, fast: bool) -> str:
 def _verify(arguments: argparse.Namespace) -> int:
     checks.check_folder(arguments.version, "VERSION")
     checks.check_file(arguments.verify_key, "--verify-key")
-    told = versions.problems(arguments.version)
+    verifier = None
     if arguments.verify_key is not None:
-        from sigline.serving import signing
+        from sigline.schemas import signing
 
         verifier = signing.Verifier(arguments.verify_key)
-        try:
-            verifier.check(arguments.version)
-        except ValueError as error:
-            told.append(str(error))
-    for problem in told:
-        print(problem)
-    if told:
-        print(f"{arguments.version} is not what was published.")
-        return 1
-    signed = ", signed by a key that is trusted" if arguments.verify_key is not None else ""
-    print(f"{arguments.version} is what was published{signed}.")
-    return 0
+    folders = [arguments.version]
+    # What lies in a version must not be taken for versions.
+    if not any((arguments.version / x).exists() for x in (versions.MANIFEST, "saved_model.pb")):
+        folders = list(versions.directories(arguments.version).values()) or folders
+    signed = ", signed by a key that is trusted" if verifier is not None else ""
+    is_damaged = False
+    for folder in folders:
+        told = versions.problems(folder)
+        if verifier is not None and (reason := _why_not_signed(verifier, folder)):
+            told.append(reason)
+        for problem in told:
+            print(problem)
+        if told:
+            print(f"{folder} is not what was published.")
+            is_damaged = True
+        else:
+            print(f"{folder} is what was published{signed}.")
+    return 1 if is_damaged else 0
+
+
+def _why_not_signed(verifier: Any, folder: Path) -> str:
+    try:
+        verifier.check(folder)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _line(number: int, path: Path, state: str) -> str:

@@ -9,10 +9,12 @@ from pathlib import Path, PurePosixPath
 from sigline.schemas import digests
 
 MANIFEST = "sigline_manifest.json"
-# Who published a version vouches for its manifest, where that is asked for.
+# Who published a version vouches for its manifest, or for all of its files; see `signing`.
 SIGNATURE = "sigline_manifest.sig"
+MODEL_SIGNATURE = "model.sig"
+SIGNATURES = (SIGNATURE, MODEL_SIGNATURE)
 # Beside the files that the manifest names.
-_BESIDE = {MANIFEST, SIGNATURE}
+_BESIDE = {MANIFEST, *SIGNATURES}
 # A folder that TensorFlow makes and leaves empty.
 _OF_TENSORFLOW = {"assets"}
 
@@ -49,7 +51,7 @@ def list_versions(base: str | Path) -> list[int]:
 def content(path: str | Path) -> dict[str, str]:
     """Returns the SHA-256 of every file of a model by relative path, but what vouches for it."""
     files = digests.tree_files(path)
-    return {name: digest for name, digest in files.items() if name not in (MANIFEST, SIGNATURE)}
+    return {name: digest for name, digest in files.items() if name not in _BESIDE}
 
 
 def manifest(files: dict[str, str]) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import grpc
 
-from sigline.schemas import versions
-from sigline.serving import signing, version_files
+from sigline.schemas import signing, versions
+from sigline.serving import version_files
 from sigline.serving.batching import BatchingConfig
 from sigline.serving.failures import RequestFailed
 from sigline.serving.model_config import ModelConfig

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sigline.serving import access, cores, model_config, signing
+from sigline.schemas import signing
+from sigline.serving import access, cores, model_config
 from sigline.serving.batching import BatchingConfig
 from sigline.serving.bounded_log import BoundedLog
 from sigline.serving.connections import Connections, most_connections

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sigline.schemas import signatures, versions
-from sigline.serving import signing, warmup
+from sigline.schemas import signatures, signing, versions
+from sigline.serving import warmup
 from sigline.serving.batching import Batcher, BatchingConfig
 from sigline.serving.engine import LoadedVersion
 from sigline.serving.served_version import Served
@@ -48,8 +48,6 @@ class VersionLoader:
         # TensorFlow loads a model without its variables, and every request then fails.
         if not (directory / "variables" / "variables.index").is_file():
             raise ValueError(f"{directory} holds no variables/variables.index")
-        if self._verifier is not None:
-            self._verifier.check(directory)
         content = versions.content(directory)
         if os.path.lexists(directory / versions.MANIFEST):
             told = versions.problems(directory, content)
@@ -58,6 +56,8 @@ class VersionLoader:
                     f"Version {number} does not match its manifest; publish the model again. "
                     f"Received: {directory}: {', '.join(told[:_SHOWN])}"
                 )
+        if self._verifier is not None:
+            self._verifier.check(directory)
         metadata = _metadata(directory)
         engine = LoadedVersion(directory, number, intra_op_parallelism=self._intra_op_parallelism)
         try:

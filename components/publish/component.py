@@ -19,9 +19,9 @@ from tfx.utils import path_utils
 
 from sigline.components.artifact_types import EmbeddingIndex, ModelCard
 from sigline.components.publish import card as cards
-from sigline.components.publish import indexes, publishing, remote_transforms, signing
+from sigline.components.publish import indexes, publishing, remote_transforms
 from sigline.components.publish.publishing import Published
-from sigline.schemas import artifacts, signatures, versions
+from sigline.schemas import artifacts, signatures, signing, versions
 
 
 @component
@@ -72,7 +72,7 @@ def PublishModel(
 
     The nonce differs in every run: whether the serving folder still holds the model is looked up,
     never answered from the cache. A model that stands there already is not copied again. Of more
-    than `keep_versions` the oldest are removed; 0 keeps all. With a key its manifest is signed. The
+    than `keep_versions` the oldest are removed; 0 keeps all. With a key it is signed. The
     warm-up requests and the card lie in its `assets.extra`.
     """
     del run_nonce
@@ -123,8 +123,8 @@ def PublishIndex(
 
 def _publish(directory: str, base: str, keep: int, signing_key: str, **options) -> Published:
     publisher = remote_transforms if versions.is_remote(base) else publishing
-    sign = signing.signer(signing_key) if signing_key else None
-    return publisher.publish(directory, base, keep=keep or None, sign=sign, **options)
+    signer = signing.Signer(signing_key) if signing_key else None
+    return publisher.publish(directory, base, keep=keep or None, signer=signer, **options)
 
 
 def _record(pushed: PushedModel, published: Published) -> None:

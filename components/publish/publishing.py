@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sigline.components.publish.signing import Sign
 from sigline.schemas import atomic, signatures, versions
+from sigline.schemas.signing import Signer
 
 SAVED_MODEL = "saved_model.pb"
 _LOCK = ".publish.lock"
@@ -77,7 +77,7 @@ def publish(
     keep: int | None = None,
     extras: Mapping[str, bytes] | None = None,
     marker: str = SAVED_MODEL,
-    sign: Sign | None = None,
+    signer: Signer | None = None,
 ) -> Published:
     """Publishes a model as the next version, unless the newest intact version is the same model.
 
@@ -91,8 +91,8 @@ def publish(
             oldest of them; None for all. Labels are not known here: keep as many as they name.
         extras: Files to add to the model's `assets.extra`, by name.
         marker: The file that it must hold.
-        sign: Signs the manifest; None for no signature. The same model without this signature is
-            another version.
+        signer: Signs the version; None for no signature. The same model without a signature of
+            this key is another version.
 
     Raises:
         ValueError: If `model` lacks the marker, or `base` names an object store.
@@ -108,7 +108,7 @@ def publish(
         found = versions.directories(base)
         newest = max(found, default=0)
         digest = _digest_if_same(found[newest], own, added) if newest else None
-        if digest is not None and _is_signed(found[newest], sign):
+        if digest is not None and (signer is None or signer.has_signed(found[newest])):
             return Published(newest, str(found[newest]), digest, copied=False)
         removed = withdrawn(base)
         for item in removed:
@@ -120,7 +120,7 @@ def publish(
                 )
         newest = max([newest, *(item.version for item in removed)])
         target = base / str(newest + 1)
-        digest = _place(model, target, own, added, sign)
+        digest = _place(model, target, own, added, signer)
         if keep is not None:
             _remove_old(base, keep)
     return Published(newest + 1, str(target), digest, copied=True)
@@ -169,23 +169,16 @@ def _local(base: str | Path) -> Path:
     return Path(base)
 
 
-def _is_signed(directory: Path, sign: Sign | None) -> bool:
-    """Returns whether a version has the signature that it is to have, which is always the same."""
-    signature = directory / versions.SIGNATURE
-    manifest = (directory / versions.MANIFEST).read_bytes()
-    return sign is None or (signature.is_file() and signature.read_bytes() == sign(manifest))
-
-
 def _place(
     model: Path,
     target: Path,
     own: Mapping[str, str],
     added: Mapping[str, bytes],
-    sign: Sign | None,
+    signer: Signer | None,
 ) -> str:
     """Puts a copy of a model in a place, whole or not at all; returns the digest of all."""
     with atomic.new_folder(target) as scratch:
-        return _copy(model, scratch, own, added, sign)
+        return _copy(model, scratch, own, added, signer)
 
 
 def _copy(
@@ -193,7 +186,7 @@ def _copy(
     scratch: Path,
     own: Mapping[str, str],
     added: Mapping[str, bytes],
-    sign: Sign | None,
+    signer: Signer | None,
 ) -> str:
     """Copies a model and what is added to it; returns the digest of all."""
     shutil.copytree(model, scratch, dirs_exist_ok=True)
@@ -203,12 +196,13 @@ def _copy(
     # Signed is what was read from the model, not what lies in a folder where others may write.
     manifest = versions.manifest(joined(own, added))
     (scratch / versions.MANIFEST).write_text(manifest)
-    (scratch / versions.SIGNATURE).unlink(missing_ok=True)
+    for name in versions.SIGNATURES:
+        (scratch / name).unlink(missing_ok=True)
     digest = versions.verify(scratch)
     if digest is None:
         raise RuntimeError(f"The copy of {model} to {scratch} differs from the original.")
-    if sign is not None:
-        (scratch / versions.SIGNATURE).write_bytes(sign(manifest.encode()))
+    if signer is not None:
+        (scratch / signer.file).write_bytes(signer.sign(scratch, manifest))
     return digest
 
 

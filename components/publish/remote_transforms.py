@@ -6,10 +6,12 @@ publisher that was killed left behind is removed by the next one, and its number
 There is no lock on an object store: one publisher at a time is the caller's duty.
 """
 
+import contextlib
 import json
 import posixpath
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from apache_beam.io.filesystems import FileSystems
@@ -17,8 +19,8 @@ from apache_beam.io.filesystems import FileSystems
 from sigline.components import files
 from sigline.components.publish import publishing
 from sigline.components.publish.publishing import Published
-from sigline.components.publish.signing import Sign
 from sigline.schemas import digests, signatures, versions
+from sigline.schemas.signing import Signer
 
 _CHUNK_BYTES = 16 * 2**20
 
@@ -30,7 +32,7 @@ def publish(
     keep: int | None = None,
     extras: Mapping[str, bytes] | None = None,
     marker: str = publishing.SAVED_MODEL,
-    sign: Sign | None = None,
+    signer: Signer | None = None,
 ) -> Published:
     """Publishes a model as the next version, unless the newest version is the same model.
 
@@ -51,16 +53,14 @@ def publish(
         newest, names = f"{base}/{whole[-1]}", found[whole[-1]]
         manifest = _text(newest, versions.MANIFEST) if versions.MANIFEST in names else "{}"
         held = json.loads(manifest)
-        signed = sign is None or (
-            versions.SIGNATURE in names
-            and _text(newest, versions.SIGNATURE).encode() == sign(manifest.encode())
-        )
-        if signed and publishing.is_same(held.get("files", {}), own, added):
+        if publishing.is_same(held.get("files", {}), own, added) and (
+            signer is None or _has_signed(signer, newest, names, model, own)
+        ):
             return Published(whole[-1], newest, held["digest"], copied=False)
     number = max(found, default=0) + 1
     target = f"{base}/{number}"
     try:
-        digest = _copy(model, target, own, added, marker, sign)
+        digest = _copy(model, target, own, added, marker, signer)
     except BaseException:
         # What was written of it must not pass for the model.
         _delete([posixpath.join(target, marker)])
@@ -91,19 +91,51 @@ def _text(directory: str, name: str) -> str:
     return files.read_text(posixpath.join(directory, name))
 
 
+def _has_signed(
+    signer: Signer, directory: str, names: Set[str], model: Path, own: Mapping[str, str]
+) -> bool:
+    """Returns whether a version is signed; what the model has too is not read from the store."""
+    if signer.file not in names:
+        return False
+    held = json.loads(_text(directory, versions.MANIFEST))["files"]
+    others = {name for name in names if name not in own or held.get(name) != own[name]}
+    content = {}
+    for name in sorted(others):
+        with files.BeamFiles().open(posixpath.join(directory, name)) as handle:
+            content[name] = handle.read()
+    with _folder(model, set(own) - others, content) as folder:
+        return signer.has_signed(folder)
+
+
+@contextlib.contextmanager
+def _folder(model: Path, names: Iterable[str], content: Mapping[str, bytes]) -> Iterator[Path]:
+    """Makes a local folder of some files of a model, and others."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "version"
+        for name in sorted({*names, *content}):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name in content:
+                path.write_bytes(content[name])
+            else:
+                versions.link_or_copy(str(model / name), str(path))
+        yield folder
+
+
 def _copy(
     model: Path,
     target: str,
     own: Mapping[str, str],
     added: Mapping[str, bytes],
     marker: str,
-    sign: Sign | None,
+    signer: Signer | None,
 ) -> str:
     held = publishing.joined(own, added)
     manifest = versions.manifest(held)
     content = {**added, versions.MANIFEST: manifest.encode()}
-    if sign is not None:
-        content[versions.SIGNATURE] = sign(manifest.encode())
+    if signer is not None:
+        with _folder(model, own, content) as folder:
+            content[signer.file] = signer.sign(folder, manifest)
     # The manifest first, by which a version that was begun is known as sigline's.
     ends = {versions.MANIFEST, marker}
     for name in [versions.MANIFEST, *sorted({*held, *content} - ends), marker]:

@@ -6,9 +6,11 @@ import json
 import pytest
 from apache_beam.io.filesystem import FileMetadata, FileSystem
 from apache_beam.io.filesystems import FileSystems
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from sigline.components.publish import remote_transforms
-from sigline.schemas import digests, versions
+from sigline.schemas import digests, signing, versions
 
 
 class Killed(BaseException):
@@ -173,14 +175,27 @@ def test_object_that_comes_back_otherwise_stops_it(model, bucket, damages):
     assert _whole() == ["2"]
 
 
-def test_version_without_the_signature_is_published_again(model, bucket):
-    remote_transforms.publish(model, BASE)
+@pytest.fixture(params=["Ed25519", "P-256"])
+def signer(tmp_path, request):
+    key = (
+        ec.generate_private_key(ec.SECP256R1())
+        if request.param == "P-256"
+        else ed25519.Ed25519PrivateKey.generate()
+    )
+    path = tmp_path / "key.pem"
+    encoding, private = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path.write_bytes(key.private_bytes(encoding, private, serialization.NoEncryption()))
+    return signing.Signer(path)
 
-    def sign(content):
-        return bytes(reversed(content[:9])) + b"\n"
 
-    assert remote_transforms.publish(model, BASE, sign=sign).version == 2
-    assert remote_transforms.publish(model, BASE, sign=sign).version == 2
+def test_version_without_the_signature_is_published_again(model, bucket, signer):
+    extras = {"model.json": b"{}"}
+    remote_transforms.publish(model, BASE, extras=extras)
+    assert remote_transforms.publish(model, BASE, extras=extras, signer=signer).version == 2
+    again = {"model.json": b'{"time": 2}'}
+    assert remote_transforms.publish(model, BASE, extras=again, signer=signer).version == 2
+    bucket.objects[f"{BASE}/2/{signer.file}"] = b"{}"
+    assert remote_transforms.publish(model, BASE, extras=again, signer=signer).version == 3
 
 
 def test_old_versions_go_graph_first(tmp_path, bucket):
@@ -193,13 +208,15 @@ def test_old_versions_go_graph_first(tmp_path, bucket):
     assert not [path for path in bucket.objects if path.startswith((f"{BASE}/1/", f"{BASE}/2/"))]
 
 
-def test_manifest_is_signed(model, bucket):
-    found = remote_transforms.publish(model, BASE, sign=lambda content: content[:5] + b"\n")
-    assert bucket.objects[f"{found.uri}/{versions.SIGNATURE}"] == b'{\n "d\n'
-    assert (
-        versions.SIGNATURE
-        not in json.loads(bucket.objects[f"{found.uri}/{versions.MANIFEST}"])["files"]
-    )
+def test_version_is_signed(model, bucket, signer, tmp_path):
+    uri = remote_transforms.publish(model, BASE, extras={"x": b"1"}, signer=signer).uri
+    folder = tmp_path / "fetched"
+    for name, content in bucket.objects.items():
+        path = folder / name.removeprefix(f"{uri}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    assert signer.has_signed(folder)
+    assert signer.file not in versions.recorded(folder)
 
 
 def test_folder_without_a_model_is_refused(tmp_path):

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import signing_keys
+import small_servers
 import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
+from sigline import cli
+from sigline.components.publish import publishing
+from sigline.schemas import signing
 from sigline.serving import metrics, model_config, protos
 
 DEPLOY = Path(__file__).parents[2] / "serving" / "deploy"
@@ -82,11 +87,12 @@ def test_manifests_refer_to_each_other():
         assert selector.items() <= labels.items()
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     pod = deployment["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
+    (container,), (verify,) = pod["containers"], pod["initContainers"]
     ports = {item["name"]: item["containerPort"] for item in container["ports"]}
     assert ports == {"grpc": 8500, "rest": 8501}
     assert {item["targetPort"] for item in service["spec"]["ports"]} == set(ports)
-    assert {x["name"] for x in container["volumeMounts"]} == {x["name"] for x in pod["volumes"]}
+    mounts = container["volumeMounts"] + verify["volumeMounts"]
+    assert {x["name"] for x in mounts} == {x["name"] for x in pod["volumes"]}
     annotations = deployment["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/path"] == metrics.PATH
     probe = container["readinessProbe"]["grpc"]["service"]
@@ -117,12 +123,60 @@ def test_dockerfile_copies_what_is_there_and_names_what_it_copies():
 
 
 def test_compose_listens_at_the_loopback_address_and_mounts_read_only():
-    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["serving"]
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    service, verify = services["serving"], services["verify"]
+    assert service["depends_on"] == {"verify": {"condition": "service_completed_successfully"}}
+    assert (DEPLOY / verify["build"] / "Dockerfile").is_file()
+    assert all(volume.endswith(":ro") for volume in verify["volumes"])
+    assert verify["volumes"][0] == service["volumes"][0]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     assert all(volume.endswith(":ro") for volume in service["volumes"])
     (model,) = model_config.load(DEPLOY / "models.config")
     assert service["volumes"][0].split(":")[-2] == model.base_path
     assert service["read_only"] is True
+
+
+def _verifying():
+    """Returns what checks the versions before each of the servers starts, by file."""
+    kserve = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())["spec"]["predictor"]
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["verify"]
+    pod = _manifests()[0]["spec"]["template"]["spec"]
+    mounts = [{"mountPath": volume.split(":")[-2]} for volume in compose["volumes"]]
+    return {
+        "kubernetes": (pod["initContainers"][0]["command"], pod),
+        "kserve": (kserve["initContainers"][0]["command"], kserve),
+        "compose": (compose["command"], {"initContainers": [{"volumeMounts": mounts}]}),
+    }
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "kserve", "compose"])
+def test_versions_are_verified_before_they_are_served(name, tmp_path):
+    command, pod = _verifying()[name]
+    mounts = [x["mountPath"] for x in pod["initContainers"][0]["volumeMounts"]]
+    program, *arguments = command
+    assert program == "sigline"
+    base, key = (x for x in arguments if x.startswith("/"))
+    assert base in mounts
+    assert any(key.startswith(place) for place in mounts)
+    # The command as it stands, on a folder that lies elsewhere.
+    path = small_servers.write_version(tmp_path / "plain", 1)
+    private, public = signing_keys.write(tmp_path, "ours", "P-256")
+    publishing.publish(path, tmp_path / "models", signer=signing.Signer(private))
+    local = {base: str(tmp_path / "models"), key: str(public)}
+    arguments = [local.get(x, x) for x in arguments]
+    assert cli.main(arguments) == 0
+    (tmp_path / "models" / "1" / "added").write_bytes(b"")
+    assert cli.main(arguments) == 1
+
+
+def test_pods_that_verify_are_valid():
+    pod = _verifying()["kserve"][1]
+    spec = {x: pod[x] for x in ("initContainers", "volumes")}
+    spec["containers"] = [{"name": "serving", "image": "serving"}]
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
+    names = {x["name"] for x in pod["volumes"]}
+    assert {x["name"] for x in pod["initContainers"][0]["volumeMounts"]} == names
 
 
 def test_kserve_names_the_runtime_of_the_dockerfile():
