@@ -38,9 +38,13 @@ def trace(model: str | Path, metadata_path: str | Path) -> dict[str, Any]:
         )
     graph = _Graph(report.open_store(str(metadata_path)))
     path = Path(model).resolve()
-    artifact = _find(graph, path)
+    artifact, blessing = _find(graph, path)
     trainer = graph.producer(artifact.id)
-    evaluator = graph.consumer(artifact.id, _EVALUATOR, "model")
+    # A model may be judged in several runs: what counts is the verdict by which it was published.
+    if blessing is not None:
+        evaluator = graph.producer(blessing.id)
+    else:
+        evaluator = graph.newest_consumer(artifact.id, _EVALUATOR, "model")
     inputs = graph.inputs(trainer.id)
     examples = [
         source for item in inputs.get("examples", []) for source in graph.sources(item, _INGEST)
@@ -103,8 +107,8 @@ class _Graph:
         (execution,) = self.store.get_executions_by_id([min(ids)])
         return execution
 
-    def consumer(self, artifact_id: int, node: str, key: str):
-        """Returns the first execution of a node that took an artifact as an input; else None."""
+    def newest_consumer(self, artifact_id: int, node: str, key: str):
+        """Returns the last execution of a node that took an artifact as an input; else None."""
         events = self.store.get_events_by_artifact_ids([artifact_id])
         ids = sorted(
             event.execution_id
@@ -112,7 +116,7 @@ class _Graph:
             if event.type in _INPUT and event.path.steps and event.path.steps[0].key == key
         )
         found = [x for x in self.store.get_executions_by_id(ids) if self.node(x) == node]
-        return min(found, key=lambda item: item.id) if found else None
+        return max(found, key=lambda item: item.id) if found else None
 
     def node(self, execution) -> str:
         """Returns the name of an execution's node."""
@@ -149,27 +153,40 @@ class _Graph:
         return found
 
 
-def _find(graph: _Graph, path: Path):
-    """Returns the artifact of a model: by its manifest if it was published, else by its place."""
+def _find(graph: _Graph, path: Path) -> tuple:
+    """Returns the artifact of a model, and of the blessing by which it was published.
+
+    By its manifest if it was published, else by its place; then there is no such blessing.
+    """
     digest = versions.verify(path) if path.is_dir() else None
     pushed = graph.store.get_artifacts_by_type("PushedModel") if digest else []
-    for item in sorted(pushed, key=lambda item: -item.id):
-        if item.custom_properties["model_digest"].string_value == digest:
-            return _published(graph, item)
+    same = [x for x in pushed if x.custom_properties["model_digest"].string_value == digest]
+    if same:
+        return _published(graph, max(same, key=lambda item: _standing(item, path.name)))
     places = {str(path), *(str(parent) for parent in path.parents)}
     for item in graph.store.get_artifacts_by_type("Model"):
         if os.path.realpath(item.uri) in places:
-            return item
+            return item, None
     raise ValueError(
         f"The metadata store does not know this model, or its files were changed. Received: {path}"
     )
 
 
-def _published(graph: _Graph, pushed):
-    """Returns the model that was published, or whose index was."""
+def _standing(pushed, version: str) -> tuple[bool, bool, int]:
+    """Returns how well a publication answers for a version: best the one that put it there."""
+    properties = pushed.custom_properties
+    return (
+        properties["pushed_version"].string_value == version,
+        properties["copied"].int_value == 1,
+        pushed.id,
+    )
+
+
+def _published(graph: _Graph, pushed) -> tuple:
+    """Returns the model that was published, or whose index was, and its blessing."""
     inputs = graph.inputs(graph.producer(pushed.id).id)
     if "model" in inputs:
-        return inputs["model"][0]
+        return inputs["model"][0], inputs["model_blessing"][0]
     return _published(graph, inputs["pushed_model"][0])
 
 
