@@ -104,7 +104,7 @@ class Bench:
         tested = records(TESTED, first=10_000_000, labelled=True)
         self._answers = np.array([item.label[0] for item in tested])
         base = config.load_recipe("siglip_demo")
-        self.base = dataclasses.replace(base, jit_compile=False, checkpoint_steps=100_000)
+        self.base = config.override(base, ["run.jit_compile=false", "run.checkpoint_steps=100000"])
         self._pixels = np.stack(
             [
                 preprocess.load_image(tf.constant(x.image), base.image, max_pixels=10**6).numpy()

@@ -77,7 +77,7 @@ def _sigline(batch: int, *, jit_compile: bool | None):
             beta_2=BETAS[1],
             schedule="constant",
         ),
-        jit_compile=jit_compile,
+        run=config.RunConfig(jit_compile=jit_compile),
     )
     model = two_tower.build(settings)
     state = start.make_state(model, settings)

@@ -3,13 +3,11 @@
 Importing those takes half a minute, after which nobody should hear of a wrong key.
 """
 
-import dataclasses
 import json
 import os
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sigline.components.evaluate.options import Options, corruption
 from sigline.components.index.options import IndexConfig
@@ -17,7 +15,7 @@ from sigline.components.ingest import reasons, rules
 from sigline.components.ingest.options import config_from_json
 from sigline.components.validate import gate as data_gate
 from sigline.pipeline.environment import Environment
-from sigline.schemas import record, suggestions, versions
+from sigline.schemas import record, strict, versions
 from sigline.schemas.gate import Gate
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
@@ -54,7 +52,7 @@ def settings(environment: Environment) -> Settings:
     config = trainer_config.override(
         trainer_config.load_recipe(environment.recipe), environment.overrides
     )
-    limits = _filled(data_gate.DataGate, "data_gate", environment.data_gate)
+    limits = strict.build(data_gate.DataGate, environment.data_gate, "data_gate.")
     check_limits(limits, "data_gate")
     check_limits(limits.warning, "data_gate.warn")
     return Settings(
@@ -131,7 +129,7 @@ def index(environment: Environment) -> IndexConfig | None:
     """Returns what the index is to be; None for no index."""
     if environment.index is None:
         return None
-    config = _filled(IndexConfig, "index", environment.index)
+    config = strict.build(IndexConfig, environment.index, "index.", text_as_list=True)
     if unknown := sorted(set(config.splits) - set(record.SPLITS)):
         raise ValueError(
             f"index.splits must name some of {', '.join(record.SPLITS)}. Received: {unknown}"
@@ -139,33 +137,26 @@ def index(environment: Environment) -> IndexConfig | None:
     return config
 
 
-def _filled(kind: type, name: str, values: dict[str, Any]) -> Any:
-    known = [item.name for item in dataclasses.fields(kind)]
-    if unknown := sorted(set(values) - set(known)):
-        meant = suggestions.did_you_mean(unknown[0], known)
-        raise ValueError(f"{name} has the keys {', '.join(known)}. Received: {unknown}.{meant}")
-    return kind(**values)
+@dataclass(frozen=True)
+class _Evaluation:
+    """The section `evaluation`: files of prompts by name, whether to probe, and `KIND@SEVERITY`."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+    probes: bool = False
+    corrupt: tuple[str, ...] = ()
 
 
 def evaluation(environment: Environment) -> Options:
     """Returns what is measured; files of prompts are read here, so that the cache knows them."""
-    given = dict(environment.evaluation)
-    files, corrupt = given.pop("labels", {}), given.pop("corrupt", [])
-    probes = given.pop("probes", False)
-    kinds = isinstance(files, dict), isinstance(corrupt, list), isinstance(probes, bool)
-    if given or not all(kinds):
-        raise ValueError(
-            "evaluation has labels (files by name), probes (true or false) and corrupt (a list). "
-            f"Received: evaluation={environment.evaluation}"
-        )
+    asked = strict.build(_Evaluation, environment.evaluation, "evaluation.")
     labels = {}
-    for name, path in files.items():
+    for name, path in asked.labels.items():
         try:
-            labels[str(name)] = LabelSet.from_json(Path(path).read_text())
+            labels[name] = LabelSet.from_json(Path(path).read_text())
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"evaluation.labels must be label sets. {name}: {error}") from None
-    asked = tuple(corruption(str(text), "evaluation.corrupt") for text in corrupt)
-    return Options(labels, probes, asked)
+    corruptions = tuple(corruption(text, "evaluation.corrupt") for text in asked.corrupt)
+    return Options(labels, asked.probes, corruptions)
 
 
 def check_limits(limits: data_gate.DataGate, name: str) -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,14 @@ from typing import Any
 import yaml
 
 from sigline.pipeline import beam_arguments
-from sigline.schemas import ownership, suggestions, versions
+from sigline.schemas import ownership, strict, suggestions, versions
 
 VARIABLE = "SIGLINE_ENVIRONMENT"
 # Stands for the number of a span in `input_base`.
 SPAN = "{SPAN}"
 # Who checks that a model serves.
 SIGLINE, TFX = "sigline", "tfx"
-# Keys of whole numbers, and of mappings.
-_NUMBERS = ("span", "window", "keep_versions", "serving_memory_mib", "serving_latency_ms")
 _PATHS = ("root", "input_base", "serving_dir", "index_dir", "schema", "weights", "signing_key")
-_MAPPINGS = ("ingest", "data_gate", "evaluation", "teachers", "index", "gate", "kubeflow")
 PACKAGED = Path(__file__).parent / "environments"
 
 
@@ -132,6 +128,8 @@ class Environment:
                 raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
         if self.window > 1 and self.embed_images:
             raise ValueError("embed_images embeds one span; it needs window: 1.")
+        if not all(name and path for name, path in self.teachers.items()):
+            raise ValueError(f"teachers must be paths by name. Received: teachers={self.teachers}")
         teachers = {name: _absolute(path) for name, path in self.teachers.items()}
         object.__setattr__(self, "teachers", teachers)
 
@@ -184,30 +182,12 @@ def load(path: str | Path) -> Environment:
             f"environment must be a YAML file or one of: {packaged}. Received: environment={name}"
         )
     data = _mapping(path)
-    fields = {item.name: item for item in dataclasses.fields(Environment)}
-    unknown = sorted(set(data) - set(fields))
-    required = [n for n, f in fields.items() if _is_required(f)]
-    missing = [name for name in required if name not in data]
-    if unknown or missing:
-        problem = f"Unknown keys: {unknown}. " if unknown else ""
-        problem += f"Missing keys: {missing}. " if missing else ""
-        meant = _meant(str(unknown[0]), fields) if unknown else ""
-        raise ValueError(f"{path}: {problem}Known keys: {', '.join(fields)}.{meant}")
-    for name, value in data.items():
-        expected: type = list if name in ("overrides", "beam_args") else str
-        expected = dict if name in _MAPPINGS else expected
-        expected = bool if name == "embed_images" else expected
-        expected = int if name in _NUMBERS else expected
-        if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-            raise ValueError(
-                f"{path}: {name} must be a {expected.__name__}. Received: {name}={value!r}"
-            )
-        if expected is list:
-            data[name] = tuple(str(item) for item in value)
-    teachers = data.get("teachers", {})
-    if not all(isinstance(x, str) and x for item in teachers.items() for x in item):
-        raise ValueError(f"{path}: teachers must be paths by name. Received: teachers={teachers}")
-    return Environment(**data)
+    try:
+        return strict.build(Environment, data)
+    except strict.UnknownKey as error:
+        raise ValueError(f"{path}: {error.problem}{_meant(error.key)}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -221,18 +201,17 @@ def _mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def _meant(name: str, fields: Iterable[str]) -> str:
+def _meant(name: str) -> str:
     """Returns what an unknown key may be: one of the environment, or one of its recipe."""
-    from sigline.trainer import config, strict
+    from sigline.trainer import config
 
-    keys = strict.keys(config.TrainConfig)
-    known = list(fields)
-    found = suggestions.nearest(name, [*known, *keys])
-    if found is None:
+    known, keys = list(strict.fields(Environment)), strict.keys(config.TrainConfig)
+    nearest = suggestions.nearest(name, [*known, *keys])
+    if nearest is None:
         return ""
-    if found in known:
-        return f" Did you mean {found}?"
-    return f" Did you mean {found} of the recipe? It is set by overrides: [{found}=VALUE]."
+    if nearest in known:
+        return f" Did you mean {nearest}?"
+    return f" Did you mean {nearest} of the recipe? It is set by overrides: [{nearest}=VALUE]."
 
 
 def check_root(environment: Environment) -> None:
@@ -263,15 +242,9 @@ def to_json(environment: Environment) -> str:
 
 def from_json(text: str) -> Environment:
     """Returns the environment that `to_json` wrote."""
-    data = json.loads(text)
-    lists = {name: tuple(data[name]) for name in ("overrides", "beam_args")}
-    return Environment(**data | lists)
+    return strict.build(Environment, json.loads(text))
 
 
 def active() -> Environment:
     """Returns the environment that `$SIGLINE_ENVIRONMENT` names, else the packaged `local`."""
     return load(os.environ.get(VARIABLE, "local"))
-
-
-def _is_required(item: dataclasses.Field) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING

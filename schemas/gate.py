@@ -1,10 +1,10 @@
 """The thresholds that a model must reach before it is published."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sigline.schemas import suggestions
+from sigline.schemas import strict
 
 # What metrics are sliced by.
 DIMENSIONS = ("source", "language", "caption_words", "image_size", "prompts", "corruption")
@@ -98,15 +98,7 @@ class Gate:
         Raises:
             ValueError: If a key is unknown, or a value is no number.
         """
-        known = [item.name for item in fields(cls)]
-        _check_mapping("A gate", data)
-        if unknown := sorted(set(data) - set(known)):
-            meant = suggestions.did_you_mean(str(unknown[0]), known)
-            raise ValueError(
-                f"A gate has the keys {', '.join(known)}. "
-                f"Received: {', '.join(map(str, unknown))}.{meant}"
-            )
-        return cls(**data)
+        return strict.build(cls, data, "gate.")
 
     @classmethod
     def from_json(cls, text: str) -> "Gate":

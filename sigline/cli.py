@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -266,7 +267,7 @@ def _train(arguments: argparse.Namespace) -> int:
         labels=_labels(arguments.labels),
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
-    _claim(arguments.output, [job.identity])
+    _claim_run(arguments.output, job)
     with progress.part("train"):
         result, metadata = job.run(arguments.output, model_dir)
     if metadata is None:
@@ -274,6 +275,9 @@ def _train(arguments: argparse.Namespace) -> int:
     variables = two_tower.named_variables(result.model)
     trained = {name: variable.numpy() for name, variable in variables.items()}
     weights_dir = arguments.output / "weights"
+    if weights_dir.exists() and result.first_step < config.steps:
+        # Those of fewer steps, before the run was prolonged.
+        shutil.rmtree(weights_dir)
     if not weights_dir.exists():
         held = checkpoint.Weights(
             config, trained, job.vocabulary, result.initial_digest, job.tokenizer
@@ -308,7 +312,10 @@ def _check_training(arguments: argparse.Namespace, config, model_dir: Path) -> N
     if arguments.output.is_file():
         raise ValueError(f"--output must be a folder. Received: --output {arguments.output}")
     if model_dir.exists() and (arguments.output / _CLAIM_FILE).is_file():
-        raise ValueError(f"output holds a finished model already. Received: {model_dir}")
+        raise ValueError(
+            "output holds a finished model already; to train it for more steps, move that away. "
+            f"Received: {model_dir}"
+        )
     _check_claimed(arguments.output, of=_TRAINED)
 
 
@@ -597,6 +604,19 @@ def _claim(output: Path, identity: list[str]) -> None:
             "output holds a run with another configuration, data or vocabulary; choose another "
             f"folder. Received: output={output}"
         )
+
+
+def _claim_run(output: Path, job) -> None:
+    """As `_claim`, of a training run, whose claim may be one of an earlier version."""
+    from sigline.trainer import checkpoints
+
+    path = output / _CLAIM_FILE
+    if path.is_file():
+        claim = json.loads(path.read_text())
+        description = output / "checkpoints" / checkpoints.DESCRIPTION_FOLDER
+        if isinstance(claim, list) and len(claim) == 1 and job.is_of(claim[0], description):
+            return
+    _claim(output, [job.identity])
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -117,60 +117,25 @@ def noto_emoji() -> Path:
 @pytest.fixture(scope="session")
 def vocabulary() -> bytes:
     """A vocabulary of the scenes' captions."""
-    from sigline.components.scenes import grammar
-    from sigline.components.vocabulary.vocabulary import train_vocabulary
+    import scene_data
 
-    names = grammar.label_set().names
-    captions = [f"a {size} {name} left of a {name}" for name in names for size in grammar.SIZES]
-    return train_vocabulary(captions, vocabulary_size=200)
+    return scene_data.vocabulary()
 
 
 @pytest.fixture(scope="session")
 def scene_records():
     """A hundred scenes as records, encoded for TFRecords."""
-    import hashlib
-    import io
+    import scene_data
 
-    import numpy as np
-
-    from sigline.components.scenes import draw, grammar
-    from sigline.schemas.record import ImageTextRecord
-
-    records = []
-    for index in range(100):
-        rng = np.random.default_rng(index)
-        scene = grammar.sample_scene(rng, held_out=False)
-        buffer = io.BytesIO()
-        draw.draw_scene(scene, rng).save(buffer, "PNG")
-        image = buffer.getvalue()
-        records.append(
-            ImageTextRecord(
-                key=f"{index:03d}",
-                image=image,
-                text=scene.captions(),
-                language=("en",) * len(scene.captions()),
-                source="scenes",
-                width=draw.SIZE,
-                height=draw.SIZE,
-                image_sha256=hashlib.sha256(image).digest(),
-                image_phash=index,
-                label=() if scene.label is None else (scene.label,),
-            )
-        )
-    return records
+    return scene_data.records()
 
 
 @pytest.fixture(scope="session")
 def split_dir(tmp_path_factory, scene_records) -> Path:
     """The scenes as a training split of two shards."""
-    from sigline.schemas import tf_example
+    import scene_data
 
-    folder = tmp_path_factory.mktemp("examples") / "Split-train"
-    folder.mkdir()
-    for shard in range(2):
-        encoded = [tf_example.encode(item) for item in scene_records[shard::2]]
-        tf_example.write_shard(str(folder / f"data_tfrecord-{shard:05d}-of-00002.gz"), encoded)
-    return folder
+    return scene_data.write_split(tmp_path_factory.mktemp("examples"), scene_records)
 
 
 @pytest.fixture(scope="session")

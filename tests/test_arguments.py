@@ -36,7 +36,7 @@ TRAIN = "train --recipe siglip_demo --data examples --output o --vocabulary file
         (f"{TRAIN} --set learning_rate=1", "Did you mean optimizer.learning_rate?"),
         (f"{TRAIN} --set lr=1", "Did you mean optimizer.learning_rate?"),
         (f"{TRAIN} --set optimizer.name=adam", "Did you mean adamw?"),
-        (f"{TRAIN} --set steps=many", "steps must be int. Received: steps=many"),
+        (f"{TRAIN} --set steps=many", "steps must be a whole number. Received: steps=many"),
         (f"{TRAIN} --labels file", "--labels must be a label set"),
         (f"{TRAIN} --labels folder", "--labels must be a file; a folder is there"),
         (f"{TRAIN} --teacher a=folder", "--teacher must name those of the recipe: none"),
@@ -94,12 +94,12 @@ WRONG_SECTIONS = [
     ({"learning_rate": 1}, "It is set by overrides: [optimizer.learning_rate=VALUE]."),
     ({"overides": []}, "Did you mean overrides?"),
     ({"overrides": ["learning_rate=1"]}, "Did you mean optimizer.learning_rate?"),
-    ({"data_gate": {"max_rejected": 0.5}}, "Did you mean max_rejected_share?"),
-    ({"ingest": {"eval_shar": 0.5}}, "unknown key eval_shar. Known keys: "),
-    ({"ingest": {"source": {"fromat": "csv"}}}, "Did you mean format?"),
-    ({"gate": {"minimun": {}}}, "Did you mean minimum?"),
-    ({"index": {"knd": "exact"}}, "Did you mean kind?"),
-    ({"evaluation": {"probe": True}}, "evaluation has labels"),
+    ({"data_gate": {"max_rejected": 0.5}}, "Did you mean data_gate.max_rejected_share?"),
+    ({"ingest": {"eval_shar": 0.5}}, "Did you mean ingest.eval_share?"),
+    ({"ingest": {"source": {"fromat": "csv"}}}, "Did you mean ingest.source.format?"),
+    ({"gate": {"minimun": {}}}, "Did you mean gate.minimum?"),
+    ({"index": {"knd": "exact"}}, "Did you mean index.kind?"),
+    ({"evaluation": {"probe": True}}, "Did you mean evaluation.probes?"),
     ({"recipe": "siglip_dmeo"}, "Did you mean siglip_demo?"),
 ]
 # The tasks of a cluster see other folders than those of this machine.
@@ -117,7 +117,7 @@ WRONG_PATHS = [
     [
         *(("run", *item) for item in (*WRONG_SECTIONS, *WRONG_PATHS)),
         *(("kubeflow compile", *item) for item in WRONG_SECTIONS),
-        ("kubeflow compile", {"kubeflow": {"imagee": "a"}}, "Did you mean image?"),
+        ("kubeflow compile", {"kubeflow": {"imagee": "a"}}, "Did you mean kubeflow.image?"),
     ],
 )
 def test_mistakes_of_environments_are_found_without_tensorflow(

@@ -46,7 +46,13 @@ def weights(tmp_path_factory, contract_config, vocabulary):
 
 
 def _commands(folder, examples, weights, contract_base, vocabulary_file):
-    tiny = ["steps=2", "global_batch_size=16", "jit_compile=false", "image.depth=1", "text.depth=1"]
+    tiny = [
+        "steps=2",
+        "global_batch_size=16",
+        "run.jit_compile=false",
+        "image.depth=1",
+        "text.depth=1",
+    ]
     tiny = [f"--set={item}" for item in tiny]
     return {
         "scenes": ["data", "scenes", "--output", folder / "scenes", "--count", "100"],

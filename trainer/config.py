@@ -10,12 +10,12 @@ import math
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from sigline.schemas import digests, suggestions
+from sigline.schemas import digests, strict, suggestions
 from sigline.schemas.gate import Gate
 from sigline.trainer import config_checks as checks
-from sigline.trainer import strict
-from sigline.trainer.strict import later
+from sigline.trainer import stored_config
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class ImageTowerConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     block: BlockConfig = field(default_factory=BlockConfig)
-    drop_remainder: bool = later(False)
-    resampler: str = later("tensorflow")
-    resize_side: int | None = later(None)
+    drop_remainder: bool = False
+    resampler: str = "tensorflow"
+    resize_side: int | None = None
 
     @property
     def grid(self) -> int:
@@ -269,6 +269,11 @@ class OptimizerConfig:
     first_moment_dtype: str = "float32"
     ema_decay: float | None = None
 
+    @property
+    def reads_steps(self) -> bool:
+        """Whether the rate of a step depends on how many there will be."""
+        return self.schedule not in ("rsqrt", "constant") or self.cooldown_steps > 0
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -283,8 +288,6 @@ class DataConfig:
         mixture: Weights of the folders to train on, in the order they are given in; empty to weight
             them by their records. Every batch holds the same number from each, the weights times
             its size, rounded.
-        max_damaged_records: Records that may be unreadable in all; each is replaced by one beside
-            it, and listed. One more stops the run.
         mixup: p of Beta(p, p), from which each step draws how much of its neighbour on the replica
             is mixed into every image, less than half (arXiv 1710.09412); 0 for none. Only for
             distillation: a mixed image no longer belongs to its text.
@@ -295,13 +298,45 @@ class DataConfig:
     crop_min_area: float | None = None
     flip: bool = False
     mixture: tuple[float, ...] = ()
-    max_damaged_records: int = 0
     mixup: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run goes: what does not decide its outcome, and may change when it is resumed.
+
+    Attributes:
+        checkpoint_steps: Steps between checkpoints.
+        checkpoint_minutes: Minutes after which one is saved in any case; None for no limit.
+        keep_checkpoints: The newest ones are kept, this many of them.
+        keep_every_steps: Checkpoints at multiples of this are kept for good; None for none.
+        max_skipped_steps: Steps that may change nothing because loss or gradient is not finite; one
+            more stops the run, which then writes the keys of the first such batch.
+        max_damaged_records: Records that may be unreadable in all; each is replaced by one beside
+            it, and listed. One more stops the run.
+        log_steps: Steps between log lines and TensorBoard scalars.
+        strategy: `auto` (the workers of `$TF_CONFIG`, else all TPU cores, else all GPUs, else the
+            CPU), `multi_worker`, `tpu`, `mirrored` or `one_device`.
+        jit_compile: Whether XLA compiles the forward and backward pass and the update; None means
+            on a TPU and on a single GPU, and elsewhere the update and parts of the towers.
+    """
+
+    checkpoint_steps: int = 1000
+    checkpoint_minutes: float | None = None
+    keep_checkpoints: int = 2
+    keep_every_steps: int | None = None
+    max_skipped_steps: int = 0
+    max_damaged_records: int = 0
+    log_steps: int = 50
+    strategy: str = "auto"
+    jit_compile: bool | None = None
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides the outcome of a training run, besides data and code.
+
+    How the run goes is in the group `run`, which is no part of the digests.
 
     Attributes:
         name: Name of the recipe.
@@ -316,17 +351,6 @@ class TrainConfig:
         seed: Seed of the initial weights, the shuffle and the choice of captions.
         pretrained: Regular expressions of whole names of parameters that start from given weights;
             all others start at random.
-        checkpoint_steps: Steps between checkpoints.
-        checkpoint_minutes: Minutes after which one is saved in any case; None for no limit.
-        keep_checkpoints: The newest ones are kept, this many of them.
-        keep_every_steps: Checkpoints at multiples of this are kept for good; None for none.
-        max_skipped_steps: Steps that may change nothing because loss or gradient is not finite; one
-            more stops the run, which then writes the keys of the first such batch.
-        log_steps: Steps between log lines and TensorBoard scalars.
-        strategy: `auto` (the workers of `$TF_CONFIG`, else all TPU cores, else all GPUs, else the
-            CPU), `multi_worker`, `tpu`, `mirrored` or `one_device`.
-        jit_compile: Whether XLA compiles the forward and backward pass and the update; None means
-            on a TPU and on a single GPU, and elsewhere the update and parts of the towers.
         precision: `float32`, or `bfloat16` for all that the towers compute but norms and softmax;
             parameters and the loss stay float32.
         rematerialize: Whether the backward pass computes each block of the towers again instead of
@@ -334,6 +358,7 @@ class TrainConfig:
         microbatches: Parts that each replica's batch is embedded in, one after the other: memory
             for time (two forward passes instead of one). The loss is that of the whole batch, and
             so are its gradients (arXiv 2101.06983).
+        run: How the run goes.
     """
 
     name: str
@@ -347,17 +372,10 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0
     pretrained: tuple[str, ...] = ()
-    checkpoint_steps: int = 1000
-    checkpoint_minutes: float | None = None
-    keep_checkpoints: int = 2
-    keep_every_steps: int | None = None
-    max_skipped_steps: int = 0
-    log_steps: int = 50
-    strategy: str = "auto"
-    jit_compile: bool | None = None
     precision: str = "float32"
     rematerialize: bool = False
     microbatches: int = 1
+    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         checks.check(self)
@@ -393,13 +411,32 @@ class TrainConfig:
         return json.dumps(strict.to_dict(self), sort_keys=True, indent=1)
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the JSON form."""
-        return digests.text_digest(self.to_json())
+        """Returns the digest of all that decides the outcome and differs from its default."""
+        return digests.json_digest(self._outcome())
+
+    def identity(self) -> str:
+        """Returns the digest that two configurations share if one may go on from the other's run.
+
+        The number of steps counts where the schedule reads it: else a run can be prolonged.
+        """
+        outcome = self._outcome()
+        if not self.optimizer.reads_steps:
+            del outcome["steps"]
+        return digests.json_digest(outcome)
+
+    def _outcome(self) -> dict[str, Any]:
+        outcome = strict.changed(self)
+        outcome.pop("run", None)
+        return outcome
 
 
 def from_json(text: str) -> TrainConfig:
-    """Reads a configuration back from `TrainConfig.to_json`; unknown keys are an error."""
-    return strict.build(TrainConfig, json.loads(text))
+    """Reads a configuration back from `TrainConfig.to_json`, or from one of earlier versions.
+
+    Raises:
+        ValueError: If a key is unknown or a value has the wrong type.
+    """
+    return strict.build(TrainConfig, stored_config.upgraded(json.loads(text)))
 
 
 def load_recipe(name: str) -> TrainConfig:
@@ -467,7 +504,7 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
         ValueError: If a key is unknown (the message names the known keys), a value has the wrong
             type, or an assignment has no `=`.
     """
-    return strict.override(TrainConfig, dataclasses.asdict(config), assignments)
+    return strict.override(TrainConfig, strict.to_dict(config), assignments)
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
@@ -482,10 +519,8 @@ def tiny(config: TrainConfig) -> TrainConfig:
         image=image,
         text=text,
         steps=4,
-        jit_compile=False,
         global_batch_size=8,
-        checkpoint_steps=2,
-        log_steps=1,
+        run=dataclasses.replace(config.run, jit_compile=False, checkpoint_steps=2, log_steps=1),
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=1, cooldown_steps=0),
         data=dataclasses.replace(config.data, shuffle_records=64),
     )

@@ -24,18 +24,18 @@ _CHOICES = {
     "optimizer.name": ("adamw", "adafactor", "lion"),
     "optimizer.schedule": ("cosine", "linear", "rsqrt", "constant"),
     "optimizer.first_moment_dtype": ("float32", "bfloat16"),
-    "strategy": ("auto", "multi_worker", "tpu", "mirrored", "one_device"),
+    "run.strategy": ("auto", "multi_worker", "tpu", "mirrored", "one_device"),
     "precision": ("float32", "bfloat16"),
 }
 # Least values; None passes.
 _AT_LEAST = {
     "steps": 1,
     "global_batch_size": 1,
-    "checkpoint_steps": 1,
-    "keep_checkpoints": 1,
-    "keep_every_steps": 1,
-    "max_skipped_steps": 0,
-    "log_steps": 1,
+    "run.checkpoint_steps": 1,
+    "run.keep_checkpoints": 1,
+    "run.keep_every_steps": 1,
+    "run.max_skipped_steps": 0,
+    "run.log_steps": 1,
     "microbatches": 1,
     "image.size": 1,
     "image.patch": 1,
@@ -49,7 +49,7 @@ _AT_LEAST = {
     "text.num_heads": 1,
     "text.vocabulary_size": 1,
     "data.shuffle_records": 1,
-    "data.max_damaged_records": 0,
+    "run.max_damaged_records": 0,
     "data.max_image_pixels": 1,
     "image.num_registers": 0,
     "image.projection": 1,
@@ -110,10 +110,11 @@ def check(config: Config) -> None:
         )
     if min(config.image.std) <= 0:
         raise ValueError(f"image.std must be positive. Received: image.std={config.image.std}")
-    minutes = config.checkpoint_minutes
+    minutes = config.run.checkpoint_minutes
     if minutes is not None and not minutes > 0:
         raise ValueError(
-            f"checkpoint_minutes must be positive, or none. Received: checkpoint_minutes={minutes}"
+            "run.checkpoint_minutes must be positive, or none. "
+            f"Received: run.checkpoint_minutes={minutes}"
         )
     for key in _SHARES:
         value = _get(config, key)

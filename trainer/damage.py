@@ -128,8 +128,8 @@ class Repairs:
         if lost > self._limit or any(found["copy"] is None for found in fresh.values()):
             raise RuntimeError(
                 "Training data cannot be read; write these shards again, or allow more by "
-                f"data.max_damaged_records. Received: {lost} damaged records, "
-                f"data.max_damaged_records={self._limit}: " + "; ".join(lines)
+                f"run.max_damaged_records. Received: {lost} damaged records, "
+                f"run.max_damaged_records={self._limit}: " + "; ".join(lines)
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         for path, found in fresh.items():

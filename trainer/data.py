@@ -403,7 +403,7 @@ def unreadable(
     if places:
         return RuntimeError(
             "A record cannot be used; write its shard again, or allow such records by "
-            f"data.max_damaged_records. Received: {'; '.join(places)}"
+            f"run.max_damaged_records. Received: {'; '.join(places)}"
         )
     # A picture that does not decode is no reason to read every shard.
     in_the_file = not isinstance(error, tf.errors.InvalidArgumentError)

@@ -9,21 +9,52 @@ stock server refuses.
 import hashlib
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 import sigline
-from sigline.schemas import atomic, digests, signatures
+from sigline.schemas import atomic, digests, signatures, strict
 from sigline.schemas.labels import LabelSet
-from sigline.trainer import preprocess, strict, two_tower
-from sigline.trainer.config import TrainConfig
+from sigline.trainer import preprocess, seldom_called, two_tower
+from sigline.trainer.config import ImageTowerConfig, TrainConfig
 from sigline.trainer.two_tower import TwoTower, named_variables
 
 _TOP_CLASSES = 5
 _DECODES_IN_FLIGHT = 2
+# Fields that stand in the digest of an image tower whatever their values. Those that came later
+# stand there if they differ from their defaults: what was embedded before them stays valid.
+_ALWAYS = frozenset(
+    [
+        "size",
+        "patch",
+        "width",
+        "depth",
+        "mlp_dim",
+        "num_heads",
+        "pool",
+        "positions",
+        "num_registers",
+        "embedding_norm",
+        "patch_bias",
+        "projection",
+        "projection_bias",
+        "resize",
+        "interpolation",
+        "antialias",
+        "mean",
+        "std",
+        "block",
+    ]
+)
+_ALWAYS_OF_BLOCKS = frozenset(
+    ["activation", "norm_epsilon", "norm_bias", "qkv_bias", "mlp_bias", "qk_norm", "parallel"]
+)
+# What is dropped in training changes no answer, nor does the head, which reads the embedding.
+_NO_ANSWER = frozenset({"token_dropout", "classes"})
+_NO_ANSWER_OF_BLOCKS = frozenset({"dropout", "stochastic_depth"})
 
 
 class ServedImageTower(tf.Module):
@@ -263,14 +294,24 @@ def model_digest(
 
 def image_digest(model: TwoTower) -> str:
     """Returns the digest of all that decides embeddings of images: weights and configuration."""
-    image = strict.to_dict(model.config.image)
-    # What is dropped in training changes no answer.
-    del image["token_dropout"], image["block"]["dropout"], image["block"]["stochastic_depth"]
-    # Nor does the head beside them, which reads the embedding.
-    del image["classes"]
     weights = _weight_digests(model, "image/")
     tower = {name: value for name, value in weights.items() if not name.startswith("image/head/")}
-    return digests.json_digest([tower, image])
+    return digests.json_digest([tower, answering(model.config.image)])
+
+
+def answering(config: ImageTowerConfig) -> dict[str, Any]:
+    """Returns what of an image tower's configuration decides embeddings, as its digest has it."""
+    fields = _answering(config, _ALWAYS, _NO_ANSWER)
+    fields["block"] = _answering(config.block, _ALWAYS_OF_BLOCKS, _NO_ANSWER_OF_BLOCKS)
+    return fields
+
+
+def _answering(config: Any, always: Set[str], never: Set[str]) -> dict[str, Any]:
+    """Returns the fields of a configuration that decide answers, as they stand in a digest."""
+    different = strict.changed(config)
+    fields = strict.to_dict(config)
+    names = (always | different.keys()) - never
+    return {name: value for name, value in fields.items() if name in names}
 
 
 def _weight_digests(model: TwoTower, prefix: str) -> dict[str, Any]:
@@ -408,6 +449,7 @@ def _save(
             signatures=served.signatures(),
             options=tf.saved_model.SaveOptions(function_aliases=served.encoders()),
         )
+        seldom_called.mark(scratch)
         folder = scratch / signatures.ASSETS_DIR
         folder.mkdir(exist_ok=True)
         for name, content in assets.items():

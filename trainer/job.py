@@ -10,10 +10,11 @@ from typing import Any
 
 from sigline.schemas import digests, progress
 from sigline.schemas.labels import LabelSet
+from sigline.trainer import config as trainer_config
 from sigline.trainer import data, export, loop
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.weights import inheritance
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer.weights.checkpoint import CONFIG_FILE, Weights
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,41 @@ class Job:
     def identity(self) -> str:
         """A text that two runs share only if one may go on from the other's checkpoints.
 
-        The code is not in it: who changes it may want to go on all the same.
+        Neither the code is in it, which may be changed meanwhile, nor how the run goes
+        (`RunConfig`).
         """
         found: dict[str, Any] = {k: v for k, v in self.provenance.items() if k != "code_digest"}
-        found["config"] = self.config.digest()
+        found["config"] = self.config.identity()
         found["vocabulary"] = hashlib.sha256(self.vocabulary or b"").hexdigest()
         headless = [x for x in self.teachers.values() if x.config.image.classes is None]
         if headless and self.labels is not None:
             # They tell classes by its texts.
             found["labels"] = self.labels.to_json()
         return json.dumps(found, sort_keys=True)
+
+    def is_of(self, claim: str, description: str | Path) -> bool:
+        """Returns whether this run may go on from checkpoints.
+
+        Args:
+            claim: The `identity` of the run that wrote them.
+            description: The folder beside them that says what they belong to; it need not exist.
+        """
+        if claim == self.identity:
+            return True
+        stored = Path(description) / CONFIG_FILE
+        theirs = json.loads(claim)
+        if not stored.is_file() or not isinstance(theirs, dict):
+            return False
+        text = stored.read_text().removesuffix("\n")
+        if theirs.get("config") != digests.text_digest(text):
+            return False
+        # Version 0.1 took digests of whole texts, also in those of weights and teachers.
+        theirs["config"] = trainer_config.from_json(text).identity()
+        ours = json.loads(self.identity)
+        for name in {*theirs, *ours}:
+            if name == "weights_digest" or name.startswith("teacher_digest/"):
+                theirs[name] = ours.get(name)
+        return theirs == ours
 
     @property
     def key(self) -> str:

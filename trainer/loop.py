@@ -96,7 +96,7 @@ def train(
         preemption.Preempted: If SIGTERM came; the state was saved.
     """
     if strategy is None:
-        strategy = strategies.make_strategy(config.strategy)
+        strategy = strategies.make_strategy(config.run.strategy)
     assert strategy is not None
     _check_divisible(config.global_batch_size, strategy.num_replicas_in_sync)
     vocabulary = inheritance.vocabulary(config, weights, vocabulary)
@@ -111,10 +111,15 @@ def train(
     checkpoints = Checkpoints(
         checkpoint_dir,
         state,
-        keep=config.keep_checkpoints,
-        keep_every_steps=config.keep_every_steps,
+        keep=config.run.keep_checkpoints,
+        keep_every_steps=config.run.keep_every_steps,
     )
     first_step = checkpoints.restore_latest()
+    if first_step > config.steps:
+        raise ValueError(
+            "steps must not be fewer than were trained already; give more, or another folder. "
+            f"Received: steps={config.steps}, trained={first_step}, checkpoints={checkpoint_dir}"
+        )
     is_chief, anyone = strategies.is_chief(strategy), strategies.agreement(strategy)
     strategies.check_same_start(strategy, first_step)
     if is_chief:
@@ -130,7 +135,7 @@ def train(
         captions=tokenizer is not None or any(view.tokenizer for view in views.values()),
     )
     repairs = Repairs(
-        Path(checkpoint_dir) / "repaired", split_dir, config.data.max_damaged_records, check
+        Path(checkpoint_dir) / "repaired", split_dir, config.run.max_damaged_records, check
     )
 
     open_from = functools.partial(
@@ -167,12 +172,12 @@ def train(
             meter.step_done()
             report.step_done()
             stop = anyone(notice.received)
-            save = number == config.steps or number % config.checkpoint_steps == 0
-            save |= number % (config.keep_every_steps or config.checkpoint_steps) == 0
-            save |= stop or _is_late(saved, config.checkpoint_minutes)
-            if save or number % config.log_steps == 0:
+            save = number == config.steps or number % config.run.checkpoint_steps == 0
+            save |= number % (config.run.keep_every_steps or config.run.checkpoint_steps) == 0
+            save |= stop or _is_late(saved, config.run.checkpoint_minutes)
+            if save or number % config.run.log_steps == 0:
                 values = {name: float(value) for name, value in scalars.items()}
-                if values["skipped_steps"] > config.max_skipped_steps:
+                if values["skipped_steps"] > config.run.max_skipped_steps:
                     first_keys = functools.partial(
                         data.batch_keys, split_dir, config, replaced=repairs.replaced
                     )
@@ -264,7 +269,8 @@ def _not_finite(
     return RuntimeError(
         f"The run is no longer finite. Received: {count} steps without a finite loss or gradient, "
         f"the first of them step {first}, whose records are named in {path}. Lower "
-        "optimizer.learning_rate, raise optimizer.warmup_steps or allow more by max_skipped_steps."
+        "optimizer.learning_rate, raise optimizer.warmup_steps, or allow more by "
+        "run.max_skipped_steps."
     )
 
 
@@ -336,12 +342,12 @@ def _compiled(config: TrainConfig, strategy: tf.distribute.Strategy) -> str:
     alone = strategy.num_replicas_in_sync == 1
     if isinstance(strategy, tf.distribute.TPUStrategy):
         return "none"
-    if config.jit_compile and not alone:
+    if config.run.jit_compile and not alone:
         raise ValueError(
-            "jit_compile must be none or false under several CPU or GPU replicas: XLA does not "
+            "run.jit_compile must be none or false under several CPU or GPU replicas: XLA does not "
             f"accept their collectives. Received: replicas={strategy.num_replicas_in_sync}"
         )
-    if config.jit_compile is None:
+    if config.run.jit_compile is None:
         on_gpu = bool(tf.config.list_logical_devices("GPU"))
         return "whole" if alone and on_gpu else "parts"
-    return "whole" if config.jit_compile else "none"
+    return "whole" if config.run.jit_compile else "none"

@@ -100,25 +100,24 @@ def read_saved_model(folder: str | Path) -> Weights:
             f"The SavedModel must be one that sigline exported, with {signatures.ASSETS_DIR}. "
             f"Received: {folder}"
         )
-    config = trainer_config.from_json(described[0].read_text())
+    stored = described[0].read_text()
+    config = trainer_config.from_json(stored)
     metadata = json.loads(described[1].read_text())
     words, labels = assets / signatures.VOCABULARY_FILE, assets / signatures.LABELS_FILE
     vocabulary = words.read_bytes() if words.is_file() else None
     parameters = _parameters(folder, config)
-    received = digests.json_digest(
-        {
-            "weights": {
-                name: [str(x.dtype), x.shape, hashlib.sha256(x.tobytes()).hexdigest()]
-                for name, x in parameters.items()
-            },
-            "config": config.digest(),
-            "vocabulary": None if vocabulary is None else hashlib.sha256(vocabulary).hexdigest(),
-            "labels": LabelSet.from_json(labels.read_text()).to_json()
-            if labels.is_file()
-            else None,
-        }
-    )
-    if received != metadata.get("model_digest"):
+    content = {
+        "weights": {
+            name: [str(x.dtype), x.shape, hashlib.sha256(x.tobytes()).hexdigest()]
+            for name, x in parameters.items()
+        },
+        "vocabulary": None if vocabulary is None else hashlib.sha256(vocabulary).hexdigest(),
+        "labels": LabelSet.from_json(labels.read_text()).to_json() if labels.is_file() else None,
+    }
+    received = digests.json_digest(content | {"config": config.digest()})
+    # Version 0.1 took the digest of the configuration's text.
+    earlier = digests.json_digest(content | {"config": digests.text_digest(stored)})
+    if metadata.get("model_digest") not in (received, earlier):
         raise ValueError(
             "The SavedModel is damaged or was changed: its parameters, configuration, vocabulary "
             f"and labels must have the digest that it was exported with. Received: {folder}, "

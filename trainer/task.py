@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import sigline.quiet
-from sigline.schemas import artifacts, atomic, full_disk, progress, versions
+from sigline.schemas import artifacts, atomic, full_disk, progress, strict, versions
 from sigline.schemas.labels import LabelSet
 
 # Below a run's checkpoints.
@@ -45,7 +45,7 @@ class Task:
     """
 
     config: str
-    folders: Sequence[str]
+    folders: tuple[str, ...]
     vocabulary: str
     checkpoint_root: str
     model_dir: str
@@ -66,9 +66,9 @@ def run(task: Task) -> None:
 
     A killed task starts again with other folders for its results, so checkpoints live below
     `checkpoint_root` in a folder that configuration, data, vocabulary and code name: the same run
-    finds its own checkpoints, and no other run's. A run that is done already gives the very files
-    that it gave first, by which publishers know it again: TensorFlow writes the same model in other
-    bytes each time.
+    finds its own checkpoints, and no other run's, also if it is to go on for more steps. A run that
+    is done already gives the very files that it gave first, by which publishers know it again:
+    TensorFlow writes the same model in other bytes each time.
 
     Raises:
         ValueError: As `trainer.loop.train`.
@@ -83,17 +83,17 @@ def run(task: Task) -> None:
     config = trainer_config.from_json(task.config)
     job = Job(
         config=config,
-        folders=list(task.folders) if len(task.folders) > 1 else task.folders[0],
+        folders=list(task.folders) if len(task.folders) != 1 else next(iter(task.folders)),
         vocabulary=Path(task.vocabulary).read_bytes(),
         code_digest=task.code_digest,
         weights=checkpoint.load(task.weights) if task.weights else None,
         teachers={name: checkpoint.load(path) for name, path in task.teachers.items()},
         labels=LabelSet.from_json(task.labels) if task.labels else None,
     )
-    work_dir = os.path.join(task.checkpoint_root, job.key)
+    work_dir = _work_dir(os.path.join(task.checkpoint_root, job.key), config.steps)
     with _alone(work_dir):
         result, metadata = job.run(work_dir, task.model_dir)
-        _keep_first(Path(work_dir) / _MODEL, Path(task.model_dir))
+        _keep_first(Path(work_dir) / f"{_MODEL}-{config.steps}", Path(task.model_dir))
     shutil.copytree(os.path.join(work_dir, "logs"), task.run_dir, dirs_exist_ok=True)
     if task.parity_split and config.text is not None and job.vocabulary is not None:
         # Of a GPU, which a serving machine does not have.
@@ -113,6 +113,14 @@ def run(task: Task) -> None:
     }
     content = json.dumps(training, indent=1, sort_keys=True)
     atomic.write_file(os.path.join(task.run_dir, artifacts.TRAINING_FILE), content)
+
+
+def _work_dir(run_dir: str, steps: int) -> str:
+    """Returns the folder of a run; one of its own for fewer steps than were trained before."""
+    from sigline.trainer import checkpoints
+
+    is_beyond = any(step > steps for step in checkpoints.find(os.path.join(run_dir, "checkpoints")))
+    return f"{run_dir}-{steps}" if is_beyond else run_dir
 
 
 @contextlib.contextmanager
@@ -151,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
         with progress.shown():
             sigline.quiet.import_tensorflow()
             threading.Thread(target=_stop_at_the_end_of_input, daemon=True).start()
-            run(Task(**json.loads(Path(argv[0]).read_text())))
+            run(strict.build(Task, json.loads(Path(argv[0]).read_text())))
     except Exception as error:  # The border to the process that started it.
         traceback.print_exc()
         said = full_disk.sentence(error) or str(error)

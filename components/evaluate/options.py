@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from sigline.components.evaluate.corruptions import Corruption
+from sigline.schemas import strict
 from sigline.schemas.labels import LabelSet
 
 
@@ -30,13 +30,7 @@ class Options:
     @classmethod
     def from_json(cls, text: str) -> "Options":
         """The inverse of `to_json`."""
-        data: dict[str, Any] = json.loads(text)
-        labels = {
-            name: LabelSet(tuple(item["names"]), tuple(item["templates"]))
-            for name, item in data["labels"].items()
-        }
-        corruptions = tuple(Corruption(**item) for item in data["corruptions"])
-        return cls(labels, data["probes"], corruptions)
+        return strict.build(cls, json.loads(text))
 
 
 def corruption(text: str, name: str) -> Corruption:

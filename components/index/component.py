@@ -22,7 +22,7 @@ from tfx.utils import path_utils
 from sigline.components.artifact_types import EmbeddingIndex
 from sigline.components.index import build_transforms, transforms
 from sigline.components.index.options import IndexConfig
-from sigline.schemas import artifacts
+from sigline.schemas import artifacts, strict
 
 
 @component(use_beam=True)
@@ -50,7 +50,7 @@ def IndexCorpus(
     with beam_pipeline as pipeline:
         if not blessed:
             return
-        options = IndexConfig(**json.loads(config))
+        options = strict.build(IndexConfig, json.loads(config), "index.")
         directory = path_utils.serving_model_path(model.uri)
         corpora = []
         # Those of the oldest span first.

@@ -30,15 +30,6 @@ class IndexConfig:
     thumbnails: bool = True
 
     def __post_init__(self) -> None:
-        numbers = type(self.top) is int and type(self.min_recall) in (int, float)
-        lists = isinstance(self.splits, (list, tuple)) and isinstance(self.thumbnails, bool)
-        if not (numbers and lists):
-            raise ValueError(
-                "top and min_recall must be numbers, splits a list, thumbnails true or false. "
-                f"Received: top={self.top!r}, min_recall={self.min_recall!r}, "
-                f"splits={self.splits!r}, thumbnails={self.thumbnails!r}"
-            )
-        object.__setattr__(self, "splits", tuple(self.splits))
         if self.kind not in retrieval.KINDS:
             raise ValueError(
                 f"kind must be one of {', '.join(retrieval.KINDS)}. Received: kind={self.kind!r}"

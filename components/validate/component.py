@@ -18,7 +18,7 @@ from tfx.types.standard_artifacts import ExampleAnomalies, Examples, ExampleStat
 from sigline.components.artifact_types import DataAcceptance, DataReport, IngestReport
 from sigline.components.validate import drift, gate
 from sigline.components.validate import report as data_report
-from sigline.schemas import artifacts, run_reports
+from sigline.schemas import artifacts, run_reports, strict
 
 _SCHEMA_FILE = "schema.pbtxt"
 _ANOMALIES_FILE = "SchemaDiff.pb"
@@ -56,7 +56,7 @@ def ReportData(
     del code_digest
     data = _described(ingest_report)
     earlier = None if earlier_report is None else _described(earlier_report)
-    limits = gate.DataGate(**json.loads(config))
+    limits = strict.build(gate.DataGate, json.loads(config), "data_gate.")
     with open(os.path.join(schema.uri, _SCHEMA_FILE)) as handle:
         parsed = text_format.Parse(handle.read(), schema_pb2.Schema())
     numbers = _read_statistics(statistics)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from sigline.schemas import record
+from sigline.schemas import record, strict
 
 _LIMITS = ("max_shares", "max_change", "max_shift", "max_drift", "max_skew")
 # Of the difference of two shares.
@@ -80,7 +80,7 @@ class DataGate:
             "max_unreadable": sys.maxsize,
             "max_passed_over_share": 1,
         }
-        return DataGate(**(nothing | dict(self.warn)))
+        return strict.build(DataGate, nothing | dict(self.warn), "data_gate.warn.")
 
 
 class Described(NamedTuple):

@@ -11,7 +11,7 @@ from tfx.types.standard_artifacts import Examples
 
 from sigline.components.artifact_types import Vocabulary
 from sigline.components.vocabulary.vocabulary import train_vocabulary
-from sigline.schemas import artifacts, record
+from sigline.schemas import artifacts, record, strict
 
 
 @component
@@ -39,7 +39,7 @@ def TrainVocabulary(
 
     from sigline.trainer.config import TextTowerConfig
 
-    config = TextTowerConfig(**json.loads(recipe))
+    config = strict.build(TextTowerConfig, json.loads(recipe))
     # TFX keeps no order of artifacts.
     ordered = sorted(examples, key=lambda item: item.span)
     split_dirs = [artifact_utils.get_split_uri([item], record.TRAIN_SPLIT) for item in ordered]

@@ -2,12 +2,11 @@
 
 import dataclasses
 import re
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sigline.schemas import suggestions
+from sigline.schemas import strict
 
 DEFAULT = "default"
 _UNITS = {"Gi": 2**30, "Mi": 2**20, "G": 10**9, "M": 10**6}
@@ -137,46 +136,4 @@ def read(section: Mapping[str, Any] | None) -> Settings:
             "The environment has no `kubeflow` section. Add one, with at least `image`; "
             "docs/kubeflow.md says what it may hold."
         )
-    values = dict(section)
-    resources = values.pop("resources", {})
-    if not isinstance(resources, Mapping):
-        raise ValueError(f"kubeflow.resources must be a mapping. Received: {resources!r}")
-    return _filled(
-        Settings,
-        "kubeflow",
-        values
-        | {
-            "resources": {
-                str(name): _filled(Resources, f"kubeflow.resources.{name}", given)
-                for name, given in resources.items()
-            }
-        },
-    )
-
-
-def _filled(kind: type, where: str, values: Any) -> Any:
-    """Returns a dataclass of YAML's values; raises ValueError with the place of what is wrong."""
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a mapping. Received: {values!r}")
-    if unknown := sorted(set(values) - set(fields)):
-        meant = suggestions.did_you_mean(str(unknown[0]), fields)
-        raise ValueError(f"{where} has the keys {', '.join(fields)}. Received: {unknown}.{meant}")
-    if "image" not in values and fields["image"].default is dataclasses.MISSING:
-        raise ValueError(f"{where}.image must name a container image. Received: no image")
-    found = {}
-    for name, value in values.items():
-        wanted = typing.get_origin(fields[name].type) or fields[name].type
-        if wanted is tuple and isinstance(value, list):
-            value = tuple(str(x) for x in value)
-        elif wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
-            # `cpu: 2` is meant as `"2"`.
-            value = str(value)
-        if type(value) is not wanted:
-            raise ValueError(
-                f"{where}.{name} must be a {wanted.__name__}. Received: {name}={value!r}"
-            )
-        if wanted is dict and name != "resources":
-            value = {str(key): str(item) for key, item in value.items()}
-        found[name] = value
-    return kind(**found)
+    return strict.build(Settings, section, "kubeflow.", number_as_text=True)

@@ -13,7 +13,7 @@ from sigline.components.index import corpus, faiss_index, transforms
 from sigline.components.index import saved_index_transforms as saved_index
 from sigline.components.index.build_transforms import IndexRefused
 from sigline.components.index.options import IndexConfig
-from sigline.schemas import digests, record, retrieval, signatures, tf_example
+from sigline.schemas import digests, record, retrieval, signatures, strict, tf_example
 
 
 @pytest.fixture(scope="module")
@@ -328,15 +328,15 @@ def test_index_that_loses_what_texts_ask_for_is_refused(embedded, model_dir, tmp
         ({"top": 3}, "top must be at least 10"),
         ({"min_recall": 1.5}, "min_recall"),
         ({"splits": ()}, "splits"),
-        ({"splits": "train"}, "splits a list"),
-        ({"top": "20"}, "must be numbers"),
-        ({"top": True}, "must be numbers"),
+        ({"splits": "train"}, "index.splits must be a list"),
+        ({"top": "20"}, "index.top must be a whole number"),
+        ({"top": True}, "index.top must be a whole number"),
         ({"thumbnails": "no"}, "true or false"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        IndexConfig(**settings)
+        strict.build(IndexConfig, settings, "index.")
 
 
 def test_faiss_visits_as_many_cells_as_texts_need():

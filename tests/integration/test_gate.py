@@ -41,7 +41,7 @@ RECIPE = dataclasses.replace(
     image=dataclasses.replace(_DEMO.image, patch=8, **_SMALL),
     text=dataclasses.replace(_DEMO.text_tower, **_SMALL),
     # Compiling takes longer than these steps.
-    jit_compile=False,
+    run=dataclasses.replace(_DEMO.run, jit_compile=False),
 )
 
 

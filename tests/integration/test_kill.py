@@ -57,14 +57,14 @@ def folder(tmp_path_factory):
     tiny = config.tiny(config.load_recipe("siglip_small"))
     overrides = [
         "steps=150",
-        "checkpoint_steps=50",
+        "run.checkpoint_steps=50",
         "global_batch_size=64",
         "image.size=32",
         "optimizer.warmup_steps=5",
         "optimizer.learning_rate=0.003",
         "loss.bias_init=-4.1",
         # Compiling takes longer than these steps.
-        "jit_compile=false",
+        "run.jit_compile=false",
     ]
     for tower in ("image", "text"):
         values = getattr(tiny, tower)

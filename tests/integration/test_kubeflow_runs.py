@@ -34,7 +34,7 @@ def _package(folder: Path, name: str, **changes):
         "pipeline_name": name,
         "root": f"{MOUNT}/{name}",
         "recipe": "siglip_small",
-        "overrides": [*OVERRIDES, "checkpoint_steps=5"],
+        "overrides": [*OVERRIDES, "run.checkpoint_steps=5"],
         "ingest": {"eval_share": 0.2},
         "data_gate": {"max_drift": {"source": 0.5}},
         "kubeflow": {"image": "registry.example.com/sigline:1", "claim": "sigline", "retries": 0},
@@ -106,7 +106,7 @@ def test_newest_span_is_trained_on_with_the_one_before(refused, spans, folder):
 
 
 def test_frozen_tower_embeds_the_images_once(folder):
-    overrides = [*OVERRIDES, "checkpoint_steps=5", *FROZEN]
+    overrides = [*OVERRIDES, "run.checkpoint_steps=5", *FROZEN]
     given = write_weights(folder / "volume/weights", overrides)
     package = _package(
         folder,

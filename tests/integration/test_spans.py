@@ -31,7 +31,7 @@ def _run(folder, span=None, **changes):
     values = {
         "input_base": str(folder / "data" / "span-{SPAN}"),
         "window": 2,
-        "overrides": [*OVERRIDES, "steps=5", "checkpoint_steps=5"],
+        "overrides": [*OVERRIDES, "steps=5", "run.checkpoint_steps=5"],
         "ingest": {"eval_share": 0.2},
         "data_gate": {"max_drift": {"source": 0.5}, "warn": {"max_shift": {"words": 0}}},
     }

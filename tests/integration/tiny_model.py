@@ -4,7 +4,7 @@ from pathlib import Path
 
 OVERRIDES = [
     "steps=150",
-    "checkpoint_steps=50",
+    "run.checkpoint_steps=50",
     "image.size=32",
     "image.depth=1",
     "image.width=48",
@@ -17,7 +17,7 @@ OVERRIDES = [
     "optimizer.learning_rate=0.003",
     "loss.bias_init=-4.1",
     # Compiling takes longer than these steps.
-    "jit_compile=false",
+    "run.jit_compile=false",
 ]
 # It starts from weights, whose image tower stays as it is.
 FROZEN = ['pretrained=["image/.*"]', 'optimizer.rates=[["image/.*", null], [".*", 1]]']

@@ -38,8 +38,8 @@ def test_files_are_read_before_anything_runs(tmp_path):
 @pytest.mark.parametrize(
     ("evaluation", "message"),
     [
-        ({"probe": True}, "has labels .* probes .* and corrupt"),
-        ({"probes": "yes"}, "has labels .* probes .* and corrupt"),
+        ({"probe": True}, "Unknown key evaluation.probe. Known keys: evaluation.labels"),
+        ({"probes": "yes"}, "evaluation.probes must be true or false"),
         ({"labels": {"de": "nothing.json"}}, "labels must be label sets. de: "),
         ({"corrupt": ["blur"]}, "evaluation.corrupt reads KIND@SEVERITY"),
         ({"corrupt": ["blur@9"]}, "severity 1 to 5"),

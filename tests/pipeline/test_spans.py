@@ -47,7 +47,7 @@ def test_missing_span_is_refused(tmp_path, span):
         ("window: 0\n", "window must be at least 1"),
         ("window: 2\n", "needs {SPAN}"),
         ("span: 2\n", "needs {SPAN}"),
-        ("window: true\n", "window must be a int"),
+        ("window: true\n", "window must be a whole number"),
         ("input_base: data/{SPAN}\nwindow: 2\nembed_images: true\n", "embeds one span"),
     ],
 )

@@ -114,7 +114,7 @@ tfx_trainer._run_by(sys.executable, Task(**json.loads(sys.argv[1])))
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_trainer_saves_and_ends_with_who_started_it(given, tmp_path, sent):
-    long = config.override(TINY, ["steps=100000", "checkpoint_steps=100000", "log_steps=5"])
+    long = config.override(TINY, ["steps=100000", "run.checkpoint_steps=100000", "run.log_steps=5"])
     asked = dataclasses.replace(given(tmp_path / "killed"), config=long.to_json())
     parent = Forked(["-c", _PARENT, asked.to_json()], tmp_path)
     root = Path(asked.checkpoint_root)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sigline.schemas import suggestions
-from sigline.trainer import config, strict
+from sigline.schemas import strict, suggestions
+from sigline.trainer import config
 
 KEYS = strict.keys(config.TrainConfig)
 

@@ -15,7 +15,7 @@ from sigline.trainer import config, damage, data, loop, two_tower
 @pytest.fixture(scope="module")
 def tiny(few_parameters):
     tiny = config.tiny(config.load_recipe("siglip_demo"))
-    return config.override(tiny, [*few_parameters, "steps=20", "log_steps=20"])
+    return config.override(tiny, [*few_parameters, "steps=20", "run.log_steps=20"])
 
 
 @pytest.fixture
@@ -122,11 +122,11 @@ def test_run_goes_on_over_damaged_records_and_resumes_exactly(
     _flip(second, offsets[0] + 40, offsets[20] + 40, offsets[48] + 3)
     with pytest.raises(RuntimeError, match=rf"write these shards again: {second}"):
         _train(tiny, folder, vocabulary, tmp_path / "strict")
-    few = config.override(tiny, ["data.max_damaged_records=3"])
+    few = config.override(tiny, ["run.max_damaged_records=3"])
     with pytest.raises(RuntimeError, match=r"Received: 4 damaged records.*=3.*record 48 at byte"):
         _train(few, folder, vocabulary, tmp_path / "few")
     capsys.readouterr()
-    enough = config.override(tiny, ["data.max_damaged_records=4", "checkpoint_steps=10"])
+    enough = config.override(tiny, ["run.max_damaged_records=4", "run.checkpoint_steps=10"])
     whole = _train(enough, folder, vocabulary, tmp_path / "whole")
     shown = capsys.readouterr().err
     assert f"{second}: 4 of 50 records (record 0 at byte 0: its checksum is wrong" in shown
@@ -153,7 +153,7 @@ def test_shard_without_a_manifest_is_repaired_too(tiny, folder, vocabulary, tmp_
     (tmp_path / "manifest.json").unlink()
     shard = sorted(folder.iterdir())[1]
     _flip(shard, _offsets(_plain(shard))[5] + 40)
-    settings = config.override(tiny, ["data.max_damaged_records=1", "steps=2"])
+    settings = config.override(tiny, ["run.max_damaged_records=1", "steps=2"])
     assert np.isfinite(_train(settings, folder, vocabulary, tmp_path / "work").final_loss)
     replaced = damage.Repairs(tmp_path / "work" / "repaired", folder, 1).replaced
     assert data.count_examples(folder, replaced) == 100
@@ -194,7 +194,7 @@ def test_shard_that_ends_too_early_is_found_before_what_follows_is_read(
         tf_example.write_shard(str(shard), records[:48])
     settings = config.override(
         tiny,
-        ["data.max_damaged_records=4", "optimizer.schedule=constant", "data.shuffle_records=8"],
+        ["run.max_damaged_records=4", "optimizer.schedule=constant", "data.shuffle_records=8"],
     )
     whole = _train(settings, folder, vocabulary, tmp_path / "whole")
     _train(dataclasses.replace(settings, steps=3), folder, vocabulary, tmp_path / "parts")

@@ -19,6 +19,13 @@ from sigline.trainer.two_tower import named_variables
 from sigline.trainer.weights import checkpoint
 
 
+def _running(settings, **changes):
+    """Returns a configuration with other fields, of itself or of how it runs."""
+    names = {item.name for item in dataclasses.fields(config.RunConfig)}
+    run = {name: changes.pop(name) for name in names & changes.keys()}
+    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, **run), **changes)
+
+
 @pytest.fixture(scope="module")
 def complete():
     """A model with all that the recipe's has: an attention pool and biases."""
@@ -68,7 +75,7 @@ class Run(NamedTuple):
 def whole(tiny, split_dir, vocabulary, tmp_path_factory):
     """An uninterrupted run, of which the last checkpoint and those of every other step are left."""
     folder = tmp_path_factory.mktemp("whole")
-    kept = dataclasses.replace(tiny, checkpoint_steps=1, keep_checkpoints=1, keep_every_steps=2)
+    kept = _running(tiny, checkpoint_steps=1, keep_checkpoints=1, keep_every_steps=2)
     result = _train(kept, split_dir, vocabulary, folder / "ck", log_dir=folder / "logs")
     return Run(folder / "ck", folder / "logs", _weights(result), result.final_loss)
 
@@ -123,7 +130,7 @@ def test_finished_run_is_not_trained_again(tiny, split_dir, vocabulary, whole, t
 
 
 def test_loss_falls(tiny, split_dir, vocabulary, tmp_path):
-    longer = dataclasses.replace(tiny, steps=60, checkpoint_steps=100)
+    longer = _running(tiny, steps=60, checkpoint_steps=100)
     end = _train(longer, split_dir, vocabulary, tmp_path / "ck", log_dir=tmp_path / "logs")
     assert end.final_loss < 0.9 * _losses(tmp_path / "logs")[0]
 
@@ -143,7 +150,7 @@ def test_scalars_reach_tensorboard(whole):
 def _wild(tiny, **changes):
     """A run whose loss is never finite."""
     loss = dataclasses.replace(tiny.loss, bias_init=float("nan"))
-    return dataclasses.replace(tiny, loss=loss, **changes)
+    return _running(tiny, loss=loss, **changes)
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_the_records(
@@ -164,7 +171,7 @@ def test_steps_that_are_not_finite_can_be_left_out(tiny, split_dir, vocabulary, 
     start = two_tower.named_variables(two_tower.build(wild))
     for name, value in _weights(result).items():
         np.testing.assert_array_equal(value, start[name].numpy(), err_msg=name)
-    less = dataclasses.replace(wild, max_skipped_steps=tiny.steps - 1)
+    less = _running(wild, max_skipped_steps=tiny.steps - 1)
     with pytest.raises(RuntimeError, match=rf"Received: {tiny.steps} steps"):
         _train(less, split_dir, vocabulary, tmp_path / "less")
 
@@ -172,7 +179,7 @@ def test_steps_that_are_not_finite_can_be_left_out(tiny, split_dir, vocabulary, 
 def test_sigterm_saves_the_step_and_the_run_goes_on_from_there(
     tiny, split_dir, vocabulary, whole, tmp_path
 ):
-    rare = dataclasses.replace(tiny, checkpoint_steps=100)
+    rare = _running(tiny, checkpoint_steps=100)
     make_step, calls = loop.make_train_step, []
 
     def _signalled(*args):
@@ -204,7 +211,7 @@ def test_checkpoints_are_due_by_minutes():
 
 
 def test_checkpoints_by_minutes_are_saved(tiny, split_dir, vocabulary, tmp_path):
-    often = dataclasses.replace(tiny, checkpoint_steps=100, checkpoint_minutes=1e-9)
+    often = _running(tiny, checkpoint_steps=100, checkpoint_minutes=1e-9)
     _train(often, split_dir, vocabulary, tmp_path)
     names = {path.stem for path in tmp_path.glob("ckpt-*.index")}
     assert names == {f"ckpt-{tiny.steps - 1}", f"ckpt-{tiny.steps}"}
@@ -220,7 +227,7 @@ def test_some_checkpoints_are_kept_for_good(tiny, whole):
 
 
 def test_kept_checkpoints_need_no_multiple_of_the_others(tiny, split_dir, vocabulary, tmp_path):
-    kept = dataclasses.replace(tiny, checkpoint_steps=100, keep_every_steps=3)
+    kept = _running(tiny, checkpoint_steps=100, keep_every_steps=3)
     _train(kept, split_dir, vocabulary, tmp_path)
     assert {path.stem for path in (tmp_path / "kept").glob("*.index")} == {"step-3"}
 
@@ -280,15 +287,15 @@ from sigline.trainer import config, export, loop, preemption, two_tower
 from sigline.trainer.weights import checkpoint
 assignments = ['distillation=[{"teacher": "t", "target": "pairs"}]', "steps=3",
                "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
-               "jit_compile=false", "checkpoint_steps=2"]
+               "run.jit_compile=false", "run.checkpoint_steps=2"]
 if "TF_CONFIG" in os.environ:
-    assignments += ["strategy=multi_worker"]
+    assignments += ["run.strategy=multi_worker"]
 else:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * int(replicas)
     )
-    assignments += ["strategy=mirrored"]
+    assignments += ["run.strategy=mirrored"]
 tiny = config.override(config.tiny(config.load_recipe("siglip_demo")), assignments)
 vocabulary = open(vocabulary, "rb").read()
 if "SIGTERM_AT" in os.environ:
@@ -433,7 +440,7 @@ def test_frozen_tower_keeps_its_bytes_and_has_no_moments(tiny, split_dir, vocabu
     ids=["softmax", "negatives", "bfloat16"],
 )
 def test_options_of_the_step_train(tiny, split_dir, vocabulary, tmp_path, assignments):
-    settings = config.override(tiny, ["steps=40", "checkpoint_steps=100", *assignments])
+    settings = config.override(tiny, ["steps=40", "run.checkpoint_steps=100", *assignments])
     _train(settings, split_dir, vocabulary, tmp_path / "ck", log_dir=tmp_path / "logs")
     found = _losses(tmp_path / "logs")
     assert len(found) == 40
@@ -444,8 +451,8 @@ def test_jit_compile_under_several_replicas_is_refused(tiny):
     class _TwoReplicas:
         num_replicas_in_sync = 2
 
-    compiled = dataclasses.replace(tiny, jit_compile=True)
-    with pytest.raises(ValueError, match="jit_compile must be none or false"):
+    compiled = _running(tiny, jit_compile=True)
+    with pytest.raises(ValueError, match=r"run\.jit_compile must be none or false"):
         loop._compiled(compiled, _TwoReplicas())
 
 
@@ -460,7 +467,7 @@ def plain_loss(complete, split_dir, vocabulary, tmp_path_factory):
 def test_xla_and_plain_steps_agree(
     complete, split_dir, vocabulary, plain_loss, tmp_path, jit_compile
 ):
-    compiled = dataclasses.replace(complete, jit_compile=jit_compile)
+    compiled = _running(complete, jit_compile=jit_compile)
     xla = _train(compiled, split_dir, vocabulary, tmp_path)
     assert xla.final_loss == pytest.approx(plain_loss, rel=1e-4)
 
@@ -495,7 +502,7 @@ def test_averages_are_exported_and_survive_an_interruption(
 def test_optimizer_trains(tiny, split_dir, vocabulary, tmp_path, name):
     rate = {"adafactor": 1e-3, "lion": 1e-4}[name]
     settings = config.override(
-        tiny, ["steps=40", "checkpoint_steps=100", f"optimizer.name={name}", "microbatches=2"]
+        tiny, ["steps=40", "run.checkpoint_steps=100", f"optimizer.name={name}", "microbatches=2"]
     )
     settings = config.override(settings, [f"optimizer.learning_rate={rate}"])
     end = _train(settings, split_dir, vocabulary, tmp_path / "ck", log_dir=tmp_path / "logs")

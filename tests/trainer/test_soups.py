@@ -16,7 +16,7 @@ SHAPES = {"image/a": (3, 2), "text/b": (4,), "bias": ()}
 @pytest.fixture(scope="module")
 def tiny(few_parameters):
     settings = config.tiny(config.load_recipe("siglip_demo"))
-    return config.override(settings, [*few_parameters, "keep_checkpoints=2"])
+    return config.override(settings, [*few_parameters, "run.keep_checkpoints=2"])
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def train(tiny, split_dir, vocabulary, tmp_path_factory):
     return run
 
 
-AVERAGED = ("optimizer.ema_decay=0.5", "keep_every_steps=2")
+AVERAGED = ("optimizer.ema_decay=0.5", "run.keep_every_steps=2")
 
 
 @pytest.fixture(scope="module")

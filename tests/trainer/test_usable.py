@@ -52,7 +52,7 @@ def _cut_image(serialized):
 
 def _feed(folder, settings, tokenizer, work, first_step=0, **hosts):
     check = usable.Check(settings)
-    repairs = damage.Repairs(work, folder, settings.data.max_damaged_records, check)
+    repairs = damage.Repairs(work, folder, settings.run.max_damaged_records, check)
 
     def read(step):
         return data.training_pairs(
@@ -118,11 +118,11 @@ def test_run_goes_on_over_pictures_that_do_not_decode_and_resumes_exactly(
     second = sorted(folder.iterdir())[1]
     bad = {0: _cut_image, 20: _cut_image, 21: lambda item: _with_image(item, b"no picture")}
     before = _change(second, lambda i, item: bad[i](item) if i in bad else item)
-    few = config.override(tiny, ["data.max_damaged_records=2"])
+    few = config.override(tiny, ["run.max_damaged_records=2"])
     reading, _ = _feed(folder, few, tokenizer, tmp_path / "few")
     with pytest.raises(RuntimeError, match=r"Received: 3 damaged records, .*record 20: key .*"):
         [next(reading) for _ in range(10)]
-    enough = config.override(tiny, ["data.max_damaged_records=3"])
+    enough = config.override(tiny, ["run.max_damaged_records=3"])
     reading, repairs = _feed(folder, enough, tokenizer, tmp_path / "whole")
     batches = [next(reading) for _ in range(12)]
     assert repairs.count == 3
@@ -156,7 +156,7 @@ def test_both_kinds_of_damage_count_together(tiny, folder, tokenizer, tmp_path):
     content = bytearray(second.read_bytes())
     content[len(content) // 2] ^= 0xFF
     second.write_bytes(bytes(content))
-    settings = config.override(tiny, ["data.max_damaged_records=40"])
+    settings = config.override(tiny, ["run.max_damaged_records=40"])
     reading, repairs = _feed(folder, settings, tokenizer, tmp_path / "work")
     for _ in range(12):
         next(reading)

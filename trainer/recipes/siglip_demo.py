@@ -14,7 +14,13 @@ after 183 s (2 cores of an AMD EPYC, 2026-11-22); 92.5 % and 45.5 % after 343 s 
 import dataclasses
 
 from sigline.schemas.gate import Gate
-from sigline.trainer.config import ImageTowerConfig, LossConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.config import (
+    ImageTowerConfig,
+    LossConfig,
+    RunConfig,
+    TextTowerConfig,
+    TrainConfig,
+)
 from sigline.trainer.recipes import siglip_b16
 
 
@@ -35,11 +41,8 @@ def config() -> TrainConfig:
         loss=LossConfig(bias_init=None),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=1.5e-3, warmup_steps=100),
         data=dataclasses.replace(base.data, shuffle_records=4096),
-        checkpoint_steps=200,
-        log_steps=25,
-        # A quarter faster than without on two cores, once it is compiled.
-        jit_compile=True,
-        strategy="one_device",
+        # Compiled, a step is a quarter faster on two cores.
+        run=RunConfig(checkpoint_steps=200, log_steps=25, jit_compile=True, strategy="one_device"),
     )
 
 

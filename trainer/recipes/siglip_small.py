@@ -9,7 +9,7 @@ README's example on the Noto emoji.
 import dataclasses
 
 from sigline.schemas.gate import Gate
-from sigline.trainer.config import ImageTowerConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.config import ImageTowerConfig, RunConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.recipes import siglip_demo
 
 
@@ -26,9 +26,7 @@ def config() -> TrainConfig:
             vocabulary_size=4096, length=16, width=96, depth=3, mlp_dim=384, num_heads=3
         ),
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=40),
-        checkpoint_steps=100,
-        jit_compile=None,
-        strategy="auto",
+        run=RunConfig(checkpoint_steps=100, log_steps=25),
     )
 
 

@@ -90,7 +90,7 @@ class Weights:
         """Returns the digest of all that decides answers."""
         values = _digests(self.parameters)
         words = hashlib.sha256(self.vocabulary or b"").hexdigest()
-        return digests.json_digest([self.config.to_json(), values, words])
+        return digests.json_digest([self.config.digest(), values, words])
 
     def origin(self) -> str:
         """Returns the digest of what the training began with.

@@ -13,7 +13,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from sigline.trainer import strict
+from sigline.schemas import strict
 from sigline.trainer.config import TextTowerConfig
 from sigline.trainer.weights import vocabularies
 from sigline.trainer.weights.vocabularies import Kind
