@@ -58,7 +58,6 @@ def _ingest(folder):
     from sigline.components.ingest import options, transforms
     from sigline.schemas import digests
 
-    (folder / "faults").mkdir()
     planted_faults.write_shards(folder / "faults")
     config = options.config_from_json(json.dumps(planted_faults.CONFIG))
     with beam.Pipeline() as pipeline:
