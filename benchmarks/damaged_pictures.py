@@ -18,7 +18,7 @@ import tensorflow as tf
 from PIL import Image, ImageFilter
 
 from sigline.components.ingest import images, integrity
-from sigline.trainer import preprocess
+from sigline.trainer.inputs import preprocess
 
 _SIZE = (75, 61)
 # A picture is wrong where pixels differ by more than this, in more than this share of it.

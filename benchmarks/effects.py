@@ -39,8 +39,12 @@ from sigline.components.scenes import draw, grammar
 from sigline.components.vocabulary.vocabulary import train_vocabulary
 from sigline.schemas import digests, tf_example
 from sigline.schemas.record import ImageTextRecord
-from sigline.trainer import config, loop, objectives, preprocess, two_tower
-from sigline.trainer.weights import checkpoint
+from sigline.trainer import config
+from sigline.trainer.inputs import preprocess
+from sigline.trainer.models import two_tower
+from sigline.trainer.objectives import combined
+from sigline.trainer.training import loop
+from sigline.trainer.weights import weight_folders
 
 SEEDS = (0, 1, 2)
 TEACHER_STEPS, TEACHER_PAIRS = 1_500, 4_000
@@ -117,8 +121,10 @@ class Bench:
         if not folder.exists():
             settings = dataclasses.replace(self.base, steps=TEACHER_STEPS, seed=100)
             model = self._train(settings, TEACHER_PAIRS, first=0)
-            checkpoint.save(folder, checkpoint.Weights(settings, _values(model), self.vocabulary))
-        self.teacher = checkpoint.load(folder)
+            weight_folders.save(
+                folder, weight_folders.Weights(settings, _values(model), self.vocabulary)
+            )
+        self.teacher = weight_folders.load(folder)
         settings = dataclasses.replace(self.teacher.config, pretrained=(".*",))
         model = two_tower.build(settings)
         for name, variable in two_tower.named_variables(model).items():
@@ -142,7 +148,7 @@ class Bench:
         """Trains on scenes and returns what the model can do."""
         model = self._train(settings, pairs, first=first, **options)
         logits = self.logits(model)
-        divergence = objectives.kl_divergence(self._teacher_logits, logits)
+        divergence = combined.kl_divergence(self._teacher_logits, logits)
         agrees = logits.argmax(1) == self._teacher_logits.argmax(1)
         return {
             "accuracy": float((logits.argmax(1) == self._answers).mean()),

@@ -127,7 +127,8 @@ def write_records(tars: list[Path], folder: Path) -> int:
 
 def _sigline(folder: Path, vocabulary: Path, crop: bool):
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
-    from sigline.trainer import config, data, preprocess
+    from sigline.trainer import config
+    from sigline.trainer.inputs import data, preprocess
 
     settings = config.TrainConfig(
         name="benchmark",

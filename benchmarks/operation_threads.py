@@ -47,7 +47,9 @@ def write_model(base: Path, size: str) -> None:
         return
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
     from sigline.components.vocabulary.vocabulary import train_vocabulary
-    from sigline.trainer import config, export, two_tower
+    from sigline.trainer import config
+    from sigline.trainer.export import saved_model
+    from sigline.trainer.models import two_tower
 
     pixels, patch, length, width, depth, heads = shape
     recipe = config.load_recipe("siglip_b16")
@@ -57,7 +59,7 @@ def write_model(base: Path, size: str) -> None:
     recipe = dataclasses.replace(recipe, image=image, text=text)
     texts = [f"a picture of number {i}, of {i % 7} colors" for i in range(200)]
     vocabulary = train_vocabulary(texts, vocabulary_size=80)
-    export.export(base / "1", two_tower.build(recipe), config=recipe, vocabulary=vocabulary)
+    saved_model.export(base / "1", two_tower.build(recipe), config=recipe, vocabulary=vocabulary)
 
 
 def run(base: Path, threads: int) -> None:

@@ -49,12 +49,14 @@ def write_model(base: Path, size: str) -> None:
     """Publishes a model with random weights as version 1."""
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
     from sigline.components.vocabulary.vocabulary import train_vocabulary
-    from sigline.trainer import config, export, two_tower
+    from sigline.trainer import config
+    from sigline.trainer.export import saved_model
+    from sigline.trainer.models import two_tower
 
     recipe = config.load_recipe("siglip_b16" if size == "B/16" else "siglip_demo")
     texts = [f"a picture of number {i}, of {i % 7} colors" for i in range(200)]
     vocabulary = train_vocabulary(texts, vocabulary_size=80)
-    export.export(base / "1", two_tower.build(recipe), config=recipe, vocabulary=vocabulary)
+    saved_model.export(base / "1", two_tower.build(recipe), config=recipe, vocabulary=vocabulary)
 
 
 def picture(number: int) -> bytes:

@@ -49,13 +49,15 @@ def _export(folder: Path) -> None:
 
     quiet.import_tensorflow()
     from sigline.components.vocabulary.vocabulary import train_vocabulary
-    from sigline.trainer import config, export, two_tower
+    from sigline.trainer import config
+    from sigline.trainer.export import saved_model
+    from sigline.trainer.models import two_tower
 
     tiny = config.tiny(config.load_recipe("siglip_demo"))
     words = train_vocabulary(
         ["a small red square left of a large blue ring"] * 50, vocabulary_size=40
     )
-    export.export(folder, two_tower.build(tiny), config=tiny, vocabulary=words)
+    saved_model.export(folder, two_tower.build(tiny), config=tiny, vocabulary=words)
 
 
 def _measure(folder: Path, seconds: float) -> dict:

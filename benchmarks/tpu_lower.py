@@ -17,7 +17,11 @@ os.environ.update(TPU_SKIP_MDS_QUERY="1", TF_CPP_MIN_LOG_LEVEL="3")
 import numpy as np
 import tensorflow as tf
 
-from sigline.trainer import collectives, config, losses, objectives, optimizers, steps, two_tower
+from sigline.trainer import config
+from sigline.trainer.losses import collectives, pair_losses
+from sigline.trainer.models import two_tower
+from sigline.trainer.objectives import combined
+from sigline.trainer.training import optimizers, steps
 
 
 def lower(function, flat_specs: list[tf.TensorSpec], num_donated: int) -> str:
@@ -82,7 +86,7 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
         config=settings,
         exchange=exchange,
         embed=steps.embed_precomputed if form.startswith("precomputed") else steps.embed_pixels,
-        loss=_dense_loss if form.endswith("dense") else objectives.configured_loss,
+        loss=_dense_loss if form.endswith("dense") else combined.configured_loss,
     )
 
     def step(*flat):
@@ -121,7 +125,7 @@ def lower_loss(batch: int, dim: int, *, num_replicas: int, form: str) -> tuple[s
                 named = {"log_temperature": log_temperature, "bias": bias}
                 value = _dense_loss(image, text, named, None, None, exchange).loss
             else:
-                value = losses.sigmoid_loss(
+                value = pair_losses.sigmoid_loss(
                     image, text, temperature=tf.exp(log_temperature), bias=bias, exchange=exchange
                 ).loss
         return (value, *tape.gradient(value, inputs))
@@ -145,7 +149,7 @@ def _dense_loss(image, text, parameters, step, settings, exchange):
     signs = 2.0 * tf.eye(tf.shape(logits)[0], tf.shape(logits)[1]) - 1.0
     rows = tf.reduce_sum(tf.nn.softplus(-signs * logits), -1)
     global_batch = tf.cast(tf.shape(image)[0] * exchange.num_replicas, tf.float32)
-    return losses.PairLoss(tf.reduce_sum(rows) / global_batch, tf.zeros(()), tf.zeros(()))
+    return pair_losses.PairLoss(tf.reduce_sum(rows) / global_batch, tf.zeros(()), tf.zeros(()))
 
 
 def main() -> None:

@@ -18,8 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sigline.trainer import config, variants
+from sigline.trainer import config
 from sigline.trainer.config import ImageTowerConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.models import sizes as variants
 
 ROOT = Path(__file__).parent
 # What the compiler itself states as the limit of a v4 chip.

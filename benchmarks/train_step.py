@@ -48,7 +48,9 @@ def _sigline(batch: int, *, jit_compile: bool | None):
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
-    from sigline.trainer import config, loop, start, two_tower
+    from sigline.trainer import config
+    from sigline.trainer.models import two_tower
+    from sigline.trainer.training import loop, start
 
     sizes = {"width": WIDTH, "depth": DEPTH, "mlp_dim": MLP, "num_heads": HEADS}
     block = config.BlockConfig(activation="gelu", norm_epsilon=EPSILON)

@@ -1,4 +1,4 @@
-"""Pictures turned as a camera noted: the rule of `sigline.trainer.orientation`, for Pillow."""
+"""Pictures turned as a camera noted, by Pillow, as `sigline.trainer.inputs.orientation` does."""
 
 from PIL import ExifTags, Image
 

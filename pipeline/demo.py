@@ -154,7 +154,7 @@ _KINDS = (
 
 def _eval_records(examples_dir: str) -> list[record.ImageTextRecord]:
     from sigline.schemas import tf_example
-    from sigline.trainer import data
+    from sigline.trainer.inputs import data
 
     shards = data.shard_files(Path(examples_dir) / f"Split-{record.EVAL_SPLIT}")
     return [tf_example.decode(item) for shard in shards for item in tf_example.read_shard(shard)]

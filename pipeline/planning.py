@@ -26,10 +26,10 @@ from sigline.components.ingest.sources import SourceConfig
 from sigline.pipeline import checks, spans
 from sigline.pipeline.environment import Environment
 from sigline.schemas import artifacts, digests, record, signing
-from sigline.trainer import start
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import checkpoint, inheritance, vocabularies
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer.training import start
+from sigline.trainer.weights import inheritance, tokenizer_json, weight_folders
+from sigline.trainer.weights.weight_folders import Weights
 
 PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARIES = (
@@ -254,7 +254,7 @@ def _version(name: str) -> str:
 def _weights(environment: Environment, config: TrainConfig) -> Weights | None:
     """Returns the weights that training starts from; None if it starts from none."""
     checks.check_weights(config, environment.weights)
-    return checkpoint.load(environment.weights) if environment.weights else None
+    return weight_folders.load(environment.weights) if environment.weights else None
 
 
 def _inherited(
@@ -273,11 +273,13 @@ def _vocabulary_digest(config: TrainConfig, weights: Weights | None) -> str:
         return ""
     brought = inheritance.vocabulary(config, weights, None)
     assert brought is not None
-    return vocabularies.digest(brought)
+    return tokenizer_json.digest(brought)
 
 
 def _teacher_digests(environment: Environment, config: TrainConfig) -> str:
     """Returns the digests of the teachers' weights by name, as JSON."""
     checks.check_teachers(config, environment.teachers)
-    found = {name: checkpoint.load(path).digest() for name, path in environment.teachers.items()}
+    found = {
+        name: weight_folders.load(path).digest() for name, path in environment.teachers.items()
+    }
     return json.dumps(found, sort_keys=True)

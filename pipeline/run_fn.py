@@ -13,11 +13,10 @@ from pathlib import Path
 
 from tfx.components.trainer.fn_args_utils import FnArgs
 
-from sigline.schemas import digests
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
-from sigline.trainer.job import Job
-from sigline.trainer.weights import checkpoint, inheritance
+from sigline.trainer.run import Job, code_digest
+from sigline.trainer.weights import inheritance, weight_folders
 
 _KNOWN = ("recipe", "overrides", "vocabulary", "weights", "teachers", "labels")
 
@@ -32,7 +31,7 @@ def run_fn(fn_args: FnArgs) -> None:
             `train_steps`, if given, are the steps.
 
     Raises:
-        ValueError: If `custom_config` is wrong, and as `trainer.loop.train`.
+        ValueError: If `custom_config` is wrong, and as `trainer.training.loop.train`.
     """
     custom = dict(fn_args.custom_config or {})
     unknown = sorted(set(custom) - set(_KNOWN))
@@ -45,7 +44,7 @@ def run_fn(fn_args: FnArgs) -> None:
     if fn_args.train_steps:
         overrides.append(f"steps={fn_args.train_steps}")
     config = trainer_config.override(trainer_config.load_recipe(custom["recipe"]), overrides)
-    weights = checkpoint.load(custom["weights"]) if "weights" in custom else None
+    weights = weight_folders.load(custom["weights"]) if "weights" in custom else None
     config = inheritance.inherit(config, weights, overrides)
     labels = custom.get("labels")
     teachers = custom.get("teachers", {})
@@ -54,11 +53,9 @@ def run_fn(fn_args: FnArgs) -> None:
         # Of patterns such as `.../Split-train/*`, in the order of the splits.
         folders=list(dict.fromkeys(os.path.dirname(x) for x in fn_args.train_files)),
         vocabulary=Path(custom["vocabulary"]).read_bytes() if "vocabulary" in custom else None,
-        code_digest=digests.source_digest(
-            Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
-        ),
+        code_digest=code_digest(),
         weights=weights,
-        teachers={name: checkpoint.load(path) for name, path in teachers.items()},
+        teachers={name: weight_folders.load(path) for name, path in teachers.items()},
         labels=LabelSet.from_json(Path(labels).read_text()) if labels else None,
     )
     job.run(fn_args.model_run_dir, fn_args.serving_model_dir)

@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     checks.check_folder(arguments.support, "--support")
     judged_data.label_sets(arguments.labels)
     quiet.import_tensorflow()
-    from sigline.trainer import soups
-    from sigline.trainer.weights import checkpoint
+    from sigline.trainer.training import soups
+    from sigline.trainer.weights import weight_folders
 
     ingredients = soups.find(arguments.weights)
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         "tried": [[name, sign * value] for name, value in soup.tried],
         "data_digest": None if score is None else score.data_digest,
     }
-    checkpoint.save(
+    weight_folders.save(
         arguments.output, soup.weights, notes={SOUP_FILE: json.dumps(made, indent=1).encode()}
     )
     for name in ingredients:
@@ -101,7 +101,7 @@ class _Score:
     """What a model reaches: it is exported and measured as the gate measures."""
 
     def __init__(self, arguments: argparse.Namespace, scratch: Path):
-        from sigline.trainer import data
+        from sigline.trainer.inputs import data
 
         self._metric, self._sign = arguments.metric, -1.0 if arguments.minimize else 1.0
         self._data = judged_data.open_split(arguments.data, arguments.split, "--data", scratch)
@@ -117,7 +117,7 @@ class _Score:
 
         from sigline.components.evaluate import evaluation, view_transforms
         from sigline.components.evaluate.inputs import CANDIDATE, Inputs
-        from sigline.trainer import start
+        from sigline.trainer.training import start
 
         with tempfile.TemporaryDirectory() as scratch:
             model_dir = f"{scratch}/model"

@@ -44,7 +44,7 @@ def CheckServing(
     del code_digest
     from sigline.schemas import tf_example
     from sigline.serving import infra_check
-    from sigline.trainer import data
+    from sigline.trainer.inputs import data
 
     if model_blessing.get_int_custom_property(artifacts.BLESSED_PROPERTY) != 1:
         outcome, blessed = {"skipped": "the evaluation did not bless the model"}, False

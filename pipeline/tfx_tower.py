@@ -18,7 +18,7 @@ def ExportFrozenTower(
 ):
     """Writes the SavedModel of the image tower; the digests are there for the cache only."""
     from sigline.trainer import config as trainer_config
-    from sigline.trainer import start
+    from sigline.trainer.training import start
 
     del weights_digest, code_digest
     directory = path_utils.serving_model_dir(model.uri)

@@ -18,8 +18,8 @@ from tfx.utils import path_utils
 
 from sigline.components.artifact_types import Vocabulary
 from sigline.schemas import artifacts, record
-from sigline.trainer import task as trainer_task
-from sigline.trainer.task import Task
+from sigline.trainer import run_file
+from sigline.trainer.run_file import Task
 
 
 @component
@@ -37,8 +37,8 @@ def TrainModel(
     code_digest: Parameter[str],
     python: Parameter[str] = "",
 ):
-    """Trains and exports, in the interpreter `python` if one is named; see `trainer.task`."""
-    from sigline.trainer import data
+    """Trains and exports, in the interpreter `python` if one is named; see `trainer.run_file`."""
+    from sigline.trainer.inputs import data
 
     # For the cache only: the digests are those of what is read.
     del weights_digest, teacher_digests
@@ -64,7 +64,7 @@ def TrainModel(
     if python:
         _run_by(python, task)
     else:
-        trainer_task.run(task)
+        run_file.run(task)
 
 
 def _run_by(python: str, task: Task) -> None:
@@ -73,7 +73,7 @@ def _run_by(python: str, task: Task) -> None:
         path = os.path.join(folder, "task.json")
         with open(path, "w") as handle:
             handle.write(task.to_json())
-        command, last = [python, "-m", trainer_task.__name__, path], ""
+        command, last = [python, "-m", run_file.__name__, path], ""
         # It stops when its input ends, which this process's end does.
         pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
         with (

@@ -35,7 +35,7 @@ _TRAINED = ("checkpoints", "logs", "model", "weights")
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line, runs the command and returns the exit code."""
     arguments = _parser().parse_args(argv)
-    from sigline.trainer.preemption import Preempted
+    from sigline.trainer.training.preemption import Preempted
 
     try:
         with progress.shown(quiet=arguments.quiet):
@@ -245,10 +245,9 @@ def _train(arguments: argparse.Namespace) -> int:
     model_dir = arguments.output / "model"
     _check_training(arguments, config, model_dir)
     quiet.import_tensorflow()
-    from sigline.schemas import digests
-    from sigline.trainer import two_tower
-    from sigline.trainer.job import Job
-    from sigline.trainer.weights import checkpoint, inheritance
+    from sigline.trainer.models import two_tower
+    from sigline.trainer.run import Job, code_digest
+    from sigline.trainer.weights import inheritance, weight_folders
 
     recipe, weights = config, _load_weights(arguments.weights) if arguments.weights else None
     config = inheritance.inherit(recipe, weights, arguments.overrides)
@@ -259,9 +258,7 @@ def _train(arguments: argparse.Namespace) -> int:
         config=config,
         folders=arguments.data,
         vocabulary=_vocabulary(arguments.vocabulary, config, brought=brought),
-        code_digest=digests.source_digest(
-            Path(trainer_config.__file__).parent.parent, ("schemas", "trainer")
-        ),
+        code_digest=code_digest(),
         weights=weights,
         teachers={name: _load_weights(x) for name, x in _named(arguments.teacher).items()},
         labels=_labels(arguments.labels),
@@ -279,10 +276,10 @@ def _train(arguments: argparse.Namespace) -> int:
         # Those of fewer steps, before the run was prolonged.
         shutil.rmtree(weights_dir)
     if not weights_dir.exists():
-        held = checkpoint.Weights(
+        held = weight_folders.Weights(
             config, trained, job.vocabulary, result.initial_digest, job.tokenizer
         )
-        checkpoint.save(weights_dir, held)
+        weight_folders.save(weights_dir, held)
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0
 
@@ -333,9 +330,9 @@ def _vocabulary(path: Path | None, config, *, brought: bool) -> bytes | None:
 
 def _load_weights(path: str | Path):
     """Returns weights; what a foreign file does not tell, and was assumed, is printed."""
-    from sigline.trainer.weights import checkpoint
+    from sigline.trainer.weights import weight_folders
 
-    weights = checkpoint.load(path)
+    weights = weight_folders.load(path)
     for item in weights.assumed:
         print(f"Assumed of {path}: {item}", file=sys.stderr)
     return weights
@@ -478,7 +475,8 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     from sigline.components.embed import transforms
     from sigline.trainer import config as trainer_config
-    from sigline.trainer import export, start
+    from sigline.trainer.export import saved_model as export
+    from sigline.trainer.training import start
     from sigline.trainer.weights import inheritance
 
     weights = _load_weights(arguments.weights)
@@ -520,14 +518,14 @@ def _import_weights(arguments: argparse.Namespace) -> int:
     checks.check_file(arguments.vocabulary, "--vocabulary")
     checks.check_absent(arguments.output, "--output")
     quiet.import_tensorflow()
-    from sigline.trainer.weights import checkpoint, inheritance
+    from sigline.trainer.weights import inheritance, weight_folders
 
-    weights = checkpoint.load(
+    weights = weight_folders.load(
         arguments.source, drop=arguments.drop, assignments=arguments.assignments
     )
     if arguments.vocabulary is not None:
         weights = inheritance.with_vocabulary(weights, arguments.vocabulary.read_bytes())
-    checkpoint.save(arguments.output, weights)
+    weight_folders.save(arguments.output, weights)
     count = sum(value.size for value in weights.parameters.values())
     towers = sorted({name.split("/")[0] for name in weights.parameters if "/" in name})
     words = "with" if weights.vocabulary is not None else "without"
@@ -549,10 +547,10 @@ def _export_weights(arguments: argparse.Namespace) -> int:
     checks.check_absent(arguments.output, "--output")
     quiet.import_tensorflow()
     from sigline.trainer import sources
-    from sigline.trainer.weights import checkpoint
+    from sigline.trainer.weights import weight_folders
 
     weights = sources.load(source)
-    notes = checkpoint.save_hugging_face(arguments.output, weights)
+    notes = weight_folders.save_hugging_face(arguments.output, weights)
     print(f"Wrote {arguments.output}")
     for note in notes:
         print(f"Note: {note}")
@@ -564,7 +562,7 @@ def _export(arguments: argparse.Namespace) -> int:
     checks.check_absent(arguments.output, "--output")
     labels = _labels(arguments.labels)
     quiet.import_tensorflow()
-    from sigline.trainer import start
+    from sigline.trainer.training import start
 
     with progress.part("export the model"):
         metadata = start.export_weights(arguments.output, _load_weights(arguments.weights), labels)
@@ -608,7 +606,7 @@ def _claim(output: Path, identity: list[str]) -> None:
 
 def _claim_run(output: Path, job) -> None:
     """As `_claim`, of a training run, whose claim may be one of an earlier version."""
-    from sigline.trainer import checkpoints
+    from sigline.trainer.training import checkpoints
 
     path = output / _CLAIM_FILE
     if path.is_file():

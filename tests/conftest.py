@@ -18,41 +18,41 @@ NOTO_EMOJI_VARIABLE = "SIGLINE_NOTO_EMOJI"
 # is left alone with one of them at the end.
 LONGEST = (
     "integration/test_kubeflow.py",
-    "trainer/test_loop.py",
+    "trainer/training/test_loop.py",
     "integration/test_kubeflow_runs.py",
-    "trainer/test_recipes.py",
-    "trainer/test_replicas.py",
+    "trainer/recipes/test_recipes.py",
+    "trainer/losses/test_replicas.py",
     "integration/test_kill.py",
     "components/test_ingest_transforms.py",
     "integration/test_gate.py",
-    "trainer/test_losses.py",
+    "trainer/losses/test_pair_losses.py",
     "components/evaluate/test_judge.py",
     "integration/test_pipeline.py",
-    "trainer/test_transformer.py",
+    "trainer/models/test_transformer.py",
     "integration/test_spans.py",
     "integration/test_new_project.py",
-    "trainer/test_data.py",
+    "trainer/inputs/test_data.py",
     "serving/test_infra_check.py",
-    "trainer/test_export.py",
+    "trainer/export/test_saved_model.py",
     "pipeline/test_soup_command.py",
     "components/test_curate.py",
     "components/test_ingest_groups.py",
-    "trainer/test_steps.py",
+    "trainer/training/test_steps.py",
     "pipeline/test_trainer_task.py",
     "components/test_index.py",
     "components/test_fetch.py",
-    "trainer/test_damage.py",
-    "trainer/test_distillation.py",
+    "trainer/inputs/test_repairs.py",
+    "trainer/objectives/test_distillation.py",
     "components/test_planted_faults.py",
     "test_full_disk.py",
-    "trainer/test_usable.py",
+    "trainer/inputs/test_usable.py",
     "serving/test_search.py",
-    "trainer/test_pieces.py",
+    "trainer/inputs/test_vocabularies.py",
     "components/test_fingerprints.py",
     "serving/test_hostile.py",
     "components/test_embed.py",
     "serving/test_server.py",
-    "trainer/test_soups.py",
+    "trainer/training/test_soups.py",
     "trainer/weights/test_big_vision.py",
     "serving/test_cores.py",
     "serving/test_search_page.py",
@@ -175,10 +175,11 @@ def contract_base(make_once, vocabulary, contract_config) -> Path:
 
     def _make(base: Path) -> None:
         from sigline.components.scenes import grammar
-        from sigline.trainer import export, two_tower
+        from sigline.trainer.export import saved_model
+        from sigline.trainer.models import two_tower
 
         model, labels = two_tower.build(contract_config), grammar.label_set()
-        export.export(
+        saved_model.export(
             base / "3", model, config=contract_config, vocabulary=vocabulary, labels=labels
         )
 
@@ -190,9 +191,10 @@ def model_without_classes(make_once, vocabulary, contract_config) -> Path:
     """The tiny model of the contract without classes."""
 
     def _make(folder: Path) -> None:
-        from sigline.trainer import export, two_tower
+        from sigline.trainer.export import saved_model
+        from sigline.trainer.models import two_tower
 
         model = two_tower.build(contract_config)
-        export.export(folder / "model", model, config=contract_config, vocabulary=vocabulary)
+        saved_model.export(folder / "model", model, config=contract_config, vocabulary=vocabulary)
 
     return make_once("without-classes", _make) / "model"

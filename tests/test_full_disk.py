@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from sigline import cli
 from sigline.schemas import full_disk
-from sigline.trainer import two_tower
-from sigline.trainer.weights import checkpoint
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer.models import two_tower
+from sigline.trainer.weights import weight_folders
+from sigline.trainer.weights.weight_folders import Weights
 
 
 class _Disk:
@@ -41,7 +41,7 @@ def weights(tmp_path_factory, contract_config, vocabulary):
     folder = tmp_path_factory.mktemp("weights") / "weights"
     model = two_tower.build(contract_config)
     values = {name: value.numpy() for name, value in two_tower.named_variables(model).items()}
-    checkpoint.save(folder, Weights(contract_config, values, vocabulary))
+    weight_folders.save(folder, Weights(contract_config, values, vocabulary))
     return folder
 
 

@@ -54,6 +54,23 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
     return set(), own
 
 
+# The rooms of the trainer from the bottom up: each imports from those before it, and from itself.
+ROOMS = (
+    "config",
+    "models",
+    "losses",
+    "inputs",
+    "weights",
+    "export",
+    "objectives",
+    "recipes",
+    "training",
+    "sources",
+    "run",
+    "run_file",
+)
+
+
 FILES = sorted(
     path
     for folder in ("schemas", "trainer", "components", "serving", "pipeline", "sigline")
@@ -78,6 +95,42 @@ def test_file_imports_only_what_its_place_allows(path):
             assert fine, f"{path} may not import {name}"
 
 
+def _rooms(path: Path) -> set[str]:
+    """Returns the rooms of the trainer that a file imports from."""
+    inner = {name.removeprefix("sigline.trainer.") for name in _imports(path)}
+    return {name.split(".")[0] for name in inner} & set(ROOMS)
+
+
+def test_rooms_of_the_trainer_are_all_there():
+    entries = {path.stem for path in (ROOT / "trainer").iterdir() if path.name != "__pycache__"}
+    assert entries - {"__init__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_room_of_the_trainer_imports_from_one_above_it(room):
+    folder = ROOT / "trainer" / room
+    paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    assert paths
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    above = {str(path.relative_to(ROOT)): sorted(_rooms(path) - allowed) for path in paths}
+    assert {name: rooms for name, rooms in above.items() if rooms} == {}
+
+
+def test_public_paths_stay():
+    """What READMEs, generated projects and users' recipes import."""
+    code = """
+from sigline.trainer import config
+from sigline.trainer.config import ImageTowerConfig, RunConfig, TrainConfig, load_gate, load_recipe
+from sigline.trainer.recipes import siglip_b16, siglip_demo
+from sigline.pipeline.run_fn import run_fn
+from sigline.serving.client import AsyncClient, Client
+assert siglip_demo.config() == load_recipe("siglip_demo") == config.load_recipe("siglip_demo")
+assert load_gate("siglip_demo") == siglip_demo.gate()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_all_of_trainer_loads_neither_tfx_nor_beam():
     code = """
 import pkgutil, importlib, sys
@@ -86,7 +139,7 @@ for module in pkgutil.walk_packages(sigline.trainer.__path__, "sigline.trainer."
     importlib.import_module(module.name)
 loaded = {name.split(".")[0] for name in sys.modules} & {"tfx", "apache_beam", "grpc"}
 assert not loaded, loaded
-assert "sigline.trainer.loop" in sys.modules
+assert "sigline.trainer.training.loop" in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -15,11 +15,12 @@ import tensorflow as tf
 
 from sigline.schemas import digests, signatures, versions
 from sigline.schemas.labels import LabelSet
-from sigline.trainer import checkpoints, two_tower
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import checkpoint, tokenizer_import
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer.models import two_tower
+from sigline.trainer.training import checkpoints
+from sigline.trainer.weights import tokenizer_import, weight_folders
+from sigline.trainer.weights.weight_folders import Weights
 
 # Below a Model artifact of TFX, and below the output of `sigline train`.
 _MODEL_FOLDERS = ("Format-Serving", "model")
@@ -38,14 +39,14 @@ def load(source: str | Path) -> Weights:
         ValueError: If it is none of these, leaves a choice, or is damaged.
     """
     source = Path(source)
-    if source.suffix == ".npz" or (source / checkpoint.PARAMETERS_FILE).is_file():
-        return checkpoint.load(source)
+    if source.suffix == ".npz" or (source / weight_folders.PARAMETERS_FILE).is_file():
+        return weight_folders.load(source)
     if model := _saved_model(source):
         return read_saved_model(model)
     if source.with_name(f"{source.name}.index").is_file():
         return checkpoints.read(source)
-    if (source / "weights" / checkpoint.PARAMETERS_FILE).is_file():
-        return checkpoint.load(source / "weights")
+    if (source / "weights" / weight_folders.PARAMETERS_FILE).is_file():
+        return weight_folders.load(source / "weights")
     runs = _checkpoint_folders(source)
     if len(runs) > 1:
         listed = ", ".join(str(path) for path in runs)
@@ -56,7 +57,7 @@ def load(source: str | Path) -> Weights:
             raise ValueError(f"The run must have a checkpoint. Received: {source}")
         return checkpoints.read(paths[-1])
     if (source / "config.json").is_file():
-        return checkpoint.load(source)
+        return weight_folders.load(source)
     raise ValueError(
         "Weights must be a folder of weights, a SavedModel of sigline or a folder of its versions, "
         "a checkpoint or a folder of checkpoints, a Hugging Face folder or an .npz of big_vision. "

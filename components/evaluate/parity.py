@@ -16,7 +16,7 @@ def checks(split: EmbeddedSplit, content: bytes, *, tolerance: float) -> list[Ch
 
     Args:
         split: Records as the exported model sees them.
-        content: What `trainer/parity.py` wrote.
+        content: What `trainer/export/parity.py` wrote.
         tolerance: Largest difference of a number; embeddings are of length one.
 
     Raises:

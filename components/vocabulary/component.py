@@ -51,10 +51,10 @@ def TrainVocabulary(
 
 def _hand_on(weights: str, digest: str, output: str) -> None:
     """Writes the vocabulary of weights; raises ValueError if it is not the one planned with."""
-    from sigline.trainer.weights import checkpoint, vocabularies
+    from sigline.trainer.weights import tokenizer_json, weight_folders
 
-    model = checkpoint.load_vocabulary(weights)
-    received = "none" if model is None else vocabularies.digest(model)
+    model = weight_folders.load_vocabulary(weights)
+    received = "none" if model is None else tokenizer_json.digest(model)
     if model is None or received != digest:
         raise ValueError(
             "The vocabulary of the weights must not change during a run. Received: "
@@ -68,7 +68,7 @@ def _captions(split_dir: str, config) -> Iterator[str]:
     import tensorflow as tf
 
     from sigline.schemas import tf_example
-    from sigline.trainer import data, preprocess
+    from sigline.trainer.inputs import data, preprocess
 
     for shard in data.shard_files(split_dir):
         texts = [

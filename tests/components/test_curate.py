@@ -8,8 +8,8 @@ from sigline import cli
 from sigline.components.curate import choice_transforms, rules
 from sigline.components.curate.rules import Candidate, CurateConfig, Embedded
 from sigline.schemas.selection import Selection
-from sigline.trainer import data
-from sigline.trainer.preprocess import Tokenizer
+from sigline.trainer.inputs import data
+from sigline.trainer.inputs.preprocess import Tokenizer
 
 
 def _candidate(number, text="a dog"):

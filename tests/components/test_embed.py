@@ -13,9 +13,13 @@ from sigline import cli
 from sigline.components.embed import manifest, transforms
 from sigline.schemas import digests, record, tf_example
 from sigline.schemas import examples as examples_manifest
-from sigline.trainer import config, data, export, loop, start, steps, two_tower
-from sigline.trainer.weights import checkpoint
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer import config
+from sigline.trainer.export import saved_model
+from sigline.trainer.inputs import data
+from sigline.trainer.models import two_tower
+from sigline.trainer.training import loop, start, steps
+from sigline.trainer.weights import weight_folders
+from sigline.trainer.weights.weight_folders import Weights
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def weights(tiny):
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory, examples, weights):
     folder = tmp_path_factory.mktemp("embedded")
-    checkpoint.save(folder / "weights", weights)
+    weight_folders.save(folder / "weights", weights)
     arguments = ["--weights", folder / "weights", "--data", examples, "--output", folder / "out"]
     assert cli.main(["data", "embed", *map(str, arguments)]) == 0
     return folder / "out"
@@ -75,7 +79,7 @@ def test_manifest_names_shards_and_tower(embedded, weights, tiny):
         assert digests.file_digest(embedded / "Split-train" / name) == shard["sha256"]
     model = two_tower.build(tiny)
     start.start_from(model, weights, tiny)
-    assert content["embeddings"]["image_digest"] == export.image_digest(model)
+    assert content["embeddings"]["image_digest"] == saved_model.image_digest(model)
     assert data.embeddings(embedded / "Split-train") == content["embeddings"]
 
 
@@ -160,7 +164,7 @@ def test_cut_of_the_power_leaves_no_manifest_without_its_shards(embedded, exampl
 
 
 def test_output_does_not_depend_on_the_run(embedded, examples, weights, tmp_path):
-    checkpoint.save(tmp_path / "weights", weights)
+    weight_folders.save(tmp_path / "weights", weights)
     arguments = ["--weights", tmp_path / "weights", "--data", examples, "--output", tmp_path / "b"]
     assert cli.main(["data", "embed", *map(str, arguments)]) == 0
     for path in (embedded / "Split-train").iterdir():
@@ -215,7 +219,7 @@ def test_interrupted_run_with_another_tower_is_in_the_way(
 ):
     shutil.copytree(embedded / "tower", tmp_path / "out.partial" / "tower")
     other = {name: value + 1 for name, value in weights.parameters.items()}
-    checkpoint.save(tmp_path / "weights", dataclasses.replace(weights, parameters=other))
+    weight_folders.save(tmp_path / "weights", dataclasses.replace(weights, parameters=other))
     arguments = [
         "--weights",
         tmp_path / "weights",
@@ -229,7 +233,7 @@ def test_interrupted_run_with_another_tower_is_in_the_way(
 
 
 def test_recipe_decides_the_resolution(examples, weights, tiny, vocabulary, tmp_path):
-    checkpoint.save(tmp_path / "weights", weights)
+    weight_folders.save(tmp_path / "weights", weights)
     size = f"image.size={2 * tiny.image.size}"
     arguments = [
         "--weights",

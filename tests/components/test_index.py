@@ -288,11 +288,13 @@ def test_index_says_what_it_is(index, embedded, model_dir):
 
 
 def test_corpus_of_another_model_is_refused(embedded, vocabulary, tmp_path, contract_config):
-    from sigline.trainer import config, export, two_tower
+    from sigline.trainer import config
+    from sigline.trainer.export import saved_model
+    from sigline.trainer.models import two_tower
 
     tiny = config.override(contract_config, ["seed=5"])
     other = tmp_path / "model"
-    export.export(other, two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
+    saved_model.export(other, two_tower.build(tiny), config=tiny, vocabulary=vocabulary)
     with pytest.raises(ValueError, match="embedded by another model"):
         build.build([embedded.folder], str(other), tmp_path / "index", IndexConfig())
     assert not (tmp_path / "index").exists()

@@ -327,7 +327,7 @@ def test_wrong_storage_is_refused(values):
 def test_transparency_is_composed_as_the_served_model_does():
     import tensorflow as tf
 
-    from sigline.trainer import preprocess
+    from sigline.trainer.inputs import preprocess
 
     encoded = _encode(_image("RGBA"))
     served = preprocess.decode_image(tf.constant(encoded), max_pixels=10_000).numpy()

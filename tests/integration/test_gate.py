@@ -15,8 +15,11 @@ from sigline.components.vocabulary.vocabulary import train_vocabulary
 from sigline.schemas import tf_example
 from sigline.schemas.gate import Gate
 from sigline.schemas.record import ImageTextRecord
-from sigline.trainer import config, export, preprocess, two_tower
-from sigline.trainer.job import Job
+from sigline.trainer import config
+from sigline.trainer.export import saved_model
+from sigline.trainer.inputs import preprocess
+from sigline.trainer.models import two_tower
+from sigline.trainer.run import Job
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +143,7 @@ def _failed(judgement):
 
 
 def _export(path, model, words, settings=RECIPE):
-    export.export(path, model, config=settings, vocabulary=words, labels=grammar.label_set())
+    saved_model.export(path, model, config=settings, vocabulary=words, labels=grammar.label_set())
     return path
 
 

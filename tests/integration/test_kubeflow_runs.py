@@ -10,7 +10,7 @@ from tiny_model import FROZEN, OVERRIDES, write_weights
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
 from sigline.schemas import signatures
-from sigline.trainer import data
+from sigline.trainer.inputs import data
 
 pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 

@@ -340,7 +340,7 @@ def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monk
         }
 
     for path, nodes in (
-        ("trainer/losses.py", {"ExportFrozenTower", "Trainer", "TrainVocabulary"}),
+        ("trainer/losses/pair_losses.py", {"ExportFrozenTower", "Trainer", "TrainVocabulary"}),
         ("components/evaluate/gate.py", {"EvaluateModel"}),
         ("components/served_model.py", {"EmbedExamples", "EvaluateModel", "IndexCorpus"}),
         (

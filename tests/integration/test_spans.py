@@ -10,7 +10,7 @@ from whole_run import write_environment
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
 from sigline.schemas import signatures
-from sigline.trainer import data
+from sigline.trainer.inputs import data
 
 pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 

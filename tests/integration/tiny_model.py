@@ -25,11 +25,12 @@ FROZEN = ['pretrained=["image/.*"]', 'optimizer.rates=[["image/.*", null], [".*"
 
 def write_weights(folder: Path, overrides: list[str]):
     """Writes new weights of the model with these overrides, and returns them."""
-    from sigline.trainer import config, two_tower
-    from sigline.trainer.weights import checkpoint
+    from sigline.trainer import config
+    from sigline.trainer.models import two_tower
+    from sigline.trainer.weights import weight_folders
 
     settings = config.override(config.load_recipe("siglip_small"), overrides)
     variables = two_tower.named_variables(two_tower.build(settings))
-    weights = checkpoint.Weights(settings, {name: v.numpy() for name, v in variables.items()})
-    checkpoint.save(folder, weights)
+    weights = weight_folders.Weights(settings, {name: v.numpy() for name, v in variables.items()})
+    weight_folders.save(folder, weights)
     return weights

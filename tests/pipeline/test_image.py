@@ -148,7 +148,7 @@ def test_trainer_for_tpus_installs_and_trains_nothing_without_its_task(tmp_path)
     environment = _build("build-tpu", tmp_path)
     (tmp_path / "task.json").write_text("{}")
     done = subprocess.run(
-        [str(environment / "bin/python"), "-m", "sigline.trainer.task", tmp_path / "task.json"],
+        [str(environment / "bin/python"), "-m", "sigline.trainer.run_file", tmp_path / "task.json"],
         cwd=tmp_path,
         # Open for as long as it runs: it stops when its input ends.
         stdin=os.pipe()[0],

@@ -7,9 +7,9 @@ import pytest
 
 from sigline import cli
 from sigline.components.scenes import grammar
-from sigline.trainer import two_tower
-from sigline.trainer.weights import checkpoint
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer.models import two_tower
+from sigline.trainer.weights import weight_folders
+from sigline.trainer.weights.weight_folders import Weights
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory, vocabulary, contract_config):
             for key, x in variables.items()
         }
         begun = "stranger" if name == "stranger" else "kin"
-        checkpoint.save(folder / name, Weights(contract_config, values, vocabulary, begun))
+        weight_folders.save(folder / name, Weights(contract_config, values, vocabulary, begun))
     (folder / "classes.json").write_text(grammar.label_set().to_json())
     return folder
 
@@ -54,11 +54,11 @@ def test_greedy_soup_is_written_and_said(soup, scored, folder, capsys):
     assert len(made["tried"]) == 2
     assert made["data_digest"]
     for path, digest in made["ingredients"].items():
-        assert checkpoint.load(path).digest() == digest
+        assert weight_folders.load(path).digest() == digest
     said = capsys.readouterr().out
     assert f"Wrote {len(made['ingredients'])} of 3 models as one to {output}" in said
     assert said.count("\n+ ") + said.startswith("+ ") == len(made["ingredients"])
-    assert checkpoint.load(output).origin() == "kin"
+    assert weight_folders.load(output).origin() == "kin"
 
 
 def test_best_of_the_low(soup, scored):
@@ -72,8 +72,8 @@ def test_best_of_the_low(soup, scored):
 def test_uniform_soup_needs_no_data_and_can_be_served(soup, folder, tmp_path):
     code, output = soup("abc", "--method", "uniform")
     assert code == 0
-    mean = np.mean([np.float64(checkpoint.load(folder / x).parameters["bias"]) for x in "abc"])
-    np.testing.assert_allclose(checkpoint.load(output).parameters["bias"], mean, rtol=1e-6)
+    mean = np.mean([np.float64(weight_folders.load(folder / x).parameters["bias"]) for x in "abc"])
+    np.testing.assert_allclose(weight_folders.load(output).parameters["bias"], mean, rtol=1e-6)
     assert cli.main(["export", "--weights", str(output), "--output", str(tmp_path / "1")]) == 0
     metadata = json.loads((tmp_path / "1" / "assets.extra" / "sigline.json").read_text())
     assert metadata["initial_digest"] == "kin"

@@ -12,7 +12,7 @@ import pytest
 from forked import Forked
 
 from sigline.schemas import artifacts, signatures
-from sigline.trainer import config, task
+from sigline.trainer import config, run_file
 
 pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 
@@ -34,8 +34,8 @@ def given(tmp_path_factory, scene_records, vocabulary):
     encoded = [tf_example.encode(item) for item in scene_records[:16]]
     tf_example.write_shard(str(split_dir / "data_tfrecord-00000-of-00001.gz"), encoded)
 
-    def make(folder: Path) -> task.Task:
-        return task.Task(
+    def make(folder: Path) -> run_file.Task:
+        return run_file.Task(
             config=TINY.to_json(),
             folders=[str(split_dir)],
             vocabulary=str(path),
@@ -53,7 +53,7 @@ def given(tmp_path_factory, scene_records, vocabulary):
 def done(given, tmp_path_factory):
     """The folder of a task that has been run."""
     folder = tmp_path_factory.mktemp("done")
-    task.run(given(folder))
+    run_file.run(given(folder))
     return folder
 
 
@@ -72,7 +72,7 @@ def test_other_interpreter_trains_the_same_model(given, done, tmp_path):
 
 def test_run_that_is_done_gives_the_same_files_again(given, done, tmp_path):
     shutil.copytree(done / "checkpoints", tmp_path / "checkpoints")
-    task.run(given(tmp_path))
+    run_file.run(given(tmp_path))
     both = [done / "model", tmp_path / "model"]
     names = [sorted(str(x.relative_to(top)) for x in top.rglob("*")) for top in both]
     assert names[0] == names[1]
@@ -85,12 +85,12 @@ def test_run_that_is_done_gives_the_same_files_again(given, done, tmp_path):
 
 def test_second_process_does_not_train_the_same(tmp_path):
     with (
-        task._alone(str(tmp_path)),
+        run_file._alone(str(tmp_path)),
         pytest.raises(ValueError, match="Another process is training the same"),
-        task._alone(str(tmp_path)),
+        run_file._alone(str(tmp_path)),
     ):
         pass
-    with task._alone(str(tmp_path)):
+    with run_file._alone(str(tmp_path)):
         pass
 
 
@@ -107,7 +107,7 @@ def test_reason_of_a_failure_is_handed_on(given, tmp_path, capfd):
 _PARENT = """
 import json, sys
 from sigline.pipeline import tfx_trainer
-from sigline.trainer.task import Task
+from sigline.trainer.run_file import Task
 tfx_trainer._run_by(sys.executable, Task(**json.loads(sys.argv[1])))
 """
 
@@ -140,7 +140,7 @@ def _until(holds, process: Forked | None = None) -> None:
 
 def _is_free(work_dir: Path) -> bool:
     try:
-        with task._alone(str(work_dir)):
+        with run_file._alone(str(work_dir)):
             return True
     except ValueError:
         return False
@@ -152,7 +152,7 @@ def test_stream_goes_on_when_its_reader_has_gone():
     read, write = os.pipe()
     os.close(read)
     with open(write, "w", buffering=1) as stream:
-        unbroken = task._Unbroken(stream)
+        unbroken = run_file._Unbroken(stream)
         assert unbroken.write("a line\n") == 7
         unbroken.flush()
         assert unbroken.fileno() == write

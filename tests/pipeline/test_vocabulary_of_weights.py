@@ -14,8 +14,8 @@ quiet.import_tfx()
 from sigline.components.scenes import generate  # noqa: E402
 from sigline.pipeline import environment as environments  # noqa: E402
 from sigline.trainer import config  # noqa: E402
-from sigline.trainer.weights import checkpoint, vocabularies  # noqa: E402
-from sigline.trainer.weights.checkpoint import Weights  # noqa: E402
+from sigline.trainer.weights import tokenizer_json, weight_folders  # noqa: E402
+from sigline.trainer.weights.weight_folders import Weights  # noqa: E402
 
 pytestmark = [pytest.mark.tfx]
 
@@ -30,8 +30,8 @@ def folder(tmp_path_factory, vocabulary):
     settings = config.override(config.load_recipe("siglip_demo"), ["text.length=24"])
     names = ("image/positions", "text/positions", "text/tokens")
     values = {name: np.zeros(1, np.float32) for name in names}
-    checkpoint.save(folder / "weights", Weights(settings, values, vocabulary))
-    checkpoint.save(folder / "silent", Weights(settings, values))
+    weight_folders.save(folder / "weights", Weights(settings, values, vocabulary))
+    weight_folders.save(folder / "silent", Weights(settings, values))
     return folder
 
 
@@ -60,7 +60,7 @@ def test_vocabulary_node_hands_on_that_of_the_weights(folder, vocabulary, tmp_pa
     environment = _environment(folder, weights=str(folder / "weights"), overrides=STARTS)
     node = _node(environment)
     # The key of the cache.
-    digest = vocabularies.digest(vocabulary)
+    digest = tokenizer_json.digest(vocabulary)
     assert node.exec_properties["weights_vocabulary"] == digest
     assert json.loads(node.exec_properties["recipe"])["length"] == 24
     assert "From the weights: text.length=24 (the recipe: 16)" in capsys.readouterr().err
@@ -79,9 +79,9 @@ def test_vocabulary_that_changed_since_the_plan_is_refused(folder, tmp_path):
     from sigline.components.vocabulary import component
 
     output = str(tmp_path / "sentencepiece.model")
-    for name, received in (("weights", vocabularies.digest(b"x")[:12]), ("silent", "none")):
+    for name, received in (("weights", tokenizer_json.digest(b"x")[:12]), ("silent", "none")):
         with pytest.raises(ValueError, match=f"must not change during a run.*{received}"):
-            component._hand_on(str(folder / name), vocabularies.digest(b"x"), output)
+            component._hand_on(str(folder / name), tokenizer_json.digest(b"x"), output)
     assert not list(tmp_path.iterdir())
 
 
@@ -130,4 +130,4 @@ def test_task_that_plans_a_run_on_a_cluster_finds_the_vocabulary(folder, vocabul
 
     environment = _environment(folder, weights=str(folder / "weights"), overrides=STARTS)
     found = planning.plan(environment)
-    assert found.vocabulary_digest == vocabularies.digest(vocabulary)
+    assert found.vocabulary_digest == tokenizer_json.digest(vocabulary)

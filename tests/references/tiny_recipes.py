@@ -10,8 +10,12 @@ import tensorflow as tf
 
 from sigline.components.scenes import grammar
 from sigline.schemas import tf_example
-from sigline.trainer import config, export, loop, preprocess, recipes, start, two_tower
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer import config, recipes
+from sigline.trainer.export import saved_model
+from sigline.trainer.inputs import preprocess
+from sigline.trainer.models import two_tower
+from sigline.trainer.training import loop, start
+from sigline.trainer.weights.weight_folders import Weights
 
 PRECOMPUTED = "+precomputed"
 # A recipe whose frozen tower may have embedded the images before.
@@ -75,7 +79,9 @@ def train(
     result = loop.train(settings, **options)
     assert result.first_step == 1
     labels = grammar.label_set()
-    export.export(folder / "model", result.model, config=settings, vocabulary=pieces, labels=labels)
+    saved_model.export(
+        folder / "model", result.model, config=settings, vocabulary=pieces, labels=labels
+    )
     values = {"image_bytes": tf.constant([image]), "text": tf.constant(["a red ring"])}
     answers = {}
     for name, signature in tf.saved_model.load(str(folder / "model")).signatures.items():
@@ -108,7 +114,7 @@ def _teachers(settings, vocabulary):
 def _embedded(settings, weights, split_dir, folder):
     """Writes a split whose images the frozen tower of the weights has embedded."""
     model = start.frozen_tower(settings, weights)
-    digest = export.image_digest(model)
+    digest = saved_model.image_digest(model)
     embeddings = {"dim": settings.image.output_dim, "image_digest": digest}
     (folder / "Split-train").mkdir(parents=True)
     shards = {}

@@ -169,7 +169,9 @@ def test_mistakes_are_one_line(server, index, capsys, arguments, code, message):
 def test_faiss_index_needs_the_model_that_made_it(
     tmp_path, contract_base, contract_config, examples, vocabulary, capsys
 ):
-    from sigline.trainer import config, export, two_tower
+    from sigline.trainer import config
+    from sigline.trainer.export import saved_model
+    from sigline.trainer.models import two_tower
 
     model = contract_base / "3"
     arguments = ["--model", model, "--data", examples, "--split", "train", "--kind", "faiss"]
@@ -181,7 +183,9 @@ def test_faiss_index_needs_the_model_that_made_it(
     assert cli.main(search) == 2
     assert "needs the model that made it" in capsys.readouterr().err
     other = config.override(contract_config, ["seed=7"])
-    export.export(tmp_path / "other", two_tower.build(other), config=other, vocabulary=vocabulary)
+    saved_model.export(
+        tmp_path / "other", two_tower.build(other), config=other, vocabulary=vocabulary
+    )
     assert cli.main([*search, "--model", str(tmp_path / "other")]) == 2
     assert "made with another model" in capsys.readouterr().err
     with open(tmp_path / "index" / retrieval.FAISS_FILE, "r+b") as handle:

@@ -9,9 +9,11 @@ import pytest
 
 from sigline import cli
 from sigline.schemas import signatures
-from sigline.trainer import config, sources, start, two_tower
-from sigline.trainer.weights import checkpoint
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer import config, sources
+from sigline.trainer.models import two_tower
+from sigline.trainer.training import start
+from sigline.trainer.weights import weight_folders
+from sigline.trainer.weights.weight_folders import Weights
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +84,15 @@ def test_saved_model_of_others_is_refused(tmp_path):
 
 
 def test_weights_of_a_training_are_preferred_to_its_checkpoints(weights, tmp_path):
-    checkpoint.save(tmp_path / "run" / "weights", weights)
-    checkpoint.save_description(tmp_path / "run" / "checkpoints" / "description", weights)
+    weight_folders.save(tmp_path / "run" / "weights", weights)
+    weight_folders.save_description(tmp_path / "run" / "checkpoints" / "description", weights)
     _check(sources.load(tmp_path / "run"), weights)
 
 
 def test_folder_of_several_runs_leaves_a_choice(weights, tmp_path):
     for key in ("a", "b"):
         described = tmp_path / key / "checkpoints" / "description"
-        checkpoint.save_description(described, dataclasses.replace(weights, parameters={}))
+        weight_folders.save_description(described, dataclasses.replace(weights, parameters={}))
     with pytest.raises(ValueError, match=r"several runs.*a/checkpoints, .*b/checkpoints"):
         sources.load(tmp_path)
     with pytest.raises(ValueError, match="must have a checkpoint"):

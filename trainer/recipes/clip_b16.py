@@ -7,7 +7,6 @@ vocabulary, resizing and precision of the image in [-1, 1]. The rate of the temp
 and it has no limit. Expected result: not measured.
 """
 
-from sigline.trainer import variants
 from sigline.trainer.config import (
     BlockConfig,
     ImageTowerConfig,
@@ -16,6 +15,7 @@ from sigline.trainer.config import (
     TextTowerConfig,
     TrainConfig,
 )
+from sigline.trainer.models import sizes
 
 # Of the vocabularies that sigline trains.
 _END_OF_TEXT = 1
@@ -38,7 +38,7 @@ def config() -> TrainConfig:
             projection=512,
             projection_bias=False,
             block=block,
-            **variants.sizes("B"),
+            **sizes.sizes("B"),
         ),
         text=TextTowerConfig(
             length=77,

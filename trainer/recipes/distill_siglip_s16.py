@@ -12,13 +12,13 @@ measured.
 
 import dataclasses
 
-from sigline.trainer import variants
 from sigline.trainer.config import (
     DistillationConfig,
     ImageTowerConfig,
     TextTowerConfig,
     TrainConfig,
 )
+from sigline.trainer.models import sizes
 from sigline.trainer.recipes import siglip_b16
 
 
@@ -28,7 +28,7 @@ def config() -> TrainConfig:
         siglip_b16.config(),
         name="distill_siglip_s16",
         global_batch_size=8_192,
-        image=ImageTowerConfig(size=224, patch=16, **variants.sizes("S")),
-        text=TextTowerConfig(length=64, **variants.sizes("S")),
+        image=ImageTowerConfig(size=224, patch=16, **sizes.sizes("S")),
+        text=TextTowerConfig(length=64, **sizes.sizes("S")),
         distillation=(DistillationConfig(teacher="siglip", target="pairs"),),
     )

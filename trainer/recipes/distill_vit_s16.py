@@ -9,7 +9,6 @@ ImageNet runs; the rate is that of a plain ViT-S/16 (arXiv 2205.01580), since th
 ResNets. The steps are 1,200 epochs of ImageNet. Expected result: not measured.
 """
 
-from sigline.trainer import variants
 from sigline.trainer.config import (
     DataConfig,
     DistillationConfig,
@@ -18,6 +17,7 @@ from sigline.trainer.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from sigline.trainer.models import sizes
 
 
 def config() -> TrainConfig:
@@ -32,7 +32,7 @@ def config() -> TrainConfig:
             pool="gap",
             positions="sincos2d",
             classes=1_000,
-            **variants.sizes("S"),
+            **sizes.sizes("S"),
         ),
         text=None,
         loss=LossConfig(weight=0.0),

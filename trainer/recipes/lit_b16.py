@@ -11,7 +11,6 @@ configuration; its text tower is a BERT, this one is a Base transformer from scr
 Expected result: not measured.
 """
 
-from sigline.trainer import variants
 from sigline.trainer.config import (
     ImageTowerConfig,
     LossConfig,
@@ -19,6 +18,7 @@ from sigline.trainer.config import (
     TextTowerConfig,
     TrainConfig,
 )
+from sigline.trainer.models import sizes
 
 
 def config() -> TrainConfig:
@@ -27,8 +27,8 @@ def config() -> TrainConfig:
         name="lit_b16",
         steps=5_000,
         global_batch_size=4_096,
-        image=ImageTowerConfig(size=224, patch=16, pool="tok", **variants.sizes("B")),
-        text=TextTowerConfig(length=16, **variants.sizes("B")),
+        image=ImageTowerConfig(size=224, patch=16, pool="tok", **sizes.sizes("B")),
+        text=TextTowerConfig(length=16, **sizes.sizes("B")),
         loss=LossConfig(name="softmax"),
         optimizer=OptimizerConfig(
             rates=(("image/.*", None), (".*", 1.0)),

@@ -6,8 +6,8 @@ Batch 32,768 with AdamW at beta_2 = 0.95, rate 1e-3 and decay 1e-4; images are r
 number of steps is that of 9 billion seen pairs. Expected result: not measured.
 """
 
-from sigline.trainer import variants
 from sigline.trainer.config import ImageTowerConfig, OptimizerConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.models import sizes
 
 
 def config() -> TrainConfig:
@@ -16,7 +16,7 @@ def config() -> TrainConfig:
         name="siglip_b16",
         steps=274_658,
         global_batch_size=32_768,
-        image=ImageTowerConfig(size=224, patch=16, **variants.sizes("B")),
-        text=TextTowerConfig(length=64, **variants.sizes("B")),
+        image=ImageTowerConfig(size=224, patch=16, **sizes.sizes("B")),
+        text=TextTowerConfig(length=64, **sizes.sizes("B")),
         optimizer=OptimizerConfig(warmup_steps=6_500),
     )

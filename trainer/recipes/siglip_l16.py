@@ -8,8 +8,8 @@ bfloat16. Expected result: not measured.
 
 import dataclasses
 
-from sigline.trainer import variants
 from sigline.trainer.config import ImageTowerConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.models import sizes
 from sigline.trainer.recipes import siglip_b16
 
 
@@ -19,8 +19,8 @@ def config() -> TrainConfig:
     return dataclasses.replace(
         base,
         name="siglip_l16",
-        image=ImageTowerConfig(size=256, patch=16, **variants.sizes("L")),
-        text=TextTowerConfig(length=64, **variants.sizes("L")),
+        image=ImageTowerConfig(size=256, patch=16, **sizes.sizes("L")),
+        text=TextTowerConfig(length=64, **sizes.sizes("L")),
         optimizer=dataclasses.replace(base.optimizer, first_moment_dtype="bfloat16"),
         precision="bfloat16",
         rematerialize=True,

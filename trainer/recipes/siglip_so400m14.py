@@ -8,8 +8,8 @@ measured.
 
 import dataclasses
 
-from sigline.trainer import variants
 from sigline.trainer.config import ImageTowerConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.models import sizes
 from sigline.trainer.recipes import siglip_l16
 
 
@@ -18,6 +18,6 @@ def config() -> TrainConfig:
     return dataclasses.replace(
         siglip_l16.config(),
         name="siglip_so400m14",
-        image=ImageTowerConfig(size=224, patch=14, **variants.sizes("So400m")),
-        text=TextTowerConfig(length=16, **variants.sizes("So400m")),
+        image=ImageTowerConfig(size=224, patch=14, **sizes.sizes("So400m")),
+        text=TextTowerConfig(length=16, **sizes.sizes("So400m")),
     )

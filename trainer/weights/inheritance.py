@@ -12,8 +12,8 @@ from typing import Any
 
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import ImageTowerConfig, TrainConfig
-from sigline.trainer.weights import processor, tokenizer_files, vocabularies
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer.weights import processor, tokenizer_files, tokenizer_json
+from sigline.trainer.weights.weight_folders import Weights
 
 TOKEN_TABLE = "text/tokens"
 
@@ -202,13 +202,14 @@ def vocabulary(config: TrainConfig, weights: Weights | None, other: bytes | None
             "weights import WEIGHTS --vocabulary FILE --output FOLDER`. Received: "
             f"pretrained={list(config.pretrained)}, vocabulary of the weights=none"
         )
-    if other is not None and not vocabularies.same(other, weights.vocabulary):
+    if other is not None and not tokenizer_json.same(other, weights.vocabulary):
         raise ValueError(
             "The vocabulary must be that of the weights, since the token table is among what is "
             "pretrained. Leave the vocabulary out, and that of the weights is taken; or leave "
             f"{TOKEN_TABLE} out of `pretrained`, and a new table is trained. Received: "
-            f"vocabulary={vocabularies.digest(other)[:12]}, vocabulary of the weights="
-            f"{vocabularies.digest(weights.vocabulary)[:12]}, pretrained={list(config.pretrained)}"
+            f"vocabulary={tokenizer_json.digest(other)[:12]}, vocabulary of the weights="
+            f"{tokenizer_json.digest(weights.vocabulary)[:12]}, "
+            f"pretrained={list(config.pretrained)}"
         )
     return weights.vocabulary
 
@@ -231,11 +232,11 @@ def with_vocabulary(weights: Weights, other: bytes) -> Weights:
             "A vocabulary belongs to a token table, which these weights do not have. Leave "
             "--vocabulary out. Received: weights without a text tower"
         )
-    if weights.vocabulary is not None and not vocabularies.same(other, weights.vocabulary):
+    if weights.vocabulary is not None and not tokenizer_json.same(other, weights.vocabulary):
         raise ValueError(
             "The weights come with a vocabulary, and their token table is of no other. Leave "
-            f"--vocabulary out. Received: vocabulary={vocabularies.digest(other)[:12]}, vocabulary "
-            f"of the weights={vocabularies.digest(weights.vocabulary)[:12]}"
+            f"--vocabulary out. Received: vocabulary={tokenizer_json.digest(other)[:12]}, "
+            f"vocabulary of the weights={tokenizer_json.digest(weights.vocabulary)[:12]}"
         )
     return dataclasses.replace(weights, vocabulary=weights.vocabulary or other)
 

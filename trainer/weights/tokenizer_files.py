@@ -15,8 +15,8 @@ from typing import Any
 
 from sigline.schemas import strict
 from sigline.trainer.config import TextTowerConfig
-from sigline.trainer.weights import vocabularies
-from sigline.trainer.weights.vocabularies import Kind
+from sigline.trainer.weights import tokenizer_json
+from sigline.trainer.weights.tokenizer_json import Kind
 
 SENTENCEPIECE_FILE = "spiece.model"
 TOKENIZER_FILE = "tokenizer.json"
@@ -92,7 +92,7 @@ def files(
         config |= {"tokenizer_class": "Siglip2Tokenizer", "add_bos_token": False}
         config |= {"add_eos_token": True}
     else:
-        model = vocabularies.read_model(vocabulary)
+        model = tokenizer_json.read_model(vocabulary)
         written = {SENTENCEPIECE_FILE: vocabulary}
         if _is_siglip(model, text):
             config |= {"tokenizer_class": "SiglipTokenizer", "do_lower_case": text.lowercase}
@@ -126,7 +126,7 @@ def ids(vocabulary: bytes, text: TextTowerConfig) -> dict[str, int | None]:
     if vocabulary.startswith(b"{"):
         pieces = json.loads(vocabulary)["pieces"]
     else:
-        pieces = [item.piece for item in vocabularies.read_model(vocabulary).pieces]
+        pieces = [item.piece for item in tokenizer_json.read_model(vocabulary).pieces]
     numbers = {piece: number for number, piece in enumerate(pieces)}
     end_id = numbers.get(text.end_piece) if text.end_id is None else text.end_id
     return {
@@ -210,7 +210,7 @@ def _from_sentencepiece(model: Any, text: TextTowerConfig) -> dict[str, Any]:
         steps.append({"type": "Prepend", "prepend": " "})
     if normalizer.escape_whitespaces:
         steps.append({"type": "Replace", "pattern": {"String": " "}, "content": _SPACE})
-    unigram = model.trainer_spec.model_type != vocabularies.BPE
+    unigram = model.trainer_spec.model_type != tokenizer_json.BPE
     parted = None
     if unigram:
         # The library's model would take the piece of a control for the text that spells it.

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sigline.trainer import pieces
+from sigline.trainer.inputs import vocabularies as pieces
 from sigline.trainer.weights import tokenizer_files as files
-from sigline.trainer.weights import vocabularies
+from sigline.trainer.weights import tokenizer_json
 
 # Classes of those that end and fill texts otherwise than SigLIP's.
 _SIGLIP_2_TOKENIZERS = ("GemmaTokenizer", "Siglip2Tokenizer")
@@ -38,7 +38,7 @@ def read(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
         "end_piece": "<eos>",
         "pad_piece": "<pad>",
     }
-    return vocabularies.from_tokenizer_json(content), texts | own
+    return tokenizer_json.from_tokenizer_json(content), texts | own
 
 
 def kept(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,8 @@ from sigline.components.scenes import grammar
 from sigline.schemas import tf_example
 from sigline.schemas.gate import Gate
 from sigline.schemas.labels import LabelSet
-from sigline.trainer import export, parity, two_tower
+from sigline.trainer.export import parity, saved_model
+from sigline.trainer.models import two_tower
 
 LOOSE = Gate(minimum={"image_to_text_recall@10": 0.0}, maximum={"leaked_share": 0.0})
 
@@ -39,7 +40,7 @@ def bare_dir(tmp_path_factory, trained, vocabulary, contract_config):
     folder = tmp_path_factory.mktemp("bare") / "model"
     data = dataclasses.replace(contract_config.data, max_image_pixels=64 * 64)
     settings = dataclasses.replace(contract_config, data=data)
-    export.export(folder, trained, config=settings, vocabulary=vocabulary)
+    saved_model.export(folder, trained, config=settings, vocabulary=vocabulary)
     return folder
 
 
@@ -120,7 +121,7 @@ def test_tower_of_nan_is_refused_with_the_keys(
     two_tower.named_variables(broken)["image/embedding/bias"].assign(
         np.full(contract_config.image.width, np.nan)
     )
-    export.export(tmp_path / "m", broken, config=contract_config, vocabulary=vocabulary)
+    saved_model.export(tmp_path / "m", broken, config=contract_config, vocabulary=vocabulary)
     found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o")
     (reason, *_) = found.verdict.failures()
     assert "100 of 100 records have image embeddings that are not finite: scenes/000" in reason
@@ -177,7 +178,7 @@ def test_model_that_is_not_the_trained_one_is_refused(
         )
     else:
         model = two_tower.build(dataclasses.replace(contract_config, seed=contract_config.seed + 1))
-    export.export(tmp_path / "m", model, config=settings, vocabulary=words)
+    saved_model.export(tmp_path / "m", model, config=settings, vocabulary=words)
     found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o", parity_file=str(trainer_made))
     failed = {check.metric for check in found.verdict.checks if not check.passed}
     towers = {"tokenizer": {"text"}, "resize": {"image"}, "weights": {"image", "text"}}[mistake]
@@ -268,7 +269,7 @@ def test_model_that_reads_no_picture_is_refused(
 ):
     data = dataclasses.replace(contract_config.data, max_image_pixels=16)
     settings = dataclasses.replace(contract_config, data=data)
-    export.export(tmp_path / "m", trained, config=settings, vocabulary=vocabulary)
+    saved_model.export(tmp_path / "m", trained, config=settings, vocabulary=vocabulary)
     found = _judge(split_dir, tmp_path / "m", cache, tmp_path / "o")
     assert "100 images could not be decoded by the model" in found.verdict.failures()[0]
 

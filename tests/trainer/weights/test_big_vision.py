@@ -4,8 +4,8 @@ import reference_big_vision as reference
 import tensorflow as tf
 
 from sigline import cli
-from sigline.trainer import positions, two_tower
-from sigline.trainer.weights import checkpoint, grids
+from sigline.trainer.models import positions, two_tower
+from sigline.trainer.weights import grids, weight_folders
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12, 3)).astype(np.float32)
 IDS = np.random.default_rng(0).integers(0, 30, (4, 5))
@@ -25,7 +25,7 @@ def _image_tower(weights):
 
 
 def _check_image(path, parameters, **options):
-    model = _image_tower(checkpoint.load(path, **options))
+    model = _image_tower(weight_folders.load(path, **options))
     expected = reference.embed_image(parameters, IMAGES)
     np.testing.assert_allclose(model.embed_image(tf.constant(IMAGES)), expected, atol=1e-5)
 
@@ -34,7 +34,7 @@ def test_two_towers_give_the_references_embeddings(tmp_path):
     parameters = reference.random_parameters()
     path = _save(tmp_path / "siglip.npz", parameters)
     _check_image(path, parameters)
-    weights = checkpoint.load(path)
+    weights = weight_folders.load(path)
     model = _image_tower(weights)
     assert set(weights.parameters) == set(two_tower.named_parameters(model))
     expected = reference.embed_text(parameters, IDS)
@@ -57,7 +57,7 @@ def test_plain_vit_has_names_without_a_tower(tmp_path, pool):
     plain = {name.removeprefix("img/"): value for name, value in parameters.items()}
     path = _save(tmp_path / "vit.npz", plain)
     _check_image(path, parameters)
-    weights = checkpoint.load(path)
+    weights = weight_folders.load(path)
     assert all(name.startswith("image/") for name in weights.parameters)
     assert weights.config.image.pool == pool
 
@@ -67,7 +67,7 @@ def test_head_of_a_plain_vit_can_be_dropped(tmp_path):
     plain = {name.removeprefix("img/"): value for name, value in parameters.items()}
     plain |= {"head/kernel": np.zeros((16, 10), np.float32), "head/bias": np.zeros(10, np.float32)}
     path = _save(tmp_path / "vit.npz", plain)
-    assert checkpoint.load(path).config.image.classes == 10
+    assert weight_folders.load(path).config.image.classes == 10
     _check_image(path, parameters, drop=["img/head/.*"])
 
 
@@ -133,7 +133,7 @@ def test_text_tower_of_another_kind_is_named(tmp_path):
     bert = {"txt/BertEncoder_0/x": np.zeros(3, np.float32), "t": np.zeros(1, np.float32)}
     path = _save(tmp_path / "lit.npz", parameters | bert)
     with pytest.raises(ValueError, match=r"LiT has a BERT.*--drop 'txt/\.\*'"):
-        checkpoint.load(path)
+        weight_folders.load(path)
     _check_image(path, parameters, drop=["txt/.*"])
 
 
@@ -142,19 +142,19 @@ def test_missing_and_left_over_tensors_are_listed(tmp_path):
     parameters["txt/head/extra"] = parameters.pop("txt/head/bias")
     path = _save(tmp_path / "x.npz", parameters)
     with pytest.raises(ValueError, match=r"Missing: txt/head/bias\. Left over: txt/head/extra\."):
-        checkpoint.load(path)
+        weight_folders.load(path)
 
 
 def test_file_without_an_image_tower_is_refused(tmp_path):
     path = _save(tmp_path / "x.npz", {"a": np.zeros(2)})
     with pytest.raises(ValueError, match=r"no image tower of big_vision. Received: img/a"):
-        checkpoint.load(path)
+        weight_folders.load(path)
 
 
 def test_pickled_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", **{"params/img/a": np.array([{"a": 1}], dtype=object)})
     with pytest.raises(ValueError, match="allow_pickle"):
-        checkpoint.load(tmp_path / "x.npz")
+        weight_folders.load(tmp_path / "x.npz")
 
 
 def test_quantised_weights_are_refused(tmp_path):
@@ -162,12 +162,12 @@ def test_quantised_weights_are_refused(tmp_path):
     parameters["txt/head/kernel"] = parameters["txt/head/kernel"].astype(np.int8)
     path = _save(tmp_path / "x.npz", parameters)
     with pytest.raises(ValueError, match=r"not quantised\. Received: txt/head/kernel int8"):
-        checkpoint.load(path)
+        weight_folders.load(path)
 
 
 def _import_text(path, *assignments):
     """Returns the embeddings of texts, and what was assumed."""
-    weights = checkpoint.load(path, assignments=assignments)
+    weights = weight_folders.load(path, assignments=assignments)
     return _image_tower(weights).embed_text(tf.constant(IDS, tf.int32)), weights.assumed
 
 
@@ -201,10 +201,10 @@ def test_attention_pool_of_texts_is_told_by_the_file(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert "text.pool=last" not in assumed
     with pytest.raises(ValueError, match=r"text\.pool must be map, .*Received: text\.pool=gap"):
-        checkpoint.load(path, assignments=["text.pool=gap"])
+        weight_folders.load(path, assignments=["text.pool=gap"])
     without = _save(tmp_path / "y.npz", reference.random_parameters())
     with pytest.raises(ValueError, match=r"text\.pool must be one without parameters"):
-        checkpoint.load(without, assignments=["text.pool=map"])
+        weight_folders.load(without, assignments=["text.pool=map"])
 
 
 def test_positions_of_texts_that_were_added_twice_are_folded(tmp_path):
@@ -220,7 +220,7 @@ def test_positions_of_texts_that_were_added_twice_are_folded(tmp_path):
 def test_pictures_of_patches_to_spare_have_the_size_that_is_chosen(tmp_path):
     parameters = reference.random_parameters(text=False)
     path = _save(tmp_path / "x.npz", parameters)
-    weights = checkpoint.load(path, assignments=["image.size=14"])
+    weights = weight_folders.load(path, assignments=["image.size=14"])
     assert (weights.config.image.size, weights.config.image.grid) == (14, 3)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 14, 14, 3)).astype(np.float32)
     found = _image_tower(weights).embed_image(tf.constant(images))
@@ -228,9 +228,9 @@ def test_pictures_of_patches_to_spare_have_the_size_that_is_chosen(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for size in (11, 16):
         with pytest.raises(ValueError, match=f"must be 12 to 15, .*Received: image.size={size}"):
-            checkpoint.load(path, assignments=[f"image.size={size}"])
+            weight_folders.load(path, assignments=[f"image.size={size}"])
     with pytest.raises(ValueError, match="must be a whole number of at least 4, a patch"):
-        checkpoint.load(path, assignments=["image.size=large"])
+        weight_folders.load(path, assignments=["image.size=large"])
 
 
 def test_released_model_of_27_patches_of_14_has_pictures_of_384():
@@ -245,7 +245,7 @@ def test_patches_that_are_no_square_are_refused(tmp_path, patches):
     parameters["img/pos_embedding"] = np.zeros((1, patches, 16), np.float32)
     path = _save(tmp_path / "x.npz", parameters)
     with pytest.raises(ValueError, match=f"square pictures .* positions of {patches} patches"):
-        checkpoint.load(path)
+        weight_folders.load(path)
 
 
 def _smooth_positions(height, width, dim=64, seed=0):
@@ -288,7 +288,7 @@ def test_patches_of_another_kind_are_refused(tmp_path, shape, message):
     parameters = reference.random_parameters(text=False)
     parameters["img/embedding/kernel"] = np.zeros(shape, np.float32)
     with pytest.raises(ValueError, match=message):
-        checkpoint.load(_save(tmp_path / "x.npz", parameters))
+        weight_folders.load(_save(tmp_path / "x.npz", parameters))
 
 
 def test_fixed_positions_need_the_size_of_the_pictures(tmp_path):
@@ -296,8 +296,8 @@ def test_fixed_positions_need_the_size_of_the_pictures(tmp_path):
     del parameters["img/pos_embedding"]
     path = _save(tmp_path / "x.npz", parameters)
     with pytest.raises(ValueError, match=r"does not tell how large .*--set image\.size=N"):
-        checkpoint.load(path)
-    weights = checkpoint.load(path, assignments=["image.size=12"])
+        weight_folders.load(path)
+    weights = weight_folders.load(path, assignments=["image.size=12"])
     assert not [item for item in weights.assumed if "image.size" in item]
     parameters["img/pos_embedding"] = positions.sincos_2d(3, 16)
     expected = reference.embed_image(parameters, IMAGES)
@@ -308,24 +308,24 @@ def test_fixed_positions_need_the_size_of_the_pictures(tmp_path):
 def test_what_the_file_tells_is_not_set(tmp_path):
     path = _save(tmp_path / "x.npz", reference.random_parameters())
     with pytest.raises(ValueError, match=r"the file does not tell: image\.size, .*image\.width=3"):
-        checkpoint.load(path, assignments=["image.width=3"])
+        weight_folders.load(path, assignments=["image.width=3"])
     with pytest.raises(ValueError, match=r"Received: 'text\.pool'"):
-        checkpoint.load(path, assignments=["text.pool"])
+        weight_folders.load(path, assignments=["text.pool"])
     with pytest.raises(ValueError, match=r"text\.pool must be one of last, .*Received.*'mean'"):
-        checkpoint.load(path, assignments=["text.pool=mean"])
+        weight_folders.load(path, assignments=["text.pool=mean"])
     with pytest.raises(ValueError, match=r"text\.end_id must be given with text\.pool=end"):
-        checkpoint.load(path, assignments=["text.pool=end"])
-    chosen = checkpoint.load(path, assignments=["text.pool=end", "text.end_id=1"])
+        weight_folders.load(path, assignments=["text.pool=end"])
+    chosen = weight_folders.load(path, assignments=["text.pool=end", "text.end_id=1"])
     assert (chosen.config.text.pool, chosen.config.text.end_id) == ("end", 1)
     alone = _save(tmp_path / "y.npz", reference.random_parameters(text=False))
     with pytest.raises(ValueError, match=r"has no text tower\. Received: --set text\.pool"):
-        checkpoint.load(alone, assignments=["text.pool=gap"])
+        weight_folders.load(alone, assignments=["text.pool=gap"])
 
 
 def test_text_rules_of_siglip_2_are_told_by_its_vocabulary(tmp_path):
     parameters = reference.random_parameters()
     parameters["txt/Embed_0/embedding"] = np.zeros((256_000, 16), np.float32)
-    weights = checkpoint.load(_save(tmp_path / "x.npz", parameters))
+    weights = weight_folders.load(_save(tmp_path / "x.npz", parameters))
     text = weights.config.text
     assert (text.strip_punctuation, text.end_piece, text.pad_piece) == (False, "<eos>", "<pad>")
     assert "texts as of SigLIP 2" in weights.assumed
@@ -333,9 +333,9 @@ def test_text_rules_of_siglip_2_are_told_by_its_vocabulary(tmp_path):
 
 def test_weights_of_our_own_tell_all_themselves(tmp_path):
     path = _save(tmp_path / "x.npz", reference.random_parameters())
-    checkpoint.save(tmp_path / "w", checkpoint.load(path))
+    weight_folders.save(tmp_path / "w", weight_folders.load(path))
     with pytest.raises(ValueError, match=r"tell all themselves\. Received: --set text\.pool=gap"):
-        checkpoint.load(tmp_path / "w", assignments=["text.pool=gap"])
+        weight_folders.load(tmp_path / "w", assignments=["text.pool=gap"])
 
 
 def test_command_says_what_it_assumed(tmp_path, capsys):
@@ -346,4 +346,4 @@ def test_command_says_what_it_assumed(tmp_path, capsys):
     assert "Assumed image.size=12: 3 x 3 patches of 4 pixels\n" in printed
     assert "--set KEY=VALUE says otherwise" in printed
     assert "text.pool" not in printed
-    assert checkpoint.load(tmp_path / "w").config.text.pool == "gap"
+    assert weight_folders.load(tmp_path / "w").config.text.pool == "gap"

@@ -3,9 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sigline.trainer import config, loop, positions, start, two_tower
-from sigline.trainer.weights import checkpoint
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer import config
+from sigline.trainer.models import positions, two_tower
+from sigline.trainer.training import loop, start
+from sigline.trainer.weights import weight_folders
+from sigline.trainer.weights.weight_folders import Weights
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,8 @@ def _shapes(settings):
 
 
 def test_folder_returns_what_was_saved(given, tmp_path):
-    checkpoint.save(tmp_path / "w", dataclasses.replace(given, vocabulary=b"words"))
-    found = checkpoint.load(tmp_path / "w")
+    weight_folders.save(tmp_path / "w", dataclasses.replace(given, vocabulary=b"words"))
+    found = weight_folders.load(tmp_path / "w")
     assert found.config == given.config
     assert found.vocabulary == b"words"
     assert set(found.parameters) == set(given.parameters)
@@ -37,21 +39,21 @@ def test_folder_returns_what_was_saved(given, tmp_path):
 
 
 def test_folder_is_not_overwritten(given, tmp_path):
-    checkpoint.save(tmp_path / "w", given)
+    weight_folders.save(tmp_path / "w", given)
     with pytest.raises(ValueError, match="must not be there yet"):
-        checkpoint.save(tmp_path / "w", given)
+        weight_folders.save(tmp_path / "w", given)
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
 def test_failed_save_leaves_nothing_behind(given, tmp_path):
     broken = dataclasses.replace(given, vocabulary="no bytes")
     with pytest.raises(TypeError):
-        checkpoint.save(tmp_path / "w", broken)
+        weight_folders.save(tmp_path / "w", broken)
     assert not list(tmp_path.iterdir())
 
 
 def test_only_what_matches_is_taken(given, tiny):
-    found = checkpoint.fitted(given, _shapes(tiny), ["image/.*"])
+    found = weight_folders.fitted(given, _shapes(tiny), ["image/.*"])
     assert found
     assert all(name.startswith("image/") for name in found)
 
@@ -59,7 +61,7 @@ def test_only_what_matches_is_taken(given, tiny):
 def test_what_does_not_fit_is_listed(given, tiny):
     other = config.override(tiny, ["image.depth=1", "image.pool=tok", "image.mlp_dim=48"])
     with pytest.raises(ValueError, match="do not fit the model") as caught:
-        checkpoint.fitted(given, _shapes(other), ["image/.*"])
+        weight_folders.fitted(given, _shapes(other), ["image/.*"])
     message = str(caught.value)
     assert "Missing: image/token." in message
     assert "Left over: image/encoder/block_1/attention/key/bias" in message
@@ -68,12 +70,12 @@ def test_what_does_not_fit_is_listed(given, tiny):
 
 def test_pattern_of_nothing_is_refused(given, tiny):
     with pytest.raises(ValueError, match=r"No parameter .*pretrained=\['img/\.\*'\]"):
-        checkpoint.fitted(given, _shapes(tiny), ["img/.*"])
+        weight_folders.fitted(given, _shapes(tiny), ["img/.*"])
 
 
 def test_positions_are_resampled_to_another_resolution(given, tiny):
     larger = config.override(tiny, [f"image.size={2 * tiny.image.size}"])
-    found = checkpoint.fitted(given, _shapes(larger), ["image/.*"])["image/positions"]
+    found = weight_folders.fitted(given, _shapes(larger), ["image/.*"])["image/positions"]
     expected = positions.resample(given.parameters["image/positions"], 4)
     np.testing.assert_array_equal(found, expected)
 

@@ -11,8 +11,10 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 
-from sigline.trainer import config, preprocess, two_tower
-from sigline.trainer.weights import checkpoint, hugging_face, vocabularies
+from sigline.trainer import config
+from sigline.trainer.inputs import preprocess
+from sigline.trainer.models import two_tower
+from sigline.trainer.weights import hugging_face, tokenizer_json, weight_folders
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 KINDS = ("siglip", "clip")
@@ -30,7 +32,7 @@ def model_of(weights):
 
 def check_answers(folder, given, expected):
     """Asserts that the weights of a folder give the expected embeddings and logits."""
-    model = model_of(checkpoint.load(folder))
+    model = model_of(weight_folders.load(folder))
     image = model.embed_image(tf.constant(given["pixels"].transpose(0, 2, 3, 1)))
     text = model.embed_text(tf.constant(given["ids"], tf.int32))
     np.testing.assert_allclose(image, expected["image"], atol=1e-5)
@@ -48,8 +50,8 @@ def test_imported_weights_give_the_answers_of_transformers(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_returns_the_very_tensors(kind, tmp_path):
-    weights = checkpoint.load(GOLDEN / kind)
-    checkpoint.save_hugging_face(tmp_path / "out", weights)
+    weights = weight_folders.load(GOLDEN / kind)
+    weight_folders.save_hugging_face(tmp_path / "out", weights)
     theirs = safetensors.numpy.load_file(str(GOLDEN / kind / "model.safetensors"))
     ours = safetensors.numpy.load_file(str(tmp_path / "out" / "model.safetensors"))
     assert set(ours) == set(theirs)
@@ -60,7 +62,7 @@ def test_export_returns_the_very_tensors(kind, tmp_path):
         if kind == "siglip" or name not in moved:
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
     # The class token and its position are one parameter here.
-    again = checkpoint.load(tmp_path / "out")
+    again = weight_folders.load(tmp_path / "out")
     assert again.config == weights.config
     for name, value in weights.parameters.items():
         np.testing.assert_array_equal(again.parameters[name], value, err_msg=name)
@@ -69,7 +71,7 @@ def test_export_returns_the_very_tensors(kind, tmp_path):
 def test_tokens_are_those_of_the_siglip_tokenizer():
     from make_texts import TEXTS
 
-    weights = checkpoint.load(GOLDEN / "siglip")
+    weights = weight_folders.load(GOLDEN / "siglip")
     expected = safetensors.numpy.load_file(str(GOLDEN / "siglip" / "expected.safetensors"))
     tokenizer = preprocess.Tokenizer(weights.vocabulary, weights.config.text)
     np.testing.assert_array_equal(tokenizer(tf.constant(TEXTS)), expected["tokens"])
@@ -80,7 +82,7 @@ def test_tokens_are_those_of_the_siglip_2_tokenizer(siglip):
 
     (siglip / "spiece.model").unlink()
     shutil.copytree(GOLDEN / "siglip2", siglip, dirs_exist_ok=True)
-    weights = checkpoint.load(siglip)
+    weights = weight_folders.load(siglip)
     text = dataclasses.replace(weights.config.text, vocabulary_size=400)
     tokenizer = preprocess.Tokenizer(weights.vocabulary, text)
     expected = safetensors.numpy.load_file(str(GOLDEN / "siglip2" / "expected.safetensors"))
@@ -108,7 +110,7 @@ def test_vocabulary_of_another_kind_is_refused(change, message):
     if "vocab" in change:
         described["added_tokens"] = []
     with pytest.raises(ValueError, match=message):
-        vocabularies.from_tokenizer_json(json.dumps(described).encode())
+        tokenizer_json.from_tokenizer_json(json.dumps(described).encode())
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def test_missing_and_left_over_tensors_are_listed(siglip):
     _change(siglip, change)
     message = "Missing: logit_bias, text_model.head.bias. Left over: text_model.head.extra."
     with pytest.raises(ValueError, match=re.escape(message)):
-        checkpoint.load(siglip)
+        weight_folders.load(siglip)
 
 
 def test_tensors_that_are_not_wanted_can_be_dropped(siglip):
@@ -141,8 +143,8 @@ def test_tensors_that_are_not_wanted_can_be_dropped(siglip):
 
     _change(siglip, change)
     with pytest.raises(ValueError, match=r"Left over: classifier\.weight"):
-        checkpoint.load(siglip)
-    assert checkpoint.load(siglip, drop=[r"classifier\..*"]).parameters
+        weight_folders.load(siglip)
+    assert weight_folders.load(siglip, drop=[r"classifier\..*"]).parameters
 
 
 def test_quantised_weights_are_refused(siglip):
@@ -151,19 +153,19 @@ def test_quantised_weights_are_refused(siglip):
 
     _change(siglip, change)
     with pytest.raises(ValueError, match=r"not quantised.*text_model.head.weight int8"):
-        checkpoint.load(siglip)
+        weight_folders.load(siglip)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_other_precisions_are_read_as_float32(siglip, dtype):
-    before = checkpoint.load(siglip).parameters
+    before = weight_folders.load(siglip).parameters
 
     def change(tensors):
         for name in tensors:
             tensors[name] = tensors[name].astype(dtype)
 
     _change(siglip, change)
-    for name, value in checkpoint.load(siglip).parameters.items():
+    for name, value in weight_folders.load(siglip).parameters.items():
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, before[name], rtol=1e-3, atol=1e-3)
 
@@ -171,12 +173,12 @@ def test_other_precisions_are_read_as_float32(siglip, dtype):
 def test_bfloat16_is_read_as_float32(siglip):
     import ml_dtypes
 
-    before = checkpoint.load(siglip).parameters
+    before = weight_folders.load(siglip).parameters
     path = siglip / "model.safetensors"
     tensors = safetensors.numpy.load_file(str(path))
     halves = {n: x.astype(ml_dtypes.bfloat16) for n, x in tensors.items()}
     safetensors.numpy.save_file(halves, str(path))
-    for name, value in checkpoint.load(siglip).parameters.items():
+    for name, value in weight_folders.load(siglip).parameters.items():
         expected = before[name].astype(ml_dtypes.bfloat16).astype(np.float32)
         np.testing.assert_array_equal(value, expected, err_msg=name)
 
@@ -191,8 +193,8 @@ def test_sharded_checkpoints_are_read(siglip):
     index = {n: file for file, half in zip(files, halves, strict=True) for n in half}
     (siglip / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (siglip / "model.safetensors").unlink()
-    expected = checkpoint.load(GOLDEN / "siglip").parameters
-    for name, value in checkpoint.load(siglip).parameters.items():
+    expected = weight_folders.load(GOLDEN / "siglip").parameters
+    for name, value in weight_folders.load(siglip).parameters.items():
         np.testing.assert_array_equal(value, expected[name])
 
 
@@ -200,26 +202,26 @@ def test_index_that_leaves_the_folder_is_refused(siglip):
     index = {"weight_map": {"x": "../secret.safetensors"}}
     (siglip / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="must name files of its own folder"):
-        checkpoint.load(siglip)
+        weight_folders.load(siglip)
 
 
 def test_half_a_file_is_refused(siglip):
     path = siglip / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="is no whole safetensors file"):
-        checkpoint.load(siglip)
+        weight_folders.load(siglip)
 
 
 def test_pickled_weights_are_refused(siglip):
     (siglip / "model.safetensors").rename(siglip / "pytorch_model.bin")
     with pytest.raises(ValueError, match="Pickled weights"):
-        checkpoint.load(siglip)
+        weight_folders.load(siglip)
 
 
 def test_folder_of_no_known_format_is_refused(tmp_path):
     message = r"parameters\.safetensors \(ours\), config\.json"
     with pytest.raises(ValueError, match=message):
-        checkpoint.load(tmp_path)
+        weight_folders.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -279,42 +281,44 @@ def test_pixels_that_fill_no_patch_are_dropped_as_there(kind, tmp_path):
     expected = safetensors.numpy.load_file(str(GOLDEN / kind / "remainder.safetensors"))
     assert expected["pixels"].shape[2:] == (14, 14)
     check_answers(folder, expected, expected)
-    checkpoint.save_hugging_face(tmp_path / "out", checkpoint.load(folder))
+    weight_folders.save_hugging_face(tmp_path / "out", weight_folders.load(folder))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["vision_config"]["image_size"] == 14
 
 
 def test_tower_that_transformers_does_not_have_is_not_written(tmp_path):
-    weights = checkpoint.load(GOLDEN / "siglip")
+    weights = weight_folders.load(GOLDEN / "siglip")
     image = dataclasses.replace(weights.config.image, num_registers=2)
     other = dataclasses.replace(weights, config=dataclasses.replace(weights.config, image=image))
     with pytest.raises(ValueError, match="Only SigLIP's and CLIP's own towers"):
-        checkpoint.save_hugging_face(tmp_path / "out", other)
+        weight_folders.save_hugging_face(tmp_path / "out", other)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("kind", "loss"), [("siglip", "softmax"), ("clip", "sigmoid")])
 def test_model_of_the_other_loss_is_not_written(kind, loss, tmp_path):
-    weights = checkpoint.load(GOLDEN / kind)
+    weights = weight_folders.load(GOLDEN / kind)
     changed = config.override(weights.config, [f"loss.name={loss}"])
     with pytest.raises(ValueError, match=f"loss. Received: loss.name='{loss}'"):
-        checkpoint.save_hugging_face(tmp_path / "out", dataclasses.replace(weights, config=changed))
+        weight_folders.save_hugging_face(
+            tmp_path / "out", dataclasses.replace(weights, config=changed)
+        )
 
 
 def test_what_only_training_does_is_no_reason_not_to_write(tmp_path):
-    weights = checkpoint.load(GOLDEN / "siglip")
+    weights = weight_folders.load(GOLDEN / "siglip")
     trained = [
         "image.token_dropout=0.5",
         "text.block.dropout=0.1",
         "image.block.stochastic_depth=0.1",
     ]
     changed = config.override(weights.config, trained)
-    checkpoint.save_hugging_face(tmp_path / "out", dataclasses.replace(weights, config=changed))
-    assert checkpoint.load(tmp_path / "out").config.image == weights.config.image
+    weight_folders.save_hugging_face(tmp_path / "out", dataclasses.replace(weights, config=changed))
+    assert weight_folders.load(tmp_path / "out").config.image == weights.config.image
 
 
 def test_clip_gets_the_pixels_of_its_processor():
-    image = checkpoint.load(GOLDEN / "clip").config.image
+    image = weight_folders.load(GOLDEN / "clip").config.image
     assert (image.resize, image.interpolation, image.antialias) == ("crop", "bicubic", True)
     assert image.resampler == "pillow"
     white = preprocess.to_model_range(tf.fill((1, 1, 3), tf.constant(255, tf.uint8)), image)
@@ -328,4 +332,4 @@ def test_config_of_another_resolution_is_refused(siglip):
     content["vision_config"]["image_size"] = 16
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="positions of 9 patches, image_size and patch_size of 16"):
-        checkpoint.load(siglip)
+        weight_folders.load(siglip)

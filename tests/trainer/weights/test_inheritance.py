@@ -8,10 +8,13 @@ import pytest
 
 from sigline import cli
 from sigline.components.vocabulary.vocabulary import train_vocabulary
-from sigline.trainer import config, loop, pieces, preprocess, start
-from sigline.trainer.job import Job
-from sigline.trainer.weights import checkpoint, inheritance, vocabularies
-from sigline.trainer.weights.checkpoint import Weights
+from sigline.trainer import config
+from sigline.trainer.inputs import preprocess
+from sigline.trainer.inputs import vocabularies as pieces
+from sigline.trainer.run import Job
+from sigline.trainer.training import loop, start
+from sigline.trainer.weights import inheritance, tokenizer_json, weight_folders
+from sigline.trainer.weights.weight_folders import Weights
 
 NAMES = (
     "image/embedding/kernel",
@@ -64,7 +67,7 @@ def test_other_vocabulary_is_refused_by_both_digests(patterns, tiny, weights, vo
     with pytest.raises(ValueError, match="must be that of the weights") as caught:
         Job(_starting(tiny, patterns), "data", other, "code", weights=weights)
     for words in (vocabulary, other):
-        assert vocabularies.digest(words)[:12] in str(caught.value)
+        assert tokenizer_json.digest(words)[:12] in str(caught.value)
 
 
 @pytest.mark.parametrize("patterns", WITHOUT_TABLE)
@@ -97,14 +100,14 @@ def test_same_pieces_in_other_bytes_are_the_same_vocabulary(tiny, weights, vocab
     # here number 200 of the outermost message, and with the defaults left out.
     extended = vocabulary + bytes([0xC2, 0x0C, 0x01, 0x78])
     assert extended != vocabulary
-    assert vocabularies.same(extended, vocabulary)
+    assert tokenizer_json.same(extended, vocabulary)
     job = Job(_starting(tiny, [".*"]), "data", extended, "code", weights=weights)
     assert job.vocabulary == vocabulary
 
 
 @pytest.mark.parametrize("part", ["piece", "score", "type", "charsmap", "prefix", "model_type"])
 def test_whatever_decides_tokens_makes_another_vocabulary(part, vocabulary):
-    model = vocabularies._model_class().FromString(vocabulary)
+    model = tokenizer_json._model_class().FromString(vocabulary)
     if part == "piece":
         model.pieces[5].piece += "x"
     elif part == "score":
@@ -117,7 +120,7 @@ def test_whatever_decides_tokens_makes_another_vocabulary(part, vocabulary):
         model.normalizer_spec.add_dummy_prefix = False
     else:
         model.trainer_spec.model_type = 2
-    assert not vocabularies.same(model.SerializeToString(), vocabulary)
+    assert not tokenizer_json.same(model.SerializeToString(), vocabulary)
 
 
 def test_byte_pairs_are_compared_by_content():
@@ -125,10 +128,10 @@ def test_byte_pairs_are_compared_by_content():
     written = pieces.serialized(numbers, ["a b"])
     spaced = json.dumps(json.loads(written), indent=1).encode()
     assert spaced != written
-    assert vocabularies.same(spaced, written)
-    assert not vocabularies.same(pieces.serialized(numbers, []), written)
-    assert not vocabularies.same(b"words", b"other words")
-    assert not vocabularies.same(b"{", written)
+    assert tokenizer_json.same(spaced, written)
+    assert not tokenizer_json.same(pieces.serialized(numbers, []), written)
+    assert not tokenizer_json.same(b"words", b"other words")
+    assert not tokenizer_json.same(b"{", written)
 
 
 @pytest.fixture
@@ -236,8 +239,8 @@ def test_rules_of_the_weights_reach_the_tokens(tiny, siglip_2):
 
 
 def test_import_refuses_a_vocabulary_beside_that_of_the_source(weights, other, tmp_path, capsys):
-    checkpoint.save(tmp_path / "with", weights)
-    checkpoint.save(tmp_path / "without", dataclasses.replace(weights, vocabulary=None))
+    weight_folders.save(tmp_path / "with", weights)
+    weight_folders.save(tmp_path / "without", dataclasses.replace(weights, vocabulary=None))
     (tmp_path / "other.model").write_bytes(other)
 
     def bring(source, output):
@@ -252,10 +255,10 @@ def test_import_refuses_a_vocabulary_beside_that_of_the_source(weights, other, t
 
     assert bring("with", "a") == 2
     error = capsys.readouterr().err
-    assert vocabularies.digest(other)[:12] in error
-    assert vocabularies.digest(weights.vocabulary)[:12] in error
+    assert tokenizer_json.digest(other)[:12] in error
+    assert tokenizer_json.digest(weights.vocabulary)[:12] in error
     assert bring("without", "b") == 0
-    assert checkpoint.load_vocabulary(tmp_path / "b") == other
+    assert weight_folders.load_vocabulary(tmp_path / "b") == other
 
 
 def test_vocabulary_of_an_image_tower_is_refused(weights, other):
@@ -268,12 +271,12 @@ def test_vocabulary_of_an_image_tower_is_refused(weights, other):
 def test_train_command_needs_no_vocabulary_beside_weights_and_keeps_theirs(
     tiny, vocabulary, other, split_dir, tmp_path, monkeypatch, capsys
 ):
-    from sigline.trainer import two_tower
+    from sigline.trainer.models import two_tower
 
     settings = config.override(tiny, ["text.length=8", "text.pad_piece=<pad>"])
     variables = two_tower.named_variables(two_tower.build(settings))
     held = Weights(settings, {n: v.numpy() for n, v in variables.items()}, vocabulary)
-    checkpoint.save(tmp_path / "w", held)
+    weight_folders.save(tmp_path / "w", held)
     monkeypatch.setattr(config, "load_recipe", lambda name: tiny)
     (tmp_path / "other.model").write_bytes(other)
     arguments = ["train", "--recipe", "siglip_demo", "--data", str(split_dir)]
@@ -283,7 +286,7 @@ def test_train_command_needs_no_vocabulary_beside_weights_and_keeps_theirs(
     assert "vocabulary of the weights=" in capsys.readouterr().err
     assert cli.main(arguments) == 0
     assert "From the weights: text.length=8 (the recipe: 16)" in capsys.readouterr().err
-    trained = checkpoint.load(tmp_path / "out" / "weights")
+    trained = weight_folders.load(tmp_path / "out" / "weights")
     assert trained.vocabulary == vocabulary
     assert trained.config.text == settings.text
     asset = tmp_path / "out" / "model" / "assets.extra" / "sentencepiece.model"

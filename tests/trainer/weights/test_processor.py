@@ -9,9 +9,11 @@ import tensorflow as tf
 from test_hugging_face import GOLDEN
 
 from sigline.schemas import strict
-from sigline.trainer import config, export, preprocess
+from sigline.trainer import config
 from sigline.trainer.config import ImageTowerConfig
-from sigline.trainer.weights import checkpoint, processor
+from sigline.trainer.export import saved_model
+from sigline.trainer.inputs import preprocess
+from sigline.trainer.weights import processor, weight_folders
 
 DESCRIPTIONS = json.loads((GOLDEN / "processors" / "descriptions.json").read_text())
 SIZE = 12
@@ -90,7 +92,7 @@ def folder(tmp_path):
 def test_import_reads_the_processor(folder):
     described = {"resample": 2, "image_mean": [0.1, 0.2, 0.3]}
     (folder / "preprocessor_config.json").write_text(json.dumps(described))
-    weights = checkpoint.load(folder)
+    weights = weight_folders.load(folder)
     image = weights.config.image
     assert (image.interpolation, image.resampler) == ("bilinear", "pillow")
     assert image.mean == (0.1, 0.2, 0.3)
@@ -101,14 +103,14 @@ def test_settings_inside_of_a_processor_come_first(folder):
     (folder / "preprocessor_config.json").write_text(json.dumps({"resample": 2}))
     combined: dict[str, object] = {"processor_class": "SiglipProcessor"}
     (folder / "processor_config.json").write_text(json.dumps(combined))
-    assert checkpoint.load(folder).config.image.interpolation == "bilinear"
+    assert weight_folders.load(folder).config.image.interpolation == "bilinear"
     combined["image_processor"] = {"resample": 1}
     (folder / "processor_config.json").write_text(json.dumps(combined))
-    assert checkpoint.load(folder).config.image.interpolation == "lanczos"
+    assert weight_folders.load(folder).config.image.interpolation == "lanczos"
 
 
 def test_what_is_assumed_without_a_processor_is_said(folder):
-    weights = checkpoint.load(folder)
+    weights = weight_folders.load(folder)
     assert weights.assumed == (
         "pixels as of SiglipImageProcessor: there is no preprocessor_config.json",
     )
@@ -119,33 +121,33 @@ def test_processor_that_cannot_be_followed_names_the_file(folder):
     path.write_text('{"do_resize": false}')
     message = r"preprocessor_config\.json cannot be followed: do_resize must be true"
     with pytest.raises(ValueError, match=message):
-        checkpoint.load(folder)
+        weight_folders.load(folder)
     # Unless the user says what to do.
     chosen = ["image.resampler=tensorflow", "image.interpolation=bilinear", "image.antialias=false"]
-    assert checkpoint.load(folder, assignments=chosen).config.image.resampler == "tensorflow"
+    assert weight_folders.load(folder, assignments=chosen).config.image.resampler == "tensorflow"
     path.write_text("{")
     with pytest.raises(ValueError, match=r"preprocessor_config\.json must hold JSON"):
-        checkpoint.load(folder)
+        weight_folders.load(folder)
 
 
 def test_what_a_folder_tells_is_not_set(folder):
     with pytest.raises(
         ValueError, match=r"what the file does not tell: .*Received: 'image.size=3'"
     ):
-        checkpoint.load(folder, assignments=["image.size=3"])
+        weight_folders.load(folder, assignments=["image.size=3"])
 
 
 def test_pixels_survive_the_folder_of_weights(folder, tmp_path):
-    weights = checkpoint.load(folder)
-    checkpoint.save(tmp_path / "w", weights)
-    assert checkpoint.load(tmp_path / "w").config.image == weights.config.image
+    weights = weight_folders.load(folder)
+    weight_folders.save(tmp_path / "w", weights)
+    assert weight_folders.load(tmp_path / "w").config.image == weights.config.image
 
 
 def test_options_that_came_later_change_no_digest():
     default = config.load_recipe("siglip_demo")
     for name in ("drop_remainder", "resampler", "resize_side"):
         assert name not in strict.changed(default)["image"]
-        assert name not in export.answering(default.image)
+        assert name not in saved_model.answering(default.image)
     chosen = config.override(default, ["image.antialias=true", "image.resampler=pillow"])
     assert config.from_json(chosen.to_json()) == chosen
     assert chosen.digest() != default.digest()

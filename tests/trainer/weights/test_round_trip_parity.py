@@ -145,7 +145,8 @@ def test_training_moved_the_weights(folder):
 def test_zero_shot_pipeline_of_transformers_agrees_with_the_published_model(folder, noto_emoji):
     import transformers
 
-    from sigline.trainer import preprocess, sources
+    from sigline.trainer import sources
+    from sigline.trainer.inputs import preprocess
 
     published = folder / "root" / "serving" / "1"
     weights = sources.load(published)

@@ -11,16 +11,18 @@ import tensorflow as tf
 from odd_texts import ODD_TEXTS
 from test_hugging_face import GOLDEN
 
-from sigline.trainer import preprocess, sources, start
+from sigline.trainer import sources
 from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
-from sigline.trainer.job import Job
+from sigline.trainer.inputs import preprocess
+from sigline.trainer.run import Job
+from sigline.trainer.training import start
 from sigline.trainer.weights import (
-    checkpoint,
     processor,
     processor_files,
     tokenizer_files,
     tokenizer_import,
-    vocabularies,
+    tokenizer_json,
+    weight_folders,
 )
 
 TEXTS = tf.constant([text for texts in ODD_TEXTS.values() for text in texts])
@@ -28,7 +30,7 @@ TEXTS = tf.constant([text for texts in ODD_TEXTS.values() for text in texts])
 
 def _siglip(vocabulary, **text):
     """Returns the golden SigLIP with a vocabulary, and other rules of its texts."""
-    weights = checkpoint.load(GOLDEN / "siglip")
+    weights = weight_folders.load(GOLDEN / "siglip")
     tower = dataclasses.replace(weights.config.text_tower, **text)
     settings = dataclasses.replace(weights.config, text=tower)
     return dataclasses.replace(weights, config=settings, vocabulary=vocabulary)
@@ -57,7 +59,7 @@ def _read(folder, name):
 
 
 def test_siglip_gets_its_own_class_with_the_length_and_no_mask(vocabulary, tmp_path):
-    checkpoint.save_hugging_face(tmp_path / "out", _siglip(vocabulary))
+    weight_folders.save_hugging_face(tmp_path / "out", _siglip(vocabulary))
     described = _read(tmp_path / "out", "tokenizer_config.json")
     expected = {
         "tokenizer_class": "SiglipTokenizer",
@@ -91,40 +93,40 @@ def test_siglip_gets_its_own_class_with_the_length_and_no_mask(vocabulary, tmp_p
 )
 def test_rules_that_siglips_class_does_not_have_are_written_out(rules, vocabulary, tmp_path):
     weights = _siglip(vocabulary, **rules)
-    checkpoint.save_hugging_face(tmp_path / "out", weights)
+    weight_folders.save_hugging_face(tmp_path / "out", weights)
     described = _read(tmp_path / "out", "tokenizer_config.json")
     assert described["tokenizer_class"] == "PreTrainedTokenizerFast"
     written = _read(tmp_path / "out", "tokenizer.json")
     kinds = [step["type"] for step in written["normalizer"]["normalizers"]]
     assert ("Lowercase" in kinds) == weights.config.text_tower.lowercase
-    assert len(written["model"]["vocab"]) == len(vocabularies.read_model(vocabulary).pieces)
+    assert len(written["model"]["vocab"]) == len(tokenizer_json.read_model(vocabulary).pieces)
     # An import reads texts by the same rules again.
-    again = checkpoint.load(tmp_path / "out")
+    again = weight_folders.load(tmp_path / "out")
     assert again.config.text == weights.config.text
     assert again.vocabulary == vocabulary
 
 
 def test_siglip_2_keeps_its_tokenizer_byte_for_byte(siglip_2, tmp_path):
     expected = (siglip_2 / "tokenizer.json").read_bytes()
-    weights = checkpoint.load(siglip_2)
+    weights = weight_folders.load(siglip_2)
     # By folders of weights, descriptions beside checkpoints, runs and SavedModels.
-    checkpoint.save(tmp_path / "weights", weights)
-    checkpoint.save_description(tmp_path / "description", weights)
+    weight_folders.save(tmp_path / "weights", weights)
+    weight_folders.save_description(tmp_path / "description", weights)
     recipe = dataclasses.replace(weights.config, pretrained=(".*",))
     start.export_weights(tmp_path / "model", weights)
     for kept in (
-        checkpoint.load(tmp_path / "weights").tokenizer,
-        checkpoint.load_description(tmp_path / "description").tokenizer,
+        weight_folders.load(tmp_path / "weights").tokenizer,
+        weight_folders.load_description(tmp_path / "description").tokenizer,
         Job(recipe, "data", None, "code", weights=weights).tokenizer,
         sources.load(tmp_path / "model").tokenizer,
     ):
         assert kept["tokenizer.json"] == expected
-    checkpoint.save_hugging_face(tmp_path / "out", sources.load(tmp_path / "model"))
+    weight_folders.save_hugging_face(tmp_path / "out", sources.load(tmp_path / "model"))
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == expected
     described = _read(tmp_path / "out", "tokenizer_config.json")
     assert described["tokenizer_class"] == "Siglip2Tokenizer"
     assert (described["padding_side"], described["model_max_length"]) == ("right", 16)
-    again = checkpoint.load(tmp_path / "out")
+    again = weight_folders.load(tmp_path / "out")
     assert again.vocabulary == weights.vocabulary
     assert again.config.text == weights.config.text
     np.testing.assert_array_equal(
@@ -134,19 +136,19 @@ def test_siglip_2_keeps_its_tokenizer_byte_for_byte(siglip_2, tmp_path):
 
 
 def test_run_that_trains_its_own_token_table_keeps_no_tokenizer(siglip_2, vocabulary):
-    weights = checkpoint.load(siglip_2)
+    weights = weight_folders.load(siglip_2)
     recipe = dataclasses.replace(weights.config, pretrained=("image/.*",))
     assert Job(recipe, "data", vocabulary, "code", weights=weights).tokenizer == {}
 
 
 def test_tokenizer_that_is_kept_changes_no_digest(siglip_2):
-    weights = checkpoint.load(siglip_2)
+    weights = weight_folders.load(siglip_2)
     assert weights.tokenizer
     assert dataclasses.replace(weights, tokenizer={}).digest() == weights.digest()
 
 
 def test_clip_gets_its_length_and_the_pairs_it_came_with(tmp_path):
-    weights = checkpoint.load(GOLDEN / "clip")
+    weights = weight_folders.load(GOLDEN / "clip")
     words, rules = tokenizer_import.read(GOLDEN / "byte_pairs")
     text = dataclasses.replace(
         weights.config.text, vocabulary_size=624, length=20, end_id=623, **rules
@@ -162,7 +164,7 @@ def test_clip_gets_its_length_and_the_pairs_it_came_with(tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     again, own = tokenizer_import.read(tmp_path)
-    assert vocabularies.same(again, words)
+    assert tokenizer_json.same(again, words)
     assert own == {name: getattr(text, name) for name in tokenizer_files.RULES}
 
 
@@ -177,7 +179,7 @@ def test_rules_that_are_none_are_refused():
 
 @pytest.mark.parametrize("name", ["siglip", "clip"])
 def test_processor_of_an_import_is_written_as_its_class_has_it(name):
-    image = checkpoint.load(GOLDEN / name).config.image
+    image = weight_folders.load(GOLDEN / name).config.image
     written = processor_files.described(image, clip=name == "clip")
     side = image.size
     if name == "siglip":
@@ -219,8 +221,8 @@ def test_processor_that_is_written_is_read_again(image):
 
 
 def test_lengths_other_than_the_pipelines_are_noted(vocabulary, tmp_path):
-    (note,) = checkpoint.save_hugging_face(tmp_path / "a", _siglip(vocabulary))
+    (note,) = weight_folders.save_hugging_face(tmp_path / "a", _siglip(vocabulary))
     assert "to 64 tokens whatever the tokenizer says, and this model takes 16" in note
     bare = dataclasses.replace(_siglip(vocabulary, length=16), vocabulary=None)
-    notes = checkpoint.save_hugging_face(tmp_path / "b", bare)
+    notes = weight_folders.save_hugging_face(tmp_path / "b", bare)
     assert any("no vocabulary, so no tokenizer was written" in note for note in notes)

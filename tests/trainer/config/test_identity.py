@@ -1,0 +1,191 @@
+"""Which changes a run may be resumed with, what digests are of, and what older versions stored."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from sigline.schemas import digests, strict
+from sigline.trainer import config, recipes
+from sigline.trainer.export import saved_model
+from sigline.trainer.run import Job
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "configs"
+DEMO = config.load_recipe("siglip_demo")
+OTHERS = {
+    "checkpoint_steps": 7,
+    "checkpoint_minutes": 1.5,
+    "keep_checkpoints": 9,
+    "keep_every_steps": 3,
+    "max_skipped_steps": 4,
+    "max_damaged_records": 5,
+    "log_steps": 6,
+    "strategy": "mirrored",
+    "jit_compile": False,
+}
+
+
+def test_every_field_of_the_run_is_tried():
+    assert set(OTHERS) == {item.name for item in dataclasses.fields(config.RunConfig)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_how_a_run_goes_is_no_part_of_its_identity(name):
+    changed = dataclasses.replace(DEMO.run, **{name: OTHERS[name]})
+    other = dataclasses.replace(DEMO, run=changed)
+    assert other != DEMO
+    assert (other.digest(), other.identity()) == (DEMO.digest(), DEMO.identity())
+
+
+@pytest.mark.parametrize(
+    ("assignments", "prolongs"),
+    [
+        (["optimizer.schedule=rsqrt"], True),
+        (["optimizer.schedule=constant"], True),
+        (["optimizer.schedule=cosine"], False),
+        (["optimizer.schedule=linear"], False),
+        (["optimizer.schedule=rsqrt", "optimizer.cooldown_steps=10"], False),
+    ],
+)
+def test_steps_are_identity_where_the_schedule_reads_them(assignments, prolongs):
+    ours = config.override(DEMO, assignments)
+    longer = config.override(ours, ["steps=5000"])
+    assert (ours.identity() == longer.identity()) == prolongs
+    # A model that was trained for longer is another one in any case.
+    assert ours.digest() != longer.digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    width: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class _Before:
+    name: str
+    group: _Group = dataclasses.field(default_factory=_Group)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Longer(_Group):
+    height: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _After:
+    name: str
+    group: _Longer = dataclasses.field(default_factory=_Longer)
+    other: tuple[float, ...] = ()
+
+
+def test_field_with_a_default_changes_no_digest():
+    assert strict.changed(_Before("a")) == strict.changed(_After("a"))
+    assert strict.changed(_Before("a", _Group(4))) == strict.changed(_After("a", _Longer(4)))
+    assert strict.changed(_After("a", _Longer(4, 1))) == {
+        "name": "a",
+        "group": {"width": 4, "height": 1},
+    }
+
+
+@pytest.mark.parametrize("name", [*recipes.names(), "odd"])
+def test_what_version_0_1_stored_is_read(name):
+    text = (GOLDEN / f"{name}.json").read_text()
+    stored, read = json.loads(text), config.from_json(text)
+    assert config.from_json(read.to_json()) == read
+    if name in recipes.names():
+        assert read == config.load_recipe(name)
+    for key in OTHERS.keys() & stored.keys():
+        assert getattr(read.run, key) == stored[key]
+    assert read.run.max_damaged_records == stored["data"]["max_damaged_records"]
+    assert read.steps == stored["steps"]
+
+
+@pytest.mark.parametrize("name", [*recipes.names(), "odd"])
+def test_embedded_images_stay_valid(name):
+    """Of the digest, the weights are as they were; this is the rest."""
+    golden = json.loads((GOLDEN / "image_towers.json").read_text())[name]
+    image = config.from_json((GOLDEN / f"{name}.json").read_text()).image
+    assert saved_model.answering(image) == golden
+
+
+def _claim_of_before(job, stored):
+    """What version 0.1 wrote: digests of texts."""
+    theirs = json.loads(job.identity) | {"config": digests.text_digest(stored)}
+    return json.dumps(theirs, sort_keys=True)
+
+
+def test_run_of_version_0_1_goes_on(tmp_path, examples, vocabulary):
+    folder = examples / "Split-train"
+    stored = (GOLDEN / "siglip_demo.json").read_text()
+    description = tmp_path / "described"
+    description.mkdir()
+    (description / "sigline.json").write_text(stored)
+    job = Job(DEMO, folder, vocabulary, "code")
+    claim = _claim_of_before(job, stored.removesuffix("\n"))
+    assert claim != job.identity
+    assert job.is_of(job.identity, tmp_path / "none")
+    assert job.is_of(claim, description)
+    assert not job.is_of(claim, tmp_path / "none")
+    for other in (dataclasses.replace(DEMO, seed=1), config.override(DEMO, ["steps=7"])):
+        assert not Job(other, folder, vocabulary, "code").is_of(claim, description)
+    assert not Job(DEMO, folder, vocabulary + b" ", "code").is_of(claim, description)
+    logged = config.override(DEMO, ["run.log_steps=1"])
+    assert Job(logged, folder, vocabulary, "code").is_of(claim, description)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Circle:
+    kind: ClassVar[str] = "circle"
+    radius: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Square:
+    kind: ClassVar[str] = "square"
+    side: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    shapes: tuple[_Circle | _Square, ...] = ()
+    frame: _Square | None = None
+    names: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def test_kind_chooses_among_dataclasses():
+    drawing = _Drawing((_Circle(2.0), _Square()), _Square(3.0), {"a": 1})
+    data = strict.to_dict(drawing)
+    assert data["shapes"] == [{"kind": "circle", "radius": 2.0}, {"kind": "square", "side": 1.0}]
+    assert strict.build(_Drawing, json.loads(json.dumps(data))) == drawing
+    assert strict.changed(drawing)["shapes"] == [
+        {"kind": "circle", "radius": 2.0},
+        {"kind": "square"},
+    ]
+    assert strict.changed(_Drawing()) == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"shapes": [{"kind": "cirle"}]},
+            r"shapes\[0\].kind must be one of circle, square. .* Did",
+        ),
+        ({"shapes": [{"radius": 1}]}, r"shapes\[0\]\.kind must be one of circle, square"),
+        ({"shapes": [3]}, r"shapes\[0\]\.kind must be one of circle, square\. Received: .*=3"),
+        ({"shapes": [{"kind": "circle", "side": 1}]}, r"Unknown key shapes\[0\]\.side"),
+        ({"shapes": [{"kind": "circle", "radius": "1"}]}, r"shapes\[0\]\.radius must be a number"),
+        ({"names": {"a": "b"}}, r"names\.a must be a whole number"),
+        ({"names": []}, "names must be keys and values"),
+        (
+            {"shape": []},
+            "Unknown key shape. Known keys: shapes, frame, names. Did you mean shapes?",
+        ),
+        ([], "the configuration must be keys and values"),
+    ],
+)
+def test_wrong_data_is_named(data, message):
+    with pytest.raises(ValueError, match=message):
+        strict.build(_Drawing, data)

@@ -1,0 +1,41 @@
+"""The training configuration; these names are the public ones."""
+
+from sigline.trainer.config.train import (
+    BlockConfig,
+    DataConfig,
+    DistillationConfig,
+    ImageTowerConfig,
+    LossConfig,
+    OptimizerConfig,
+    Rules,
+    RunConfig,
+    TextTowerConfig,
+    TrainConfig,
+    from_json,
+    is_of_other_package,
+    load_gate,
+    load_recipe,
+    override,
+    recipe_module,
+    tiny,
+)
+
+__all__ = [
+    "BlockConfig",
+    "DataConfig",
+    "DistillationConfig",
+    "ImageTowerConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "Rules",
+    "RunConfig",
+    "TextTowerConfig",
+    "TrainConfig",
+    "from_json",
+    "is_of_other_package",
+    "load_gate",
+    "load_recipe",
+    "override",
+    "recipe_module",
+    "tiny",
+]

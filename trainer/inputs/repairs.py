@@ -1,0 +1,207 @@
+"""Damaged shards: what of them can be read, and copies to go on with, up to a limit of records."""
+
+import hashlib
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sigline.schemas import atomic, tf_example, tfrecord
+from sigline.schemas.tfrecord import Place
+from sigline.trainer.inputs import data
+from sigline.trainer.inputs.usable import Check
+
+DAMAGE_FILE = "damage.json"
+# Of gzip without a name in it, as TensorFlow writes it; what is decompressed at a time, so that not
+# much before the damage is lost with it.
+_GZIP_HEADER, _PIECE = 10, 512
+# Records that are tried at a time, and places that an error shows of a shard.
+_TRIED, _SHOWN = 256, 20
+
+
+class _Reader:
+    """A decompressed shard, byte by byte, up to where it cannot be decompressed."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._plain = bytearray()
+        self._stream = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+        header = self._file.read(_GZIP_HEADER)
+        self._whole = header[:4] == b"\x1f\x8b\x08\x00"
+
+    def read(self, count: int) -> bytes:
+        """Returns the next bytes, or as many as there are."""
+        while self._whole and len(self._plain) < count:
+            piece = self._file.read(_PIECE)
+            try:
+                self._plain += self._stream.decompress(piece)
+            except zlib.error:
+                self._whole = False
+            self._whole &= bool(piece)
+        found = bytes(self._plain[:count])
+        del self._plain[:count]
+        return found
+
+
+def read(path: str | Path) -> Iterator[bytes | Place]:
+    """Yields the records of a damaged shard, and a place for each that is damaged."""
+    with open(path, "rb") as file:
+        yield from tfrecord.records(_Reader(file).read)
+
+
+class Repairs:
+    """Copies of damaged shards that a run goes on with, in a folder of its own.
+
+    In a copy each damaged record is replaced by a whole one beside it, so that the number of
+    records, and with it the order of all others, stays. What was replaced is listed in
+    `damage.json`; a run that resumes starts from there. Several hosts that share the folder make
+    the same copies.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        folders: data.Folders,
+        limit: int,
+        check: Check | None = None,
+    ):
+        """Takes up what an interrupted run left.
+
+        Args:
+            folder: Where the copies go.
+            folders: Folders of the splits.
+            limit: How many records may be damaged.
+            check: Tells which whole records cannot be used; None to use all.
+        """
+        self._folder, self._limit, self._check = Path(folder), limit, check
+        self._names = data.shard_names(folders)
+        self._expected = data.expected_records(folders)
+        path = self._folder / DAMAGE_FILE
+        self._shards: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """Paths of copies by the shards that they stand for."""
+        return {
+            path: str(self._folder / self._shards[name]["copy"])
+            for path, name in self._names.items()
+            if name in self._shards
+        }
+
+    @property
+    def count(self) -> int:
+        """Records replaced so far."""
+        return sum(found["lost"] for found in self._shards.values())
+
+    def mend(self, *, use: bool = False) -> bool:
+        """Copies what is damaged; returns whether the run can go on with the copies.
+
+        A copy that is damaged itself is made again.
+
+        Args:
+            use: Whether every whole record is tried, too, which takes as long as decoding all
+                pictures.
+
+        Raises:
+            RuntimeError: If more records are damaged than may be; the message names all of them.
+        """
+        if not self._limit:
+            return False
+        print("sigline: looking for damaged records in all shards", file=sys.stderr)
+        check = self._check if use else None
+        fresh: dict[str, dict] = {}
+        for path, name in self._names.items():
+            known = self._shards.get(name)
+            if known and not _damage(self._folder / known["copy"], known["records"], name, check):
+                continue
+            # What could not be used when the copy was made, cannot be used now.
+            if found := _damage(path, self._expected[path], name, self._check if known else check):
+                fresh[path] = found
+        if not fresh:
+            return False
+        shards = self._shards | {self._names[path]: found for path, found in fresh.items()}
+        lost = sum(found["lost"] for found in shards.values())
+        lines = [_line(path, found) for path, found in fresh.items()]
+        if lost > self._limit or any(found["copy"] is None for found in fresh.values()):
+            raise RuntimeError(
+                "Training data cannot be read; write these shards again, or allow more by "
+                f"run.max_damaged_records. Received: {lost} damaged records, "
+                f"run.max_damaged_records={self._limit}: " + "; ".join(lines)
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path, found in fresh.items():
+            with atomic.new_file(self._folder / found["copy"]) as scratch:
+                tf_example.write_shard(str(scratch), _repaired(path, found))
+        self._shards = shards
+        written = json.dumps(shards, indent=1, sort_keys=True)
+        atomic.write_file(self._folder / DAMAGE_FILE, written)
+        print(f"sigline: replaced damaged records: {'; '.join(lines)}", file=sys.stderr)
+        return True
+
+
+def _damage(path: str | Path, expected: int | None, name: str, check: Check | None) -> dict | None:
+    """Returns what is to be known of a shard's damage; None for a whole shard."""
+    if not Path(path).is_file():
+        gone = Place(0, 0, "the file is missing")
+        return {"copy": None, "records": 0, "lost": 0, "places": [gone._asdict()]}
+    places, whole = [], 0
+    for item in _tried(path, check):
+        if isinstance(item, Place):
+            places.append(item)
+        else:
+            whole += 1
+    number = whole + len(places)
+    records = number if expected is None else expected
+    if not places and number == records:
+        return None
+    if number < records:
+        places = places or [Place(number, -1, "the shard ends before it")]
+    copy = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.gz"
+    return {
+        # Without a whole record there is nothing to put in its place, and with too many the
+        # manifest is of another shard.
+        "copy": copy if whole and number <= records else None,
+        "records": records,
+        "lost": abs(records - whole),
+        "places": [place._asdict() for place in places],
+    }
+
+
+def _tried(path: str | Path, check: Check | None) -> Iterator[bytes | Place]:
+    """Yields what `read` does, with a place for each record that cannot be used."""
+    numbered = enumerate(read(path))
+    while part := list(itertools.islice(numbered, _TRIED)):
+        whole = [(number, item) for number, item in part if not isinstance(item, Place)]
+        problems = check([item for _, item in whole]) if check else {}
+        bad = {whole[i][0]: Place(whole[i][0], -1, reason) for i, reason in problems.items()}
+        yield from (bad.get(number, item) for number, item in part)
+
+
+def _line(path: str, found: dict) -> str:
+    places = []
+    for place in found["places"][:_SHOWN]:
+        offset = f" at byte {place['offset']}" if place["offset"] >= 0 else ""
+        places.append(f"record {place['record']}{offset}: {place['reason']}")
+    more = len(found["places"]) - _SHOWN
+    places += [f"and {more} more"] if more > 0 else []
+    return f"{path}: {found['lost']} of {found['records']} records ({'; '.join(places)})"
+
+
+def _repaired(path: str, found: dict) -> Iterator[bytes]:
+    """Yields as many records as the shard should have."""
+    last, written, owed = b"", 0, 0
+    damaged = {place["record"] for place in found["places"]}
+    for number, item in enumerate(read(path)):
+        if isinstance(item, Place) or number in damaged:
+            owed += 1
+            continue
+        # What was damaged before the first whole record becomes a copy of that.
+        for _ in range(owed):
+            yield last or item
+        written, owed, last = written + owed + 1, 0, item
+        yield item
+    for _ in range(found["records"] - written):
+        yield last

@@ -1,0 +1,118 @@
+"""Which records training can use: those that parse, with a caption and a picture that decodes."""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from sigline.schemas import record, tf_example
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.inputs import data, preprocess
+
+
+class Check:
+    """Tries what training does with every record before it is changed at random."""
+
+    def __init__(
+        self, config: TrainConfig, *, embedded: Mapping | None = None, captions: bool = True
+    ):
+        """Builds the check.
+
+        Args:
+            config: The run's configuration.
+            embedded: What embedded the images, as `data.embeddings` returns it; None for pictures.
+            captions: Whether a record must have a caption.
+        """
+        max_pixels = config.data.max_image_pixels
+
+        @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+        def use(serialized: tf.Tensor) -> tf.Tensor:
+            if embedded is not None:
+                pair = tf_example.parse_embedded(serialized, embedded["dim"])
+                used = pair[record.IMAGE_EMBEDDING]
+            else:
+                pair = tf_example.parse_pair(serialized)
+                used = preprocess.decode_image(pair[record.IMAGE], max_pixels=max_pixels)
+            count = tf.size(pair[record.TEXT])
+            has_caption = tf.debugging.Assert((count > 0) | (not captions), ["no caption"])
+            with tf.control_dependencies([used, has_caption]):
+                return tf.identity(count)
+
+        self._use = use
+
+    def __call__(self, records: Sequence[bytes]) -> dict[int, str]:
+        """Returns what is wrong, by the places in the sequence, of records that cannot be used.
+
+        Raises:
+            tf.errors.OpError: If something fails that is no record's fault.
+        """
+        if not records:
+            return {}
+        dataset = tf.data.Dataset.from_tensor_slices((tf.range(len(records)), list(records)))
+        dataset = dataset.map(
+            lambda place, item: (place, self._use(item)), num_parallel_calls=tf.data.AUTOTUNE
+        ).ignore_errors()
+        good = {int(place) for place, _ in dataset.as_numpy_iterator()}
+        bad = sorted(set(range(len(records))) - good)
+        problems = {}
+        # Apart, one by one: an error ends no iterator of a map.
+        again = iter(
+            tf.data.Dataset.from_tensor_slices([records[place] for place in bad]).map(self._use)
+            if bad
+            else ()
+        )
+        for place in bad:
+            try:
+                next(again)
+            except tf.errors.InvalidArgumentError as error:
+                problems[place] = f"key {_key(records[place])}: {_reason(error)}"
+        return problems
+
+
+def places(
+    folders: data.Folders,
+    config: TrainConfig,
+    check: Check,
+    *,
+    number: int,
+    replaced: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Returns a line for every record of a step that cannot be used: its shard, place and key.
+
+    Args:
+        folders: As in `data.training_pairs`.
+        config: The run's configuration.
+        check: Tells which records cannot be used.
+        number: Which step, counted from one.
+        replaced: As in `data.training_pairs`.
+    """
+    batch = data.batch_records(folders, config, number=number, replaced=replaced)
+    problems = {batch[place]: reason for place, reason in check(batch).items()}
+    if not problems:
+        return []
+    print("sigline: looking for the shard of a record that cannot be used", file=sys.stderr)
+    lines = []
+    for path in data.expected_records(folders):
+        for place, serialized in enumerate(tf_example.read_shard((replaced or {}).get(path, path))):
+            if serialized in problems:
+                lines.append(f"{path}: record {place}, {problems.pop(serialized)}")
+                if not problems:
+                    return lines
+    return lines
+
+
+def _key(serialized: bytes) -> str:
+    """Returns the key of a record that may be anything."""
+    try:
+        return repr(tf_example.key(serialized))
+    except Exception:  # No key, no text, or no record at all.
+        return "unknown"
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Returns what TensorFlow says of a record, without where in the graph it says so."""
+    text = str(error.message).strip().splitlines()[0]
+    text = re.sub(r"\{\{\w+ [^}]*\}\} ?", "", text)
+    text = re.sub(r"^Error in user-defined function .* with iterator: \S+: ", "", text)
+    return re.sub(r"^assertion failed: \[(.*)\]$", r"\1", text)[:200]

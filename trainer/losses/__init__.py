@@ -1,0 +1,1 @@
+"""Losses over pairs as pure functions of tensors; they know no configuration."""

@@ -1,0 +1,1 @@
+"""The towers as Keras layers."""

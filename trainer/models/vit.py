@@ -1,0 +1,155 @@
+"""The image tower: a plain ViT (arXiv 2010.11929)."""
+
+import keras
+import tensorflow as tf
+
+from sigline.trainer.config import ImageTowerConfig
+from sigline.trainer.models import positions
+from sigline.trainer.models.transformer import (
+    Container,
+    attention_pool_of,
+    dense,
+    encoder_of,
+    fold,
+    layer_norm,
+)
+
+
+class VisionTransformer(Container):
+    """Maps images to vectors; without `projection` they are what the pool gives, as in SigLIP."""
+
+    def __init__(
+        self,
+        config: ImageTowerConfig,
+        *,
+        precision: str = "float32",
+        rematerialize: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.config = config
+        self.grid = config.grid
+        self.embedding = dense(
+            config.width,
+            precision=precision,
+            use_bias=config.patch_bias,
+            kernel_initializer="lecun_normal",
+            name="embedding",
+        )
+        self.embedding_norm = (
+            layer_norm("embedding_norm", config.block) if config.embedding_norm else None
+        )
+        self.encoder = encoder_of(config, precision=precision, rematerialize=rematerialize)
+        self.pool = attention_pool_of(config, precision=precision)
+        self.head = (
+            dense(config.classes, precision=precision, kernel_initializer="zeros", name="head")
+            if config.classes is not None
+            else None
+        )
+        self.projection = (
+            dense(
+                config.projection,
+                precision=precision,
+                use_bias=config.projection_bias,
+                kernel_initializer="lecun_normal",
+                name="projection",
+            )
+            if config.projection is not None
+            else None
+        )
+
+    def build(self, shape=None):
+        """Creates the variables; the input's shape is fixed by the configuration."""
+        config, width, patches = self.config, self.config.width, self.grid**2
+        self.embedding.build((None, patches, 3 * config.patch**2))
+        if config.positions == "learned":
+            self.positions = self.add_weight(
+                name="positions",
+                shape=(1, patches, width),
+                initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
+            )
+        else:
+            self.positions = tf.constant(positions.sincos_2d(self.grid, width))
+        self.token = self.registers = None
+        if config.pool == "tok":
+            self.token = self.add_weight(name="token", shape=(1, 1, width), initializer="zeros")
+        if config.num_registers:
+            self.registers = self.add_weight(
+                name="registers",
+                shape=(1, config.num_registers, width),
+                initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
+            )
+        tokens = (None, patches + (config.pool == "tok") + config.num_registers, width)
+        if self.embedding_norm is not None:
+            self.embedding_norm.build(tokens)
+        self.encoder.build(tokens)
+        if self.pool is not None:
+            self.pool.build(tokens)
+        if self.projection is not None:
+            self.projection.build((None, width))
+        if self.head is not None:
+            self.head.build((None, config.output_dim))
+
+    def call(self, images, seed=None):
+        """Embeds images.
+
+        Args:
+            images: Shape `(batch, size, size, 3)`, float32 in [-1, 1].
+            seed: Two integers as a tensor, decide what is dropped; nothing is without them.
+
+        Returns:
+            Shape `(batch, dim)`, not normalised.
+        """
+        x = self.embedding(_patches(images, self.config.patch))
+        x += tf.cast(self.positions, x.dtype)
+        if seed is not None and self.config.token_dropout:
+            x = _some_tokens(x, self.config.token_dropout, fold(seed, 0))
+        patches = x.shape[1]
+        before, behind = self._own_tokens(self.token, x), self._own_tokens(self.registers, x)
+        x = tf.concat([*before, x, *behind], axis=1)
+        if self.embedding_norm is not None:
+            x = tf.cast(self.embedding_norm(x), x.dtype)
+        pooled = self._pooled(x, patches, fold(seed, 1))
+        return pooled if self.projection is None else self.projection(pooled)
+
+    def classify(self, x):
+        """Returns the logits `(batch, classes)`, float32, of what `call` returned."""
+        assert self.head is not None
+        return tf.cast(self.head(x), tf.float32)
+
+    def _pooled(self, x, patches: int, seed):
+        if self.config.pool == "tok":
+            return self.encoder(x, seed, tokens=slice(0, 1))[:, 0]
+        if self.config.pool == "last":
+            return self.encoder(x, seed, tokens=slice(patches - 1, patches))[:, 0]
+        if self.config.pool == "gap":
+            return tf.reduce_mean(self.encoder(x, seed, tokens=slice(0, patches)), axis=1)
+        assert self.pool is not None
+        return self.pool(self.encoder(x, seed))
+
+    def _own_tokens(self, variable, x) -> list[tf.Tensor]:
+        if variable is None:
+            return []
+        return [tf.repeat(tf.cast(variable, x.dtype), tf.shape(x)[0], axis=0)]
+
+
+def _some_tokens(x, share: float, seed):
+    """Leaves out a share of the tokens, others for every image (arXiv 2212.00794)."""
+    kept = max(round(x.shape[1] * (1.0 - share)), 1)
+    scores = tf.random.stateless_uniform(tf.shape(x)[:2], seed)
+    # In their old order, which matters to nothing but the last token's pool.
+    places = tf.sort(tf.math.top_k(scores, kept).indices, axis=1)
+    return tf.ensure_shape(tf.gather(x, places, batch_dims=1), (None, kept, x.shape[2]))
+
+
+def _patches(images, patch: int):
+    """Cuts `(batch, size, size, 3)` into `(batch, patches, 3 * patch**2)`, row by row.
+
+    The same as a convolution whose kernel and stride are the patch, but one plain product, which
+    needs no convolution gradient. Pixels on the right and below that fill no patch are left out.
+    """
+    grid = images.shape[1] // patch
+    if images.shape[1] % patch:
+        images = images[:, : grid * patch, : grid * patch]
+    x = tf.reshape(images, (-1, grid, patch, grid, patch, 3))
+    return tf.reshape(tf.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, grid * grid, 3 * patch * patch))

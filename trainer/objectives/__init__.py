@@ -1,0 +1,1 @@
+"""What a model learns: the losses that a configuration asks for, and teachers."""

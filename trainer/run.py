@@ -1,0 +1,161 @@
+"""A training run from its inputs to the exported model, the same however it is started."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sigline.schemas import digests, progress
+from sigline.schemas.labels import LabelSet
+from sigline.trainer import config as trainer_config
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.export import saved_model
+from sigline.trainer.inputs import data
+from sigline.trainer.training import loop
+from sigline.trainer.weights import inheritance
+from sigline.trainer.weights.weight_folders import CONFIG_FILE, Weights
+
+
+def code_digest() -> str:
+    """Returns the digest of the code that trains."""
+    return digests.source_digest(Path(__file__).parent.parent, ("schemas", "trainer"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is made of.
+
+    Attributes:
+        config: The configuration.
+        folders: Folder with the training shards, or several to mix.
+        vocabulary: A serialized SentencePiece model; None for a model of images alone, or for that
+            of the weights, which it is in any case if `config.pretrained` names the token table.
+        code_digest: Of the code that trains.
+        weights: What the parameters that `config.pretrained` names start from.
+        teachers: Weights of the teachers that `config.distillation` names.
+        labels: Classes for `classify`, and for teachers that tell classes by their texts.
+    """
+
+    config: TrainConfig
+    folders: data.Folders
+    vocabulary: bytes | None
+    code_digest: str
+    weights: Weights | None = None
+    teachers: Mapping[str, Weights] = field(default_factory=dict)
+    labels: LabelSet | None = None
+
+    def __post_init__(self) -> None:
+        vocabulary = inheritance.vocabulary(self.config, self.weights, self.vocabulary)
+        object.__setattr__(self, "vocabulary", vocabulary)
+        classes, labels = self.config.image.classes, self.labels
+        if classes is not None and labels is not None and len(labels.names) != classes:
+            raise ValueError(
+                "The label set must have as many classes as the model's head. "
+                f"Received: classes={len(labels.names)}, image.classes={classes}"
+            )
+
+    @property
+    def tokenizer(self) -> Mapping[str, bytes]:
+        """Files of the tokenizer that the weights brought; see `checkpoint.Weights`."""
+        return inheritance.tokenizer(self.config, self.weights)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, str]:
+        """What the exported model says of its making."""
+        found = {
+            "data_digest": data.data_digest(self.folders),
+            "code_digest": self.code_digest,
+        }
+        if self.weights is not None:
+            found["weights_digest"] = self.weights.digest()
+        for name, teacher in self.teachers.items():
+            found[f"teacher_digest/{name}"] = teacher.digest()
+        return found
+
+    @property
+    def identity(self) -> str:
+        """A text that two runs share only if one may go on from the other's checkpoints.
+
+        Neither the code is in it, which may be changed meanwhile, nor how the run goes
+        (`RunConfig`).
+        """
+        found: dict[str, Any] = {k: v for k, v in self.provenance.items() if k != "code_digest"}
+        found["config"] = self.config.identity()
+        found["vocabulary"] = hashlib.sha256(self.vocabulary or b"").hexdigest()
+        headless = [x for x in self.teachers.values() if x.config.image.classes is None]
+        if headless and self.labels is not None:
+            # They tell classes by its texts.
+            found["labels"] = self.labels.to_json()
+        return json.dumps(found, sort_keys=True)
+
+    def is_of(self, claim: str, description: str | Path) -> bool:
+        """Returns whether this run may go on from checkpoints.
+
+        Args:
+            claim: The `identity` of the run that wrote them.
+            description: The folder beside them that says what they belong to; it need not exist.
+        """
+        if claim == self.identity:
+            return True
+        stored = Path(description) / CONFIG_FILE
+        theirs = json.loads(claim)
+        if not stored.is_file() or not isinstance(theirs, dict):
+            return False
+        text = stored.read_text().removesuffix("\n")
+        if theirs.get("config") != digests.text_digest(text):
+            return False
+        # Version 0.1 took digests of whole texts, also in those of weights and teachers.
+        theirs["config"] = trainer_config.from_json(text).identity()
+        ours = json.loads(self.identity)
+        for name in {*theirs, *ours}:
+            if name == "weights_digest" or name.startswith("teacher_digest/"):
+                theirs[name] = ours.get(name)
+        return theirs == ours
+
+    @property
+    def key(self) -> str:
+        """Names the run, its code too."""
+        return digests.json_digest([self.identity, self.code_digest])[:16]
+
+    def run(
+        self, work_dir: str | Path, model_dir: str | Path
+    ) -> tuple[loop.TrainResult, dict[str, Any] | None]:
+        """Trains, or finishes an interrupted run, and exports.
+
+        Args:
+            work_dir: Folder for `checkpoints` and, with TensorBoard events, `logs`.
+            model_dir: Where the SavedModel goes.
+
+        Returns:
+            The result, and the model's metadata; None of a worker that does not write.
+        """
+        work_dir = Path(work_dir)
+        progress.note("reading the data and making the model")
+        result = loop.train(
+            self.config,
+            split_dir=self.folders,
+            vocabulary=self.vocabulary,
+            checkpoint_dir=work_dir / "checkpoints",
+            log_dir=work_dir / "logs",
+            weights=self.weights,
+            teachers=self.teachers,
+            labels=self.labels,
+        )
+        if not result.is_chief:
+            return result, None
+        provenance = self.provenance | {"initial_digest": result.initial_digest}
+        progress.note("")
+        with progress.part("export the model"):
+            metadata = saved_model.export(
+                model_dir,
+                result.model,
+                config=self.config,
+                vocabulary=self.vocabulary,
+                labels=self.labels,
+                provenance=provenance,
+                tokenizer=self.tokenizer,
+            )
+        return result, metadata

@@ -1,0 +1,1 @@
+"""The loop, its step, and the state that it trains."""

@@ -1,0 +1,188 @@
+"""What a run has before its first step: weights, the way to embed, the state."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from sigline.schemas.labels import LabelSet
+from sigline.trainer.config import DataConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.export import saved_model
+from sigline.trainer.inputs import data, preprocess
+from sigline.trainer.models import two_tower
+from sigline.trainer.training import optimizers, steps
+from sigline.trainer.weights import weight_folders
+from sigline.trainer.weights.weight_folders import Weights
+
+
+def start_from(model: two_tower.TwoTower, weights: Weights | None, config: TrainConfig) -> None:
+    """Assigns the parameters that `config.pretrained` names.
+
+    Raises:
+        ValueError: If weights are given and not asked for, or the other way round, or do not fit.
+    """
+    if weights is None and config.pretrained:
+        raise ValueError(
+            "The recipe starts from weights, which must be given. "
+            f"Received: pretrained={list(config.pretrained)}"
+        )
+    if weights is None:
+        return
+    if not config.pretrained:
+        raise ValueError(
+            "pretrained must name the parameters that start from the given weights, such as "
+            'pretrained=["image/.*"]. Received: pretrained=[]'
+        )
+    variables = two_tower.named_variables(model)
+    shapes = {name: tuple(value.shape) for name, value in variables.items()}
+    for name, value in weight_folders.fitted(weights, shapes, config.pretrained).items():
+        variables[name].assign(value)
+
+
+def export_frozen_tower(directory: str | Path, config: TrainConfig, weights: str | Path) -> str:
+    """Writes the SavedModel of the image tower that a run with these weights has.
+
+    Args:
+        directory: Where it goes; see `export.export_image_tower`.
+        config: The configuration.
+        weights: A folder of weights.
+
+    Returns:
+        The tower's digest.
+    """
+    model = frozen_tower(config, weight_folders.load(weights))
+    return saved_model.export_image_tower(directory, model, config=model.config)["image_digest"]
+
+
+def export_weights(
+    directory: str | Path, weights: Weights, labels: LabelSet | None = None
+) -> dict[str, Any]:
+    """Writes the SavedModel of weights, as `export.export`, and returns its metadata.
+
+    Raises:
+        ValueError: If the weights have no vocabulary, or are not those of a whole model.
+    """
+    if weights.vocabulary is None and weights.config.text is not None:
+        raise ValueError(
+            "The weights have no vocabulary, without which no text can be served. Import them with "
+            "--vocabulary. Received: vocabulary=None"
+        )
+    model = two_tower.build(weights.config)
+    start_from(model, weights, dataclasses.replace(weights.config, pretrained=(".*",)))
+    return saved_model.export(
+        directory,
+        model,
+        config=weights.config,
+        vocabulary=weights.vocabulary,
+        labels=labels,
+        provenance={"weights_digest": weights.digest(), "initial_digest": weights.origin()},
+        tokenizer=weights.tokenizer,
+    )
+
+
+def frozen_tower(config: TrainConfig, weights: Weights) -> two_tower.TwoTower:
+    """Returns a model whose image tower has the given weights."""
+    config = tower_config(config)
+    model = two_tower.build(config)
+    start_from(model, weights, config)
+    return model
+
+
+def tower_config(config: TrainConfig) -> TrainConfig:
+    """Returns a configuration of nothing but what decides an image tower and its pixels."""
+    text = TextTowerConfig(vocabulary_size=1, length=2, width=1, depth=1, mlp_dim=1, num_heads=1)
+    return TrainConfig(
+        name="frozen_tower",
+        steps=1,
+        global_batch_size=1,
+        image=dataclasses.replace(config.image, classes=None),
+        # It is not used.
+        text=text,
+        data=DataConfig(max_image_pixels=config.data.max_image_pixels),
+        pretrained=("image/(?!head/).*",),
+    )
+
+
+def check_embeddable(config: TrainConfig) -> None:
+    """Raises ValueError unless a run may take images that are embedded before."""
+    data.check_embedded(config)
+    # Names depend on the depth, and not on the width.
+    sizes = {"width": 8, "mlp_dim": 8, "num_heads": 1, "projection": None}
+    image = dataclasses.replace(config.image, size=config.image.patch, **sizes)
+    small = two_tower.build(tower_config(dataclasses.replace(config, image=image)))
+    names = [n for n in two_tower.named_parameters(small) if n.startswith("image/")]
+    _check_frozen(steps.trained_names(names, config), config)
+
+
+def _check_frozen(trained: list[str], config: TrainConfig) -> None:
+    if any(name.startswith("image/") for name in trained):
+        raise ValueError(
+            "Images that are embedded already need an image tower that is frozen by "
+            f"optimizer.rates. Received: optimizer.rates={config.optimizer.rates}"
+        )
+
+
+def digest(model: two_tower.TwoTower) -> str:
+    """Returns the digest of a model's parameters, as of weights that hold them."""
+    variables = two_tower.named_variables(model)
+    return weight_folders.parameters_digest({name: x.numpy() for name, x in variables.items()})
+
+
+def make_tokenizer(vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer | None:
+    """Returns the vocabulary of a model that reads; None for a model of images alone.
+
+    Raises:
+        ValueError: If the model reads and there is none, or the vocabulary is not fit for it.
+    """
+    if config.text is None:
+        return None
+    if vocabulary is None:
+        raise ValueError("A model with a text tower needs a vocabulary. Received: vocabulary=none")
+    return preprocess.Tokenizer(vocabulary, config.text)
+
+
+def choose_embed(
+    model: two_tower.TwoTower, embedded: dict | None, config: TrainConfig
+) -> steps.Embed:
+    """Returns how batches are embedded: the images live, or as the data holds them.
+
+    Args:
+        model: The model at its start.
+        embedded: What `data.embeddings` says of the data.
+        config: The configuration.
+
+    Raises:
+        ValueError: If the data holds embeddings of another image tower, or of one that is trained.
+    """
+    if embedded is None:
+        return steps.embed_pixels
+    _check_frozen(steps.trained_names(two_tower.named_parameters(model), config), config)
+    digest = saved_model.image_digest(model)
+    if digest != embedded["image_digest"]:
+        raise ValueError(
+            "The images were embedded by another image tower than the one given; embed them again "
+            "with `sigline data embed`. Received: "
+            f"image_digest={embedded['image_digest'][:12]} in the data, {digest[:12]} in the model"
+        )
+    return steps.embed_precomputed
+
+
+def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainState:
+    """Returns the state of a run before its first step as variables.
+
+    Under a strategy, call it in the strategy's scope.
+    """
+    parameters = two_tower.named_variables(model)
+    first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    trained = {name: parameters[name] for name in steps.trained_names(parameters, config)}
+    # A name without a factor of the decay is an error before the first step, too.
+    optimizers.matched(config.optimizer.decays, trained)
+    averaged = trained if config.optimizer.ema_decay is not None else {}
+    return steps.TrainState(
+        parameters,
+        optimizers.make_slots(trained, config),
+        {name: tf.Variable(value, trainable=False) for name, value in averaged.items()},
+        tf.Variable(tf.zeros((), tf.int64), trainable=False, aggregation=first),
+        tf.Variable(tf.zeros((2,), tf.int64), trainable=False, aggregation=first),
+    )
