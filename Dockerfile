@@ -6,6 +6,8 @@
 #   docker build -t sigline-tpu --target tpu .
 # Workers of Flink, Spark and Dataflow (docs/clusters.md):
 #   docker build -t sigline-worker --target worker .
+# Tags of base images move. What `docker buildx imagetools inspect python:3.11-slim-bookworm` prints
+# pins one: --build-arg PYTHON=3.11-slim-bookworm@sha256:...
 ARG PYTHON=3.11-slim-bookworm
 
 FROM python:${PYTHON} AS sources

@@ -9,14 +9,14 @@ from typing import cast
 
 # For the headers of a request, and for the next request or the reading of an answer.
 _HEADER_SECONDS, _IDLE_SECONDS = 10.0, 75.0
-# Descriptors that are left for gRPC, the files of models and all else.
-_SHARE, _MOST = 0.5, 4096
+# What is left of the descriptors is for the files of models and all else.
+HTTP_SHARE, GRPC_SHARE, _MOST = 0.5, 0.25, 4096
 
 
-def most_connections() -> int:
-    """Returns how many connections there may be: half of the descriptors, at most 4,096."""
+def most_connections(share: float = HTTP_SHARE) -> int:
+    """Returns how many connections there may be: a share of the descriptors, at most 4,096."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST if soft == resource.RLIM_INFINITY else max(8, min(_MOST, int(soft * _SHARE)))
+    return _MOST if soft == resource.RLIM_INFINITY else max(8, min(_MOST, int(soft * share)))
 
 
 def raise_limit() -> None:

@@ -28,6 +28,7 @@ from tensorflow_serving.apis import (
 
 from sigline.serving import access, grpc_services, reflection
 from sigline.serving.calls import Call, Pool
+from sigline.serving.connections import GRPC_SHARE, most_connections
 from sigline.serving.failures import RequestFailed
 from sigline.serving.reading import Reading
 from sigline.serving.requests import Requests
@@ -60,6 +61,7 @@ class GrpcServer:
         tls: access.Tls | None,
         keys: access.ApiKeys,
         allow_reload: bool,
+        max_connections: int | None = None,
     ):
         """Binds the port; 0 takes a free one, see `port`.
 
@@ -70,10 +72,12 @@ class GrpcServer:
             tls: The server's certificate; None for plain text.
             keys: The keys that are known.
             allow_reload: Whether clients may replace what is served.
+            max_connections: Most connections at a time; by default a quarter of the descriptors.
 
         Raises:
             OSError: If the port is taken.
         """
+        self._max_connections = max_connections or most_connections(GRPC_SHARE)
         self._requests = requests
         self._keys = keys
         limits = requests.limits
@@ -136,6 +140,8 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_concurrent_streams", limits.max_requests + _SPARE_STREAMS),
+                # Those that are over it are closed at once, and cost no descriptor.
+                ("grpc.max_allowed_incoming_connections", self._max_connections),
                 ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),

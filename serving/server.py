@@ -76,8 +76,8 @@ class ServerConfig:
             no certificate; 0 takes a free one, None leaves it out. Needs `rest_port`.
         allow_origins: Origins whose web pages may ask over REST; `*` for all, by default none.
         allow_reload: Whether clients may replace what is served, and so read any folder.
-        max_connections: Most connections over HTTP at a time; by default half of the descriptors
-            that the process may have, at most 4,096.
+        max_connections: Most connections over HTTP at a time, and as many over gRPC; by default
+            half and a quarter of the descriptors that the process may have, at most 4,096 each.
         header_seconds: How long the headers of an HTTP request may take.
         log_requests: Whether every request is logged.
         lame_duck_seconds: How long it goes on after it has said that it stops, so that those who
@@ -161,6 +161,7 @@ class ModelServer:
                 tls=config.tls,
                 keys=keys,
                 allow_reload=config.allow_reload,
+                max_connections=config.max_connections,
             )
         self.port = self._grpc.port
         self.address = f"{config.host}:{self.port}"

@@ -117,7 +117,8 @@ def test_dockerfile_copies_what_is_there_and_names_what_it_copies():
     assert {Path(value).name for value in named} <= set(sources)
     assert len(named) == 2
     # Without a tag the image would be another one tomorrow.
-    assert re.fullmatch(r"tensorflow/serving:\d+\.\d+\.\d+", instructions["FROM"])
+    assert instructions["FROM"] == "tensorflow/serving:${TF_SERVING}"
+    assert re.fullmatch(r"TF_SERVING=\d+\.\d+\.\d+", instructions["ARG"])
     assert instructions["USER"] != "root"
     assert instructions["EXPOSE"].split() == [flags["port"], flags["rest_api_port"]]
 
@@ -187,4 +188,4 @@ def test_kserve_names_the_runtime_of_the_dockerfile():
     )
     model = found["spec"]["predictor"]["model"]
     assert model["modelFormat"]["name"] == "tensorflow"
-    assert dict(_instructions())["FROM"].endswith(f":{model['runtimeVersion']}")
+    assert dict(_instructions())["ARG"] == f"TF_SERVING={model['runtimeVersion']}"

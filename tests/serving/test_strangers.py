@@ -119,6 +119,34 @@ def test_call_that_sends_no_message_ends_in_time(base, monkeypatch):
         never.set()
 
 
+def test_connections_of_grpc_are_bounded(base):
+    with small_servers.running(base, max_connections=8) as server, contextlib.ExitStack() as held:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [
+            held.enter_context(grpc.insecure_channel(server.address, options)) for _ in range(20)
+        ]
+
+        def _code(channel):
+            stub = health_pb2_grpc.HealthStub(channel)
+            try:
+                stub.Check(health_pb2.HealthCheckRequest(), timeout=60)
+            except grpc.RpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        codes = [_code(channel) for channel in channels]
+        assert codes.count(grpc.StatusCode.OK) == 8
+        assert codes.count(grpc.StatusCode.UNAVAILABLE) == 12
+        # Those that are let in go on, and HTTP has connections of its own.
+        assert _code(channels[codes.index(grpc.StatusCode.OK)]) == grpc.StatusCode.OK
+        assert _ask(server) == {"predictions": [[1.0, 7.0]]}
+        for channel in channels:
+            channel.close()
+        with grpc.insecure_channel(server.address, options) as later:
+            grpc.channel_ready_future(later).result(60)
+            assert _code(later) == grpc.StatusCode.OK
+
+
 @contextlib.contextmanager
 def _sockets(port, count, content):
     opened = []
