@@ -9,7 +9,7 @@ FOLDERS = ("schemas", "trainer", "components", "serving", "pipeline")
 
 
 def _package_dir() -> dict[str, str]:
-    found = {"sigline": "sigline"}
+    found = {"sigline": "sigline", "sigline.commands": "sigline/commands"}
     for folder in FOLDERS:
         for init in sorted((ROOT / folder).rglob("__init__.py")):
             relative = init.parent.relative_to(ROOT)

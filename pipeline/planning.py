@@ -143,9 +143,7 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
         embed_code=_component_digest("embed"),
         train_code=_code_digest("schemas", "trainer", "pipeline/tfx_trainer.py"),
         evaluate_code=_component_digest("evaluate"),
-        serve_code=_code_digest(
-            "schemas", "serving", "pipeline/tfx_infra.py", "pipeline/serve_command.py", _cli_file()
-        ),
+        serve_code=_code_digest("schemas", "serving", "pipeline/tfx_infra.py", *_command_files()),
         publish_code=_code_digest("schemas", "components/publish"),
         index_code=_component_digest("index"),
     )
@@ -232,9 +230,10 @@ def _file_digest(path: str) -> str:
         return ""
 
 
-def _cli_file() -> str:
-    """Returns where the command line lies below the package: a wheel has it at the top."""
-    return "sigline/cli.py" if (PACKAGE / "sigline").is_dir() else "cli.py"
+def _command_files() -> tuple[str, str]:
+    """Returns where `sigline serve` lies below the package: a wheel has it at the top."""
+    folder = "sigline/" if (PACKAGE / "sigline").is_dir() else ""
+    return f"{folder}cli.py", f"{folder}commands/serve.py"
 
 
 def _code_digest(*names: str) -> str:

@@ -159,7 +159,7 @@ def test_every_command_has_quiet(capsys):
     parser = cli._parser()
 
     def leaves(parser, words):
-        below = [a for a in parser._actions if isinstance(a, cli._COMMANDS)]
+        below = [a for a in parser._actions if isinstance(a, cli._SUBCOMMANDS)]
         for action in below:
             for name, command in action.choices.items():
                 yield from leaves(command, [*words, name])

@@ -33,8 +33,20 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
         return TENSORFLOW, {"schemas", "trainer"}
     if part == "serving":
         return TENSORFLOW | {"grpc"}, {"schemas", "serving"}
-    if part == "pipeline" or (part == "sigline" and path.name in ("cli.py", "quiet.py")):
+    if part == "pipeline":
         return HEAVY, {"schemas", "trainer", "components", "serving", "pipeline"}
+    if part == "sigline" and (rest[0] == "commands" or path.name in ("demo.py", "quiet.py")):
+        return HEAVY, {
+            "schemas",
+            "trainer",
+            "components",
+            "serving",
+            "pipeline",
+            "commands",
+            "demo",
+        }
+    if part == "sigline" and path.name == "cli.py":
+        return set(), {"schemas", "commands", "trainer.training.preemption"}
     if part == "sigline":
         return set(), {"schemas"}
     assert part == "components", path

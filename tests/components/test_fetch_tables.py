@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sigline import cli
+from sigline.commands import fetch as fetch_command
 from sigline.components.ingest import fetch_tables, readers, sources
-from sigline.pipeline import fetch_command
 from sigline.schemas.entries import Entry
 
 URL = "http://a.example/1.jpg"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sigline import demo
 from sigline.components.scenes import generate, grammar
-from sigline.pipeline import demo
 
 
 @pytest.fixture(scope="module")

@@ -121,9 +121,11 @@ def test_what_the_image_installs_runs_its_commands(tmp_path):
     environment = _build("build", tmp_path)
     lines = ["import sigline.quiet", "sigline.quiet.import_tfx()"]
     lines += [f"import {name}" for name in MODULES]
-    lines += ["from sigline.pipeline import environment, new_command, planning"]
+    lines += [
+        "from sigline.commands import new; from sigline.pipeline import environment, planning"
+    ]
     lines += ["environment.load('kubeflow')", "assert planning.plan"]
-    lines += [f"new_command.make('my_project', __import__('pathlib').Path({str(tmp_path)!r}))"]
+    lines += [f"new.make('my_project', __import__('pathlib').Path({str(tmp_path)!r}))"]
     done = subprocess.run(
         [str(environment / "bin/python"), "-c", "\n".join(lines)],
         cwd=tmp_path,

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from sigline import cli
+from sigline.commands import new as new_command
 from sigline.components.scenes import grammar
-from sigline.pipeline import new_command
 from sigline.trainer import config
 
 PACKAGE = "my_project"

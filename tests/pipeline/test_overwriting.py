@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sigline import cli
-from sigline.pipeline import ask_commands, environment, gate_command, versions_command
+from sigline.commands import ask, claims, gate, train, versions
+from sigline.pipeline import environment
 from sigline.pipeline.kubeflow import packages
 
 MINE = "mine: 1\n"
@@ -67,9 +68,9 @@ def test_embeddings_are_written_again_but_not_over_other_archives(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, embedding=np.zeros(3))
     with pytest.raises(ValueError, match=r"x\.npz is in the way: sigline embed did not write it"):
-        ask_commands._check_output(path)
-    ask_commands._mark(path)
-    ask_commands._check_output(path)
+        ask._check_output(path)
+    ask._mark(path)
+    ask._check_output(path)
     assert np.load(path)["embedding"].shape == (3,)
 
 
@@ -85,7 +86,7 @@ def test_embedding_refuses_a_file_of_someone_else_before_it_asks_a_server(tmp_pa
 @pytest.mark.parametrize("name", ["junit.xml", "summary.md", "metrics.json", "report.html"])
 def test_the_gate_leaves_reports_of_other_tools_as_they_are(tmp_path, name):
     (tmp_path / name).write_text(MINE)
-    with pytest.raises(ValueError, match=f"{name} is in the way"), gate_command._output(tmp_path):
+    with pytest.raises(ValueError, match=f"{name} is in the way"), gate._output(tmp_path):
         pass
     assert (tmp_path / name).read_text() == MINE
 
@@ -116,16 +117,16 @@ def test_training_leaves_folders_of_someone_else_as_they_are(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine.txt").write_text(MINE)
     with pytest.raises(ValueError, match=f"{name} is in the way: no run of sigline wrote it"):
-        cli._check_claimed(tmp_path, of=cli._TRAINED)
-    cli._claim(tmp_path, ["a run"])
-    cli._check_claimed(tmp_path, of=cli._TRAINED)
+        claims.check(tmp_path, of=train._TRAINED)
+    claims.claim(tmp_path, ["a run"])
+    claims.check(tmp_path, of=train._TRAINED)
 
 
 def test_training_may_begin_beside_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text(MINE)
-    cli._check_claimed(tmp_path, of=cli._TRAINED)
+    claims.check(tmp_path, of=train._TRAINED)
     with pytest.raises(ValueError, match=r"notes\.txt is in the way"):
-        cli._check_claimed(tmp_path, but=("tower",))
+        claims.check(tmp_path, but=("tower",))
 
 
 def test_a_run_leaves_a_database_of_someone_else_as_it_is(tmp_path, capsys):
@@ -151,16 +152,16 @@ def test_a_run_goes_on_with_a_database_of_its_own(tmp_path):
 def test_labels_do_not_drop_comments_of_a_config(tmp_path, text):
     (tmp_path / "models.config").write_text(text)
     with pytest.raises(ValueError, match=r"must hold no comments.*models\.config"):
-        versions_command._check_comments(tmp_path / "models.config")
+        versions._check_comments(tmp_path / "models.config")
 
 
 def test_a_number_sign_in_a_path_is_no_comment(tmp_path):
     (tmp_path / "models.config").write_text('base_path: "/data/#1/\\"x\\"#"')
-    versions_command._check_comments(tmp_path / "models.config")
+    versions._check_comments(tmp_path / "models.config")
 
 
 def test_the_demo_leaves_pictures_of_someone_else_as_they_are(tmp_path, scene_records):
-    from sigline.pipeline import demo
+    from sigline import demo
 
     folder = tmp_path / "images"
     demo._write_images(scene_records[:3], folder)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sigline import cli
-from sigline.pipeline import ask_commands
+from sigline.commands import ask
 from sigline.schemas import signatures
 from sigline.serving.client import Client, RequestError, image_files, passed_over
 
@@ -36,7 +36,7 @@ def picture(tmp_path):
 
 def _compare(server, picture, texts, threshold=0.05):
     arguments = argparse.Namespace(image=picture, texts=texts, threshold=threshold)
-    ask_commands._compare(server, arguments)
+    ask._compare(server, arguments)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def _compare(server, picture, texts, threshold=0.05):
     ],
 )
 def test_small_probabilities_are_readable(probability, text):
-    assert ask_commands.readable(probability) == text
+    assert ask.readable(probability) == text
 
 
 def test_texts_come_with_their_probabilities_and_nothing_is_said_where_one_fits(picture, capsys):
@@ -132,7 +132,7 @@ def test_what_is_passed_over_is_told_by_kind(folder, capsys):
     }
     for number in range(6):
         (folder / f"{number}.csv").write_text("x")
-    ask_commands._tell_skipped(folder, [folder / "broken.png"])
+    ask._tell_skipped(folder, [folder / "broken.png"])
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"skipped, no image that the model reads: {folder / 'broken.png'}"
     assert "skipped, links that lead nowhere: gone.png" in lines
@@ -141,7 +141,7 @@ def test_what_is_passed_over_is_told_by_kind(folder, capsys):
 
 def test_embeddings_of_a_folder_leave_out_what_is_no_picture(folder):
     arguments = argparse.Namespace(texts=None, images=folder, output=folder / "out.npz")
-    ask_commands._embed_into_file(Embedder(), arguments)
+    ask._embed_into_file(Embedder(), arguments)
     stored = np.load(folder / "out.npz")
     assert stored["name"].tolist() == ["a.png", "b.JPG", "linked.png"]
     np.testing.assert_allclose(stored["embedding"][:, 0], [0.5, 0.9, 0.5], rtol=1e-6)
@@ -149,20 +149,20 @@ def test_embeddings_of_a_folder_leave_out_what_is_no_picture(folder):
 
 def test_a_server_that_is_away_is_waited_for_as_long_as_asked(picture, capsys, monkeypatch):
     pauses = []
-    monkeypatch.setattr(ask_commands.time, "sleep", pauses.append)
+    monkeypatch.setattr(ask.time, "sleep", pauses.append)
     calls = []
 
-    def ask(client, arguments):
+    def _ask(client, arguments):
         calls.append(client)
         if len(calls) < 3:
             raise RequestError("away", "UNAVAILABLE")
 
     arguments = cli._parser().parse_args(["ask", "--image", str(picture), "--wait", "60", "a"])
-    assert ask_commands._answered(arguments, ask) == 0
+    assert ask._answered(arguments, _ask) == 0
     assert len(calls) == 3
     arguments.wait = 0.0
     calls.clear()
-    assert ask_commands._answered(arguments, ask) == 1
+    assert ask._answered(arguments, _ask) == 1
     assert "away" in capsys.readouterr().err
     assert len(calls) == 1
 

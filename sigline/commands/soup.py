@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sigline import arguments as checks
 from sigline import quiet
-from sigline.pipeline import judged_data
+from sigline.commands import judged_data
 from sigline.schemas import record
 
 SOUP_FILE = "soup.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sigline import arguments as checks
 from sigline import quiet
-from sigline.pipeline import judged_data
+from sigline.commands import judged_data
 from sigline.schemas import artifacts, ownership, progress, record, signatures, strength
 
 BLESSED, NOT_BLESSED = 0, 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sigline import arguments as checks
 from sigline import quiet
-from sigline.pipeline import ask_commands
+from sigline.commands import ask
 from sigline.schemas import ownership, progress, retrieval, signatures
 
 # Pictures that the page shows before the first query.
@@ -16,7 +16,7 @@ _EXAMPLES = 12
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
-def add_parsers(commands) -> None:
+def add_parser(commands) -> None:
     """Adds the commands."""
     index = commands.add_parser("index", help="embed examples and make an index of their images")
     index.add_argument("--model", type=Path, required=True, help="folder of the SavedModel")
@@ -44,7 +44,7 @@ def add_parsers(commands) -> None:
     where.add_argument("--index", type=Path, help="folder of an index")
     where.add_argument("--target", help="HOST:PORT of gRPC or http://HOST:PORT of REST")
     search.add_argument("--model-name", default=retrieval.DEFAULT_NAME, help="of a served index")
-    ask_commands.add_access(search)
+    ask.add_access(search)
     search.add_argument("--model", type=Path, help="the index's model; needed by the kind faiss")
     search.add_argument("--top", type=int, default=10, help="matches to print")
     search.add_argument("--json", action="store_true", help="print a JSON object a match")
@@ -173,7 +173,7 @@ def _opened(arguments: argparse.Namespace):
     if arguments.target is not None:
         from sigline.serving.search import ServedIndex
 
-        options = ask_commands.options(arguments)
+        options = ask.options(arguments)
         return ServedIndex(arguments.target, arguments.model_name, **options)
     quiet.import_tensorflow()
     from sigline.components.index.search_transforms import LocalIndex

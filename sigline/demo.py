@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from sigline import quiet
+from sigline.commands.ask import readable
 from sigline.components.scenes import generate, grammar
 from sigline.pipeline import environment as environments
-from sigline.pipeline.ask_commands import readable
 from sigline.schemas import ownership, progress, record
 from sigline.serving import processes
 

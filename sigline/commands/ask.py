@@ -6,12 +6,13 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from sigline import arguments as checks
 from sigline.schemas import atomic, digests, ownership, progress, signatures
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Names of a kind that are told.
 _NAMED = 5
@@ -19,7 +20,7 @@ _PAUSE_SECONDS = 0.5
 _EMBED = "sigline embed"
 
 
-def add_parsers(commands) -> None:
+def add_parser(commands) -> None:
     """Adds the commands."""
     ask = commands.add_parser("ask", help="compare an image with texts, or search images by text")
     ask.add_argument("texts", nargs="+", metavar="TEXT")
@@ -161,11 +162,13 @@ def _search(client, arguments: argparse.Namespace) -> None:
 
 def _probabilities(
     client, images: Sequence[bytes], texts: Sequence[str]
-) -> tuple[np.ndarray, bool]:
+) -> "tuple[np.ndarray, bool]":
     """Returns probabilities `(images, texts)`, and whether they say that nothing fits.
 
     Those of a softmax say which text fits best; they add up to one even if none does.
     """
+    import numpy as np
+
     inputs = {signatures.IMAGE_BYTES: list(images), signatures.TEXT: list(texts)}
     answer = client.predict(signatures.SIMILARITY, inputs)
     probabilities = np.asarray(answer[signatures.PROBABILITIES], np.float64)
@@ -200,6 +203,8 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 
 def _embed_into_file(client, arguments: argparse.Namespace) -> None:
+    import numpy as np
+
     unreadable: list[Path] = []
     if arguments.texts is not None:
         vectors, names = client.embed_texts(_lines(arguments.texts)), None
@@ -250,7 +255,9 @@ def _lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _embed_files(client, folder: Path) -> tuple[list[str], np.ndarray, list[Path]]:
+def _embed_files(client, folder: Path) -> "tuple[list[str], np.ndarray, list[Path]]":
+    import numpy as np
+
     from sigline.serving import client as serving_client
 
     names, vectors, unreadable = [], [], []

@@ -4,7 +4,9 @@ import argparse
 import keyword
 from pathlib import Path
 
-TEMPLATE = Path(__file__).parent / "template"
+import sigline.pipeline
+
+TEMPLATE = Path(sigline.pipeline.__file__).parent / "template"
 # In the template's texts and paths: the name as Python writes it, and as everyone else does.
 _NAME, _TITLE = "PROJECT_NAME", "PROJECT_TITLE"
 _DOT = "dot_"

@@ -1,0 +1,1 @@
+"""The commands of `sigline`, one file each with `add_parser`."""

@@ -1,0 +1,168 @@
+"""`sigline train`: trains and exports without TFX."""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from sigline import arguments as checks
+from sigline import quiet
+from sigline.commands import claims, loading
+from sigline.schemas import progress
+
+# What is written below the output.
+_TRAINED = ("checkpoints", "logs", "model", "weights")
+
+
+def add_parser(commands) -> None:
+    """Adds the command."""
+    train = commands.add_parser("train", help="train and export without TFX")
+    train.add_argument("--recipe", required=True)
+    train.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        type=Path,
+        help="folder with training TFRecords; several are mixed, see data.mixture",
+    )
+    train.add_argument(
+        "--vocabulary",
+        type=Path,
+        help="SentencePiece model; for recipes with a text tower, unless the weights bring it",
+    )
+    train.add_argument(
+        "--output", "--workdir", required=True, type=Path, help="checkpoints, logs and model"
+    )
+    train.add_argument("--labels", type=Path, help="classes.json for the classify signature")
+    train.add_argument(
+        "--weights", type=Path, help="what the recipe's pretrained parameters start from"
+    )
+    train.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHTS",
+        help="weights of a teacher that the recipe names",
+    )
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    train.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from sigline.trainer import config as trainer_config
+
+    config = trainer_config.override(
+        trainer_config.load_recipe(arguments.recipe), arguments.overrides
+    )
+    model_dir = arguments.output / "model"
+    _check_training(arguments, config, model_dir)
+    quiet.import_tensorflow()
+    from sigline.trainer.models import two_tower
+    from sigline.trainer.run import Job, code_digest
+    from sigline.trainer.weights import inheritance, weight_folders
+
+    recipe, weights = config, loading.weights(arguments.weights) if arguments.weights else None
+    config = inheritance.inherit(recipe, weights, arguments.overrides)
+    for line in inheritance.report(recipe, config, weights):
+        print(line, file=sys.stderr)
+    brought = inheritance.brings_vocabulary(config, weights)
+    job = Job(
+        config=config,
+        folders=arguments.data,
+        vocabulary=_vocabulary(arguments.vocabulary, config, brought=brought),
+        code_digest=code_digest(),
+        weights=weights,
+        teachers={name: loading.weights(x) for name, x in _named(arguments.teacher).items()},
+        labels=loading.labels(arguments.labels),
+    )
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    _claim_run(arguments.output, job)
+    with progress.part("train"):
+        result, metadata = job.run(arguments.output, model_dir)
+    if metadata is None:
+        return 0
+    variables = two_tower.named_variables(result.model)
+    trained = {name: variable.numpy() for name, variable in variables.items()}
+    weights_dir = arguments.output / "weights"
+    if weights_dir.exists() and result.first_step < config.steps:
+        # Those of fewer steps, before the run was prolonged.
+        shutil.rmtree(weights_dir)
+    if not weights_dir.exists():
+        held = weight_folders.Weights(
+            config, trained, job.vocabulary, result.initial_digest, job.tokenizer
+        )
+        weight_folders.save(weights_dir, held)
+    print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
+    return 0
+
+
+def _check_training(arguments: argparse.Namespace, config, model_dir: Path) -> None:
+    """Refuses what is wrong with the arguments, as far as that can be told without TensorFlow."""
+    for path in arguments.data:
+        checks.check_folder(path, "--data", holds="*.gz")
+    checks.check_file(arguments.vocabulary, "--vocabulary")
+    if arguments.weights is None:
+        _vocabulary(arguments.vocabulary, config, brought=False)
+    checks.check_there(arguments.weights, "--weights")
+    if arguments.weights is None and config.pretrained:
+        raise ValueError(
+            "--weights must be given: the recipe starts from some. "
+            f"Received: pretrained={list(config.pretrained)}"
+        )
+    teachers = _named(arguments.teacher)
+    for path in teachers.values():
+        checks.check_there(Path(path), "--teacher")
+    if set(teachers) != set(config.teachers):
+        raise ValueError(
+            f"--teacher must name those of the recipe: {', '.join(config.teachers) or 'none'}. "
+            f"Received: {', '.join(teachers) or 'none'}"
+        )
+    loading.labels(arguments.labels)
+    if arguments.output.is_file():
+        raise ValueError(f"--output must be a folder. Received: --output {arguments.output}")
+    if model_dir.exists() and (arguments.output / claims.FILE).is_file():
+        raise ValueError(
+            "output holds a finished model already; to train it for more steps, move that away. "
+            f"Received: {model_dir}"
+        )
+    claims.check(arguments.output, of=_TRAINED)
+
+
+def _vocabulary(path: Path | None, config, *, brought: bool) -> bytes | None:
+    if path is None and brought:
+        return None
+    if (path is None) != (config.text is None):
+        raise ValueError(
+            "--vocabulary must be given for a recipe with a text tower, and for no other; weights "
+            "whose token table is pretrained bring theirs. "
+            f"Received: --vocabulary {path}, recipe={config.name}"
+        )
+    return path.read_bytes() if path else None
+
+
+def _named(assignments: list[str]) -> dict[str, str]:
+    """Returns the values of NAME=VALUE arguments by their names."""
+    found: dict[str, str] = {}
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        if not name or not value or name in found:
+            raise ValueError(
+                "--teacher reads NAME=WEIGHTS, with another name for each. "
+                f"Received: {assignment!r}"
+            )
+        found[name] = value
+    return found
+
+
+def _claim_run(output: Path, job) -> None:
+    """As `claims.claim`, of a training run, whose claim may be one of an earlier version."""
+    from sigline.trainer.training import checkpoints
+
+    path = output / claims.FILE
+    if path.is_file():
+        claim = json.loads(path.read_text())
+        description = output / "checkpoints" / checkpoints.DESCRIPTION_FOLDER
+        if isinstance(claim, list) and len(claim) == 1 and job.is_of(claim[0], description):
+            return
+    claims.claim(output, [job.identity])
