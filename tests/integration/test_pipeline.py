@@ -373,7 +373,7 @@ def test_shuffled_captions_are_refused(tmp_path, run, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"overrides": ["steps=abc"]}, "steps must be int. Received: steps=abc"),
+        ({"overrides": ["steps=abc"]}, "steps must be a whole number. Received: steps=abc"),
         ({"ingest": {"eval_sources": 3}}, "ingest.eval_sources must be a list"),
         ({"ingest": {"eval_shaer": 0.1}}, "Known keys: ingest.eval_share"),
         ({"recipe": "siglip_bse"}, "Known recipes"),
