@@ -134,7 +134,7 @@ $(RUNTIME)/.ready: $(READY) tests/serving/released_runtime/uv.lock
 
 $(TYPING):
 	mkdir -p $@
-	ln -sfn $(addprefix $(CURDIR)/,schemas trainer components serving pipeline) $@
+	ln -sfn $(addprefix $(CURDIR)/,schemas trainer components serving pipeline sigline/commands) $@
 	ln -sf $(wildcard $(CURDIR)/sigline/*.py) $@
 
 clean:
