@@ -426,13 +426,17 @@ def test_server_logs_json_and_ends_in_order_on_sigterm(versions_base):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
     assert process.stdout is not None
-    lines = [process.stdout.readline(), process.stdout.readline()]
-    assert re.fullmatch(r"REST on 127\.0\.0\.1:\d+\n", lines[0])
-    assert re.fullmatch(r"Serving version 1 of sigline on 127\.0\.0\.1:\d+\n", lines[1])
-    assert Client(lines[1].split()[-1]).embed_texts(["3"]).tolist() == [[1, 3]]
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
+    try:
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        assert re.fullmatch(r"REST on 127\.0\.0\.1:\d+\n", lines[0])
+        assert re.fullmatch(r"Serving version 1 of sigline on 127\.0\.0\.1:\d+\n", lines[1])
+        client = Client(lines[1].split()[-1], timeout_seconds=120)
+        assert client.embed_texts(["3"]).tolist() == [[1, 3]]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0
+    finally:
+        process.kill()
     events = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
     names = [item["event"] for item in events]
     assert names == ["loaded", "serving", "request", "draining", "unloaded", "stopped"]
