@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ class Job:
 
     @property
     def tokenizer(self) -> Mapping[str, bytes]:
-        """Files of the tokenizer that the weights brought; see `checkpoint.Weights`."""
+        """Files of the tokenizer that the weights brought; see `weight_folders.Weights`."""
         return inheritance.tokenizer(self.config, self.weights)
 
     @functools.cached_property
@@ -107,13 +108,19 @@ class Job:
         text = stored.read_text().removesuffix("\n")
         if theirs.get("config") != digests.text_digest(text):
             return False
-        # Version 0.1 took digests of whole texts, also in those of weights and teachers.
         theirs["config"] = trainer_config.from_json(text).identity()
         ours = json.loads(self.identity)
-        for name in {*theirs, *ours}:
-            if name == "weights_digest" or name.startswith("teacher_digest/"):
-                theirs[name] = ours.get(name)
-        return theirs == ours
+        # Version 0.1 took digests of whole texts, also in those of weights and teachers.
+        others = {x for x in ours if x == "weights_digest" or x.startswith("teacher_digest/")}
+        is_same = theirs | {name: ours[name] for name in others & theirs.keys()} == ours
+        if is_same and others:
+            names = ", ".join(sorted(others))
+            print(
+                f"An earlier version began this run, whose {names} cannot be compared with those "
+                "of today. Make sure that the weights and teachers are those that it began with.",
+                file=sys.stderr,
+            )
+        return is_same
 
     @property
     def key(self) -> str:

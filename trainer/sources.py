@@ -31,9 +31,10 @@ def load(source: str | Path) -> Weights:
     """Reads weights from what a run leaves.
 
     Args:
-        source: Weights in any format that `checkpoint.load` reads; a SavedModel, a serving folder
-            (its newest version) or a Model artifact of TFX; a checkpoint without the endings of its
-            files, a folder of checkpoints (its newest one), or the folder of a run that has one.
+        source: Weights in any format that `weight_folders.load` reads; a SavedModel, a serving
+            folder (its newest version) or a Model artifact of TFX; a checkpoint without the endings
+            of its files, a folder of checkpoints (its newest one), or the folder of a run that has
+            one.
 
     Raises:
         ValueError: If it is none of these, leaves a choice, or is damaged.

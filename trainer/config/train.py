@@ -47,7 +47,7 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class ImageTowerConfig:
-    """A ViT; `variants.sizes` has the published widths, depths and heads.
+    """A ViT; `models.sizes.sizes` has the published widths, depths and heads.
 
     Attributes:
         size: Side of the square input in pixels.

@@ -277,7 +277,7 @@ class Tokenizer(tf.Module):
         """Loads a vocabulary.
 
         Args:
-            vocabulary: A vocabulary as `pieces.load` takes it, with the pieces of the
+            vocabulary: A vocabulary as `vocabularies.load` takes it, with the pieces of the
                 configuration.
             config: The text tower, for the length, the canonicalisation and the table's size.
 

@@ -1,7 +1,7 @@
 """The mathematics of one block of pairs, for each loss: sums and closed-form gradients.
 
 A walk meets the texts of one replica after the other (`collectives.Exchange.sweep`), each in chunks
-(`blocks.over_chunks`), and keeps nothing of a block but sums. All of it is float32.
+(`tiling.over_chunks`), and keeps nothing of a block but sums. All of it is float32.
 """
 
 from typing import NamedTuple

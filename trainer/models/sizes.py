@@ -29,7 +29,7 @@ def sizes(name: str) -> dict[str, Any]:
     """Returns `width`, `depth`, `mlp_dim` and `num_heads` of a tower.
 
     Example:
-        `ImageTowerConfig(size=384, patch=14, **variants.sizes("So400m"))`
+        `ImageTowerConfig(size=384, patch=14, **sizes.sizes("So400m"))`
 
     Raises:
         ValueError: If there is no such size; the message lists those that there are.

@@ -46,7 +46,7 @@ def find(sources: list[Path]) -> dict[str, Load]:
     """Returns ingredients by name.
 
     Args:
-        sources: Weights, in any format that `checkpoint.load` reads; checkpoints, without the
+        sources: Weights, in any format that `weight_folders.load` reads; checkpoints, without the
             endings of their files; or folders of runs, which stand for all of their checkpoints.
 
     Raises:

@@ -44,7 +44,7 @@ def export_frozen_tower(directory: str | Path, config: TrainConfig, weights: str
     """Writes the SavedModel of the image tower that a run with these weights has.
 
     Args:
-        directory: Where it goes; see `export.export_image_tower`.
+        directory: Where it goes; see `saved_model.export_image_tower`.
         config: The configuration.
         weights: A folder of weights.
 
@@ -58,7 +58,7 @@ def export_frozen_tower(directory: str | Path, config: TrainConfig, weights: str
 def export_weights(
     directory: str | Path, weights: Weights, labels: LabelSet | None = None
 ) -> dict[str, Any]:
-    """Writes the SavedModel of weights, as `export.export`, and returns its metadata.
+    """Writes the SavedModel of weights, as `saved_model.export`, and returns its metadata.
 
     Raises:
         ValueError: If the weights have no vocabulary, or are not those of a whole model.

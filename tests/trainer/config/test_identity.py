@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from sigline.schemas import digests, strict
 from sigline.trainer import config, recipes
 from sigline.trainer.export import saved_model
 from sigline.trainer.run import Job
+from sigline.trainer.weights.weight_folders import Weights
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "configs"
 DEMO = config.load_recipe("siglip_demo")
@@ -104,7 +106,7 @@ def test_what_version_0_1_stored_is_read(name):
 
 @pytest.mark.parametrize("name", [*recipes.names(), "odd"])
 def test_embedded_images_stay_valid(name):
-    """Of the digest, the weights are as they were; this is the rest."""
+    """The digest is of this and of the weights, which did not change."""
     golden = json.loads((GOLDEN / "image_towers.json").read_text())[name]
     image = config.from_json((GOLDEN / f"{name}.json").read_text()).image
     assert saved_model.answering(image) == golden
@@ -189,3 +191,19 @@ def test_kind_chooses_among_dataclasses():
 def test_wrong_data_is_named(data, message):
     with pytest.raises(ValueError, match=message):
         strict.build(_Drawing, data)
+
+
+def test_weights_of_a_run_of_version_0_1_are_told_to_be_uncompared(
+    tmp_path, examples, vocabulary, capsys
+):
+    text = (GOLDEN / "siglip_demo.json").read_text()
+    (tmp_path / "sigline.json").write_text(text)
+    weights = Weights(DEMO, {"scale": np.zeros(1, np.float32)}, vocabulary)
+    job = Job(DEMO, examples / "Split-train", vocabulary, "code", weights=weights)
+    before = json.loads(_claim_of_before(job, text.removesuffix("\n")))
+    assert job.is_of(json.dumps(before | {"weights_digest": "another"}), tmp_path)
+    assert "whose weights_digest cannot be compared" in capsys.readouterr().err
+    # A run that began without weights, or with a teacher, is another one.
+    del before["weights_digest"]
+    assert not job.is_of(json.dumps(before), tmp_path)
+    assert capsys.readouterr().err == ""
