@@ -31,6 +31,7 @@ from sigline.serving.calls import Call, Pool
 from sigline.serving.connections import GRPC_SHARE, most_connections
 from sigline.serving.failures import RequestFailed
 from sigline.serving.reading import Reading
+from sigline.serving.refusals import Refusals
 from sigline.serving.requests import Requests
 
 SERVICES = (
@@ -85,6 +86,7 @@ class GrpcServer:
         self._others = Pool(_OTHER_THREADS, "call")
         self._messages = Reading(requests.places_for_messages)
         self._open_messages = Reading(_OPEN_PLACES)
+        self._refusals = Refusals()
         self._streams = 0
         self._renewed = False
         self._status = _Status()
@@ -238,6 +240,7 @@ class GrpcServer:
         address = _address(context.peer())
         if not self._keys.allow(headers):
             self._requests.refused(address, "GRPC")
+            await self._refusals.turn(address)
             await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED, "An API key is needed: authorization: Bearer KEY"
             )
