@@ -41,8 +41,8 @@ from sigline.schemas import digests, tf_example
 from sigline.schemas.record import ImageTextRecord
 from sigline.trainer import config
 from sigline.trainer.inputs import preprocess
+from sigline.trainer.losses import divergence
 from sigline.trainer.models import two_tower
-from sigline.trainer.objectives import combined
 from sigline.trainer.training import loop
 from sigline.trainer.weights import weight_folders
 
@@ -148,11 +148,11 @@ class Bench:
         """Trains on scenes and returns what the model can do."""
         model = self._train(settings, pairs, first=first, **options)
         logits = self.logits(model)
-        divergence = combined.kl_divergence(self._teacher_logits, logits)
+        found = divergence.kl_divergence(self._teacher_logits, logits)
         agrees = logits.argmax(1) == self._teacher_logits.argmax(1)
         return {
             "accuracy": float((logits.argmax(1) == self._answers).mean()),
-            "divergence": float(tf.reduce_mean(divergence)),
+            "divergence": float(tf.reduce_mean(found)),
             "agreement": float(agrees.mean()),
         }
 
@@ -213,8 +213,7 @@ class Bench:
             seed=seed,
             image=image,
             text=None,
-            loss=config.LossConfig(weight=0.0),
-            distillation=(config.DistillationConfig("teacher"),),
+            objectives=(config.DistillConfig("teacher"),),
             data=dataclasses.replace(self.base.data, mixup=1.0),
         )
         first = 1_000_000 * (seed + 1)
@@ -233,9 +232,9 @@ class Bench:
         )
         options = {}
         if taught:
-            distillation = (config.DistillationConfig("teacher", target="pairs"),)
-            loss = dataclasses.replace(settings.loss, weight=weight)
-            settings = dataclasses.replace(settings, distillation=distillation, loss=loss)
+            own = (config.PairsConfig(weight=weight),) if weight else ()
+            objectives = (*own, config.DistillConfig("teacher", target="pairs"))
+            settings = dataclasses.replace(settings, objectives=objectives)
             options["teachers"] = {"teacher": self.teacher}
         options["mismatched"] = mismatched
         return self.train(settings, TAUGHT_PAIRS, first=1_000_000 * (seed + 1), **options)
@@ -355,7 +354,7 @@ def markdown(results: dict) -> str:
     variants = {
         "alone": "alone",
         "taught": "with the teacher's probabilities of pairs, too",
-        "taught-only": "with these alone (`loss.weight=0`)",
+        "taught-only": "with these alone (no objective of pairs)",
     }
     for name, mismatched in MISMATCHED.items():
         lines += [

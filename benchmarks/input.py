@@ -128,7 +128,7 @@ def write_records(tars: list[Path], folder: Path) -> int:
 def _sigline(folder: Path, vocabulary: Path, crop: bool):
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
     from sigline.trainer import config
-    from sigline.trainer.inputs import data, preprocess
+    from sigline.trainer.inputs import data, needs, preprocess
 
     settings = config.TrainConfig(
         name="benchmark",
@@ -139,7 +139,8 @@ def _sigline(folder: Path, vocabulary: Path, crop: bool):
         data=config.DataConfig(shuffle_records=1_000, crop_min_area=CROP if crop else None),
     )
     tokenizer = preprocess.Tokenizer(vocabulary.read_bytes(), settings.text)
-    return _reads(iter(data.training_pairs(folder, settings, tokenizer, first_step=0)))
+    wanted = needs.of_pairs(settings.image, tokenizer)
+    return _reads(iter(data.training_batches(folder, settings, wanted, first_step=0)))
 
 
 def _tars(folder: Path) -> list[str]:

@@ -20,8 +20,10 @@ import tensorflow as tf
 from sigline.trainer import config
 from sigline.trainer.losses import collectives, pair_losses
 from sigline.trainer.models import two_tower
-from sigline.trainer.objectives import combined
+from sigline.trainer.objectives import base
 from sigline.trainer.training import optimizers, steps
+from sigline.trainer.training.calls import Models
+from sigline.trainer.training.state import TrainState, trained_names
 
 
 def lower(function, flat_specs: list[tf.TensorSpec], num_donated: int) -> str:
@@ -63,7 +65,7 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
     if form.startswith("precomputed"):
         parameters = {n: v for n, v in parameters.items() if not n.startswith("image/")}
     specs = {n: tf.TensorSpec(v.shape, v.dtype) for n, v in parameters.items()}
-    trained = steps.trained_names(specs, settings)
+    trained = trained_names(specs, settings)
     frozen = [n for n in specs if n not in trained]
     shapes = optimizers.shapes({n: specs[n].shape for n in trained}, settings)
     slots = {n: optimizers.slot_specs(shapes[n], settings.optimizer) for n in trained}
@@ -80,13 +82,13 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
     )
     inputs = [image, tf.TensorSpec((batch, settings.text.length), tf.int32)]
     exchange = collectives.tpu_ring(num_replicas)
+    models = Models.of(settings, model, embedded=form.startswith("precomputed"))
+    if form.endswith("dense"):
+        models.objectives[0].loss = _dense_objective
     compute = functools.partial(
         steps.forward_backward,
-        model=model,
-        config=settings,
+        models=models,
         exchange=exchange,
-        embed=steps.embed_precomputed if form.startswith("precomputed") else steps.embed_pixels,
-        loss=_dense_loss if form.endswith("dense") else combined.configured_loss,
     )
 
     def step(*flat):
@@ -94,7 +96,7 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
         rest = flat[len(donated) :]
         values |= dict(zip(frozen, rest[: len(frozen)], strict=True))
         number, *inputs = rest[len(frozen) :]
-        state = steps.TrainState(values, slots, ema, number, skipped)
+        state = TrainState(values, slots, ema, number, skipped)
         state, scalars = steps.train_step(
             state,
             dict(zip(("image", "text"), inputs, strict=True)),
@@ -123,7 +125,7 @@ def lower_loss(batch: int, dim: int, *, num_replicas: int, form: str) -> tuple[s
             tape.watch(inputs)
             if form == "dense":
                 named = {"log_temperature": log_temperature, "bias": bias}
-                value = _dense_loss(image, text, named, None, None, exchange).loss
+                value = _dense_loss(image, text, named, exchange)
             else:
                 value = pair_losses.sigmoid_loss(
                     image, text, temperature=tf.exp(log_temperature), bias=bias, exchange=exchange
@@ -134,9 +136,13 @@ def lower_loss(batch: int, dim: int, *, num_replicas: int, form: str) -> tuple[s
     return lower(loss, specs, 0), {"batch_per_chip": batch, "form": f"loss-{form}"}
 
 
-def _dense_loss(image, text, parameters, step, settings, exchange):
+def _dense_objective(outputs, call):
+    value = _dense_loss(outputs["image"], outputs["text"], call.parameters, call.exchange)
+    return base.Outcome({"loss": value})
+
+
+def _dense_loss(image, text, parameters, exchange):
     """The loss as it is usually written: all texts in one place, one matrix, autodiff."""
-    del step, settings
     texts, blocks = text, [text]
     for _ in range(exchange.num_replicas - 1):
         (texts,) = exchange.shift([texts])
@@ -149,7 +155,7 @@ def _dense_loss(image, text, parameters, step, settings, exchange):
     signs = 2.0 * tf.eye(tf.shape(logits)[0], tf.shape(logits)[1]) - 1.0
     rows = tf.reduce_sum(tf.nn.softplus(-signs * logits), -1)
     global_batch = tf.cast(tf.shape(image)[0] * exchange.num_replicas, tf.float32)
-    return pair_losses.PairLoss(tf.reduce_sum(rows) / global_batch, tf.zeros(()), tf.zeros(()))
+    return tf.reduce_sum(rows) / global_batch
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ def _sigline(batch: int, *, jit_compile: bool | None):
     from sigline.trainer import config
     from sigline.trainer.models import two_tower
     from sigline.trainer.training import loop, start
+    from sigline.trainer.training.calls import Models
 
     sizes = {"width": WIDTH, "depth": DEPTH, "mlp_dim": MLP, "num_heads": HEADS}
     block = config.BlockConfig(activation="gelu", norm_epsilon=EPSILON)
@@ -81,14 +82,14 @@ def _sigline(batch: int, *, jit_compile: bool | None):
         ),
         run=config.RunConfig(jit_compile=jit_compile),
     )
-    model = two_tower.build(settings)
-    state = start.make_state(model, settings)
-    step = loop.make_train_step(model, state, settings, tf.distribute.get_strategy())
+    models = Models.of(settings, two_tower.build(settings))
+    state = start.make_state(models)
+    step = loop.make_train_step(models, state, tf.distribute.get_strategy())
     pixels, ids = (tf.constant(x) for x in make_batch(batch))
 
     def run(count: int) -> None:
         for _ in range(count):
-            scalars = step({"image": pixels, "text": ids})
+            scalars = step({"image": pixels, "text": ids}, 1)
         # Waits until all is done.
         float(scalars["loss"])
 

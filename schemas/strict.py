@@ -190,13 +190,17 @@ def keys(cls: type, path: str = "") -> list[str]:
     for name, hint in fields(cls).items():
         group = _group(hint)
         names += [path + name] if group is None else keys(group, f"{path}{name}.")
+        for kind, item in _items(hint).items():
+            names += keys(item, f"{path}{name}.{kind}.")
     return names
 
 
 def override(cls: type, data: dict[str, Any], assignments: Iterable[str]) -> Any:
     """Returns an instance of `cls` from its fields, with `a.b=value` assignments applied.
 
-    A value is JSON, `true`, `false` or `none` in any case, or a string as it stands.
+    A value is JSON, `true`, `false` or `none` in any case, or a string as it stands. In a list of
+    dataclasses that have kinds, `a[0].b` reaches into one by its place and `a.KIND.b` into the only
+    one of a kind.
 
     Raises:
         ValueError: As `build`, and if an assignment has no `=`.
@@ -226,6 +230,10 @@ def _assign(cls: type, data: dict[str, Any], path: list[str], text: str, full_ke
     hints = fields(cls)
     head, *rest = path
     prefix = full_key[: len(full_key) - len(".".join(path))]
+    name, _, place = head.partition("[")
+    if _items(hints.get(name)) and (rest or place):
+        _assign_item(_items(hints[name]), data[name], path, text, full_key)
+        return
     known = ", ".join(prefix + item for item in hints)
     if head not in hints:
         raise _Unknown(f"Unknown key {full_key}. Known keys: {known}.")
@@ -244,6 +252,37 @@ def _assign(cls: type, data: dict[str, Any], path: list[str], text: str, full_ke
         _assign(group, data[head], rest, text, full_key)
     else:
         data[head] = _parse(hints[head], text, full_key)
+
+
+def _assign_item(
+    kinds: Mapping[str, type], held: list[dict], path: list[str], text: str, full_key: str
+) -> None:
+    """Assigns to a field of one of a list's dataclasses, which the path names by place or kind."""
+    head, *rest = path
+    name, _, place = head.partition("[")
+    if place:
+        numbers = [i for i in range(len(held)) if place == f"{i}]"]
+    else:
+        numbers = [i for i, item in enumerate(held) if item[KIND] == rest[0]]
+        rest = rest[1:]
+    listed = ", ".join(f"{name}[{i}] ({item[KIND]})" for i, item in enumerate(held)) or "none"
+    if not place and path[1] not in kinds:
+        raise _Unknown(f"Unknown key {full_key}. Known keys: {', '.join(kinds)} below {name}.")
+    if len(numbers) != 1 or not rest:
+        raise ValueError(
+            f"{full_key} must name one of {name} and a key of it, as in {name}[0].KEY. "
+            f"Received: {full_key}={text}; {name} holds {listed}"
+        )
+    item = held[numbers[0]]
+    _assign(kinds[item[KIND]], item, rest, text, full_key)
+
+
+def _items(hint: Any) -> dict[str, type]:
+    """Returns the dataclasses, by kind, that a hint allows in a list; none of other hints."""
+    if typing.get_origin(hint) is not tuple:
+        return {}
+    classes = [x for x in _options(typing.get_args(hint)[0]) if _is_group(x)]
+    return {kind: cls for cls in classes if (kind := _kind(cls)) is not None}
 
 
 def _parse(hint: Any, text: str, key: str) -> Any:

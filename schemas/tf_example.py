@@ -4,6 +4,7 @@ The one module of `schemas` that needs TensorFlow.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -98,32 +99,26 @@ def key(serialized: bytes) -> str:
     return feature[record.KEY].bytes_list.value[0].decode()
 
 
-def parse_pair(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Parses what training needs of one record, inside a graph.
+def parse(serialized: tf.Tensor, *, embedding_dim: int | None = None) -> dict[str, tf.Tensor]:
+    """Parses what training reads of one record, inside a graph.
 
     Args:
         serialized: A scalar string tensor.
+        embedding_dim: Width of the embedding that stands in place of the image; None for an image.
 
     Returns:
-        `image`, a scalar string, and `text`, the captions, a string tensor of shape `(captions,)`.
+        `text`, the captions, a string tensor of shape `(captions,)`; `label`, class ids, int64 of
+        shape `(labels,)`; and `image`, a scalar string, or `image_embedding`, float32 of shape
+        `(embedding_dim,)`.
     """
-    spec = {
-        record.IMAGE: tf.io.FixedLenFeature([], tf.string),
+    spec: dict[str, Any] = {
         record.TEXT: tf.io.RaggedFeature(tf.string),
+        record.LABEL: tf.io.RaggedFeature(tf.int64),
     }
-    return tf.io.parse_single_example(serialized, spec)
-
-
-def parse_embedded(serialized: tf.Tensor, dim: int) -> dict[str, tf.Tensor]:
-    """As `parse_pair` for records whose image is embedded.
-
-    Returns:
-        `image_embedding`, shape `(dim,)`, float32, and `text`.
-    """
-    spec = {
-        record.IMAGE_EMBEDDING: tf.io.FixedLenFeature([dim], tf.float32),
-        record.TEXT: tf.io.RaggedFeature(tf.string),
-    }
+    if embedding_dim is None:
+        spec[record.IMAGE] = tf.io.FixedLenFeature([], tf.string)
+    else:
+        spec[record.IMAGE_EMBEDDING] = tf.io.FixedLenFeature([embedding_dim], tf.float32)
     return tf.io.parse_single_example(serialized, spec)
 
 

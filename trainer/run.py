@@ -36,7 +36,7 @@ class Job:
             of the weights, which it is in any case if `config.pretrained` names the token table.
         code_digest: Of the code that trains.
         weights: What the parameters that `config.pretrained` names start from.
-        teachers: Weights of the teachers that `config.distillation` names.
+        teachers: Weights of the frozen models that objectives ask, by name.
         labels: Classes for `classify`, and for teachers that tell classes by their texts.
     """
 
@@ -106,11 +106,12 @@ class Job:
         if not stored.is_file() or not isinstance(theirs, dict):
             return False
         text = stored.read_text().removesuffix("\n")
-        if theirs.get("config") != digests.text_digest(text):
+        held = trainer_config.from_json(text)
+        if theirs.get("config") not in held.earlier_digests(text):
             return False
-        theirs["config"] = trainer_config.from_json(text).identity()
+        theirs["config"] = held.identity()
         ours = json.loads(self.identity)
-        # Version 0.1 took digests of whole texts, also in those of weights and teachers.
+        # Digests of configurations are in those of weights and teachers, too.
         others = {x for x in ours if x == "weights_digest" or x.startswith("teacher_digest/")}
         is_same = theirs | {name: ours[name] for name in others & theirs.keys()} == ours
         if is_same and others:

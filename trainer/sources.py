@@ -117,9 +117,8 @@ def read_saved_model(folder: str | Path) -> Weights:
         "labels": LabelSet.from_json(labels.read_text()).to_json() if labels.is_file() else None,
     }
     received = digests.json_digest(content | {"config": config.digest()})
-    # Version 0.1 took the digest of the configuration's text.
-    earlier = digests.json_digest(content | {"config": digests.text_digest(stored)})
-    if metadata.get("model_digest") not in (received, earlier):
+    known = {digests.json_digest(content | {"config": x}) for x in config.earlier_digests(stored)}
+    if metadata.get("model_digest") not in known | {received}:
         raise ValueError(
             "The SavedModel is damaged or was changed: its parameters, configuration, vocabulary "
             f"and labels must have the digest that it was exported with. Received: {folder}, "

@@ -9,6 +9,7 @@ from sigline.components.curate import choice_transforms, rules
 from sigline.components.curate.rules import Candidate, CurateConfig, Embedded
 from sigline.schemas.selection import Selection
 from sigline.trainer.inputs import data
+from sigline.trainer.inputs.needs import of_pairs
 from sigline.trainer.inputs.preprocess import Tokenizer
 
 
@@ -271,5 +272,6 @@ def test_selected_keys_are_those_that_are_trained_on(
     ]
     assert set(seen[:count]) == keys
     tokenizer = Tokenizer(vocabulary, contract_config.text)
-    batch = next(iter(data.training_pairs(folder, contract_config, tokenizer, first_step=3)))
+    wanted = of_pairs(contract_config.image, tokenizer)
+    batch = next(iter(data.training_batches(folder, contract_config, wanted, first_step=3)))
     assert batch["text"].shape[0] == 8

@@ -18,6 +18,7 @@ from sigline.trainer.export import saved_model
 from sigline.trainer.inputs import data
 from sigline.trainer.models import two_tower
 from sigline.trainer.training import loop, start, steps
+from sigline.trainer.training.calls import Models
 from sigline.trainer.weights import weight_folders
 from sigline.trainer.weights.weight_folders import Weights
 
@@ -108,21 +109,20 @@ def test_precomputed_and_live_training_agree(
 def test_embeddings_of_another_tower_are_refused(embedded, weights, tiny):
     other = two_tower.build(tiny)
     with pytest.raises(ValueError, match=r"by another image tower.*embed them again"):
-        start.choose_embed(other, data.embeddings(embedded / "Split-train"), tiny)
+        start.check_embedded_by(other, data.embeddings(embedded / "Split-train"), tiny)
 
 
 def test_options_of_training_do_not_make_embeddings_stale(embedded, weights, tiny):
     dropping = config.override(tiny, ["image.token_dropout=0.5", "image.block.dropout=0.1"])
     model = two_tower.build(dropping)
     start.start_from(model, weights, dropping)
-    embed = start.choose_embed(model, data.embeddings(embedded / "Split-train"), dropping)
-    assert embed is steps.embed_precomputed
+    start.check_embedded_by(model, data.embeddings(embedded / "Split-train"), dropping)
 
 
 def test_embeddings_for_a_tower_that_is_trained_are_refused(embedded, tiny):
     trained = config.override(tiny, ['optimizer.rates=[[".*", 1]]'])
     with pytest.raises(ValueError, match=r"frozen by optimizer\.rates"):
-        start.choose_embed(
+        start.check_embedded_by(
             two_tower.build(tiny), data.embeddings(embedded / "Split-train"), trained
         )
 
@@ -265,9 +265,7 @@ def test_microbatches_of_embeddings_give_the_same_gradients(weights, tiny):
             parameters,
             inputs,
             tf.zeros((), tf.int64),
-            model=model,
-            config=dataclasses.replace(tiny, microbatches=number),
-            embed=steps.embed_precomputed,
+            models=Models.of(dataclasses.replace(tiny, microbatches=number), model, embedded=True),
         ).gradients
         for number in (1, 2)
     )

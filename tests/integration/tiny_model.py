@@ -15,7 +15,7 @@ OVERRIDES = [
     "global_batch_size=64",
     "optimizer.warmup_steps=5",
     "optimizer.learning_rate=0.003",
-    "loss.bias_init=-4.1",
+    "similarity.bias_init=-4.1",
     # Compiling takes longer than these steps.
     "run.jit_compile=false",
 ]

@@ -41,7 +41,7 @@ def recipe(name: str) -> config.TrainConfig:
 
 def common(tiny: config.TrainConfig) -> config.TrainConfig:
     """Returns a configuration without what sets apart recipes that differ in sizes alone."""
-    values = ["image.patch=4", "image.size=8", "loss.bias_init=none", "run.strategy=auto"]
+    values = ["image.patch=4", "image.size=8", "similarity.bias_init=none", "run.strategy=auto"]
     return config.override(tiny, ["name=tiny", "optimizer.learning_rate=1e-3", *values])
 
 

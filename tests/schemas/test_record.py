@@ -32,8 +32,8 @@ def test_encode_of_record_without_label_keeps_it_empty():
     assert tf_example.decode(tf_example.encode(_record(label=()))).label == ()
 
 
-def test_parse_pair_reads_what_encode_wrote():
-    pair = tf_example.parse_pair(tf_example.encode(_record()))
+def test_parse_reads_what_encode_wrote():
+    pair = tf_example.parse(tf_example.encode(_record()))
     assert pair["image"].numpy() == b"\x89PNG bytes"
     assert [text.decode() for text in pair["text"].numpy()] == ["ein Hund", "犬"]
 

@@ -1,34 +1,36 @@
 """The training configuration; these names are the public ones."""
 
-from sigline.trainer.config.train import (
-    BlockConfig,
-    DataConfig,
-    DistillationConfig,
-    ImageTowerConfig,
-    LossConfig,
-    OptimizerConfig,
-    Rules,
-    RunConfig,
-    TextTowerConfig,
-    TrainConfig,
-    from_json,
+from sigline.trainer.config.data import DataConfig
+from sigline.trainer.config.loading import (
     is_of_other_package,
     load_gate,
     load_recipe,
-    override,
     recipe_module,
-    tiny,
 )
+from sigline.trainer.config.objectives import (
+    ClassifyConfig,
+    DistillConfig,
+    ObjectiveConfig,
+    PairsConfig,
+    SimilarityConfig,
+)
+from sigline.trainer.config.optimizer import OptimizerConfig, Rules
+from sigline.trainer.config.run import RunConfig
+from sigline.trainer.config.towers import BlockConfig, ImageTowerConfig, TextTowerConfig
+from sigline.trainer.config.train import TrainConfig, from_json, override, tiny
 
 __all__ = [
     "BlockConfig",
+    "ClassifyConfig",
     "DataConfig",
-    "DistillationConfig",
+    "DistillConfig",
     "ImageTowerConfig",
-    "LossConfig",
+    "ObjectiveConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "Rules",
     "RunConfig",
+    "SimilarityConfig",
     "TextTowerConfig",
     "TrainConfig",
     "from_json",

@@ -55,7 +55,7 @@ _ALWAYS_OF_BLOCKS = frozenset(
     ["activation", "norm_epsilon", "norm_bias", "qkv_bias", "mlp_bias", "qk_norm", "parallel"]
 )
 # What is dropped in training changes no answer, nor does the head, which reads the embedding.
-_NO_ANSWER = frozenset({"token_dropout", "classes"})
+_NO_ANSWER = frozenset({"token_dropout", "classes", "head_bias_init"})
 _NO_ANSWER_OF_BLOCKS = frozenset({"dropout", "stochastic_depth"})
 
 
@@ -167,7 +167,7 @@ class _Headed(ServedImageTower):
         """Classifies images by the head: the best class names and their probabilities."""
         image = self._plain.config.image
         pixels = preprocess.to_model_range(self._load(image_bytes), image)
-        logits = self._plain.model.look(pixels)["classes"]
+        logits = self._plain.model.look(pixels)[two_tower.CLASSES]
         return _best_classes(tf.nn.softmax(logits), self.class_names)
 
     def signatures(self) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class ServedModel(ServedImageTower):
 
     def _probabilities(self, logits):
         """Returns what the loss trained: of each pair, or by softmax of the texts of an image."""
-        softmax = self._plain.config.loss.name == "softmax"
+        softmax = self._plain.config.pair_loss == "softmax"
         return tf.nn.softmax(logits) if softmax else tf.sigmoid(logits)
 
 

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
 from sigline.schemas import digests, record, tf_example
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.inputs import preprocess, selections
-from sigline.trainer.inputs.views import View
+from sigline.trainer.inputs import labels, preprocess, selections
+from sigline.trainer.inputs.needs import IMAGE, LABEL, TEXT, Needs
 
 # One folder of a split, or several to mix.
 Folders = str | Path | Sequence[str | Path]
@@ -121,13 +120,12 @@ def embeddings(folders: Folders) -> dict | None:
     return found[0]
 
 
-def training_pairs(
+def training_batches(
     folders: Folders,
     config: TrainConfig,
-    tokenizer: preprocess.Tokenizer | None,
+    needs: Needs,
     *,
     first_step: int,
-    views: Mapping[str, View] | None = None,
     replaced: Mapping[str, str] | None = None,
     num_hosts: int = 1,
     host: int = 0,
@@ -144,9 +142,8 @@ def training_pairs(
     Args:
         folders: Folder with the split's shards, or several to mix; see `DataConfig.mixture`.
         config: The run's configuration.
-        tokenizer: The vocabulary; None for a model of images alone.
+        needs: What a batch holds.
         first_step: Steps done so far.
-        views: What teachers get otherwise, by name.
         replaced: Paths of files to read in place of shards.
         num_hosts: Processes that read; each gets every so many records of a global batch, all of
             which it passes over, but decodes its own only.
@@ -155,48 +152,45 @@ def training_pairs(
             default.
 
     Returns:
-        Batches of `image`, uint8 `(batch, size, size, 3)`, or float32 `(batch, dim)` of a split
-        whose images are embedded; `text`, int32 `(batch, length)`; and of what teachers get
-        otherwise, with the teacher's name behind a slash: the same crop, the same caption.
+        Batches of the views in `needs.images`, uint8 `(batch, size, size, 3)`, or `image` alone,
+        float32 `(batch, dim)`, of a split whose images are embedded; the texts in `needs.texts`,
+        int32 `(batch, length)`, all of the same caption; and with `needs.labels` also `label`,
+        int32 `(batch, most)`.
 
     Raises:
         ValueError: If the folders do not fit the configuration or each other.
         tf.errors.OpError: If a folder has to be read to count its records and cannot be.
     """
-    views = views or {}
-    towers = {"image": config.image} | _given("image", {n: v.image for n, v in views.items()})
-    tokenizers = _given("text", {n: v.tokenizer for n, v in views.items()})
-    if tokenizer is not None:
-        tokenizers["text"] = tokenizer
     embedded = embeddings(folders)
     if embedded is not None:
         check_embedded(config)
 
-    def _parse(serialized: tf.Tensor, number: tf.Tensor):
+    def _pixels(example: dict[str, tf.Tensor], number: tf.Tensor) -> dict[str, tf.Tensor]:
         if embedded is not None:
-            pair = tf_example.parse_embedded(serialized, embedded["dim"])
-            return {"image": pair[record.IMAGE_EMBEDDING]}, pair[record.TEXT]
-        pair = tf_example.parse_pair(serialized)
+            return {IMAGE: example[record.IMAGE_EMBEDDING]}
         seed = tf.stack([number, config.seed * 8 + _IMAGE_SEED])
-        images = preprocess.load_augmented_images(
-            pair[record.IMAGE], towers, config.data, seed=seed
-        )
-        return images, pair[record.TEXT]
+        return preprocess.load_views(example[record.IMAGE], needs.images, config.data, seed=seed)
 
     @tf.autograph.experimental.do_not_convert
     def _load(number: tf.Tensor, serialized: tf.Tensor):
-        images, captions = _parse(serialized, number)
-        if not tokenizers:
-            return images
-        seed = tf.stack([number, config.seed * 8 + _CAPTION_SEED])
-        choice = tf.random.stateless_uniform(
-            [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
-        )
-        return images | {"text": captions[choice]}
+        dim = None if embedded is None else embedded["dim"]
+        example = tf_example.parse(serialized, embedding_dim=dim)
+        loaded = _pixels(example, number)
+        if needs.labels is not None:
+            loaded[LABEL] = labels.row(example[record.LABEL], needs.labels)
+        if needs.texts:
+            captions = example[record.TEXT]
+            seed = tf.stack([number, config.seed * 8 + _CAPTION_SEED])
+            choice = tf.random.stateless_uniform(
+                [], seed, maxval=tf.size(captions, tf.int64), dtype=tf.int64
+            )
+            loaded[TEXT] = captions[choice]
+        return loaded
 
     @tf.autograph.experimental.do_not_convert
     def _tokenize(batch: dict[str, tf.Tensor]):
-        return batch | {name: read(batch["text"]) for name, read in tokenizers.items()}
+        rest = {name: value for name, value in batch.items() if name != TEXT}
+        return rest | {name: read(batch[TEXT]) for name, read in needs.texts.items()}
 
     dataset = _records(folders, config, first_step=first_step, replaced=replaced)
     if num_hosts > 1:
@@ -212,19 +206,17 @@ def training_pairs(
     return dataset.map(_tokenize).prefetch(2).with_options(options)
 
 
-def _given(prefix: str, items: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}/{name}": item for name, item in items.items() if item is not None}
-
-
 def check_embedded(config: TrainConfig) -> None:
     """Raises ValueError if a run changes pictures, which it cannot if they are embedded already."""
     changed = config.data.flip, config.data.crop_min_area is not None, config.data.mixup
-    if any(changed) or config.distillation:
+    others = [item.name for item in config.objectives if not item.takes_embedded]
+    if any(changed) or others:
         raise ValueError(
-            "Images that are embedded already cannot be cropped, flipped, mixed or shown to a "
-            f"teacher. Received: data.crop_min_area={config.data.crop_min_area}, "
+            "Images that are embedded already cannot be cropped, flipped, mixed, or shown to a "
+            "teacher or a head; only objectives of pairs take them. "
+            f"Received: data.crop_min_area={config.data.crop_min_area}, "
             f"data.flip={config.data.flip}, data.mixup={config.data.mixup}, "
-            f"teachers={list(config.teachers)}"
+            f"other objectives={others}"
         )
 
 
@@ -380,10 +372,10 @@ def batch_records(
     """Returns the serialized records that a step trains on.
 
     Args:
-        folders: As in `training_pairs`.
+        folders: As in `training_batches`.
         config: The run's configuration.
         number: Which step, counted from one.
-        replaced: As in `training_pairs`.
+        replaced: As in `training_batches`.
     """
     dataset = _records(folders, config, first_step=number - 1, replaced=replaced)
     batch = dataset.take(config.global_batch_size)
@@ -396,7 +388,7 @@ def unreadable(
     """Returns the error of splits that cannot be read, naming what is damaged.
 
     Args:
-        folders: As in `training_pairs`.
+        folders: As in `training_batches`.
         error: What was raised.
         places: Records that cannot be used, if it is for them.
     """

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from sigline.trainer.config import DataConfig, ImageTowerConfig, TextTowerConfig
 from sigline.trainer.inputs import orientation, resampling, vocabularies
+from sigline.trainer.inputs.views import View
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -193,24 +194,36 @@ def load_image(encoded: tf.Tensor, config: ImageTowerConfig, *, max_pixels: int)
     return tf.ensure_shape(image, (config.size, config.size, 3))
 
 
-def load_augmented_images(
+def load_views(
+    encoded: tf.Tensor, views: Mapping[str, View], data: DataConfig, *, seed: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """As `load_image`, with what training changes at random: crops and flips.
+
+    Args:
+        encoded: JPEG or PNG bytes, a scalar string.
+        views: What is asked for, by name; views of one crop number share crop and flip.
+        data: Says what is changed; nothing is by default.
+        seed: Two integers; the same give the same pictures.
+
+    Returns:
+        Pictures by the views' names, `(size, size, 3)`, uint8.
+    """
+    loaded = {}
+    for crop in sorted({view.crop for view in views.values()}):
+        towers = {name: view.tower for name, view in views.items() if view.crop == crop}
+        own = tf.random.experimental.stateless_fold_in(seed, crop) if crop else seed
+        loaded |= _load_augmented(encoded, towers, data, seed=own)
+    return loaded
+
+
+def _load_augmented(
     encoded: tf.Tensor,
     towers: Mapping[str, ImageTowerConfig],
     data: DataConfig,
     *,
     seed: tf.Tensor,
 ) -> dict[str, tf.Tensor]:
-    """As `load_image`, with what training changes at random: a crop and a flip, one for all towers.
-
-    Args:
-        encoded: JPEG or PNG bytes, a scalar string.
-        towers: The towers by name, for their sizes.
-        data: Says what is changed; nothing is by default.
-        seed: Two integers; the same give the same picture.
-
-    Returns:
-        Pictures by the towers' names, `(size, size, 3)`, uint8.
-    """
+    """Returns an image with one crop and flip, by tower."""
     crop = None
     if data.crop_min_area is not None:
         crop = functools.partial(_random_crop, min_area=data.crop_min_area, seed=seed)

@@ -1,4 +1,4 @@
-"""Which records training can use: those that parse, with a caption and a picture that decodes."""
+"""Which records training can use: those that parse and have what the run needs of them."""
 
 import re
 import sys
@@ -8,35 +8,36 @@ import tensorflow as tf
 
 from sigline.schemas import record, tf_example
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.inputs import data, preprocess
+from sigline.trainer.inputs import data, labels, preprocess
+from sigline.trainer.inputs.needs import Needs
 
 
 class Check:
     """Tries what training does with every record before it is changed at random."""
 
-    def __init__(
-        self, config: TrainConfig, *, embedded: Mapping | None = None, captions: bool = True
-    ):
+    def __init__(self, config: TrainConfig, needs: Needs, *, embedded: Mapping | None = None):
         """Builds the check.
 
         Args:
             config: The run's configuration.
+            needs: What a batch holds: whether a record must have a caption, and labels.
             embedded: What embedded the images, as `data.embeddings` returns it; None for pictures.
-            captions: Whether a record must have a caption.
         """
         max_pixels = config.data.max_image_pixels
+        dim = None if embedded is None else embedded["dim"]
 
         @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
         def use(serialized: tf.Tensor) -> tf.Tensor:
-            if embedded is not None:
-                pair = tf_example.parse_embedded(serialized, embedded["dim"])
-                used = pair[record.IMAGE_EMBEDDING]
+            example = tf_example.parse(serialized, embedding_dim=dim)
+            if dim is None:
+                used = [preprocess.decode_image(example[record.IMAGE], max_pixels=max_pixels)]
             else:
-                pair = tf_example.parse_pair(serialized)
-                used = preprocess.decode_image(pair[record.IMAGE], max_pixels=max_pixels)
-            count = tf.size(pair[record.TEXT])
-            has_caption = tf.debugging.Assert((count > 0) | (not captions), ["no caption"])
-            with tf.control_dependencies([used, has_caption]):
+                used = [example[record.IMAGE_EMBEDDING]]
+            count = tf.size(example[record.TEXT])
+            used.append(tf.debugging.Assert((count > 0) | (not needs.texts), ["no caption"]))
+            if needs.labels is not None:
+                used.append(labels.row(example[record.LABEL], needs.labels))
+            with tf.control_dependencies(used):
                 return tf.identity(count)
 
         self._use = use
@@ -81,11 +82,11 @@ def places(
     """Returns a line for every record of a step that cannot be used: its shard, place and key.
 
     Args:
-        folders: As in `data.training_pairs`.
+        folders: As in `data.training_batches`.
         config: The run's configuration.
         check: Tells which records cannot be used.
         number: Which step, counted from one.
-        replaced: As in `data.training_pairs`.
+        replaced: As in `data.training_batches`.
     """
     batch = data.batch_records(folders, config, number=number, replaced=replaced)
     problems = {batch[place]: reason for place, reason in check(batch).items()}

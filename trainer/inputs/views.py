@@ -1,18 +1,17 @@
-"""What a batch holds of an example besides what the student gets."""
+"""Views: the pictures that training makes of an image."""
 
 from typing import NamedTuple
 
 from sigline.trainer.config import ImageTowerConfig
-from sigline.trainer.inputs import preprocess
 
 
 class View(NamedTuple):
-    """What a teacher gets of an example where it is not what the student gets.
+    """A picture that an example's image becomes.
 
     Attributes:
-        image: Its image tower's configuration, if that asks for other pixels.
-        tokenizer: Its own vocabulary, if it reads texts otherwise.
+        tower: The configuration of the tower that sees it: size and resampling.
+        crop: Views of one number have the same random crop and flip, at their own sizes.
     """
 
-    image: ImageTowerConfig | None = None
-    tokenizer: preprocess.Tokenizer | None = None
+    tower: ImageTowerConfig
+    crop: int = 0

@@ -1,9 +1,10 @@
 """The two-tower model: image and text encoders with the temperature and bias of the loss."""
 
+import contextlib
 import dataclasses
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -13,6 +14,9 @@ from sigline.trainer.config import TrainConfig
 from sigline.trainer.models.text import TextTransformer
 from sigline.trainer.models.transformer import Container
 from sigline.trainer.models.vit import VisionTransformer
+
+# What a model says of images: unit vectors, and logits of its head.
+EMBEDDING, CLASSES = "embedding", "classes"
 
 # Added to the norm, not under the root, as in the reference.
 NORM_EPSILON = 1e-8
@@ -53,7 +57,7 @@ class TwoTower(Container):
 
     def build(self, shape=None):
         """Creates all variables; the inputs' shapes are fixed by the configuration."""
-        loss = self.config.loss
+        similarity = self.config.similarity
         self.image.build()
         if self.text is None:
             return
@@ -61,7 +65,7 @@ class TwoTower(Container):
         self.log_temperature = self.add_weight(
             name="log_temperature",
             shape=(),
-            initializer=keras.initializers.Constant(math.log(loss.temperature_init)),
+            initializer=keras.initializers.Constant(math.log(similarity.temperature_init)),
             dtype="float32",
         )
         self.bias = self.add_weight(
@@ -76,15 +80,15 @@ class TwoTower(Container):
 
         Dropping, if the tower drops anything, needs a `seed` of two integers.
         """
-        return self.look(images, seed)["image"]
+        return self.look(images, seed)[EMBEDDING]
 
     def look(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Returns the unit embeddings of images and, from a head, logits `(batch, classes)`."""
         x = self.image(images, seed)
-        found = {"image": normalize(x)}
+        said = {EMBEDDING: normalize(x)}
         if self.config.image.classes is not None:
-            found["classes"] = self.image.classify(x)
-        return found
+            said[CLASSES] = self.image.classify(x)
+        return said
 
     def embed_text(self, ids: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Embeds token ids `(batch, length)` as unit vectors `(batch, dim)`; see `embed_image`."""
@@ -98,16 +102,23 @@ class TwoTower(Container):
 
 def build(config: TrainConfig) -> TwoTower:
     """Returns a model with all its variables, initialised from the configuration's seed."""
+    with seeded(config.seed):
+        model = TwoTower(config, name="two_tower")
+        model.build()
+    return model
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Initialises the layers that are built inside from a seed."""
     # Keras seeds its initialisers from here. `keras.utils.set_random_seed` would also set the seed
     # of TensorFlow, which drops its cached kernels, and with them the tables of tokenizers.
     state = random.getstate()
-    random.seed(config.seed)
+    random.seed(seed)
     try:
-        model = TwoTower(config, name="two_tower")
-        model.build()
+        yield
     finally:
         random.setstate(state)
-    return model
 
 
 def for_serving(model: TwoTower) -> TwoTower:

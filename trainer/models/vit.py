@@ -42,7 +42,13 @@ class VisionTransformer(Container):
         self.encoder = encoder_of(config, precision=precision, rematerialize=rematerialize)
         self.pool = attention_pool_of(config, precision=precision)
         self.head = (
-            dense(config.classes, precision=precision, kernel_initializer="zeros", name="head")
+            dense(
+                config.classes,
+                precision=precision,
+                kernel_initializer="zeros",
+                bias_initializer=keras.initializers.Constant(config.head_bias_init),
+                name="head",
+            )
             if config.classes is not None
             else None
         )

@@ -1,1 +1,1 @@
-"""What a model learns: the losses that a configuration asks for, and teachers."""
+"""What a model learns by: objectives, and the frozen models that they ask."""

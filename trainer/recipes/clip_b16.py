@@ -10,8 +10,9 @@ and it has no limit. Expected result: not measured.
 from sigline.trainer.config import (
     BlockConfig,
     ImageTowerConfig,
-    LossConfig,
     OptimizerConfig,
+    PairsConfig,
+    SimilarityConfig,
     TextTowerConfig,
     TrainConfig,
 )
@@ -52,7 +53,8 @@ def config() -> TrainConfig:
             head_bias=False,
             block=block,
         ),
-        loss=LossConfig(name="softmax", temperature_init=1 / 0.07),
+        objectives=(PairsConfig(loss="softmax"),),
+        similarity=SimilarityConfig(temperature_init=1 / 0.07),
         # A decay of 0.2 in PyTorch's convention is 0.2 times the rate here.
         optimizer=OptimizerConfig(
             learning_rate=5e-4,

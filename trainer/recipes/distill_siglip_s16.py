@@ -13,8 +13,9 @@ measured.
 import dataclasses
 
 from sigline.trainer.config import (
-    DistillationConfig,
+    DistillConfig,
     ImageTowerConfig,
+    PairsConfig,
     TextTowerConfig,
     TrainConfig,
 )
@@ -30,5 +31,5 @@ def config() -> TrainConfig:
         global_batch_size=8_192,
         image=ImageTowerConfig(size=224, patch=16, **sizes.sizes("S")),
         text=TextTowerConfig(length=64, **sizes.sizes("S")),
-        distillation=(DistillationConfig(teacher="siglip", target="pairs"),),
+        objectives=(PairsConfig(), DistillConfig(teacher="siglip", target="pairs")),
     )

@@ -11,9 +11,8 @@ ResNets. The steps are 1,200 epochs of ImageNet. Expected result: not measured.
 
 from sigline.trainer.config import (
     DataConfig,
-    DistillationConfig,
+    DistillConfig,
     ImageTowerConfig,
-    LossConfig,
     OptimizerConfig,
     TrainConfig,
 )
@@ -35,8 +34,7 @@ def config() -> TrainConfig:
             **sizes.sizes("S"),
         ),
         text=None,
-        loss=LossConfig(weight=0.0),
-        distillation=(DistillationConfig(teacher="vit", target="classes", temperature=1.0),),
+        objectives=(DistillConfig(teacher="vit", target="classes", temperature=1.0),),
         optimizer=OptimizerConfig(
             weight_decay=3e-4, warmup_steps=5_000, first_moment_dtype="bfloat16"
         ),

@@ -13,8 +13,8 @@ Expected result: not measured.
 
 from sigline.trainer.config import (
     ImageTowerConfig,
-    LossConfig,
     OptimizerConfig,
+    PairsConfig,
     TextTowerConfig,
     TrainConfig,
 )
@@ -29,7 +29,7 @@ def config() -> TrainConfig:
         global_batch_size=4_096,
         image=ImageTowerConfig(size=224, patch=16, pool="tok", **sizes.sizes("B")),
         text=TextTowerConfig(length=16, **sizes.sizes("B")),
-        loss=LossConfig(name="softmax"),
+        objectives=(PairsConfig(loss="softmax"),),
         optimizer=OptimizerConfig(
             rates=(("image/.*", None), (".*", 1.0)),
             weight_decay=1e-2,

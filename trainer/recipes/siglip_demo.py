@@ -16,8 +16,8 @@ import dataclasses
 from sigline.schemas.gate import Gate
 from sigline.trainer.config import (
     ImageTowerConfig,
-    LossConfig,
     RunConfig,
+    SimilarityConfig,
     TextTowerConfig,
     TrainConfig,
 )
@@ -38,7 +38,7 @@ def config() -> TrainConfig:
             vocabulary_size=1024, length=16, width=72, depth=2, mlp_dim=288, num_heads=3
         ),
         # The log prior of a positive pair.
-        loss=LossConfig(bias_init=None),
+        similarity=SimilarityConfig(bias_init=None),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=1.5e-3, warmup_steps=100),
         data=dataclasses.replace(base.data, shuffle_records=4096),
         # Compiled, a step is a quarter faster on two cores.

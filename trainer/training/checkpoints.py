@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from sigline.schemas import atomic, full_disk
-from sigline.trainer.training.steps import TrainState
+from sigline.trainer.training.state import TrainState
 from sigline.trainer.weights import weight_folders
 from sigline.trainer.weights.weight_folders import Weights
 
@@ -49,7 +49,9 @@ class Checkpoints:
             keep: How many of the newest to keep.
             keep_every_steps: Those at multiples of this are kept for good, in the folder `kept`.
         """
-        self._state = tf.train.Checkpoint(**state._asdict())
+        # Without what nothing keeps: checkpoints of earlier versions have no extras.
+        held = {name: value for name, value in state._asdict().items() if name != "extras" or value}
+        self._state = tf.train.Checkpoint(**held)
         # Checkpoints of earlier versions hold the counter, so all do.
         _ = self._state.save_counter
         self._directory = Path(directory)

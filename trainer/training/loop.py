@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from sigline.trainer.config import TrainConfig
 from sigline.trainer.inputs import data, preprocess, usable
 from sigline.trainer.inputs.repairs import Repairs
 from sigline.trainer.inputs.resuming import Feed
-from sigline.trainer.inputs.views import View
 from sigline.trainer.losses import collectives
 from sigline.trainer.models import two_tower, xla_regions
-from sigline.trainer.objectives.teachers import Teacher
-from sigline.trainer.objectives.teachers import make as make_teachers
+from sigline.trainer.objectives import frozen
 from sigline.trainer.training import preemption, progress, start, steps, strategies
+from sigline.trainer.training.calls import Models
 from sigline.trainer.training.checkpoints import Checkpoints, describe
+from sigline.trainer.training.state import TrainState
 from sigline.trainer.weights import inheritance
 from sigline.trainer.weights.weight_folders import Weights
 
@@ -76,7 +76,7 @@ def train(
             Several workers must share it; the first one writes.
         log_dir: Folder for TensorBoard events; none are written if it is not given.
         weights: What the parameters that `config.pretrained` names start from.
-        teachers: Weights of the teachers that `config.distillation` names.
+        teachers: Weights of the frozen models that objectives ask.
         labels: Classes for teachers that tell classes by their texts.
         strategy: Overrides the strategy that the configuration names.
 
@@ -92,14 +92,23 @@ def train(
     assert strategy is not None
     _check_divisible(config.global_batch_size, strategy.num_replicas_in_sync)
     vocabulary = inheritance.vocabulary(config, weights, vocabulary)
+    tokenizer = start.make_tokenizer(vocabulary, config)
+    embedded = data.embeddings(split_dir)
     with strategy.scope():
         model = two_tower.build(config)
         start.start_from(model, weights, config)
         initial_digest = start.digest(model)
-        embed = start.choose_embed(model, data.embeddings(split_dir), config)
-        state = start.make_state(model, config)
-        seeing = make_teachers(teachers or {}, config, vocabulary=vocabulary, labels=labels)
-    tokenizer = start.make_tokenizer(vocabulary, config)
+        start.check_embedded_by(model, embedded, config)
+        asked = frozen.make(teachers or {}, config, vocabulary=vocabulary, labels=labels)
+        models = Models.of(
+            config,
+            model,
+            tokenizer=tokenizer,
+            frozen=asked,
+            labels=labels,
+            embedded=embedded is not None,
+        )
+        state = start.make_state(models)
     checkpoints = Checkpoints(
         checkpoint_dir,
         state,
@@ -120,19 +129,12 @@ def train(
         )
         # Of a run that goes on, what was written when it began holds.
         initial_digest = describe(checkpoint_dir, described).initial_digest or initial_digest
-    views = {name: teacher.view for name, teacher in seeing.items()}
-    check = usable.Check(
-        config,
-        embedded=data.embeddings(split_dir),
-        captions=tokenizer is not None or any(view.tokenizer for view in views.values()),
-    )
+    check = usable.Check(config, models.needs, embedded=embedded)
     repairs = Repairs(
         Path(checkpoint_dir) / "repaired", split_dir, config.run.max_damaged_records, check
     )
 
-    open_from = functools.partial(
-        _open_batches, split_dir, config, tokenizer, views, repairs, strategy
-    )
+    open_from = functools.partial(_open_batches, split_dir, models, repairs, strategy)
     batches = Feed(
         split_dir,
         repairs,
@@ -142,7 +144,7 @@ def train(
             split_dir, config, check, number=number, replaced=repairs.replaced
         ),
     )
-    train_step = make_train_step(model, state, config, strategy, embed, seeing)
+    train_step = make_train_step(models, state, strategy)
     meter = progress.Meter(config.global_batch_size)
     final_loss = float("nan")
     with (
@@ -160,7 +162,7 @@ def train(
                 batch = next(batches)
             if number == first_step + 1:
                 _show(report, number, batch, tokenizer, strategy)
-            scalars = train_step(batch)
+            scalars = train_step(batch, number)
             meter.step_done()
             report.step_done()
             stop = anyone(notice.received)
@@ -211,22 +213,20 @@ def _check_divisible(global_batch_size: int, num_replicas: int) -> None:
 
 def _open_batches(
     split_dir: data.Folders,
-    config: TrainConfig,
-    tokenizer: preprocess.Tokenizer | None,
-    views: Mapping[str, View],
+    models: Models,
     repairs: Repairs,
     strategy: tf.distribute.Strategy,
     first_step: int,
 ) -> Iterator:
     """Returns the batches of a run from a step on, each replica's part on its device."""
+    config, needs = models.config, models.needs
 
     def local(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return data.training_pairs(
+        return data.training_batches(
             split_dir,
             config,
-            tokenizer,
+            needs,
             first_step=first_step,
-            views=views,
             replaced=repairs.replaced,
             num_hosts=context.num_input_pipelines,
             host=context.input_pipeline_id,
@@ -238,7 +238,7 @@ def _open_batches(
 
 def _show(report, number: int, batch, tokenizer, strategy: tf.distribute.Strategy) -> None:
     first = {n: strategy.experimental_local_results(x)[0] for n, x in batch.items()}
-    texts = tokenizer.texts_of(first["text"][:8]) if tokenizer is not None else []
+    texts = tokenizer.texts_of(first["text"][:8]) if "text" in first else []
     report.show_batch(number, first["image"], texts)
 
 
@@ -247,7 +247,7 @@ def _is_late(saved: float, minutes: float | None) -> bool:
 
 
 def _not_finite(
-    state: steps.TrainState,
+    state: TrainState,
     values: dict[str, float],
     keys_of: Callable[..., list[str]],
     checkpoint_dir: str | Path,
@@ -267,53 +267,23 @@ def _not_finite(
 
 
 def make_train_step(
-    model: two_tower.TwoTower,
-    variables: steps.TrainState,
-    config: TrainConfig,
-    strategy: tf.distribute.Strategy,
-    embed: steps.Embed = steps.embed_pixels,
-    teachers: Mapping[str, Teacher] | None = None,
-) -> Callable[[Any], dict[str, tf.Tensor]]:
-    """Returns the compiled step: takes a (distributed) batch, returns scalars to log."""
+    models: Models, variables: TrainState, strategy: tf.distribute.Strategy
+) -> Callable[[Any, int], dict[str, tf.Tensor]]:
+    """Returns the compiled step: takes a (distributed) batch and the step's number, from one.
 
-    def changing(state: steps.TrainState):
+    It returns scalars to log. Each variant of the objectives is compiled when it first comes.
+    """
+    config, objectives = models.config, models.objectives
+
+    def changing(state: TrainState):
         trained = {name: state.parameters[name] for name in variables.slots}
         return tf.nest.flatten(state._replace(parameters=trained))
 
-    teachers = teachers or {}
-    forward_backward = functools.partial(
-        steps.forward_backward, model=model, config=config, embed=embed, teachers=teachers
-    )
     update = functools.partial(steps.apply_gradients, config=config)
     compiled = _compiled(config, strategy)
-
-    def compute(*inputs):
-        with xla_regions.fusing(compiled == "parts"):
-            return forward_backward(*inputs)
-
-    if compiled == "whole":
-        compute = tf.function(compute, jit_compile=True, autograph=False)
     if compiled != "none":
         # Apart, since XLA on CPU and GPU accepts neither variable writes nor collectives.
         update = tf.function(update, jit_compile=True, autograph=False)
-
-    def replica_step(inputs):
-        state = tf.nest.map_structure(tf.convert_to_tensor, variables)
-        taught_by = {name: dict(teacher.variables) for name, teacher in teachers.items()}
-        taught_by = tf.nest.map_structure(tf.convert_to_tensor, taught_by)
-        exchange = collectives.exchange_for_context(config.loss.exchange)
-        state, scalars = steps.train_step(
-            state,
-            inputs,
-            config=config,
-            exchange=exchange,
-            compute=compute,
-            update=update,
-            taught_by=taught_by,
-        )
-        context = tf.distribute.get_replica_context()
-        context.merge_call(assign_everywhere, args=(changing(state),))
-        return scalars
 
     def assign_everywhere(strategy, values):
         for variable, value in zip(changing(variables), values, strict=True):
@@ -321,10 +291,43 @@ def make_train_step(
                 variable, lambda v, new: v.assign(new), args=(value,), group=False
             )
 
-    @tf.function(autograph=False)
-    def train_step(batch):
-        scalars = strategy.run(replica_step, args=(batch,))
-        return {name: strategy.experimental_local_results(v)[0] for name, v in scalars.items()}
+    @functools.cache
+    def step_of(variant: Hashable):
+        forward_backward = functools.partial(steps.forward_backward, models=models, variant=variant)
+
+        def compute(*inputs):
+            with xla_regions.fusing(compiled == "parts"):
+                return forward_backward(*inputs)
+
+        if compiled == "whole":
+            compute = tf.function(compute, jit_compile=True, autograph=False)
+
+        def replica_step(inputs):
+            state = tf.nest.map_structure(tf.convert_to_tensor, variables)
+            values = {name: dict(item.variables) for name, item in models.frozen.items()}
+            state, scalars = steps.train_step(
+                state,
+                inputs,
+                config=config,
+                exchange=collectives.exchange_for_context(config.run.exchange),
+                compute=compute,
+                update=update,
+                objectives=objectives,
+                frozen_values=tf.nest.map_structure(tf.convert_to_tensor, values),
+            )
+            context = tf.distribute.get_replica_context()
+            context.merge_call(assign_everywhere, args=(changing(state),))
+            return scalars
+
+        @tf.function(autograph=False)
+        def train_step(batch):
+            scalars = strategy.run(replica_step, args=(batch,))
+            return {n: strategy.experimental_local_results(v)[0] for n, v in scalars.items()}
+
+        return train_step
+
+    def train_step(batch, number: int) -> dict[str, tf.Tensor]:
+        return step_of(steps.variant(objectives, config.seed, number))(batch)
 
     return train_step
 

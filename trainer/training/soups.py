@@ -211,12 +211,15 @@ class _Pot:
 def _answers(config: TrainConfig) -> Any:
     """Returns what decides answers beside the parameters; what is dropped in training does not."""
     image = dataclasses.replace(
-        config.image, token_dropout=0.0, block=_without_dropping(config.image.block)
+        config.image,
+        token_dropout=0.0,
+        head_bias_init=0.0,
+        block=_without_dropping(config.image.block),
     )
     text = config.text
     if text is not None:
         text = dataclasses.replace(text, block=_without_dropping(text.block))
-    return image, text, config.loss.name
+    return image, text, config.pair_loss
 
 
 def _without_dropping(block: BlockConfig) -> BlockConfig:

@@ -11,7 +11,10 @@ from sigline.trainer.config import DataConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.export import saved_model
 from sigline.trainer.inputs import data, preprocess
 from sigline.trainer.models import two_tower
-from sigline.trainer.training import optimizers, steps
+from sigline.trainer.objectives import making
+from sigline.trainer.training import optimizers
+from sigline.trainer.training.calls import Models
+from sigline.trainer.training.state import TrainState, trained_names
 from sigline.trainer.weights import weight_folders
 from sigline.trainer.weights.weight_folders import Weights
 
@@ -112,7 +115,7 @@ def check_embeddable(config: TrainConfig) -> None:
     image = dataclasses.replace(config.image, size=config.image.patch, **sizes)
     small = two_tower.build(tower_config(dataclasses.replace(config, image=image)))
     names = [n for n in two_tower.named_parameters(small) if n.startswith("image/")]
-    _check_frozen(steps.trained_names(names, config), config)
+    _check_frozen(trained_names(names, config), config)
 
 
 def _check_frozen(trained: list[str], config: TrainConfig) -> None:
@@ -142,10 +145,10 @@ def make_tokenizer(vocabulary: bytes | None, config: TrainConfig) -> preprocess.
     return preprocess.Tokenizer(vocabulary, config.text)
 
 
-def choose_embed(
+def check_embedded_by(
     model: two_tower.TwoTower, embedded: dict | None, config: TrainConfig
-) -> steps.Embed:
-    """Returns how batches are embedded: the images live, or as the data holds them.
+) -> None:
+    """Checks that a run may take images that are embedded before, if its data holds such.
 
     Args:
         model: The model at its start.
@@ -156,8 +159,8 @@ def choose_embed(
         ValueError: If the data holds embeddings of another image tower, or of one that is trained.
     """
     if embedded is None:
-        return steps.embed_pixels
-    _check_frozen(steps.trained_names(two_tower.named_parameters(model), config), config)
+        return
+    _check_frozen(trained_names(two_tower.named_parameters(model), config), config)
     digest = saved_model.image_digest(model)
     if digest != embedded["image_digest"]:
         raise ValueError(
@@ -165,24 +168,34 @@ def choose_embed(
             "with `sigline data embed`. Received: "
             f"image_digest={embedded['image_digest'][:12]} in the data, {digest[:12]} in the model"
         )
-    return steps.embed_precomputed
 
 
-def make_state(model: two_tower.TwoTower, config: TrainConfig) -> steps.TrainState:
+def make_state(models: Models) -> TrainState:
     """Returns the state of a run before its first step as variables.
 
     Under a strategy, call it in the strategy's scope.
     """
-    parameters = two_tower.named_variables(model)
+    config = models.config
+    own = making.named_parameters(models.objectives)
+    parameters = two_tower.named_variables(models.model) | {n: x.value for n, x in own.items()}
     first = tf.VariableAggregation.ONLY_FIRST_REPLICA
-    trained = {name: parameters[name] for name in steps.trained_names(parameters, config)}
+    trained = {name: parameters[name] for name in trained_names(parameters, config)}
     # A name without a factor of the decay is an error before the first step, too.
     optimizers.matched(config.optimizer.decays, trained)
     averaged = trained if config.optimizer.ema_decay is not None else {}
-    return steps.TrainState(
+    extras = {item.name: item.state() for item in models.objectives}
+    return TrainState(
         parameters,
         optimizers.make_slots(trained, config),
         {name: tf.Variable(value, trainable=False) for name, value in averaged.items()},
         tf.Variable(tf.zeros((), tf.int64), trainable=False, aggregation=first),
         tf.Variable(tf.zeros((2,), tf.int64), trainable=False, aggregation=first),
+        {
+            objective: {
+                name: tf.Variable(value, trainable=False, aggregation=first)
+                for name, value in values.items()
+            }
+            for objective, values in extras.items()
+            if values
+        },
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sigline.trainer.config import ImageTowerConfig, LossConfig, TextTowerConfig, TrainConfig
+from sigline.trainer.config import ImageTowerConfig, PairsConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.weights import big_vision_layouts, choices, grids
 from sigline.trainer.weights.links import Link, reshaped, same
 
@@ -61,7 +61,7 @@ def settings(
     chosen = choices.parsed(assignments, _CHOICES)
     size = chosen.pop("image.size", None)
     image, assumed = _image_tower(tensors, size, chosen)
-    loss = LossConfig(name="softmax" if "t" in tensors and "b" not in tensors else "sigmoid")
+    loss = "softmax" if "t" in tensors and "b" not in tensors else "sigmoid"
     text = TextTowerConfig()
     if has_text(tensors):
         text, of_text = _text_tower(tensors, chosen)
@@ -69,7 +69,12 @@ def settings(
     elif keys := sorted(key for key in chosen if key.startswith("text.")):
         raise ValueError(f"The checkpoint has no text tower. Received: --set {keys[0]}=...")
     found = TrainConfig(
-        name="big_vision_imported", steps=1, global_batch_size=1, image=image, text=text, loss=loss
+        name="big_vision_imported",
+        steps=1,
+        global_batch_size=1,
+        image=image,
+        text=text,
+        objectives=(PairsConfig(loss=loss),),
     )
     return choices.applied(found, chosen), assumed
 
@@ -246,7 +251,7 @@ def links(config: TrainConfig, *, text: bool, scalars: bool) -> list[Link]:
         if config.text_tower.pool == "map":
             found += _pool("txt/MAPHead_0", "text/pool", config.text_tower)
     if scalars:
-        names = {"t": "log_temperature"} | ({"b": "bias"} if config.loss.name == "sigmoid" else {})
+        names = {"t": "log_temperature"} | ({"b": "bias"} if config.pair_loss == "sigmoid" else {})
         found += [
             reshaped(theirs, ours, theirs_shape=(1,), ours_shape=())
             for theirs, ours in names.items()

@@ -12,7 +12,7 @@ import numpy as np
 from sigline.trainer.config import (
     BlockConfig,
     ImageTowerConfig,
-    LossConfig,
+    PairsConfig,
     TextTowerConfig,
     TrainConfig,
 )
@@ -94,7 +94,7 @@ def settings(config: dict[str, Any]) -> TrainConfig:
                 "text_config.projection_size must be vision_config.hidden_size. Received: "
                 f"projection_size={projection}, hidden_size={image.width}"
             )
-        loss = LossConfig(name="sigmoid")
+        loss = "sigmoid"
     else:
         projection = config.get("projection_dim", 512)
         image = dataclasses.replace(
@@ -111,10 +111,15 @@ def settings(config: dict[str, Any]) -> TrainConfig:
         text = dataclasses.replace(
             text, pool="end", end_id=end_id, causal=True, head_bias=False, strip_punctuation=False
         )
-        loss = LossConfig(name="softmax")
+        loss = "softmax"
     image = dataclasses.replace(image, **processor.fields({}, kind, image.size))
     return TrainConfig(
-        name=f"{kind}_imported", steps=1, global_batch_size=1, image=image, text=text, loss=loss
+        name=f"{kind}_imported",
+        steps=1,
+        global_batch_size=1,
+        image=image,
+        text=text,
+        objectives=(PairsConfig(loss=loss),),
     )
 
 
@@ -191,10 +196,10 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
             "Only SigLIP's and CLIP's own towers can be written for transformers. "
             f"Received: image={image}, text={text}"
         )
-    if written.loss.name != config.loss.name:
+    if written.pair_loss != config.pair_loss:
         raise ValueError(
             f"In transformers a model with image.pool={config.image.pool} is one of the "
-            f"{written.loss.name} loss. Received: loss.name={config.loss.name!r}"
+            f"{written.pair_loss} loss. Received: loss={config.pair_loss!r}"
         )
     return described | {"architectures": ["SiglipModel" if siglip else "CLIPModel"]}
 
@@ -278,7 +283,7 @@ def links(config: TrainConfig) -> list[Link]:
         *_encoder("text_model", "text", text.depth, norm="final_layer_norm"),
         _patches("vision_model.embeddings.patch_embedding.weight", image),
         *_encoder("vision_model", "image", image.depth, norm="post_layernorm"),
-        _scalar("logit_scale", "log_temperature", one=config.loss.name == "sigmoid"),
+        _scalar("logit_scale", "log_temperature", one=config.pair_loss == "sigmoid"),
     ]
     if image.pool == "map":
         return [

@@ -376,7 +376,7 @@ def _load_big_vision(path: Path, drop: list[str], assignments: Iterable[str]) ->
     settings, assumed = big_vision.settings(kept, assignments)
     found = big_vision.links(settings, text=big_vision.has_text(kept), scalars="t" in kept)
     parameters = links.read(found, kept)
-    if "t" in kept and settings.loss.name == "softmax":
+    if "t" in kept and settings.pair_loss == "softmax":
         parameters["bias"] = np.zeros((), np.float32)
     return Weights(config=settings, parameters=parameters, assumed=tuple(assumed))
 

@@ -40,13 +40,13 @@ def test_recipe_without_gate_is_refused_as_a_pipeline():
         ("image.antialias=true", lambda c: c.image.antialias, True),
         ("run.jit_compile=none", lambda c: c.run.jit_compile, None),
         ("run.jit_compile=false", lambda c: c.run.jit_compile, False),
-        ("loss.bias_init=none", lambda c: c.loss.bias_init, None),
-        ("loss.chunk_size=256", lambda c: c.loss.chunk_size, 256),
+        ("similarity.bias_init=none", lambda c: c.similarity.bias_init, None),
+        ("objectives.pairs.chunk_size=256", lambda c: c.objectives[0].chunk_size, 256),
         ("text.block.qk_norm=true", lambda c: c.text.block.qk_norm, True),
         (
-            'distillation=[{"teacher": "a", "target": "pairs", "weight": 2}]',
-            lambda c: c.distillation[0],
-            config.DistillationConfig("a", "pairs", 2.0),
+            'objectives=[{"kind": "distill", "teacher": "a", "target": "pairs", "weight": 2}]',
+            lambda c: c.objectives,
+            (config.DistillConfig("a", "pairs", 2.0),),
         ),
         (
             'optimizer.rates=[["image/.*", null], [".*", 1]]',
@@ -62,8 +62,8 @@ def test_override_sets_the_value(demo, assignment, read, value):
 
 
 def test_text_tower_can_be_left_out_and_then_has_no_keys(demo):
-    teacher = 'distillation=[{"teacher": "a"}]'
-    alone = config.override(demo, ["text=none", "loss.weight=0", "image.classes=3", teacher])
+    teacher = 'objectives=[{"kind": "distill", "teacher": "a"}]'
+    alone = config.override(demo, ["text=none", "image.classes=3", teacher])
     assert alone.text is None
     assert config.from_json(alone.to_json()) == alone
     with pytest.raises(ValueError, match=r"text has no keys below it"):
@@ -94,7 +94,7 @@ def test_values_that_only_fit_together_come_in_any_order(demo):
         ("image.num_heads=0", "image.num_heads must be at least 1"),
         ("optimizer.learning_rate=-1", "optimizer.learning_rate must be at least 0"),
         ("optimizer.weight_decay=NaN", "optimizer.weight_decay must be at least 0"),
-        ("loss.temperature_init=0", "loss.temperature_init must be positive"),
+        ("similarity.temperature_init=0", "similarity.temperature_init must be positive"),
         ("run.checkpoint_minutes=0", "checkpoint_minutes must be positive"),
         ("data.crop_min_area=2", "data.crop_min_area must be above 0 and at most 1"),
         ("image.std=[1, 1, 0]", "image.std must be positive"),
@@ -141,25 +141,31 @@ def test_digest_depends_on_every_value(demo):
 
 @pytest.mark.parametrize(("batch", "expected"), [(2, 0.0), (512, -6.2364), (32_768, -10.3972)])
 def test_bias_without_a_value_starts_at_the_log_prior(demo, batch, expected):
-    settings = config.override(demo, ["loss.bias_init=none", f"global_batch_size={batch}"])
+    settings = config.override(demo, ["similarity.bias_init=none", f"global_batch_size={batch}"])
     assert settings.bias_init == pytest.approx(expected, abs=1e-4)
 
 
 def test_bias_with_a_value_starts_there(demo):
-    assert config.override(demo, ["loss.bias_init=-2.71"]).bias_init == -2.71
+    assert config.override(demo, ["similarity.bias_init=-2.71"]).bias_init == -2.71
 
 
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["loss.name=triplet"], r"loss\.name must be one of sigmoid, softmax"),
-        (["loss.exchange=star"], r"loss\.exchange must be one of auto, ring, all_gather"),
-        (["loss.negatives=soft"], r"loss\.negatives must be one of all, random, hard, easy"),
-        (["loss.chunk_size=0"], r"loss\.chunk_size must be at least 1"),
-        (["loss.negatives_per_image=0"], r"loss\.negatives_per_image must be at least 1"),
+        (
+            ["objectives.pairs.loss=triplet"],
+            r"objectives\[0\]\.loss must be one of sigmoid, softmax",
+        ),
+        (["run.exchange=star"], r"run\.exchange must be one of auto, ring, all_gather"),
+        (["objectives.pairs.negatives=soft"], r"negatives must be one of all, random, hard, easy"),
+        (["objectives.pairs.chunk_size=0"], r"chunk_size must be at least 1"),
+        (["objectives.pairs.negatives_per_image=0"], r"negatives_per_image must be at least 1"),
         (["precision=float16"], r"precision must be one of float32, bfloat16"),
         (["optimizer.first_moment_dtype=int8"], r"first_moment_dtype must be one of float32"),
-        (["loss.name=softmax", "loss.negatives=hard"], "must be all with the softmax loss"),
+        (
+            ["objectives.pairs.loss=softmax", "objectives.pairs.negatives=hard"],
+            "must be all with the softmax loss",
+        ),
     ],
 )
 def test_values_that_the_step_does_not_know_are_refused(demo, assignments, message):

@@ -26,7 +26,9 @@ OTHERS = {
     "log_steps": 6,
     "strategy": "mirrored",
     "jit_compile": False,
+    "exchange": "ring",
 }
+BEFORE = json.loads((GOLDEN / "before_objectives.json").read_text())
 
 
 def test_every_field_of_the_run_is_tried():
@@ -110,6 +112,49 @@ def test_embedded_images_stay_valid(name):
     golden = json.loads((GOLDEN / "image_towers.json").read_text())[name]
     image = config.from_json((GOLDEN / f"{name}.json").read_text()).image
     assert saved_model.answering(image) == golden
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_what_was_stored_before_there_were_objectives_is_read(name):
+    stored = BEFORE[name]["text"]
+    text = json.dumps(stored, sort_keys=True, indent=1)
+    read = config.from_json(text)
+    assert config.from_json(read.to_json()) == read
+    if name in recipes.names():
+        assert read == config.load_recipe(name)
+    known = read.earlier_digests(text)
+    assert {BEFORE[name]["digest"], BEFORE[name]["identity"]} <= known
+    other = read.earlier_digests(json.dumps(stored | {"seed": 1}))
+    assert BEFORE[name]["digest"] in other, "only what became objectives is taken from the text"
+    # What is not of before has no other digest than that of its text.
+    assert len(read.earlier_digests(read.to_json())) == 1
+
+
+def test_what_was_learnt_before_there_were_objectives_is_learnt_today():
+    odd = config.from_json(json.dumps(BEFORE["odd"]["text"]))
+    assert odd.objectives == (
+        config.PairsConfig(weight=2.0, chunk_size=24, negatives="hard", negatives_per_image=3),
+        config.PairsConfig(loss="softmax", weight=0.5, chunk_size=24),
+        config.DistillConfig("a", target="pairs", weight=0.5, chunk_size=24),
+    )
+    assert odd.similarity == config.SimilarityConfig(temperature_init=5.0, bias_init=None)
+    assert odd.run.exchange == "ring"
+    classes = config.from_json(json.dumps(BEFORE["classes"]["text"]))
+    assert classes.objectives == (
+        config.DistillConfig("a", temperature=2.0),
+        config.DistillConfig("b", weight=3.0),
+    )
+
+
+def test_run_from_before_there_were_objectives_goes_on(tmp_path, examples, vocabulary):
+    job = Job(DEMO, examples / "Split-train", vocabulary, "code")
+    before = BEFORE["siglip_demo"]
+    (tmp_path / "sigline.json").write_text(json.dumps(before["text"], sort_keys=True, indent=1))
+    claim = json.dumps(json.loads(job.identity) | {"config": before["identity"]}, sort_keys=True)
+    assert claim != job.identity
+    assert job.is_of(claim, tmp_path)
+    other = dataclasses.replace(DEMO, objectives=(config.PairsConfig(weight=2.0),))
+    assert not Job(other, examples / "Split-train", vocabulary, "code").is_of(claim, tmp_path)
 
 
 def _claim_of_before(job, stored):

@@ -82,7 +82,7 @@ def test_model_trained_in_bfloat16_is_served_in_float32(tmp_path, tiny, vocabula
 
 
 def test_softmax_model_is_served_with_softmax_probabilities(tmp_path, tiny, vocabulary, images):
-    settings = config.override(tiny, ["loss.name=softmax"])
+    settings = config.override(tiny, ["objectives.pairs.loss=softmax"])
     model = two_tower.build(settings)
     labels = grammar.label_set()
     saved_model.export(tmp_path / "m", model, config=settings, vocabulary=vocabulary, labels=labels)
@@ -98,7 +98,7 @@ def test_softmax_model_is_served_with_softmax_probabilities(tmp_path, tiny, voca
 def test_similarity_is_the_sigmoid_of_scaled_products(loaded, tiny, images):
     image = _run(loaded, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING]
     text = _run(loaded, signatures.EMBED_TEXT, text=TEXTS)[signatures.EMBEDDING]
-    logits = tiny.loss.temperature_init * image.numpy() @ text.numpy().T + tiny.bias_init
+    logits = tiny.similarity.temperature_init * image.numpy() @ text.numpy().T + tiny.bias_init
     found = _run(loaded, signatures.SIMILARITY, image_bytes=images, text=TEXTS)
     np.testing.assert_allclose(found[signatures.LOGITS], logits, atol=1e-4)
     np.testing.assert_allclose(
@@ -113,7 +113,7 @@ def test_classify_ranks_the_label_set(loaded, tiny, images):
         vectors = _run(loaded, signatures.EMBED_TEXT, text=prompts)[signatures.EMBEDDING].numpy()
         means.append(vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0)))
     image = _run(loaded, signatures.EMBED_IMAGE, image_bytes=images)[signatures.EMBEDDING].numpy()
-    logits = tiny.loss.temperature_init * image @ np.array(means).T + tiny.bias_init
+    logits = tiny.similarity.temperature_init * image @ np.array(means).T + tiny.bias_init
     found = _run(loaded, signatures.CLASSIFY, image_bytes=images)
     best = np.sort(1 / (1 + np.exp(-logits)), axis=1)[:, ::-1][:, :5]
     np.testing.assert_allclose(found[signatures.SCORES], best, atol=1e-5)
@@ -189,7 +189,7 @@ def test_metadata_tells_what_the_model_is(exported, tiny):
 def test_head_classifies(tmp_path, tiny, few_parameters, vocabulary, images, text):
     changes = [*few_parameters, "image.classes=3"]
     if not text:
-        changes += ["text=none", "loss.weight=0", 'distillation=[{"teacher": "a"}]']
+        changes += ["text=none", 'objectives=[{"kind": "distill", "teacher": "a"}]']
     settings = config.override(tiny, changes)
     model = two_tower.build(settings)
     kernel = model.image.head.kernel

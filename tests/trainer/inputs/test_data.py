@@ -11,6 +11,8 @@ import tensorflow as tf
 from sigline.schemas import tf_example
 from sigline.trainer import config
 from sigline.trainer.inputs import data, preprocess
+from sigline.trainer.inputs.needs import of_pairs
+from sigline.trainer.inputs.views import View
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,9 @@ def tokenizer(vocabulary, tiny):
 
 
 def _batches(split_dir, tiny, tokenizer, count, first_step=0):
-    dataset = data.training_pairs(split_dir, tiny, tokenizer, first_step=first_step)
+    dataset = data.training_batches(
+        split_dir, tiny, of_pairs(tiny.image, tokenizer), first_step=first_step
+    )
     batches = itertools.islice(dataset.as_numpy_iterator(), count)
     return [(batch["image"], batch["text"]) for batch in batches]
 
@@ -66,7 +70,9 @@ def test_number_of_input_threads_changes_nothing(split_dir, cropped, tokenizer, 
     settings, expected = cropped
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
-    dataset = data.training_pairs(split_dir, settings, tokenizer, first_step=5)
+    dataset = data.training_batches(
+        split_dir, settings, of_pairs(settings.image, tokenizer), first_step=5
+    )
     found = itertools.islice(dataset.with_options(options).as_numpy_iterator(), 3)
     for (image, ids), batch in zip(expected, found, strict=True):
         np.testing.assert_array_equal(batch["image"], image)
@@ -76,8 +82,14 @@ def test_number_of_input_threads_changes_nothing(split_dir, cropped, tokenizer, 
 @pytest.mark.parametrize("first_step", [0, 13])
 def test_hosts_share_every_global_batch(split_dir, tiny, tokenizer, whole, first_step):
     hosts = [
-        data.training_pairs(
-            split_dir, tiny, tokenizer, first_step=first_step, num_hosts=2, host=host, batch_size=2
+        data.training_batches(
+            split_dir,
+            tiny,
+            of_pairs(tiny.image, tokenizer),
+            first_step=first_step,
+            num_hosts=2,
+            host=host,
+            batch_size=2,
         )
         for host in range(2)
     ]
@@ -176,8 +188,8 @@ def test_crops_keep_the_asked_share_and_shape():
     options = config.DataConfig(crop_min_area=0.25)
     shares, aspects = [], []
     for number in range(60):
-        found = preprocess.load_augmented_images(
-            encoded, {"image": tower}, options, seed=tf.constant([number, 0])
+        found = preprocess.load_views(
+            encoded, {"image": View(tower)}, options, seed=tf.constant([number, 0])
         )["image"].numpy()
         # Without antialiasing the outer pixels are half a step inside of the crop.
         height, width = (float(np.ptp(found[..., axis])) / 99 * 100 for axis in (0, 1))
@@ -194,10 +206,10 @@ def test_embedded_images_cannot_be_cropped(tmp_path, tiny, tokenizer, split_dir)
     counts = {"embeddings": {"dim": 3}, "splits": {"train": {"shards": {"a.gz": {"records": 1}}}}}
     (tmp_path / "manifest.json").write_text(json.dumps(counts))
     with pytest.raises(ValueError, match="cannot be cropped, flipped"):
-        data.training_pairs(
+        data.training_batches(
             tmp_path / "Split-train",
             config.override(tiny, ["data.flip=true"]),
-            tokenizer,
+            of_pairs(tiny.image, tokenizer),
             first_step=0,
         )
 
@@ -303,7 +315,7 @@ def test_folders_that_are_embedded_otherwise_are_refused(folders, tmp_path):
 
 def test_record_that_cannot_be_used_is_one_sentence(split_dir, tiny):
     small = config.override(tiny, ["data.max_image_pixels=10"])
-    dataset = data.training_pairs(split_dir, small, lambda text: text, first_step=0)
+    dataset = data.training_batches(split_dir, small, of_pairs(small.image, None), first_step=0)
     with pytest.raises(tf.errors.OpError) as caught:
         next(iter(dataset))
     assert "A record cannot be used." in str(data.unreadable(split_dir, caught.value))

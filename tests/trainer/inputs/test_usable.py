@@ -9,6 +9,7 @@ from sigline.schemas import record, tf_example
 from sigline.trainer import config
 from sigline.trainer.inputs import data, preprocess, resuming, usable
 from sigline.trainer.inputs import repairs as damage
+from sigline.trainer.inputs.needs import of_pairs
 from sigline.trainer.training import loop
 
 
@@ -54,12 +55,13 @@ def _cut_image(serialized):
 
 
 def _feed(folder, settings, tokenizer, work, first_step=0, **hosts):
-    check = usable.Check(settings)
+    wanted = of_pairs(settings.image, tokenizer)
+    check = usable.Check(settings, wanted)
     repairs = damage.Repairs(work, folder, settings.run.max_damaged_records, check)
 
     def read(step):
-        return data.training_pairs(
-            folder, settings, tokenizer, first_step=step, replaced=repairs.replaced, **hosts
+        return data.training_batches(
+            folder, settings, wanted, first_step=step, replaced=repairs.replaced, **hosts
         ).as_numpy_iterator()
 
     def lines(number):
@@ -68,7 +70,7 @@ def _feed(folder, settings, tokenizer, work, first_step=0, **hosts):
     return resuming.Feed(folder, repairs, read, first_step=first_step, unusable=lines), repairs
 
 
-def test_check_says_what_is_wrong_with_which_record(tiny, split_dir):
+def test_check_says_what_is_wrong_with_which_record(tiny, split_dir, tokenizer):
     whole = list(tf_example.read_shard(data.shard_files(split_dir)[0]))[:6]
     keys = [tf_example.key(item) for item in whole]
     records = [
@@ -79,7 +81,8 @@ def test_check_says_what_is_wrong_with_which_record(tiny, split_dir):
         b"no record at all",
         _without(_with_image(whole[5], b"GIF89a"), record.KEY),
     ]
-    problems = usable.Check(tiny)(records)
+    check = usable.Check(tiny, of_pairs(tiny.image, tokenizer))
+    problems = check(records)
     assert sorted(problems) == [1, 2, 3, 4, 5]
     assert problems[1].startswith(f"key {keys[1]!r}: ")
     assert problems[2] == f"key {keys[2]!r}: no caption"
@@ -87,13 +90,13 @@ def test_check_says_what_is_wrong_with_which_record(tiny, split_dir):
     assert record.IMAGE in problems[3]
     assert problems[4].startswith("key unknown: ")
     assert problems[5] == "key unknown: only JPEG and PNG are accepted"
-    assert usable.Check(tiny)([]) == {}
+    assert check([]) == {}
 
 
-def test_captions_are_needed_only_where_texts_are_read(tiny, split_dir):
+def test_captions_are_needed_only_where_texts_are_read(tiny, split_dir, tokenizer):
     item = _without(next(tf_example.read_shard(data.shard_files(split_dir)[0])), record.TEXT)
-    assert usable.Check(tiny)([item])
-    assert usable.Check(tiny, captions=False)([item]) == {}
+    assert usable.Check(tiny, of_pairs(tiny.image, tokenizer))([item])
+    assert usable.Check(tiny, of_pairs(tiny.image, None))([item]) == {}
 
 
 def test_picture_that_does_not_decode_is_named_by_key_and_shard(tiny, folder, vocabulary, tmp_path):

@@ -52,7 +52,9 @@ def test_other_seed_gives_other_weights(model, tiny):
 
 
 def test_temperature_and_bias_start_as_configured(model, tiny):
-    assert float(tf.exp(model.log_temperature.value)) == pytest.approx(tiny.loss.temperature_init)
+    assert float(tf.exp(model.log_temperature.value)) == pytest.approx(
+        tiny.similarity.temperature_init
+    )
     assert float(model.bias.value) == pytest.approx(tiny.bias_init)
 
 

@@ -8,8 +8,9 @@ import tensorflow as tf
 
 from sigline.trainer import config
 from sigline.trainer.config import ImageTowerConfig, TextTowerConfig, TrainConfig
-from sigline.trainer.training import optimizers, steps
+from sigline.trainer.training import optimizers
 from sigline.trainer.training.checkpoints import Checkpoints
+from sigline.trainer.training.state import TrainState
 
 SIZES = {"depth": 1, "mlp_dim": 64}
 
@@ -134,7 +135,7 @@ def test_slots_are_made_in_the_shapes_that_are_seen():
 def test_slots_of_other_shapes_are_no_checkpoint_of_this_model(tmp_path):
     def state(slots):
         numbers = (tf.Variable(tf.zeros((), tf.int64)), tf.Variable(tf.zeros((2,), tf.int64)))
-        return steps.TrainState({}, {"a": slots}, {}, *numbers)
+        return TrainState({}, {"a": slots}, {}, *numbers)
 
     merged = {"rows": tf.Variable(tf.zeros(128)), "columns": tf.Variable(tf.zeros(128))}
     Checkpoints(tmp_path, state(merged)).save()

@@ -5,8 +5,9 @@ import power_cut
 import pytest
 import tensorflow as tf
 
-from sigline.trainer.training import checkpoints, steps
+from sigline.trainer.training import checkpoints
 from sigline.trainer.training.checkpoints import Checkpoints
+from sigline.trainer.training.state import TrainState
 
 # Larger than a block of TensorFlow's files, so that damage hits this value.
 _SIZE = 5000
@@ -16,7 +17,7 @@ def _state(width=_SIZE):
     number = tf.Variable(tf.zeros((), tf.int64))
     skipped = tf.Variable(tf.zeros((2,), tf.int64))
     weights = {"image/kernel": tf.Variable(tf.zeros(width))}
-    return steps.TrainState(weights, {}, {}, number, skipped)
+    return TrainState(weights, {}, {}, number, skipped)
 
 
 def _set(state, step):

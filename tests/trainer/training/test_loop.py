@@ -96,11 +96,11 @@ def killed(tiny, split_dir, vocabulary, tmp_path_factory):
     def _dying(*args):
         step = make_step(*args)
 
-        def _step(batch):
+        def _step(*args):
             calls.append(1)
             if len(calls) == 4:
                 raise _Killed
-            return step(batch)
+            return step(*args)
 
         return _step
 
@@ -152,8 +152,9 @@ def test_scalars_reach_tensorboard(whole):
 
 def _wild(tiny, **changes):
     """A run whose loss is never finite."""
-    loss = dataclasses.replace(tiny.loss, bias_init=float("nan"))
-    return _running(tiny, loss=loss, **changes)
+    # Softplus of it is finite, and the sum over pairs is not.
+    similarity = config.SimilarityConfig(bias_init=3e38)
+    return _running(tiny, similarity=similarity, **changes)
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_the_records(
@@ -188,11 +189,11 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_from_there(
     def _signalled(*args):
         step = make_step(*args)
 
-        def _step(batch):
+        def _step(*args):
             calls.append(1)
             if len(calls) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step(batch)
+            return step(*args)
 
         return _step
 
@@ -291,7 +292,8 @@ from sigline.trainer.export import saved_model
 from sigline.trainer.models import two_tower
 from sigline.trainer.training import loop, preemption
 from sigline.trainer.weights import weight_folders
-assignments = ['distillation=[{"teacher": "t", "target": "pairs"}]', "steps=3",
+both = '[{"kind": "pairs"}, {"kind": "distill", "teacher": "t", "target": "pairs"}]'
+assignments = [f"objectives={both}", "steps=3",
                "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
                "run.jit_compile=false", "run.checkpoint_steps=2"]
 if "TF_CONFIG" in os.environ:
@@ -308,11 +310,11 @@ if "SIGTERM_AT" in os.environ:
     make_step, calls = loop.make_train_step, []
     def signalled(*args):
         step = make_step(*args)
-        def one(batch):
+        def one(*args):
             calls.append(1)
             if len(calls) == int(os.environ["SIGTERM_AT"]):
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step(batch)
+            return step(*args)
         return one
     loop.make_train_step = signalled
 try:
@@ -439,8 +441,8 @@ def test_frozen_tower_keeps_its_bytes_and_has_no_moments(tiny, split_dir, vocabu
 @pytest.mark.parametrize(
     "assignments",
     [
-        ["loss.name=softmax"],
-        ["loss.negatives=hard", "loss.negatives_per_image=2"],
+        ["objectives.pairs.loss=softmax"],
+        ["objectives.pairs.negatives=hard", "objectives.pairs.negatives_per_image=2"],
         ["precision=bfloat16", "rematerialize=true", "optimizer.first_moment_dtype=bfloat16"],
     ],
     ids=["softmax", "negatives", "bfloat16"],

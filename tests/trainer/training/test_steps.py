@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import types
 
 import keras
 import numpy as np
@@ -7,11 +8,15 @@ import pytest
 import tensorflow as tf
 
 from sigline.trainer import config
+from sigline.trainer.inputs.preprocess import to_model_range
 from sigline.trainer.losses import collectives, pair_losses
 from sigline.trainer.models import two_tower
 from sigline.trainer.models.two_tower import named_variables
-from sigline.trainer.objectives import combined
-from sigline.trainer.training import optimizers, steps
+from sigline.trainer.objectives import making
+from sigline.trainer.objectives.base import Context
+from sigline.trainer.training import calls, optimizers, steps
+from sigline.trainer.training.calls import Models
+from sigline.trainer.training.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def _run(settings, inputs, model=None, *, traced=False):
 
     def compute():
         return steps.forward_backward(
-            parameters, inputs, tf.zeros((), tf.int64), model=model, config=settings
+            parameters, inputs, tf.zeros((), tf.int64), models=Models.of(settings, model)
         )
 
     return tf.function(compute, autograph=False)() if traced else compute()
@@ -58,7 +63,7 @@ def test_parameters_that_are_passed_in_are_used_and_not_the_models(tiny, inputs,
     for variable in named_variables(model).values():
         variable.assign(tf.zeros_like(variable))
     after = steps.forward_backward(
-        parameters, inputs, tf.zeros((), tf.int64), model=model, config=tiny
+        parameters, inputs, tf.zeros((), tf.int64), models=Models.of(tiny, model)
     )
     for name, value in plain.gradients.items():
         np.testing.assert_allclose(after.gradients[name], value, atol=1e-6, err_msg=name)
@@ -69,7 +74,7 @@ def test_rematerialized_blocks_have_the_same_loss_and_gradients(tiny, inputs, po
     kept = dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, pool=pool))
     expected = _run(kept, inputs, traced=True)
     found = _run(dataclasses.replace(kept, rematerialize=True), inputs, traced=True)
-    assert float(found.scalars["loss"]) == pytest.approx(float(expected.scalars["loss"]), rel=1e-6)
+    assert float(found.shares["loss"]) == pytest.approx(float(expected.shares["loss"]), rel=1e-6)
     for name, value in expected.gradients.items():
         scale = np.abs(value).max() + 1e-9
         np.testing.assert_allclose(
@@ -85,8 +90,7 @@ def test_rematerialized_blocks_are_computed_again(deep, inputs):
                 {n: v.value for n, v in two_tower.named_parameters(model).items()},
                 x,
                 tf.zeros((), tf.int64),
-                model=model,
-                config=settings,
+                models=Models.of(settings, model),
             ),
             autograph=False,
         )
@@ -102,8 +106,8 @@ def test_rematerialized_blocks_are_computed_again(deep, inputs):
 def test_bfloat16_towers_give_nearly_the_same_loss_in_float32(tiny, inputs, plain):
     expected = plain
     found = _run(dataclasses.replace(tiny, precision="bfloat16"), inputs)
-    assert found.scalars["loss"].dtype == tf.float32
-    assert float(found.scalars["loss"]) == pytest.approx(float(expected.scalars["loss"]), rel=2e-2)
+    assert found.shares["loss"].dtype == tf.float32
+    assert float(found.shares["loss"]) == pytest.approx(float(expected.shares["loss"]), rel=2e-2)
     flat = [
         np.concatenate([np.ravel(outcome.gradients[n]) for n in expected.gradients])
         for outcome in (expected, found)
@@ -132,43 +136,45 @@ def test_frozen_tower_has_no_gradient(tiny, inputs, plain):
 
 
 def test_softmax_recipe_computes_the_softmax_loss(tiny, inputs):
-    softmax = dataclasses.replace(tiny, loss=dataclasses.replace(tiny.loss, name="softmax"))
+    softmax = config.override(tiny, ["objectives.pairs.loss=softmax"])
     model = two_tower.build(softmax)
-    said = steps.embed_pixels(model, inputs, steps.Seeds())
-    image, text = said["image"], said["text"]
-    expected = pair_losses.softmax_loss(image, text, temperature=tiny.loss.temperature_init).loss
+    image, text = model(to_model_range(inputs["image"], tiny.image), inputs["text"])
+    temperature = tiny.similarity.temperature_init
+    expected = pair_losses.softmax_loss(image, text, temperature=temperature).loss
     outcome = _run(softmax, inputs, model)
-    assert float(outcome.scalars["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(outcome.shares["loss"]) == pytest.approx(float(expected), rel=1e-5)
     assert float(outcome.gradients["bias"]) == 0.0
     assert float(outcome.gradients["log_temperature"]) != 0.0
 
 
 def test_studied_negatives_change_from_step_to_step(tiny, inputs):
-    settings = dataclasses.replace(
-        tiny, loss=dataclasses.replace(tiny.loss, negatives="random", negatives_per_image=2)
-    )
+    studied = ["objectives.pairs.negatives=random", "objectives.pairs.negatives_per_image=2"]
+    settings = config.override(tiny, studied)
     model = two_tower.build(settings)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
 
     def loss(step):
         outcome = steps.forward_backward(
-            parameters, inputs, tf.constant(step, tf.int64), model=model, config=settings
+            parameters, inputs, tf.constant(step, tf.int64), models=Models.of(settings, model)
         )
-        return float(outcome.scalars["negative_logit_mean"])
+        return float(outcome.means["negative_logit_mean"])
 
     assert loss(0) == loss(0)
     assert len({loss(step) for step in range(4)}) == 4
 
 
 def test_configured_chunk_size_reaches_the_loss(tiny):
-    settings = config.override(tiny, ["loss.chunk_size=24"])
+    settings = config.override(tiny, ["objectives.pairs.chunk_size=24"])
     spec = tf.TensorSpec((100, 8), tf.float32)
 
     @tf.function(jit_compile=True, autograph=False)
     def compute(image, text):
         parameters = {"log_temperature": tf.constant(1.0), "bias": tf.constant(0.0)}
-        exchange = collectives.single_replica()
-        return combined.configured_loss(image, text, parameters, tf.constant(0), settings, exchange)
+        call = types.SimpleNamespace(
+            parameters=parameters, step=tf.constant(0), exchange=collectives.single_replica()
+        )
+        (objective,) = making.make(Context(settings))
+        return objective.loss({"image": image, "text": text}, call).shares
 
     assert "[24,100]" in compute.experimental_get_compiler_ir(spec, spec)(stage="hlo")
 
@@ -176,13 +182,17 @@ def test_configured_chunk_size_reaches_the_loss(tiny):
 def test_configured_number_of_negatives_reaches_the_loss(tiny, inputs, plain):
     def mean(number):
         settings = config.override(
-            tiny, ["loss.negatives=hard", f"loss.negatives_per_image={number}"]
+            tiny,
+            [
+                "objectives.pairs.negatives=hard",
+                f"objectives.pairs.negatives_per_image={number}",
+            ],
         )
-        return float(_run(settings, inputs).scalars["negative_logit_mean"])
+        return float(_run(settings, inputs).means["negative_logit_mean"])
 
     means = [mean(number) for number in (1, 3, 7)]
     assert means[0] > means[1] > means[2]
-    everything = float(plain.scalars["negative_logit_mean"])
+    everything = float(plain.means["negative_logit_mean"])
     assert means[2] == pytest.approx(everything, rel=1e-4)
 
 
@@ -194,38 +204,40 @@ def test_configured_exchange_is_asked_for(tiny, inputs, monkeypatch):
         return collectives.single_replica()
 
     monkeypatch.setattr(steps, "exchange_for_context", exchange_for_context)
-    _run(config.override(tiny, ["loss.exchange=all_gather"]), inputs)
+    _run(config.override(tiny, ["run.exchange=all_gather"]), inputs)
     assert asked == ["all_gather"]
 
 
-def test_tower_without_gradient_is_reported(tiny, inputs):
+def test_tower_without_gradient_is_reported(tiny, inputs, monkeypatch):
     model = two_tower.build(tiny)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
 
-    def embed(model, inputs, seeds):
-        said = steps.embed_pixels(model, inputs, seeds)
-        return said | {"image": tf.stop_gradient(said["image"])}
-
-    with pytest.raises(RuntimeError, match=r"does not depend on image/positions"):
-        steps.forward_backward(
-            parameters, inputs, tf.constant(0), model=model, config=tiny, embed=embed
-        )
+    see = calls.ModelCall.image
+    monkeypatch.setattr(
+        calls.ModelCall,
+        "image",
+        lambda call: {name: tf.stop_gradient(x) for name, x in see(call).items()},
+    )
+    for number in (1, 2):
+        models = Models.of(dataclasses.replace(tiny, microbatches=number), model)
+        with pytest.raises(RuntimeError, match=r"does not depend on image/positions"):
+            steps.forward_backward(parameters, inputs, tf.constant(0), models=models)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_microbatches_give_the_gradients_of_the_whole_batch(tiny, inputs, loss, compiled):
-    whole = config.override(tiny, [f"loss.name={loss}"])
+    whole = config.override(tiny, [f"objectives.pairs.loss={loss}"])
     model = two_tower.build(whole)
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
     found = []
     for number in (1, 4):
         settings = dataclasses.replace(whole, microbatches=number)
-        compute = functools.partial(steps.forward_backward, model=model, config=settings)
+        compute = functools.partial(steps.forward_backward, models=Models.of(settings, model))
         compute = tf.function(compute, jit_compile=compiled, autograph=False)
         found.append(compute(parameters, inputs, tf.zeros((), tf.int64)))
     expected, parts = found
-    assert float(parts.scalars["loss"]) == pytest.approx(float(expected.scalars["loss"]), rel=1e-5)
+    assert float(parts.shares["loss"]) == pytest.approx(float(expected.shares["loss"]), rel=1e-5)
     assert set(parts.gradients) == set(expected.gradients)
     for name, value in expected.gradients.items():
         scale = np.abs(value).max()
@@ -234,7 +246,7 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(tiny, inputs, loss, 
         )
 
 
-def test_microbatches_drop_the_same_when_embedded_again(deep, inputs):
+def test_microbatches_drop_the_same_when_embedded_again(deep, inputs, monkeypatch):
     settings = config.override(
         deep, ["microbatches=2", "image.block.dropout=0.3", "text.block.stochastic_depth=0.5"]
     )
@@ -242,19 +254,22 @@ def test_microbatches_drop_the_same_when_embedded_again(deep, inputs):
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
     seen = []
 
-    def embed(model, part, seeds):
-        embeddings = steps.embed_pixels(model, part, seeds)
-        # The shapes are looked up in a graph first.
-        if not tf.is_symbolic_tensor(embeddings["image"]):
-            seen.append(embeddings["image"])
-        return embeddings
+    see = calls.ModelCall.image
 
+    def image(call):
+        said = see(call)
+        # The shapes are looked up in a graph first.
+        if not tf.is_symbolic_tensor(said["embedding"]):
+            seen.append(said["embedding"])
+        return said
+
+    monkeypatch.setattr(calls.ModelCall, "image", image)
     step = tf.zeros((), tf.int64)
-    steps.forward_backward(parameters, inputs, step, model=model, config=settings, embed=embed)
+    steps.forward_backward(parameters, inputs, step, models=Models.of(settings, model))
     first, second, first_again, second_again = (x.numpy() for x in seen)
     np.testing.assert_array_equal(first, first_again)
     np.testing.assert_array_equal(second, second_again)
-    pixels = steps.preprocess.to_model_range(inputs["image"], settings.image)
+    pixels = to_model_range(inputs["image"], settings.image)
     plain = model.embed_image(pixels).numpy()
     assert np.abs(np.concatenate([first, second]) - plain).max() > 1e-3
 
@@ -269,14 +284,11 @@ def test_dropout_changes_from_step_to_step_and_spares_frozen_towers(tiny, inputs
         settings = config.override(tiny, assignments)
         model = two_tower.build(settings)
         parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
-        return [
-            float(
-                steps.forward_backward(
-                    parameters, inputs, tf.constant(step, tf.int64), model=model, config=settings
-                ).scalars["loss"]
-            )
-            for step in (0, 0, 1)
-        ]
+        compute = functools.partial(
+            steps.forward_backward, parameters, inputs, models=Models.of(settings, model)
+        )
+        found = [compute(tf.constant(step, tf.int64)) for step in (0, 0, 1)]
+        return [float(outcome.shares["loss"]) for outcome in found]
 
     dropping = ["image.block.dropout=0.3", "image.token_dropout=0.5"]
     first, again, later = losses_of(dropping)
@@ -293,7 +305,7 @@ def _start(settings):
     parameters = {n: tf.convert_to_tensor(v) for n, v in named_variables(model).items()}
     specs = {n: optimizers.slot_specs(v.shape, settings.optimizer) for n, v in parameters.items()}
     slots = {n: {k: tf.zeros(x.shape) for k, x in found.items()} for n, found in specs.items()}
-    return model, steps.TrainState(
+    return model, TrainState(
         parameters, slots, dict(parameters), tf.zeros((), tf.int64), tf.zeros((2,), tf.int64)
     )
 
@@ -301,7 +313,7 @@ def _start(settings):
 def test_averages_follow_the_parameters(tiny, inputs):
     settings = config.override(tiny, ["optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"])
     model, state = _start(settings)
-    compute = functools.partial(steps.forward_backward, model=model, config=settings)
+    compute = functools.partial(steps.forward_backward, models=Models.of(settings, model))
     update = functools.partial(steps.apply_gradients, config=settings)
     exchange = collectives.single_replica()
     expected = {n: v.numpy().astype(np.float64) for n, v in state.parameters.items()}
@@ -317,7 +329,7 @@ def test_averages_follow_the_parameters(tiny, inputs):
 def test_step_that_is_not_finite_changes_nothing_and_is_counted(tiny, inputs):
     settings = config.override(tiny, ["optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"])
     model, state = _start(settings)
-    sound = functools.partial(steps.forward_backward, model=model, config=settings)
+    sound = functools.partial(steps.forward_backward, models=Models.of(settings, model))
 
     def broken(*args):
         outcome = sound(*args)

@@ -298,8 +298,8 @@ def test_tower_that_transformers_does_not_have_is_not_written(tmp_path):
 @pytest.mark.parametrize(("kind", "loss"), [("siglip", "softmax"), ("clip", "sigmoid")])
 def test_model_of_the_other_loss_is_not_written(kind, loss, tmp_path):
     weights = weight_folders.load(GOLDEN / kind)
-    changed = config.override(weights.config, [f"loss.name={loss}"])
-    with pytest.raises(ValueError, match=f"loss. Received: loss.name='{loss}'"):
+    changed = config.override(weights.config, [f"objectives.pairs.loss={loss}"])
+    with pytest.raises(ValueError, match=f"loss. Received: loss='{loss}'"):
         weight_folders.save_hugging_face(
             tmp_path / "out", dataclasses.replace(weights, config=changed)
         )

@@ -1,4 +1,4 @@
-"""Teachers: frozen models that see, inside the training step, what the student sees."""
+"""Frozen models that see, inside the training step, what the trained model sees: teachers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,36 +10,41 @@ import tensorflow as tf
 from sigline.schemas.labels import LabelSet
 from sigline.trainer.config import (
     DataConfig,
-    DistillationConfig,
+    DistillConfig,
     ImageTowerConfig,
-    LossConfig,
+    PairsConfig,
     TrainConfig,
 )
-from sigline.trainer.inputs import preprocess
-from sigline.trainer.inputs.views import View
+from sigline.trainer.inputs import needs, preprocess
+from sigline.trainer.inputs.needs import Needs, View
 from sigline.trainer.models import two_tower
-from sigline.trainer.objectives import combined
 from sigline.trainer.weights import tokenizer_json, weight_folders
 from sigline.trainer.weights.weight_folders import Weights
 
+# What it says of texts.
+TEXT = "text"
 _CLASS_EMBEDDINGS = "class_embeddings"
 
 
-class Teacher(NamedTuple):
-    """A frozen model.
+class FrozenModel(NamedTuple):
+    """A model that objectives ask, and that does not change.
 
     Attributes:
         model: Says what to compute.
         variables: What with, by name; the model's, and the embeddings of classes if it tells
             classes by their texts.
-        targets: What is asked of it.
-        view: What it gets.
+        asked: What it is asked for: `classes`, `pairs`.
+        image: Name in the batch of the view that it sees.
+        text: Name in the batch of the tokens that it reads.
+        own: What it needs of an example that the trained model does not.
     """
 
     model: two_tower.TwoTower
     variables: Mapping[str, tf.Variable]
-    targets: frozenset[str]
-    view: View
+    asked: frozenset[str]
+    image: str = needs.IMAGE
+    text: str = needs.TEXT
+    own: Needs = Needs()
 
 
 def make(
@@ -48,11 +53,11 @@ def make(
     *,
     vocabulary: bytes | None,
     labels: LabelSet | None,
-) -> dict[str, Teacher]:
-    """Returns the teachers that a configuration names; call it in the strategy's scope.
+) -> dict[str, FrozenModel]:
+    """Returns the frozen models that objectives ask; call it in the strategy's scope.
 
     Args:
-        weights: The teachers' weights by their names.
+        weights: Their weights by their names.
         config: The student's configuration.
         vocabulary: The student's; a teacher that reads texts has one of its own.
         labels: Classes for teachers that tell classes by their texts.
@@ -80,10 +85,10 @@ def _make_one(
     *,
     vocabulary: bytes | None,
     labels: LabelSet | None,
-) -> Teacher:
-    targets = frozenset(item.target for item in config.distillation if item.teacher == name)
-    by_texts = "classes" in targets and weights.config.image.classes is None
-    reads = by_texts or "pairs" in targets
+) -> FrozenModel:
+    asked = frozenset(item.asks[name] for item in config.objectives if name in item.asks)
+    by_texts = "classes" in asked and weights.config.image.classes is None
+    reads = by_texts or "pairs" in asked
     settings = dataclasses.replace(
         weights.config,
         precision=config.precision,
@@ -91,13 +96,12 @@ def _make_one(
         text=weights.config.text if reads else None,
         # How it was trained itself does not matter.
         data=DataConfig(),
-        loss=LossConfig(name=weights.config.loss.name, weight=1.0 if reads else 0.0),
-        distillation=() if reads else (DistillationConfig(name),),
+        objectives=(PairsConfig(loss=weights.config.pair_loss) if reads else DistillConfig(name),),
     )
-    if "pairs" in targets and weights.config.loss.name != "sigmoid":
+    if "pairs" in asked and weights.config.pair_loss != "sigmoid":
         raise ValueError(
             f"The teacher {name} must be of the sigmoid loss to give probabilities of pairs. "
-            f"Received: loss.name={weights.config.loss.name!r}"
+            f"Received: loss={weights.config.pair_loss!r}"
         )
     if reads and not any(parameter.startswith("text/") for parameter in weights.parameters):
         raise ValueError(
@@ -122,14 +126,19 @@ def _make_one(
         encode = tf.function(lambda texts: model.embed_text(tokens_of(texts)), autograph=False)
         embeddings = two_tower.embed_classes(encode, labels)
         variables[_CLASS_EMBEDDINGS] = tf.Variable(embeddings, trainable=False)
-    if "classes" in targets:
+    if "classes" in asked:
         _check_classes(name, labels if by_texts else None, settings, config)
-    own_pixels = _pixels(settings.image) != _pixels(config.image)
-    own_texts = "pairs" in targets and (
+    other_pixels = _pixels(settings.image) != _pixels(config.image)
+    other_texts = "pairs" in asked and (
         _words(settings) != _words(config) or not _same(weights.vocabulary, vocabulary)
     )
-    view = View(settings.image if own_pixels else None, tokenizer if own_texts else None)
-    return Teacher(model, variables, targets, view)
+    image = f"{name}_{needs.IMAGE}" if other_pixels else needs.IMAGE
+    text = f"{name}_{needs.TEXT}" if other_texts else needs.TEXT
+    own = Needs(
+        {image: View(settings.image)} if other_pixels else {},
+        {text: tokenizer} if other_texts and tokenizer is not None else {},
+    )
+    return FrozenModel(model, variables, asked, image, text, own)
 
 
 def _tokenizer(name: str, vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer:
@@ -180,52 +189,38 @@ def _words(config: TrainConfig) -> dict[str, Any]:
 
 
 def look(
-    teachers: Mapping[str, Teacher],
-    variables: Mapping[str, Mapping[str, tf.Tensor]],
-    inputs: Mapping[str, tf.Tensor],
-) -> dict[str, dict[str, tf.Tensor]]:
-    """Returns what each teacher says of a batch; see `objectives`. No gradient flows through it.
+    model: FrozenModel, variables: Mapping[str, tf.Tensor], inputs: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """Returns what a frozen model says of a batch. No gradient flows through it.
 
     Args:
-        teachers: The teachers by name.
-        variables: Values of their variables.
-        inputs: The batch; a teacher's own view has its name behind a slash.
+        model: The frozen model.
+        variables: Values of its variables.
+        inputs: The batch.
+
+    Returns:
+        `embedding` and, if it is asked for them, `classes`, logits `(batch, classes)`, and `text`,
+        unit embeddings of texts.
     """
-    return {
-        name: tf.nest.map_structure(tf.stop_gradient, _look(name, teacher, variables[name], inputs))
-        for name, teacher in teachers.items()
-    }
-
-
-def _look(
-    name: str,
-    teacher: Teacher,
-    variables: Mapping[str, tf.Tensor],
-    inputs: Mapping[str, tf.Tensor],
-) -> dict[str, tf.Tensor]:
-    model, found = teacher.model, {}
-    parameters = two_tower.named_parameters(model)
+    tower, said = model.model, {}
+    parameters = two_tower.named_parameters(tower)
     mapping = [(parameters[key], variables[key]) for key in parameters]
     with keras.StatelessScope(state_mapping=mapping):
-        pixels = inputs.get(f"{combined.IMAGE}/{name}", inputs[combined.IMAGE])
-        said = model.look(preprocess.to_model_range(pixels, model.config.image))
-        found[combined.IMAGE] = said[combined.IMAGE]
-        if "pairs" in teacher.targets:
-            ids = inputs.get(f"{combined.TEXT}/{name}", inputs.get(combined.TEXT))
-            found[combined.TEXT] = model.embed_text(ids)
-    if "classes" in teacher.targets:
-        found[combined.CLASSES] = said.get(combined.CLASSES)
+        pixels = preprocess.to_model_range(inputs[model.image], tower.config.image)
+        seen = tower.look(pixels)
+        said[two_tower.EMBEDDING] = seen[two_tower.EMBEDDING]
+        if "pairs" in model.asked:
+            said[TEXT] = tower.embed_text(inputs[model.text])
+    if "classes" in model.asked:
+        said[two_tower.CLASSES] = seen.get(two_tower.CLASSES)
     if _CLASS_EMBEDDINGS in variables:
-        scores = tf.matmul(found[combined.IMAGE], variables[_CLASS_EMBEDDINGS], transpose_b=True)
-        found[combined.CLASSES] = tf.exp(variables["log_temperature"]) * scores
-    return found
+        products = tf.matmul(
+            said[two_tower.EMBEDDING], variables[_CLASS_EMBEDDINGS], transpose_b=True
+        )
+        said[two_tower.CLASSES] = tf.exp(variables["log_temperature"]) * products
+    return {name: tf.stop_gradient(value) for name, value in said.items()}
 
 
 def scalars(variables: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Returns the scalars of a teacher's logits of pairs; none of an image tower alone."""
-    if "bias" not in variables:
-        return {}
-    return {
-        combined.TEMPERATURE: tf.exp(variables["log_temperature"]),
-        combined.BIAS: variables["bias"],
-    }
+    """Returns temperature and bias of a frozen model's logits of pairs."""
+    return {"temperature": tf.exp(variables["log_temperature"]), "bias": variables["bias"]}

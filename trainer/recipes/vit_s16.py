@@ -1,0 +1,42 @@
+"""ViT-S/16 that is trained on labels, with a simple recipe (arXiv 2205.01580).
+
+Command: `sigline train --recipe vit_s16 --data ... --output ...`
+
+The records' `label` holds the classes: 1,000 here, as on ImageNet, and `--set image.classes=N` for
+others. Mean pooling, fixed positions, softmax, batch, mixup, rate and decay are the paper's; its
+RandAugment is not there yet, nor the layer before the head of its first version. The steps are 90
+epochs of 1,268,355 images. Expected result: not measured; the paper has 76.5 % on ImageNet with
+RandAugment.
+"""
+
+from sigline.trainer.config import (
+    ClassifyConfig,
+    DataConfig,
+    ImageTowerConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from sigline.trainer.models import sizes
+
+
+def config() -> TrainConfig:
+    """Returns the configuration."""
+    return TrainConfig(
+        name="vit_s16",
+        steps=111_476,
+        global_batch_size=1_024,
+        image=ImageTowerConfig(
+            size=224,
+            patch=16,
+            pool="gap",
+            positions="sincos2d",
+            classes=1_000,
+            **sizes.sizes("S"),
+        ),
+        text=None,
+        objectives=(ClassifyConfig(),),
+        optimizer=OptimizerConfig(
+            weight_decay=1e-4, beta_2=0.999, warmup_steps=10_000, first_moment_dtype="bfloat16"
+        ),
+        data=DataConfig(crop_min_area=0.05, flip=True, mixup=0.2),
+    )
