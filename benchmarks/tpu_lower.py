@@ -20,6 +20,7 @@ import tensorflow as tf
 from sigline.trainer import config
 from sigline.trainer.losses import collectives, pair_losses
 from sigline.trainer.models import two_tower
+from sigline.trainer.models.specs import parameter_specs
 from sigline.trainer.objectives import base
 from sigline.trainer.training import optimizers, steps
 from sigline.trainer.training.calls import Models
@@ -61,10 +62,9 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
     """
     batch = settings.global_batch_size // num_replicas
     model = two_tower.build(settings)
-    parameters = {n: v.value for n, v in two_tower.named_parameters(model).items()}
+    specs = parameter_specs(settings)
     if form.startswith("precomputed"):
-        parameters = {n: v for n, v in parameters.items() if not n.startswith("image/")}
-    specs = {n: tf.TensorSpec(v.shape, v.dtype) for n, v in parameters.items()}
+        specs = {n: spec for n, spec in specs.items() if not n.startswith("image/")}
     trained = trained_names(specs, settings)
     frozen = [n for n in specs if n not in trained]
     shapes = optimizers.shapes({n: specs[n].shape for n in trained}, settings)

@@ -4,7 +4,6 @@ The pipeline leaves a SavedModel (`ROOT/serving/VERSION`, or a Model artifact) a
 (`ROOT/checkpoints/KEY/checkpoints`); `sigline train` leaves both, and weights.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -17,7 +16,7 @@ from sigline.schemas import digests, signatures, versions
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.models import two_tower
+from sigline.trainer.models import specs
 from sigline.trainer.training import checkpoints
 from sigline.trainer.weights import tokenizer_import, weight_folders
 from sigline.trainer.weights.weight_folders import Weights
@@ -135,7 +134,7 @@ def read_saved_model(folder: str | Path) -> Weights:
 
 def _parameters(folder: Path, config: TrainConfig) -> dict[str, np.ndarray]:
     """Returns the parameters of a SavedModel by name; it numbers them in the order of the names."""
-    names = _names(config)
+    names = list(specs.parameter_specs(config))
     try:
         reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
         keys = {
@@ -151,18 +150,3 @@ def _parameters(folder: Path, config: TrainConfig) -> dict[str, np.ndarray]:
         return {name: np.asarray(reader.get_tensor(keys[i])) for i, name in enumerate(names)}
     except (tf.errors.OpError, IndexError) as error:
         raise ValueError(f"The SavedModel {folder} is damaged: {error}") from error
-
-
-def _names(config: TrainConfig) -> list[str]:
-    """Returns the names of a model's parameters, which depend on its depth and not on its width."""
-    sizes = {"width": 8, "mlp_dim": 8, "num_heads": 1}
-    projection = None if config.image.projection is None else 8
-    classes = None if config.image.classes is None else 1
-    image = dataclasses.replace(
-        config.image, size=config.image.patch, projection=projection, classes=classes, **sizes
-    )
-    text = config.text
-    if text is not None:
-        text = dataclasses.replace(text, vocabulary_size=1, length=2, **sizes)
-    small = dataclasses.replace(config, image=image, text=text)
-    return list(two_tower.named_variables(two_tower.build(small)))

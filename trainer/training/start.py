@@ -10,7 +10,7 @@ from sigline.schemas.labels import LabelSet
 from sigline.trainer.config import DataConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.export import saved_model
 from sigline.trainer.inputs import data, preprocess
-from sigline.trainer.models import two_tower
+from sigline.trainer.models import specs, two_tower
 from sigline.trainer.objectives import making
 from sigline.trainer.training import optimizers
 from sigline.trainer.training.calls import Models
@@ -110,11 +110,7 @@ def tower_config(config: TrainConfig) -> TrainConfig:
 def check_embeddable(config: TrainConfig) -> None:
     """Raises ValueError unless a run may take images that are embedded before."""
     data.check_embedded(config)
-    # Names depend on the depth, and not on the width.
-    sizes = {"width": 8, "mlp_dim": 8, "num_heads": 1, "projection": None}
-    image = dataclasses.replace(config.image, size=config.image.patch, **sizes)
-    small = two_tower.build(tower_config(dataclasses.replace(config, image=image)))
-    names = [n for n in two_tower.named_parameters(small) if n.startswith("image/")]
+    names = [name for name in specs.parameter_specs(config) if name.startswith("image/")]
     _check_frozen(trained_names(names, config), config)
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sigline.trainer import config
+from sigline.trainer import config, recipes
 from sigline.trainer.inputs import preprocess
-from sigline.trainer.models import two_tower
+from sigline.trainer.models import specs, two_tower
 from sigline.trainer.models.transformer import Attention
 from sigline.trainer.models.two_tower import named_variables
 from sigline.trainer.models.vit import _patches
@@ -142,3 +142,28 @@ def test_building_a_model_leaves_tokenizers_and_random_numbers_alone(tiny, vocab
     two_tower.build(tiny)
     assert random.getstate() == state
     np.testing.assert_array_equal(tokenizer(tf.constant(["a red ring"])), before)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_specs_are_those_of_the_model(name):
+    tiny = config.tiny(config.load_recipe(name))
+    variables = two_tower.named_parameters(two_tower.build(tiny))
+    expected = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in variables.items()}
+    found = specs.parameter_specs(tiny)
+    assert found == expected
+    assert list(found) == list(expected)
+
+
+def test_specs_of_22_billion_parameters_allocate_nothing():
+    sizes = {"width": 6144, "depth": 48, "mlp_dim": 24576, "num_heads": 48}
+    large = config.TrainConfig(
+        name="large",
+        steps=1,
+        global_batch_size=1,
+        image=config.ImageTowerConfig(patch=14, classes=1000, **sizes),
+        text=None,
+        objectives=(config.ClassifyConfig(),),
+    )
+    # 87 GB of float32, if they were made.
+    number = sum(spec.shape.num_elements() for spec in specs.parameter_specs(large).values())
+    assert number > 21.7e9
