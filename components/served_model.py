@@ -41,6 +41,11 @@ def check(directory: str, needed: Collection[str]) -> None:
         )
 
 
+def has(model, signature: str) -> bool:
+    """Returns whether a model has a signature."""
+    return signature in model.signatures
+
+
 def call(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> dict[str, np.ndarray]:
     """Returns the outputs of a signature of one input for encoded images or texts."""
     import tensorflow as tf
@@ -74,3 +79,13 @@ def asset(directory: str, name: str) -> str | None:
 def metadata(directory: str) -> dict:
     """Returns what the model says of itself; nothing for one that sigline did not export."""
     return json.loads(asset(directory, signatures.METADATA_FILE) or "{}")
+
+
+def pair_loss(directory: str) -> str:
+    """Returns what trained the logits of pairs, `sigmoid` or `softmax`; empty if not known."""
+    told = metadata(directory)
+    if "pair_loss" in told:
+        return told["pair_loss"]
+    # Earlier versions had it in the configuration alone.
+    config = json.loads(asset(directory, signatures.CONFIG_FILE) or "{}")
+    return config.get("loss", {}).get("name", "")

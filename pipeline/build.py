@@ -83,19 +83,10 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
         window = [history.window(environment, plan, data.ingested.outputs["examples"])]
         window[0].add_upstream_node(data.checked)
         trained_on = window[0].outputs[baseline.EXAMPLES]
-    # Parameters of their own only where they are asked for.
-    brought = {"weights": environment.weights, "weights_vocabulary": plan.vocabulary_digest}
-    vocabulary = TrainVocabulary(
-        examples=trained_on,
-        recipe=plan.text_tower,
-        code_digest=plan.vocabulary_code,
-        **(brought if environment.weights else {}),
-    )
-    vocabulary.add_upstream_node(data.checked)
+    vocabulary = _vocabulary(environment, plan, trained_on)
     embedding = _embedding(environment, plan, data.ingested)
     trained = TrainModel(
         examples=embedding[-1].outputs["embedded"] if embedding else trained_on,
-        vocabulary=vocabulary.outputs["vocabulary"],
         config=plan.config,
         weights=environment.weights,
         weights_digest=plan.weights_digest,
@@ -104,15 +95,34 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
         checkpoint_root=environment.checkpoint_root,
         python=environment.trainer_python,
         code_digest=plan.train_code,
+        vocabulary=vocabulary[0].outputs["vocabulary"] if vocabulary else None,
     ).with_id("Trainer")
+    # After the data gate, also where nothing else that waits for it comes before.
+    for node in vocabulary or [trained]:
+        node.add_upstream_node(data.checked)
     return [
         *data.nodes,
         *window,
-        vocabulary,
+        *vocabulary,
         *embedding,
         trained,
         *_judged_and_published(environment, plan, history, run, data.ingested, trained_on, trained),
     ]
+
+
+def _vocabulary(environment: Environment, plan: Plan, trained_on: Channel) -> list[BaseNode]:
+    """Returns the node that trains a vocabulary, or hands on that of weights, if texts are read."""
+    if not checks.reads_texts(environment):
+        return []
+    # Parameters of their own only where they are asked for.
+    brought = {"weights": environment.weights, "weights_vocabulary": plan.vocabulary_digest}
+    node = TrainVocabulary(
+        examples=trained_on,
+        recipe=plan.text_tower,
+        code_digest=plan.vocabulary_code,
+        **(brought if environment.weights else {}),
+    )
+    return [node]
 
 
 def _judged_and_published(

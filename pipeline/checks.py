@@ -89,6 +89,20 @@ def check(environment: Environment) -> None:
     check_teachers(config, environment.teachers)
 
 
+def reads_texts(environment: Environment) -> bool:
+    """Returns whether the recipe of an environment has a text tower, and needs a vocabulary.
+
+    A recipe of another package, which may be in the image of a cluster alone, is taken to have one.
+    """
+    try:
+        recipe = trainer_config.load_recipe(environment.recipe)
+    except ValueError:
+        if trainer_config.is_of_other_package(environment.recipe):
+            return True
+        raise
+    return trainer_config.override(recipe, environment.overrides).text is not None
+
+
 def check_folders(environment: Environment) -> None:
     """Refuses to write below the input, where the next run would read it."""
     inside = posixpath.join(environment.input_base, "")

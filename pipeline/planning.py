@@ -60,7 +60,7 @@ class Plan:
         input_digest: Digest of the bytes that ingest reads.
         schema_digest: Digest of the schema's file.
         config: The `TrainConfig`, as JSON.
-        text_tower: Its text tower, as JSON.
+        text_tower: Its text tower, as JSON; empty for a model of images alone.
         tower_config: The config of the frozen image tower, as JSON; empty if images are not
             embedded before training.
         weights_digest: Digest of the weights that training starts from; empty for none.
@@ -123,7 +123,7 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
         input_digest=input_digest(data.base, ingest_settings),
         schema_digest=digests.file_digest(schema_file(environment)),
         config=config.to_json(),
-        text_tower=json.dumps(dataclasses.asdict(config.text_tower), sort_keys=True),
+        text_tower=_text_tower(config),
         tower_config=_tower_config(environment, config),
         weights_digest="" if weights is None else weights.digest(),
         vocabulary_digest=_vocabulary_digest(config, weights),
@@ -147,6 +147,12 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
         publish_code=_code_digest("schemas", "components/publish"),
         index_code=_component_digest("index"),
     )
+
+
+def _text_tower(config: TrainConfig) -> str:
+    if config.text is None:
+        return ""
+    return json.dumps(dataclasses.asdict(config.text), sort_keys=True)
 
 
 def _tower_config(environment: Environment, config: TrainConfig) -> str:
@@ -230,10 +236,11 @@ def _file_digest(path: str) -> str:
         return ""
 
 
-def _command_files() -> tuple[str, str]:
+def _command_files() -> tuple[str, ...]:
     """Returns where `sigline serve` lies below the package: a wheel has it at the top."""
     folder = "sigline/" if (PACKAGE / "sigline").is_dir() else ""
-    return f"{folder}cli.py", f"{folder}commands/serve.py"
+    names = ("cli.py", "commands/serve.py", "commands/dataclass_options.py")
+    return tuple(f"{folder}{name}" for name in names)
 
 
 def _code_digest(*names: str) -> str:

@@ -56,7 +56,7 @@ def CheckServing(
             checked = infra_check.check_serving(
                 path_utils.serving_model_path(model.uri),
                 [item.image for item in records],
-                [item.text[0] for item in records],
+                [item.text[0] for item in records if item.text],
                 golden=_golden(records, model_run.uri, Gate.from_json(gate).max_parity_difference),
                 max_memory_mib=max_memory_mib or None,
                 max_latency_ms=max_latency_ms or None,
@@ -87,11 +87,23 @@ def _golden(records, folder: str, tolerance: float):
     arrays = safetensors.load_file(path)
     units = json.loads(arrays[artifacts.PARITY_UNITS].tobytes())
     rows = {unit: row for row, unit in enumerate(units)}
-    found = {}
-    for name in (artifacts.PARITY_IMAGE, artifacts.PARITY_TEXT):
-        unknown = np.full(arrays[name].shape[1], np.nan, np.float32)
-        asked = (f"{item.source}/{item.key}" for item in records)
-        found[name] = np.stack(
-            [arrays[name][rows[unit]] if unit in rows else unknown for unit in asked]
-        )
-    return infra_check.Golden(found["image"], found["text"], tolerance)
+    captioned = [item for item in records if item.text]
+    asked = {
+        artifacts.PARITY_IMAGE: records,
+        artifacts.PARITY_TEXT: captioned,
+        artifacts.PARITY_CLASSES: records,
+    }
+    answers = {}
+    for name, items in asked.items():
+        if name in arrays and items:
+            unknown = np.full(arrays[name].shape[1], np.nan, np.float32)
+            units = (f"{item.source}/{item.key}" for item in items)
+            answers[name] = np.stack(
+                [arrays[name][rows[unit]] if unit in rows else unknown for unit in units]
+            )
+    return infra_check.Golden(
+        image=answers[artifacts.PARITY_IMAGE],
+        text=answers.get(artifacts.PARITY_TEXT),
+        tolerance=tolerance,
+        class_logits=answers.get(artifacts.PARITY_CLASSES),
+    )

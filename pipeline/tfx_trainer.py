@@ -1,4 +1,4 @@
-"""The training component: from records and a vocabulary to an exported model."""
+"""The training component: from records, and a vocabulary for texts, to an exported model."""
 
 import contextlib
 import json
@@ -25,7 +25,6 @@ from sigline.trainer.run_file import Task
 @component
 def TrainModel(
     examples: InputArtifact[list[Examples]],
-    vocabulary: InputArtifact[Vocabulary],
     model: OutputArtifact[Model],
     model_run: OutputArtifact[ModelRun],
     config: Parameter[str],
@@ -36,8 +35,12 @@ def TrainModel(
     checkpoint_root: Parameter[str],
     code_digest: Parameter[str],
     python: Parameter[str] = "",
+    vocabulary: InputArtifact[Vocabulary] = None,
 ):
-    """Trains and exports, in the interpreter `python` if one is named; see `trainer.run_file`."""
+    """Trains and exports, in the interpreter `python` if one is named; see `trainer.run_file`.
+
+    A model of images alone gets no vocabulary.
+    """
     from sigline.trainer.inputs import data
 
     # For the cache only: the digests are those of what is read.
@@ -51,7 +54,7 @@ def TrainModel(
         config=config,
         # Of several spans, weighted by their records.
         folders=train_splits,
-        vocabulary=os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE),
+        vocabulary=os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE) if vocabulary else "",
         weights=weights,
         teachers=json.loads(teachers),
         labels=_labels(newest.uri),

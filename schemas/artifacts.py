@@ -21,6 +21,7 @@ TRAINING_FILE = "training.json"
 # What the model made of eval records while it was in the trainer; safetensors of this and that.
 PARITY_FILE = "parity.safetensors"
 PARITY_IMAGE, PARITY_TEXT, PARITY_UNITS = "image", "text", "units"
+PARITY_CLASSES = "class_logits"
 METRICS_FILE = "metrics.json"
 VERDICT_FILE = "verdict.json"
 INFRA_REPORT_FILE = "infra.json"

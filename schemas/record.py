@@ -30,17 +30,19 @@ TAGS_FILE = "tags.json"
 # Keys of the manifest: shards by split, and what embedded the images, if something did.
 MANIFEST_SPLITS = "splits"
 MANIFEST_EMBEDDINGS = "embeddings"
+# Where captions are optional: among the counts of ingest, how many records have none.
+WITHOUT_CAPTIONS = "without_captions"
 
 
 @dataclass(frozen=True)
 class ImageTextRecord:
-    """One image with its captions.
+    """One image with its captions, if it has any.
 
     Attributes:
         key: Stable id: the source's key, else the SHA-256 of the image bytes in hex.
         image: JPEG or PNG bytes.
-        text: One or more captions, normalised to NFC. One that reads the same in several languages
-            is there once for each of them.
+        text: Captions, normalised to NFC; empty for a picture without one. One that reads the same
+            in several languages is there once for each of them.
         language: BCP-47 tag of each caption, `und` where unknown; as long as `text`.
         source: Data set or shard family that the pair came from.
         width: Width of the stored image in pixels.
@@ -66,8 +68,6 @@ class ImageTextRecord:
     meta: str = field(default="{}")
 
     def __post_init__(self) -> None:
-        if not self.text:
-            raise ValueError(f"text must hold at least one caption. Received: key={self.key!r}")
         if len(self.language) != len(self.text):
             raise ValueError(
                 "language must hold one tag per caption. Received: "

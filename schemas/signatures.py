@@ -6,6 +6,7 @@ EMBED_IMAGE_SAFE = "embed_image_safe"
 EMBED_TEXT = "embed_text"
 SIMILARITY = "similarity"
 CLASSIFY = "classify"
+CLASS_LOGITS = "class_logits"
 
 IMAGE_BYTES = "image_bytes"
 TEXT = "text"

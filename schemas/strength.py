@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 # What a user of the model meets first; the lowest of them says how weak it is.
-_MAIN = ("zero_shot_accuracy", "image_to_text_recall@1", "text_to_image_recall@1")
+_MAIN = (
+    "classification_accuracy",
+    "zero_shot_accuracy",
+    "image_to_text_recall@1",
+    "text_to_image_recall@1",
+)
 _FAR, _CLEAR = 10.0, 2.0
 # Parts of the names of metrics that are shares of something, and are read as per cent.
 _SHARES = ("accuracy", "recall@", "class_recall", "precision", "share", "all_labels")

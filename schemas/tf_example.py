@@ -18,7 +18,11 @@ _LEVEL = 0
 
 
 def encode(value: record.ImageTextRecord) -> bytes:
-    """Serializes a record as a `tf.Example`, byte for byte the same for equal records."""
+    """Serializes a record as a `tf.Example`, byte for byte the same for equal records.
+
+    Every feature is there; one without values, such as the captions of a picture that has none, is
+    an empty list.
+    """
 
     def _bytes(*items: bytes | str) -> tf.train.Feature:
         encoded = [item.encode() if isinstance(item, str) else item for item in items]
@@ -55,7 +59,10 @@ def with_embedding(serialized: bytes, embedding: Iterable[float]) -> bytes:
 
 
 def decode(serialized: bytes) -> record.ImageTextRecord:
-    """Parses one serialized record outside a graph; the inverse of `encode`."""
+    """Parses one serialized record outside a graph; the inverse of `encode`.
+
+    Captions, languages, labels and tags may be absent, too, which reads as none.
+    """
     feature = tf.train.Example.FromString(serialized).features.feature
 
     def _one(name: str) -> bytes:
@@ -107,7 +114,8 @@ def parse(serialized: tf.Tensor, *, embedding_dim: int | None = None) -> dict[st
         embedding_dim: Width of the embedding that stands in place of the image; None for an image.
 
     Returns:
-        `text`, the captions, a string tensor of shape `(captions,)`; `label`, class ids, int64 of
+        `text`, the captions, a string tensor of shape `(captions,)`, of a picture without any
+        `(0,)`; `label`, class ids, int64 of
         shape `(labels,)`; and `image`, a scalar string, or `image_embedding`, float32 of shape
         `(embedding_dim,)`.
     """

@@ -20,9 +20,10 @@ class Tls:
     """Files in PEM of a server's certificate.
 
     Attributes:
-        certificate: The certificate and those that signed it.
-        key: Its private key.
-        client_ca: Who signs the certificates that clients must show (mTLS); None for no such.
+        certificate: PEM file with the certificate and those that signed it.
+        key: PEM file of its private key.
+        client_ca: PEM file of who signs the certificates that clients must show (mTLS). None for
+            no such.
     """
 
     certificate: Path

@@ -50,8 +50,8 @@ class BatchingConfig:
         batch_timeout_seconds: How long a batch's first request waits for more, unless it is full.
         max_enqueued_rows: Most rows that wait for one signature; more are refused.
         num_batch_threads: Most batches that are computed at a time, by default as many as the
-            process may use cores; of those that take less than 5 ms at most half as many, since
-            receiving and answering takes cores too.
+            process may use cores. At most half as many are computed of those that take less than
+            5 ms, since receiving and answering takes cores too.
         merge_images: Whether requests of images are merged too. One that does not decode then has
             those it was merged with computed a second time.
     """

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -23,14 +23,12 @@ import numpy as np
 from PIL import Image
 
 from sigline.schemas import progress, signatures, tfrecord
-from sigline.serving import protos, turned_pictures
+from sigline.serving import probes, protos
 from sigline.serving.client import Client
+from sigline.serving.probes import Golden
 from sigline.serving.processes import ModuleProcess
 from sigline.serving.transport import Options, RequestError
 
-_NORM_TOLERANCE = 1e-3
-# A server may cut a request into batches of other sizes.
-_TURNED_TOLERANCE = 1e-4
 _READY_PREFIX = "Serving "
 _START_SECONDS = 300.0
 _REQUEST_SECONDS = 120.0
@@ -125,21 +123,6 @@ class Checked:
     warm_up: bytes
 
 
-@dataclass(frozen=True)
-class Golden:
-    """What the model in the trainer makes of the images and texts that a server is asked.
-
-    Attributes:
-        image: Shape `(images, dim)`; NaN where it is not known.
-        text: Shape `(texts, dim)`; NaN where it is not known.
-        tolerance: Largest difference of a number.
-    """
-
-    image: np.ndarray
-    text: np.ndarray
-    tolerance: float
-
-
 def check_serving(
     model_dir: str | Path,
     images: Sequence[bytes],
@@ -154,7 +137,7 @@ def check_serving(
     Args:
         model_dir: The SavedModel.
         images: Encoded images that are known to be good, at least one.
-        texts: Texts, at least one.
+        texts: Texts, at least one; none for a model of images alone.
         golden: What the answers must be; None to ask no more than that they are embeddings.
         max_memory_mib: Most memory that a process with the model may hold; None for no limit.
         max_latency_ms: Most time that one image or one text may take, at its best of several, since
@@ -175,12 +158,13 @@ def check_serving(
             progress.note("starting a server")
             # Watched by a thread, without which this process may be forked.
             with _running(base, "sigline", lambda server: watch.begin(loader, server)) as address:
-                progress.note("asking the server")
-                latencies = _exercise(address, images, texts, golden)
                 progress.note("running each signature by TF Serving's loader")
                 inputs = _loaded(loader)
+                asked = probes.Asked(images, texts, golden)
+                progress.note("asking the server")
+                latencies = _exercise(address, inputs, asked)
                 progress.note("timing requests")
-                alone = _alone(address, images, texts)
+                alone = _alone(address, inputs, asked)
                 progress.note("recording requests to warm up by")
                 warm_up = _warm_up(address, inputs)
     # What was killed for its memory fails in many ways.
@@ -283,20 +267,6 @@ def _warm_up(address: str, inputs: dict[str, list[str]]) -> bytes:
     return b"".join(records)
 
 
-def _compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
-    if found.shape != expected.shape:
-        raise InfraError(
-            f"{name} embeddings have the shape {found.shape}, in the trainer {expected.shape}"
-        )
-    known = ~np.isnan(expected).any(axis=1)
-    off = float(np.abs(found[known].astype(np.float64) - expected[known]).max(initial=0.0))
-    if off > tolerance:
-        raise InfraError(
-            f"{name} embeddings differ from those of the model in the trainer by {off:.2g}, of at "
-            f"most {tolerance:.2g}"
-        )
-
-
 def _asked(client: Client, signature: str, inputs: dict) -> dict[str, np.ndarray]:
     try:
         return client.predict(signature, inputs)
@@ -306,66 +276,49 @@ def _asked(client: Client, signature: str, inputs: dict) -> dict[str, np.ndarray
         raise InfraError(f"{signature} does not answer: {error}") from error
 
 
-def _exercise(
-    address: str, images: Sequence[bytes], texts: Sequence[str], golden: Golden | None
-) -> list[float]:
+def _exercise(address: str, inputs: Mapping[str, list[str]], asked: probes.Asked) -> list[float]:
+    """Sends each signature that the model has its requests; returns the seconds they took.
+
+    Raises:
+        InfraError: If the model lacks a signature that every model has, or an answer is wrong.
+    """
     client, latencies = Client(address, timeout_seconds=_REQUEST_SECONDS), []
 
-    def _timed(signature: str, inputs: dict) -> dict[str, np.ndarray]:
+    def call(signature: str, values: dict) -> dict[str, np.ndarray]:
         start = time.perf_counter()
-        answer = _asked(client, signature, inputs)
+        answer = _asked(client, signature, values)
         latencies.append(time.perf_counter() - start)
         return answer
 
-    image_input = {signatures.IMAGE_BYTES: list(images)}
-    text_input = {signatures.TEXT: list(texts)}
-    image = _timed(signatures.EMBED_IMAGE, image_input)[signatures.EMBEDDING]
-    text = _timed(signatures.EMBED_TEXT, text_input)[signatures.EMBEDDING]
-    for name, vectors, count in (("image", image, len(images)), ("text", text, len(texts))):
-        if vectors.shape[0] != count or not np.isfinite(vectors).all():
-            raise InfraError(f"{name} embeddings are not finite or not {count} rows")
-        off = float(np.abs(np.linalg.norm(vectors, axis=1) - 1.0).max())
-        if off > _NORM_TOLERANCE:
-            raise InfraError(f"{name} embeddings are not of unit length: off by {off:.2g}")
-        if golden is not None:
-            _compare(name, vectors, getattr(golden, name), golden.tolerance)
-    answer = _timed(signatures.SIMILARITY, image_input | text_input)
-    probabilities = answer[signatures.PROBABILITIES]
-    if probabilities.shape != (len(images), len(texts)) or not np.all(
-        (probabilities >= 0) & (probabilities <= 1)
-    ):
-        raise InfraError("similarity does not answer with probabilities (images, texts)")
-    pictures = [encoded for _, _, encoded in turned_pictures.turned_pictures()]
-    answer = _timed(signatures.EMBED_IMAGE, {signatures.IMAGE_BYTES: pictures})
-    off, which = turned_pictures.difference(answer[signatures.EMBEDDING])
-    if off > _TURNED_TOLERANCE:
-        raise InfraError(
-            f"{which} gets another embedding than the upright picture: off by {off:.2g}, of at "
-            f"most {_TURNED_TOLERANCE:g}"
-        )
-    broken = [images[0], b"not an image", b""]
-    answer = _timed(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: broken})
-    if answer[signatures.VALID].tolist() != [True, False, False]:
-        raise InfraError("embed_image_safe does not tell good images from broken ones")
-    client.close()
+    if missing := sorted(probes.NEEDED - set(inputs)):
+        raise InfraError(f"the model lacks the signature {', '.join(missing)}")
+    try:
+        for signature, probe in probes.PROBES.items():
+            if signature in inputs:
+                probe(call, asked)
+    except probes.WrongAnswer as error:
+        raise InfraError(str(error)) from None
+    finally:
+        client.close()
     return latencies
 
 
-def _alone(address: str, images: Sequence[bytes], texts: Sequence[str]) -> dict[str, float]:
-    """Returns the least milliseconds that one image and one text take."""
-    client, found = Client(address, timeout_seconds=_REQUEST_SECONDS), {}
-    asked = {
-        "image": (signatures.EMBED_IMAGE, {signatures.IMAGE_BYTES: [images[0]]}),
-        "text": (signatures.EMBED_TEXT, {signatures.TEXT: [texts[0]]}),
+def _alone(address: str, inputs: Mapping[str, list[str]], asked: probes.Asked) -> dict[str, float]:
+    """Returns the least milliseconds that one image, and one text if the model reads, take."""
+    client, least = Client(address, timeout_seconds=_REQUEST_SECONDS), {}
+    lone: dict[str, tuple[str, dict[str, list]]] = {
+        "image": (signatures.EMBED_IMAGE, {signatures.IMAGE_BYTES: [asked.images[0]]})
     }
-    for name, (signature, inputs) in asked.items():
+    if signatures.EMBED_TEXT in inputs:
+        lone["text"] = (signatures.EMBED_TEXT, {signatures.TEXT: [asked.texts[0]]})
+    for name, (signature, values) in lone.items():
         times = []
         for _ in range(_LONE_REQUESTS):
             start = time.perf_counter()
-            _asked(client, signature, inputs)
+            _asked(client, signature, values)
             times.append(1e3 * (time.perf_counter() - start))
             # Apart, so that what keeps the machine busy for a moment is not in all of them.
             time.sleep(_BETWEEN_SECONDS)
-        found[name] = min(times)
+        least[name] = min(times)
     client.close()
-    return found
+    return least

@@ -55,7 +55,7 @@ class ServerConfig:
     Attributes:
         models: What it serves.
         model_config_file: File that `models` were read from, to be read again when it changes.
-        host: Address to listen at.
+        host: Address to listen at, 0.0.0.0 for other machines too.
         port: Of gRPC; 0 takes a free one.
         rest_port: Of REST, probes and figures; 0 takes a free one, None leaves it out.
         limits: What a request may be.
@@ -66,15 +66,17 @@ class ServerConfig:
             default one for a version whose weights take less than 32 MiB, else one a core.
         poll_seconds: Time between two looks at the folders of versions.
         tls: Its certificate; None for plain text.
-        verify_key: File of public keys by one of which versions must be signed; None for no such.
+        verify_key: PEM file of public keys by one of which versions must be signed. None for no
+            such.
         api_keys: Keys of which a request must hold one; none by default.
-        api_key_file: File with more of them, one a line; it is read again when it changes, as the
-            files of `tls` are.
+        api_key_file: File with API keys, one a line. They count besides `api_keys`; it is read
+            again when it changes, as the files of `tls` are.
         allow_hosts: Names that a server without keys may be asked by over REST, besides addresses
             and names without a dot, if it listens at a loopback address.
         health_port: Port of `/healthz` and `/readyz` alone, over plain HTTP, for probes that show
-            no certificate; 0 takes a free one, None leaves it out. Needs `rest_port`.
-        allow_origins: Origins whose web pages may ask over REST; `*` for all, by default none.
+            no certificate; 0 takes a free one. None leaves it out. Needs `rest_port`.
+        allow_origins: Origins, as https://HOST, whose web pages may ask over REST (CORS); `*` for
+            all, by default none.
         allow_reload: Whether clients may replace what is served, and so read any folder.
         max_connections: Most connections over HTTP at a time, and as many over gRPC; by default
             half and a quarter of the descriptors that the process may have, at most 4,096 each.

@@ -63,9 +63,9 @@ class ClientTls:
     """Files in PEM that a client trusts and shows.
 
     Attributes:
-        ca: Who signs the server's certificate; None for whom the system trusts.
-        certificate: What the client shows, for servers that ask for it (mTLS).
-        key: Its private key.
+        ca: PEM file of who signs the server's certificate. None for whom the system trusts.
+        certificate: PEM file that the client shows, for servers that ask for it (mTLS).
+        key: PEM file of its private key.
     """
 
     ca: Path | None = None

@@ -12,7 +12,7 @@ from sigline import cli
 
 COMMANDS = Path(__file__).resolve().parents[1] / "sigline" / "commands"
 # What several commands share.
-SHARED = {"__init__", "claims", "judged_data", "loading"}
+SHARED = {"__init__", "claims", "dataclass_options", "judged_data", "loading"}
 
 
 def _defines_a_command(path):

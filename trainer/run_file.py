@@ -33,7 +33,7 @@ class Task:
     Attributes:
         config: The `TrainConfig`, as JSON.
         folders: Folders with the training shards; several are mixed.
-        vocabulary: File of the SentencePiece model.
+        vocabulary: File of the SentencePiece model; empty for a model of images alone.
         weights: Folder of weights that training starts from; empty for none.
         teachers: Folders of the teachers' weights by name.
         labels: The label set as JSON; empty for none.
@@ -84,7 +84,7 @@ def run(task: Task) -> None:
     job = Job(
         config=config,
         folders=list(task.folders) if len(task.folders) != 1 else next(iter(task.folders)),
-        vocabulary=Path(task.vocabulary).read_bytes(),
+        vocabulary=Path(task.vocabulary).read_bytes() if task.vocabulary else None,
         code_digest=task.code_digest,
         weights=weight_folders.load(task.weights) if task.weights else None,
         teachers={name: weight_folders.load(path) for name, path in task.teachers.items()},
@@ -95,7 +95,7 @@ def run(task: Task) -> None:
         result, metadata = job.run(work_dir, task.model_dir)
         _keep_first(Path(work_dir) / f"{_MODEL}-{config.steps}", Path(task.model_dir))
     shutil.copytree(os.path.join(work_dir, "logs"), task.run_dir, dirs_exist_ok=True)
-    if task.parity_split and config.text is not None and job.vocabulary is not None:
+    if task.parity_split:
         # Of a GPU, which a serving machine does not have.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         path = os.path.join(task.run_dir, artifacts.PARITY_FILE)

@@ -22,9 +22,10 @@ class Embedded(NamedTuple):
     """What a model says of a pair.
 
     Attributes:
-        similarity: The cosine of image and captions, averaged over the captions.
+        similarity: The cosine of image and captions, averaged over the captions; 0 where they were
+            not embedded.
         image: The image's embedding, `(dim,)`; None where nothing was embedded.
-        text: The mean direction of the captions' embeddings, likewise.
+        text: The mean direction of the captions' embeddings, likewise; None without captions.
     """
 
     similarity: float = 0.0
@@ -39,7 +40,7 @@ class Candidate(NamedTuple):
         shard: Name of the shard that it stands in.
         position: Where it stands there.
         key: Its key.
-        texts: Its captions.
+        texts: Its captions; none of an image without any.
     """
 
     shard: str
@@ -113,6 +114,17 @@ class CurateConfig:
                 raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
 
     @property
+    def of_captions(self) -> tuple[str, ...]:
+        """The options in use that choose by captions, which a pair must have then."""
+        names = ("similarity_fraction", "min_similarity", "covariance_fraction", "entry_limit")
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+    @property
+    def embeds_texts(self) -> bool:
+        """Whether captions have to be embedded."""
+        return bool(set(self.of_captions) - {"entry_limit"})
+
+    @property
     def embeds(self) -> bool:
         """Whether pairs have to be embedded."""
         return any(
@@ -125,6 +137,25 @@ class CurateConfig:
                 self.clusters,
             )
         )
+
+
+def check_captions(counts: Mapping[bool, int], options: str) -> int:
+    """Returns how many pairs have no caption and are left out for it.
+
+    Args:
+        counts: How many pairs have captions, and how many do not.
+        options: What chooses by captions, for the message.
+
+    Raises:
+        ValueError: If none has one.
+    """
+    captionless = counts.get(False, 0)
+    if captionless and not counts.get(True):
+        raise ValueError(
+            f"{options} must choose among records with captions. "
+            f"Received: {captionless} records, all without captions"
+        )
+    return captionless
 
 
 def ordered(score: float) -> int:

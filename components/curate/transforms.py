@@ -2,6 +2,7 @@
 
 import json
 import posixpath
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -84,9 +85,19 @@ class Curate(beam.PTransform):
             pbegin
             | "Shards"
             >> beam.Create(sorted(posixpath.join(self._split_dir, name) for name in self._shards))
-            | "Embed" >> Embed(self._model_dir)
+            # A choice by images alone needs neither captions nor a model of texts.
+            | "Embed" >> Embed(self._model_dir, with_texts=config.embeds_texts)
         )
         chosen = read
+        if config.of_captions:
+            counts = (
+                read
+                | "IsCaptioned" >> beam.Map(lambda item: bool(item[0].texts))
+                | "CountCaptioned" >> beam.combiners.Count.PerElement()
+                | "CaptionCounts" >> beam.combiners.ToDict()
+                | "CheckCaptions" >> beam.Map(_check_captions, ", ".join(config.of_captions))
+            )
+            chosen = read | "WithCaptions" >> beam.Filter(_has_captions, AsSingleton(counts))
         if config.min_similarity is not None:
             limit = config.min_similarity
             chosen = chosen | "SimilarEnough" >> beam.Filter(
@@ -99,7 +110,9 @@ class Curate(beam.PTransform):
         if self._target is not None:
             paths, records = self._target
             target = (
-                pbegin | "Target" >> beam.Create(paths) | "EmbedTarget" >> Embed(self._model_dir)
+                pbegin
+                | "Target" >> beam.Create(paths)
+                | "EmbedTarget" >> Embed(self._model_dir, with_texts=False)
             )
             chosen = {
                 "items": chosen,
@@ -140,6 +153,23 @@ class Curate(beam.PTransform):
         )
 
 
+def _check_captions(counts: dict[bool, int], options: str) -> int:
+    captionless = rules.check_captions(counts, options)
+    if captionless:
+        total = sum(counts.values())
+        print(
+            f"{captionless} of {total} records have no caption, which {options} needs: they are "
+            "left out.",
+            file=sys.stderr,
+        )
+    return captionless
+
+
+def _has_captions(item: tuple[Candidate, Embedded], captionless: int) -> bool:
+    # Waits for the check, which tells how many have none.
+    return not captionless or bool(item[0].texts)
+
+
 def _splits(examples_dir: str) -> dict[str, Any]:
     text = files.read_text(posixpath.join(examples_dir, record.MANIFEST_FILE))
     return json.loads(text)[record.MANIFEST_SPLITS]
@@ -166,24 +196,32 @@ def _embed_labels(labels: Sequence[str], model_dir: str) -> np.ndarray:
 class Embed(beam.PTransform):
     """From paths of shards to `(Candidate, Embedded)`."""
 
-    def __init__(self, model_dir: str | None):
+    def __init__(self, model_dir: str | None, *, with_texts: bool = True):
+        """Takes the model.
+
+        Args:
+            model_dir: A SavedModel; None for pairs that are only read.
+            with_texts: Whether captions are embedded, too.
+        """
         super().__init__()
         self._model_dir = model_dir
+        self._with_texts = with_texts
 
     def expand(self, paths):
         """Returns the pairs of all shards."""
         return (
             paths
             | "SpreadShards" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_ReadShard(self._model_dir))
+            | "Read" >> beam.ParDo(_ReadShard(self._model_dir, with_texts=self._with_texts))
         )
 
 
 class _ReadShard(beam.DoFn):
     """Reads the records of a shard, and what the model says of them."""
 
-    def __init__(self, model_dir: str | None):
+    def __init__(self, model_dir: str | None, *, with_texts: bool):
         self._model_dir = model_dir
+        self._with_texts = with_texts
 
     def setup(self):
         if self._model_dir is not None:
@@ -208,19 +246,25 @@ class _ReadShard(beam.DoFn):
             yield from self._embedded(batch)
 
     def _embedded(self, batch: list[tuple[Candidate, bytes]]):
-        texts = [text for candidate, _ in batch for text in candidate.texts]
+        texts_of = [candidate.texts if self._with_texts else () for candidate, _ in batch]
+        texts = [text for own in texts_of for text in own]
         embedded_images = served_model.embed(
             self._model, signatures.EMBED_IMAGE, [image for _, image in batch]
         )
-        embedded_texts = served_model.embed(self._model, signatures.EMBED_TEXT, texts)
+        embedded_texts = np.empty((0, embedded_images.shape[1]), np.float32)
+        if texts:
+            embedded_texts = served_model.embed(self._model, signatures.EMBED_TEXT, texts)
         start = 0
-        for (candidate, _), image in zip(batch, embedded_images, strict=True):
-            own = embedded_texts[start : start + len(candidate.texts)]
+        for (candidate, _), image, own_texts in zip(batch, embedded_images, texts_of, strict=True):
+            own = embedded_texts[start : start + len(own_texts)]
             start += len(own)
             if not (np.isfinite(image).all() and np.isfinite(own).all()):
                 raise RuntimeError(
                     f"The model's embeddings must be numbers. Received: key={candidate.key!r}"
                 )
+            if not len(own):
+                yield candidate, Embedded(image=image)
+                continue
             similarity = float(np.mean(own.astype(np.float64) @ image.astype(np.float64)))
             total = own.astype(np.float64).sum(axis=0)
             text = rules.centre(total, own[0]).astype(np.float32)

@@ -1,14 +1,17 @@
 """What to look at: the worst examples, what was found for some, confusions, calibration."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sigline.components.evaluate import evaluation, slices
-from sigline.components.evaluate.evaluation import View
+from sigline.components.evaluate import slices
 from sigline.components.evaluate.metrics import calibration, classification, retrieval
 from sigline.components.evaluate.results import Result
+from sigline.components.evaluate.tasks import head
+from sigline.components.evaluate.texts import Texts, distinct_texts
+from sigline.components.evaluate.views import DEFAULT_PROMPTS, View, labelled
 
 WORST = 5
 _CONFUSIONS = 10
@@ -23,7 +26,8 @@ class Example:
     Attributes:
         unit: The record.
         expected: What it is: its classes, or its captions.
-        found: What the model took it for, the best first, each with its cosine.
+        found: What the model took it for, the best first, each with its score: a cosine, or a logit
+            of the head.
         right: Whether the best is one of the expected.
         rank: How many wrong ones come before the first right one.
     """
@@ -74,33 +78,60 @@ def collect(
         results: The candidate's results, for the worst slices.
         min_slice_examples: Slices with fewer examples are left out.
     """
-    classes = view.classes.get(evaluation.DEFAULT_PROMPTS)
-    positions = evaluation.labelled(view.split)
+    positions = labelled(view.split)
     confusions, reliability, worst = (), (), ()
-    if classes is not None and len(positions):
+    scored = _scores(view, positions)
+    if scored is not None:
+        scores, said = scored
         split = view.split.only(positions)
-        scores = classification.class_scores(split.image, classes)
         labels = [np.unique(record.label) for record in split.records]
-        worst = _worst(split.units, scores, labels, tuple(names))
+        names = tuple(names) or tuple(str(i) for i in range(scores.shape[1]))
+        worst = _worst(split.units, scores, labels, names)
         single = np.array([len(wanted) == 1 for wanted in labels])
         first = np.array([wanted[0] for wanted in labels])
         predicted = classification.predictions(scores)
         confusions = tuple(
-            classification.confusions(first[single], predicted[single], tuple(names), _CONFUSIONS)
+            classification.confusions(first[single], predicted[single], names, _CONFUSIONS)
         )
-        reliability = _reliability(view, scores, labels)
-    texts = evaluation.distinct_texts(view.split)
-    ranks, _ = retrieval.ranks(view.split.image, texts.embedding, texts.pairs)
-    last = np.argsort(-ranks, kind="stable")[:WORST]
-    return Findings(
-        worst=worst or _by_caption(view, texts, ranks, last),
-        right=_by_caption(view, texts, ranks, _spread(np.flatnonzero(ranks == 0))),
-        wrong=_by_caption(view, texts, ranks, _spread(np.flatnonzero(ranks > 0))),
-        searches=_searches(view, texts),
+        reliability = _reliability(said, labels)
+    shown = Findings(
+        worst=worst,
         confusions=confusions,
         reliability=reliability,
         worst_slices=_worst_slices(results, min_slice_examples),
     )
+    return _with_captions(shown, view) if view.reads else shown
+
+
+def _with_captions(shown: Findings, view: View) -> Findings:
+    """Returns findings with what retrieval has found."""
+    view = dataclasses.replace(view, split=view.split.captioned())
+    texts = distinct_texts(view.split)
+    ranks, _ = retrieval.ranks(view.split.image, texts.embedding, texts.pairs)
+    last = np.argsort(-ranks, kind="stable")[:WORST]
+    return dataclasses.replace(
+        shown,
+        worst=shown.worst or _by_caption(view, texts, ranks, last),
+        right=_by_caption(view, texts, ranks, _spread(np.flatnonzero(ranks == 0))),
+        wrong=_by_caption(view, texts, ranks, _spread(np.flatnonzero(ranks > 0))),
+        searches=_searches(view, texts),
+    )
+
+
+def _scores(view: View, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Returns scores and probabilities of the classes, by prompts or by the head, of some records.
+
+    Probabilities are None where it is not known how the model makes them.
+    """
+    if not len(positions):
+        return None
+    split, prompts = view.split.only(positions), view.classes.get(DEFAULT_PROMPTS)
+    if prompts is not None:
+        scores = classification.class_scores(split.image, prompts)
+        return scores, None if view.scale is None else view.scale.probabilities(scores)
+    if split.class_logits is None:
+        return None
+    return split.class_logits, head.probabilities(split.class_logits, view.class_loss)
 
 
 def _worst(
@@ -129,7 +160,7 @@ def _worst(
 
 
 def _by_caption(
-    view: View, texts: evaluation.Texts, ranks: np.ndarray, positions: np.ndarray
+    view: View, texts: Texts, ranks: np.ndarray, positions: np.ndarray
 ) -> tuple[Example, ...]:
     """Returns what is found among all captions for some records."""
     split, found = view.split, []
@@ -149,9 +180,7 @@ def _spread(positions: np.ndarray) -> np.ndarray:
     return positions[places.astype(np.int64)]
 
 
-def _searches(
-    view: View, texts: evaluation.Texts
-) -> tuple[tuple[str, tuple[tuple[str, bool], ...]], ...]:
+def _searches(view: View, texts: Texts) -> tuple[tuple[str, tuple[tuple[str, bool], ...]], ...]:
     split = view.split
     chosen = _spread(np.arange(len(texts.text)))
     scores = texts.embedding[chosen] @ split.image.T
@@ -169,11 +198,10 @@ def _searches(
 
 
 def _reliability(
-    view: View, scores: np.ndarray, labels: list[np.ndarray]
+    said: np.ndarray | None, labels: list[np.ndarray]
 ) -> tuple[tuple[float, float, float], ...]:
-    if view.scale is None:
+    if said is None:
         return ()
-    said = view.scale.probabilities(scores)
     came = np.zeros(said.shape, bool)
     for row, wanted in enumerate(labels):
         came[row, wanted] = True

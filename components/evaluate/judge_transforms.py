@@ -23,9 +23,9 @@ from sigline.components.evaluate import (
     transforms,
     view_transforms,
 )
-from sigline.components.evaluate.embeddings import EvalRecord
-from sigline.components.evaluate.evaluation import View
 from sigline.components.evaluate.inputs import BASELINE, CANDIDATE, Inputs
+from sigline.components.evaluate.predictions import EvalRecord
+from sigline.components.evaluate.views import DEFAULT_PROMPTS, View
 from sigline.components.files import BeamFiles, write_file
 from sigline.schemas import artifacts, run_reports, signatures
 from sigline.schemas.gate import Gate
@@ -151,7 +151,7 @@ def _report(
 
 
 def _class_names(labels: Mapping[str, LabelSet]) -> tuple[str, ...]:
-    return labels[evaluation.DEFAULT_PROMPTS].names if labels else ()
+    return labels[DEFAULT_PROMPTS].names if labels else ()
 
 
 def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, float]]:
@@ -167,17 +167,25 @@ def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, float]]:
     sample = list(
         itertools.islice(itertools.cycle(itertools.islice(known, _LATENCY_BATCH)), _LATENCY_BATCH)
     )
-    images, texts = [item.image for item in sample], [item.text[0] for item in sample]
+    images, texts = [item.image for item in sample], [x.text[0] for x in sample if x.text]
+    models = {role: served_model.load(folder) for role, folder in inputs.judged().items()}
+    asked: list[tuple[str, list]] = [
+        (signatures.EMBED_IMAGE, images[:1]),
+        (signatures.EMBED_IMAGE, images),
+        (signatures.EMBED_TEXT, texts[:1]),
+        (signatures.CLASS_LOGITS, images[:1]),
+    ]
+    # Of what all models have, so that they take turns.
+    asked = [
+        (signature, values)
+        for signature, values in asked
+        if values and all(served_model.has(model, signature) for model in models.values())
+    ]
     calls, found = {}, {}
     for role, folder in inputs.judged().items():
-        model = served_model.load(folder)
         calls[role] = {
-            f"latency_ms/{signature}@{len(values)}": _call(model, signature, values)
-            for signature, values in (
-                (signatures.EMBED_IMAGE, images[:1]),
-                (signatures.EMBED_IMAGE, images),
-                (signatures.EMBED_TEXT, texts[:1]),
-            )
+            f"latency_ms/{signature}@{len(values)}": _call(models[role], signature, values)
+            for signature, values in asked
         }
         sizes = [FileSystems.get_filesystem(x).size(x) for x in BeamFiles().find(folder)]
         found[role] = {"model_bytes": float(sum(sizes))}

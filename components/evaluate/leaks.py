@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from sigline.components.evaluate.embeddings import EvalRecord
 from sigline.components.evaluate.metrics import intervals
 from sigline.components.evaluate.metrics.intervals import Measure
+from sigline.components.evaluate.predictions import EvalRecord
 
 LEAKED = "leaked_share"
 

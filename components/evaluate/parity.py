@@ -1,4 +1,4 @@
-"""Whether the exported model is the one that was trained: equal embeddings of equal records."""
+"""Whether the exported model is the one that was trained: equal answers about equal records."""
 
 import json
 
@@ -6,18 +6,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from sigline.components.evaluate.embeddings import EmbeddedSplit
 from sigline.components.evaluate.gate import Check
+from sigline.components.evaluate.predictions import Predictions
 from sigline.schemas import artifacts
 
 
-def checks(split: EmbeddedSplit, content: bytes, *, tolerance: float) -> list[Check]:
-    """Returns a check for each tower: the largest difference from the embeddings in the trainer.
+def checks(split: Predictions, content: bytes, *, tolerance: float) -> list[Check]:
+    """Returns a check for each kind of answer: the largest difference from those in the trainer.
 
     Args:
         split: Records as the exported model sees them.
         content: What `trainer/export/parity.py` wrote.
-        tolerance: Largest difference of a number; embeddings are of length one.
+        tolerance: Largest difference of a number; embeddings are of length one, and logits of
+            classes may differ by as much for each of the largest's size.
 
     Raises:
         ValueError: If the content is something else, or damaged.
@@ -25,23 +26,42 @@ def checks(split: EmbeddedSplit, content: bytes, *, tolerance: float) -> list[Ch
     try:
         arrays = safetensors.load(content)
         units = json.loads(arrays[artifacts.PARITY_UNITS].tobytes())
-        trained = {
-            "image": arrays[artifacts.PARITY_IMAGE],
-            "text": arrays[artifacts.PARITY_TEXT],
-        }
+        names = (artifacts.PARITY_IMAGE, artifacts.PARITY_TEXT, artifacts.PARITY_CLASSES)
+        trained = {name: arrays[name] for name in names if name in arrays}
+        if artifacts.PARITY_IMAGE not in trained:
+            raise KeyError(artifacts.PARITY_IMAGE)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"The trainer's embeddings cannot be read: {error}") from None
+        raise ValueError(f"The trainer's answers cannot be read: {error}") from None
     place = {unit: row for row, unit in enumerate(split.units)}
     unknown = sorted(set(units) - set(place))
     if not units or unknown:
         reason = f"the trainer embedded {len(units)} records, other than these: {unknown[:3]}"
         return [Check("parity", reason, None, None, passed=False)]
     rows = np.array([place[unit] for unit in units])
-    exported = {"image": split.image[rows], "text": split.text[split.text_starts[:-1][rows]]}
-    return [
-        _check(f"parity_max_difference/{name}", exported[name], trained[name], units, tolerance)
-        for name in trained
-    ]
+    exported = {artifacts.PARITY_IMAGE: split.image[rows]}
+    known = {name: np.arange(len(rows)) for name in trained}
+    if split.text is not None:
+        # Of the first captions; a record without one has none to compare.
+        captioned = [bool(split.records[row].text) for row in rows]
+        known[artifacts.PARITY_TEXT] = np.flatnonzero(captioned)
+        first = split.text_starts[:-1][rows[captioned]]
+        exported[artifacts.PARITY_TEXT] = split.text[first]
+    if split.class_logits is not None:
+        # As far as logits are large, so is what rounding makes of them.
+        scale = max(float(np.abs(trained[artifacts.PARITY_CLASSES]).max(initial=0.0)), 1.0)
+        trained[artifacts.PARITY_CLASSES] = trained[artifacts.PARITY_CLASSES] / scale
+        exported[artifacts.PARITY_CLASSES] = split.class_logits[rows] / scale
+    checked = []
+    for name, values in trained.items():
+        check = f"parity_max_difference/{name}"
+        if name not in exported:
+            checked.append(Check(check, "the exported model has none", None, None, passed=False))
+            continue
+        own = known[name]
+        compared = [units[i] for i in own]
+        if compared:
+            checked.append(_check(check, exported[name], values[own], compared, tolerance))
+    return checked
 
 
 def _check(

@@ -42,6 +42,9 @@ svg text.title { font-weight: 600; }
 .plots { display: flex; flex-wrap: wrap; gap: 2rem; }
 """
 _MAIN = (
+    "classification_accuracy",
+    "classification_accuracy@5",
+    "classification_mean_class_recall",
     "zero_shot_accuracy",
     "zero_shot_accuracy@5",
     "zero_shot_mean_class_recall",

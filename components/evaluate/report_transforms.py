@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from sigline.components import served_model
-from sigline.components.evaluate.embeddings import EmbeddedSplit, EvalRecord
+from sigline.components.evaluate.predictions import EvalRecord, Predictions
 from sigline.components.evaluate.report import Subject
 from sigline.components.files import BeamFiles
 from sigline.components.upright import upright
@@ -25,7 +25,7 @@ _OF_TFX = "Format-Serving"
 
 def subject(
     model_dir: str,
-    split: EmbeddedSplit | None,
+    split: Predictions | None,
     shards: Sequence[str],
     units: set[str],
     *,
@@ -74,7 +74,7 @@ def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _data(split: EmbeddedSplit) -> list[tuple[str, str]]:
+def _data(split: Predictions) -> list[tuple[str, str]]:
     records = split.records
     captions = sum(len(set(record.text)) for record in records)
     languages = Counter(tag for record in records for tag in record.language)

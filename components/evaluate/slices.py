@@ -1,11 +1,11 @@
 """What records are sliced by: source, language, length of the caption, size of the image."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from sigline.components.evaluate.embeddings import EvalRecord
 from sigline.components.evaluate.metrics import intervals
+from sigline.components.evaluate.predictions import EvalRecord
 
 # Dimensions whose slices are parts of the examples.
 PARTS = ("source", "image_size", "language", "caption_words")
@@ -19,11 +19,14 @@ Value = str | tuple[str, ...]
 
 
 def of_record(record: EvalRecord) -> dict[str, Value]:
-    """Returns the slice of a record in each dimension; of captions the first one counts."""
+    """Returns the slice of a record in each dimension; of captions the first one counts.
+
+    A record without a caption is in no slice of languages and of words.
+    """
+    nothing: dict[str, Value] = {"source": record.source, "language": (), "caption_words": ()}
     return {
-        "source": record.source,
         "image_size": _bucket(min(record.width, record.height), _PIXELS, "px"),
-        **of_caption(record, 0),
+        **(of_caption(record, 0) if record.text else nothing),
     }
 
 
@@ -45,6 +48,15 @@ def of_caption(record: EvalRecord, number: int) -> dict[str, Value]:
 def members(value: Value) -> tuple[str, ...]:
     """Returns the slices that a unit is in."""
     return value if isinstance(value, tuple) else (value,)
+
+
+def transposed(rows: Iterable[dict[str, Value]]) -> dict[str, list[Value]]:
+    """Returns the slices of units by dimension."""
+    columns: dict[str, list[Value]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return columns
 
 
 def _bucket(value: int, bounds: tuple[int, ...], unit: str) -> str:

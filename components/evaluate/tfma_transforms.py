@@ -8,9 +8,10 @@ import apache_beam as beam
 import pyarrow as pa
 
 from sigline import quiet
-from sigline.components.evaluate import evaluation, slices
-from sigline.components.evaluate.evaluation import View
+from sigline.components.evaluate import slices
 from sigline.components.evaluate.metrics.intervals import Measure
+from sigline.components.evaluate.texts import distinct_texts
+from sigline.components.evaluate.views import View
 
 # Below the folder of the results over records.
 CAPTIONS_FOLDER = "captions"
@@ -35,11 +36,13 @@ def write(
         if class_names:
             known = [class_names[i] for i in record.label[:1]]
             row[_CLASS] = known[0] if known else "none"
-    texts = evaluation.distinct_texts(view.split)
+    _write(view.split.units, records, measures, output_dir)
+    if not view.reads:
+        return
+    texts = distinct_texts(view.split.captioned())
     captions = [
         {name: values[i] for name, values in texts.slices.items()} for i in range(len(texts.text))
     ]
-    _write(view.split.units, records, measures, output_dir)
     _write(texts.text, captions, measures, posixpath.join(output_dir, CAPTIONS_FOLDER))
 
 
@@ -64,7 +67,8 @@ def _write(
         for name, measure in measures.items()
         if "/" not in name and measure.values is not None and set(measure.units) <= set(place)
     }
-    dimensions = sorted({name for row in rows for name in row})
+    # Without those that nothing has, such as the words of captions where there are none.
+    dimensions = sorted({n for row in rows for n in row if slices.members(row[n])})
     columns: dict[str, list] = {
         name: [list(slices.members(row[name])) for row in rows] for name in dimensions
     }

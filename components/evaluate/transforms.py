@@ -1,4 +1,4 @@
-"""Embeds the records of a split with an exported SavedModel, in parallel over shards."""
+"""Asks an exported SavedModel about the records of a split, in parallel over shards."""
 
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -7,14 +7,14 @@ import apache_beam as beam
 import numpy as np
 
 from sigline.components import served_model
-from sigline.components.evaluate import corruptions, embeddings
+from sigline.components.evaluate import corruptions, predictions
 from sigline.components.files import BeamFiles, tree_digest, write_file
 from sigline.schemas import digests, record, signatures
 from sigline.schemas.labels import LabelSet
 
 _BATCH = 64
-# Of a model that is judged.
-_SIGNATURES = (signatures.EMBED_IMAGE, signatures.EMBED_IMAGE_SAFE, signatures.EMBED_TEXT)
+# What a model that is judged must have.
+_SIGNATURES = (signatures.EMBED_IMAGE, signatures.EMBED_IMAGE_SAFE)
 
 
 class EmbedSplit(beam.PTransform):
@@ -76,13 +76,13 @@ def model_digest(model_dir: str) -> str:
         raise ValueError(f"There is no SavedModel. Received: {model_dir}") from None
 
 
-def load_split(paths: Sequence[str]) -> embeddings.EmbeddedSplit:
+def load_split(paths: Sequence[str]) -> predictions.Predictions:
     """Reads the files that `EmbedSplit` returned."""
     parts = []
     for path in paths:
         with BeamFiles().open(path) as handle:
-            parts.append(embeddings.decode(handle.read()))
-    return embeddings.merge(parts)
+            parts.append(predictions.decode(handle.read()))
+    return predictions.merge(parts)
 
 
 class _EmbedShard(beam.DoFn):
@@ -105,48 +105,57 @@ class _EmbedShard(beam.DoFn):
         with BeamFiles().open(path) as handle:
             shard = digests.stream_digest(handle)
         corruption = corruptions.identity(self._corruption) if self._corruption else None
-        name = digests.json_digest([embeddings.FORMAT, self._digest, shard, corruption])
+        name = digests.json_digest([predictions.FORMAT, self._digest, shard, corruption])
         cached = posixpath.join(self._cache_dir, f"{name}.safetensors")
         if not _is_whole(cached):
             if self._model is None:
                 self._model = served_model.load(self._model_dir)
                 served_model.check(self._model_dir, _SIGNATURES)
-            write_file(cached, embeddings.encode(self._shard(path)))
+            write_file(cached, predictions.encode(self._shard(path)))
         yield cached
 
-    def _shard(self, path: str) -> embeddings.EmbeddedSplit:
+    def _shard(self, path: str) -> predictions.Predictions:
         from sigline.schemas import tf_example
 
         batches = tf_example.read_batches(path, _BATCH)
         parts = [self._embed([tf_example.decode(x) for x in batch]) for batch in batches]
         # One of no records has the shapes, too.
         parts = parts or [self._embed([])]
-        return embeddings.EmbeddedSplit(
+        return predictions.Predictions(
             tuple(item for part in parts for item in part.records),
             np.concatenate([part.image for part in parts]),
-            np.concatenate([part.text for part in parts]),
-            np.concatenate([part.negative for part in parts]),
+            predictions.joined([part.text for part in parts]),
+            predictions.joined([part.negative for part in parts]),
             tuple(unit for part in parts for unit in part.unreadable),
+            predictions.joined([part.class_logits for part in parts]),
         )
 
-    def _embed(self, batch: list[record.ImageTextRecord]) -> embeddings.EmbeddedSplit:
+    def _embed(self, batch: list[record.ImageTextRecord]) -> predictions.Predictions:
         images = [item.image for item in batch]
         if self._corruption is not None:
             images = [
                 corruptions.corrupt(item.image, self._corruption, key=item.key) for item in batch
             ]
         found, valid = served_model.embed_images(self._model, images)
-        known = [embeddings.EvalRecord.of(item) for item in batch]
+        known = [predictions.EvalRecord.of(item) for item in batch]
         kept = [item for item, good in zip(known, valid, strict=True) if good]
-        return embeddings.EmbeddedSplit(
+        return predictions.Predictions(
             tuple(kept),
             found[valid],
             self._texts([caption for item in kept for caption in item.text]),
             self._texts([caption for item in kept for caption in item.negative]),
             tuple(item.unit for item, good in zip(known, valid, strict=True) if not good),
+            self._classes([image for image, good in zip(images, valid, strict=True) if good]),
         )
 
-    def _texts(self, texts: list[str]) -> np.ndarray:
+    def _classes(self, images: list[bytes]) -> np.ndarray | None:
+        if not served_model.has(self._model, signatures.CLASS_LOGITS):
+            return None
+        return served_model.call(self._model, signatures.CLASS_LOGITS, images)[signatures.LOGITS]
+
+    def _texts(self, texts: list[str]) -> np.ndarray | None:
+        if not served_model.has(self._model, signatures.EMBED_TEXT):
+            return None
         return served_model.embed(self._model, signatures.EMBED_TEXT, texts)
 
 
@@ -154,7 +163,7 @@ def _is_whole(path: str) -> bool:
     """Returns whether a file of embeddings is there and can be read."""
     try:
         with BeamFiles().open(path) as handle:
-            embeddings.decode(handle.read())
+            predictions.decode(handle.read())
     except (OSError, ValueError):
         return False
     return True

@@ -6,13 +6,14 @@ import posixpath
 from collections.abc import Iterator, Mapping
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
 from sigline.components import served_model
-from sigline.components.evaluate import evaluation, transforms
-from sigline.components.evaluate.embeddings import EmbeddedSplit
-from sigline.components.evaluate.evaluation import View
+from sigline.components.evaluate import transforms
 from sigline.components.evaluate.inputs import TEACHER, Inputs
+from sigline.components.evaluate.predictions import Predictions
+from sigline.components.evaluate.views import DEFAULT_PROMPTS, Scale, View
 from sigline.components.files import read_text, write_file
 from sigline.schemas import record, signatures
 from sigline.schemas.labels import LabelSet
@@ -23,7 +24,7 @@ SPLIT, SUPPORT = "Split", "Support"
 
 def embed(
     inputs: Inputs, scratch: str, pipeline: beam.Pipeline
-) -> tuple[dict[str, dict[str, EmbeddedSplit]], set[str] | None]:
+) -> tuple[dict[str, dict[str, Predictions]], set[str] | None]:
     """Returns splits by role and name, and the digests of the trained pictures.
 
     Args:
@@ -45,7 +46,7 @@ def embed(
                 | "Distinct" >> beam.Distinct()
             )
             _write(digests, "Train", scratch)
-    found: dict[str, dict[str, EmbeddedSplit]] = {role: {} for role in inputs.models()}
+    found: dict[str, dict[str, Predictions]] = {role: {} for role in inputs.models()}
     for role, name in jobs:
         found[role][name] = transforms.load_split(_read(scratch, role + name))
     trained = set(_read(scratch, "Train")) if inputs.train_dirs else None
@@ -86,8 +87,8 @@ def _read(scratch: str, name: str) -> list[str]:
 
 
 def _common(
-    found: Mapping[str, Mapping[str, EmbeddedSplit]],
-) -> dict[str, dict[str, EmbeddedSplit]]:
+    found: Mapping[str, Mapping[str, Predictions]],
+) -> dict[str, dict[str, Predictions]]:
     """Returns the splits with the records only that all models could read, as if no other were."""
     judged = [s for splits in found.values() for name, s in splits.items() if name != SUPPORT]
     support = [splits[SUPPORT] for splits in found.values() if SUPPORT in splits]
@@ -104,7 +105,7 @@ def _common(
     }
 
 
-def _units(splits: list[EmbeddedSplit]) -> set[str]:
+def _units(splits: list[Predictions]) -> set[str]:
     return set.intersection(*(set(split.units) for split in splits)) if splits else set()
 
 
@@ -122,9 +123,9 @@ def all_labels(inputs: Inputs) -> dict[str, LabelSet]:
         ValueError: If there are other prompts of classes that are not given, or of another number.
     """
     text = served_model.asset(inputs.model_dir, signatures.LABELS_FILE)
-    own = {} if text is None else {evaluation.DEFAULT_PROMPTS: LabelSet.from_json(text)}
+    own = {} if text is None else {DEFAULT_PROMPTS: LabelSet.from_json(text)}
     found = own | dict(inputs.labels)
-    if found and evaluation.DEFAULT_PROMPTS not in found:
+    if found and DEFAULT_PROMPTS not in found:
         raise ValueError(
             "labels must have one without a name, which metrics are named after, since the model "
             f"holds no classes. Received: labels={sorted(found)}"
@@ -140,7 +141,7 @@ def all_labels(inputs: Inputs) -> dict[str, LabelSet]:
 
 def views(
     inputs: Inputs,
-    embedded: Mapping[str, Mapping[str, EmbeddedSplit]],
+    embedded: Mapping[str, Mapping[str, Predictions]],
     labels: Mapping[str, LabelSet],
 ) -> dict[str, View]:
     """Returns what each model that is measured sees, by role: what all of them could read.
@@ -153,25 +154,30 @@ def views(
         splits = common[role]
         if problems := [problem for split in splits.values() for problem in split.problems()]:
             raise ValueError(f"{role} {model_dir}: {'; '.join(problems)}")
-        corrupted = {c.name: splits[c.name].image for c in inputs.corruptions if c.name in splits}
+        corrupted = {c.name: splits[c.name] for c in inputs.corruptions if c.name in splits}
         found[role] = View(
             splits[SPLIT],
-            {name: transforms.embed_classes(model_dir, item) for name, item in labels.items()},
+            _classes(model_dir, labels),
             _scale(model_dir),
             splits.get(SUPPORT),
             corrupted,
             captioned=inputs.captioned,
+            class_loss=served_model.metadata(model_dir).get("class_loss", "softmax"),
         )
     teacher = found.pop(TEACHER, None)
     return {role: dataclasses.replace(view, teacher=teacher) for role, view in found.items()}
 
 
-def _scale(model_dir: str) -> evaluation.Scale | None:
+def _classes(model_dir: str, labels: Mapping[str, LabelSet]) -> dict[str, np.ndarray]:
+    """Returns embeddings of the classes by prompts; none of a model that reads no texts."""
+    if not served_model.has(served_model.load(model_dir), signatures.EMBED_TEXT):
+        return {}
+    return {name: transforms.embed_classes(model_dir, item) for name, item in labels.items()}
+
+
+def _scale(model_dir: str) -> Scale | None:
     metadata = served_model.metadata(model_dir)
     if "temperature" not in metadata:
         return None
-    config = json.loads(served_model.asset(model_dir, signatures.CONFIG_FILE) or "{}")
-    loss = config.get("loss", {})
-    return evaluation.Scale(
-        metadata["temperature"], metadata["bias"], softmax=loss.get("name") == "softmax"
-    )
+    is_softmax = served_model.pair_loss(model_dir) == "softmax"
+    return Scale(metadata["temperature"], metadata["bias"], softmax=is_softmax)

@@ -16,7 +16,7 @@ from sigline.components.index import corpus as corpora
 from sigline.components.index import faiss_index, transforms
 from sigline.components.index.corpus import Corpus
 from sigline.components.index.options import RECALL_AT, IndexConfig
-from sigline.schemas import atomic, digests, retrieval, signatures
+from sigline.schemas import atomic, digests, record, retrieval, signatures
 
 # Captions that are asked before an index counts as good.
 _QUERIES = 256
@@ -46,7 +46,8 @@ def build(
         What the index says of itself.
 
     Raises:
-        ValueError: If the corpus is damaged or empty, or another model embedded it.
+        ValueError: If the corpus is damaged or empty, another model embedded it, or none of its
+            images has a caption to measure the index with.
         IndexRefused: If it does not find what it should.
     """
     output = Path(output)
@@ -88,6 +89,11 @@ def _write(
     )
     _check_unit(vectors, keys, sources)
     queries = _queries(captions)
+    if not queries:
+        raise ValueError(
+            "The corpus must hold at least one caption, since captions measure its index. "
+            f"Received: {len(keys)} images, all without captions"
+        )
     asked = _embed_texts(model_dir, queries)
     top = min(RECALL_AT, len(vectors))
     exact = _exact_scores(vectors, asked, top)
@@ -122,6 +128,8 @@ def _write(
             f"of at least {config.min_recall}."
         )
     about = _about(scratch, corpus, config) | {"queries": len(queries), "recall": recall}
+    if captionless := len(keys) - len(captions):
+        about[record.WITHOUT_CAPTIONS] = captionless
     about |= _sigmoid(model_dir)
     (assets / retrieval.INDEX_FILE).write_text(json.dumps(about, indent=1, sort_keys=True))
     return about
@@ -145,8 +153,7 @@ def _about(scratch: Path, corpus: Corpus, config: IndexConfig) -> dict[str, Any]
 def _sigmoid(model_dir: str) -> dict[str, float]:
     """Returns what makes a probability of a cosine; nothing for a model of another loss."""
     told = served_model.metadata(model_dir)
-    trained = json.loads(served_model.asset(model_dir, signatures.CONFIG_FILE) or "{}")
-    if trained.get("loss", {}).get("name") != "sigmoid":
+    if served_model.pair_loss(model_dir) != "sigmoid":
         return {}
     return {name: told[name] for name in (retrieval.TEMPERATURE, retrieval.BIAS) if name in told}
 
@@ -167,7 +174,7 @@ def _gallery(
     """Writes keys, captions and pictures in the order of rows; returns what the index is made of.
 
     Returns:
-        Vectors, keys, sources and first captions of the rows.
+        Vectors, keys and sources of the rows, and the first captions of those that have some.
     """
     vectors = np.empty((corpus.records, corpus.dim), np.float32)
     keys, sources, captions = [], [], []
@@ -175,7 +182,7 @@ def _gallery(
     try:
         for table in tables:
             vectors[len(keys) : len(keys) + table.num_rows] = corpora.vectors(table)
-            captions += [texts[0] for texts in table.column(corpora.TEXT).to_pylist()]
+            captions += [texts[0] for texts in table.column(corpora.TEXT).to_pylist() if texts]
             keys += table.column(retrieval.KEY).to_pylist()
             sources += table.column(retrieval.SOURCE).to_pylist()
             shown = table.drop_columns([retrieval.EMBEDDING])

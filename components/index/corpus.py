@@ -32,7 +32,7 @@ class Row:
     Attributes:
         key: The record's key.
         source: The record's source.
-        text: Its captions.
+        text: Its captions, if it has any.
         embedding: Unit vector, shape `(dim,)`.
         thumbnail: A small JPEG of it; None where none was asked for.
     """

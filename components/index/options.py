@@ -20,7 +20,7 @@ class IndexConfig:
         min_recall: Least share of the ten best images for a text, by exact comparison, that the
             index must find; else it is not built.
         splits: Splits of the examples that are in it.
-        thumbnails: Whether it keeps small pictures of them.
+        thumbnails: Whether it keeps small pictures of the images.
     """
 
     kind: str = retrieval.EXACT

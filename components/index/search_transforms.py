@@ -25,7 +25,7 @@ class Gallery:
         self._turn = threading.Lock()
 
     def texts(self, row: int) -> tuple[str, ...]:
-        """Returns the captions of a row."""
+        """Returns the captions of a row; none for an image without any."""
         return tuple(self._value(row, corpus.TEXT))
 
     def names(self, row: int) -> tuple[str, str]:

@@ -26,7 +26,7 @@ _INVISIBLE = re.compile(
 
 
 def captions_of(
-    pair: RawPair, metadata: Mapping[str, Any], config: FilterConfig
+    pair: RawPair, metadata: Mapping[str, Any], config: FilterConfig, *, required: bool = True
 ) -> tuple[list[Caption], list[str]]:
     """Returns the captions with their languages, the columns' and the caption file's first.
 
@@ -38,12 +38,13 @@ def captions_of(
         pair: The pair.
         metadata: Its metadata.
         config: How captions are cleaned.
+        required: Whether there must be one.
 
     Returns:
         The captions, and `remarks` on what was left out.
 
     Raises:
-        Refusal: If there is none, or one cannot be read.
+        Refusal: If one cannot be read, or there is none and there must be one.
     """
     collected = _Captions(config)
     for text, language in pair.captions or ():
@@ -60,7 +61,7 @@ def captions_of(
     for language, texts in by_language.items():
         for text in texts_of(texts):
             collected.add(text, language)
-    return collected.result()
+    return collected.result(required=required)
 
 
 class _Captions:
@@ -96,13 +97,13 @@ class _Captions:
         known = self._languages.setdefault(text, {})
         known.setdefault(language.replace("_", "-").casefold(), language or record.UNKNOWN_LANGUAGE)
 
-    def result(self) -> tuple[list[Caption], list[str]]:
-        """Returns the captions, and remarks on what was left out."""
+    def result(self, *, required: bool) -> tuple[list[Caption], list[str]]:
+        """Returns the captions, and remarks on what was left out; see `captions_of`."""
         captions, found = [], []
         for text, languages in self._languages.items():
             tags = [tag for tag in languages.values() if tag != record.UNKNOWN_LANGUAGE]
             captions += [Caption(text, tag) for tag in tags or [record.UNKNOWN_LANGUAGE]]
-        if captions:
+        if captions or not required:
             found += [remarks.CAPTIONS_MISSING] * len(self._missing)
             return captions, found + [remarks.CAPTIONS_EMPTY] * self._empty
         if self._empty:

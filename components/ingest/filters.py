@@ -142,7 +142,7 @@ def kept_captions(captions: Sequence[Caption], config: FilterConfig) -> list[Cap
     """Returns the captions that no rule leaves out, with languages where they are identified.
 
     Raises:
-        Refusal: If none is left.
+        Refusal: If there are captions and none is left.
     """
     kept, refusals = [], []
     for caption in captions:
@@ -150,7 +150,7 @@ def kept_captions(captions: Sequence[Caption], config: FilterConfig) -> list[Cap
             kept.append(_checked(caption, config))
         except Refusal as refusal:
             refusals.append(refusal)
-    if not kept:
+    if refusals and not kept:
         raise refusals[0]
     return kept
 

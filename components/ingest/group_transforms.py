@@ -305,7 +305,8 @@ def _rejected(row: rules.Row, reason: str, detail: str, best: Best):
 class FilterCaptions(beam.PTransform):
     """Leaves out captions that repeat too often, and those of the evaluation.
 
-    Rows without a caption left come out as rejections, below `REJECTED`, with their numbers.
+    Rows that had captions and have none left come out as rejections, below `REJECTED`, with their
+    numbers.
     """
 
     def __init__(self, config: rules.IngestConfig):
@@ -350,7 +351,7 @@ class _LeaveOut(beam.DoFn):
         self._config = config
 
     def process(self, row: rules.Row, repeated: dict[str, int], evaluated: dict[str, None]):
-        if row.number[0] < 0:
+        if row.number[0] < 0 or not row.text:
             yield ROWS, row
             return
         if not rules.is_evaluated(row, self._config):

@@ -18,6 +18,8 @@ from sigline.components.ingest.sources import MAX_SIDE_BYTES, Place, RawPair, So
 from sigline.components.ingest.tags import TagConfig
 from sigline.schemas import record
 
+# Whether a record must have a caption.
+REQUIRED, OPTIONAL = "required", "optional"
 # Characters of what is said of a rejection.
 _MAX_DETAIL = 500
 
@@ -58,6 +60,8 @@ class IngestConfig:
             one of their pictures goes to the split that picture is in.
         shard_records: Aim for the number of records per output shard.
         split_seed: Changes the split and the order of records.
+        captions: Whether a record must have a caption: `required`; or `optional`, for models of
+            images alone. A picture whose captions are all refused is rejected either way.
         source: How the files are read.
         limits: Bounds on images.
         storage: How images are stored.
@@ -72,6 +76,7 @@ class IngestConfig:
     earlier: tuple[str, ...] = ()
     shard_records: int = 512
     split_seed: int = 0
+    captions: str = REQUIRED
     source: SourceConfig = field(default_factory=SourceConfig)
     limits: images.ImageLimits = field(default_factory=images.ImageLimits)
     storage: images.ImageStorage = field(default_factory=images.ImageStorage)
@@ -87,6 +92,11 @@ class IngestConfig:
         if self.shard_records < 1:
             raise ValueError(
                 f"shard_records must be at least 1. Received: shard_records={self.shard_records}"
+            )
+        if self.captions not in (REQUIRED, OPTIONAL):
+            raise ValueError(
+                f"captions must be {REQUIRED}, or {OPTIONAL} to keep pictures without one. "
+                f"Received: captions={self.captions!r}"
             )
 
 
@@ -183,9 +193,16 @@ def examine(
         classes: The classes of the input, if it names them.
     """
     try:
-        return _row(pair, config, number, classes or ClassNames())
+        return _row(with_optional_captions(pair, config), config, number, classes or ClassNames())
     except (images.ImageError, Refusal) as error:
         return _rejection(pair, error.reason, str(error))
+
+
+def with_optional_captions(pair: RawPair, config: IngestConfig) -> RawPair:
+    """Returns a pair without the problem that it has no captions, where it needs none."""
+    if config.captions == OPTIONAL and pair.lacks_captions:
+        return replace(pair, problem=None, lacks_captions=False)
+    return pair
 
 
 def _rejection(pair: RawPair, reason: str, detail: str) -> Rejection:
@@ -207,7 +224,8 @@ def _row(
         left_out = []
     else:
         metadata = _metadata(pair)
-        captions, left_out = captions_of(pair, metadata, config.filters)
+        required = config.captions == REQUIRED
+        captions, left_out = captions_of(pair, metadata, config.filters, required=required)
         captions = filters.kept_captions(captions, config.filters)
     image = images.check_image(
         pair.image, config.limits, config.storage, mirrored=config.duplicates.mirrored

@@ -202,6 +202,8 @@ class RawPair:
         extra: All other columns.
         problem: Why the sample, or what follows it, could not be read.
         remarks: What was left out though the pair is good, of `remarks`.
+        lacks_captions: Whether `problem` is that there is no column of captions, and a pair that
+            needs no caption is good without it.
     """
 
     key: str
@@ -220,6 +222,7 @@ class RawPair:
     problem: Problem | None = None
     # Fetching knows its finished shards by how their rows are written.
     remarks: tuple[str, ...] = field(default=(), repr=False)
+    lacks_captions: bool = field(default=False, repr=False)
 
 
 class FolderClass(int):

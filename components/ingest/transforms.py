@@ -289,7 +289,7 @@ class Ingest(beam.PTransform):
                 AsDict(remarks),
                 self._examples_dir,
                 self._report_dir,
-                self._config.eval_sources,
+                self._config,
                 _num_files(self._inventory),
             )
         )
@@ -421,6 +421,7 @@ class _ExaminePart(_Examine):
                 shard=_inside(pair.shard, base.rstrip("/")),
                 source=place.source or pair.source,
             )
+            pair = rules.with_optional_captions(pair, self._config)
             if pair.image_path is not None and pair.problem is None:
                 yield _APART, (part, read, pair)
             else:
@@ -568,7 +569,8 @@ class _WriteShard(beam.DoFn):
         sources: dict[str, int] = defaultdict(int)
         for row in rows:
             sources[row.source] += 1
-        yield split, name, {"records": len(rows), "sha256": digest}, dict(sources)
+        captionless = sum(not row.text for row in rows)
+        yield split, name, {"records": len(rows), "sha256": digest}, dict(sources), captionless
 
     def _fetch(self, rows: list[rules.Row]) -> dict[Place | None, bytes]:
         """Returns the images of rows as they are stored, reading each file front to back."""
@@ -629,18 +631,20 @@ def _write_report(
     remarks: dict[str, int],
     examples_dir: str,
     report_dir: str,
-    eval_sources: tuple[str, ...],
+    config: rules.IngestConfig,
     num_files: tuple[int, int, int],
 ) -> dict[str, Any]:
     splits: dict[str, dict[str, Any]] = {
         name: {"shards": {}, "sources": {}} for name in record.SPLITS
     }
-    for split, name, shard, sources in sorted(written, key=lambda item: item[:2]):
+    captionless = 0
+    for split, name, shard, sources, number in sorted(written, key=lambda item: item[:2]):
+        captionless += number
         splits[split]["shards"][name] = shard
         for source, count in sources.items():
             splits[split]["sources"][source] = splits[split]["sources"].get(source, 0) + count
     sources = {source for split in splits.values() for source in split["sources"]}
-    if missing := sorted(set(eval_sources) - sources):
+    if missing := sorted(set(config.eval_sources) - sources):
         raise ValueError(
             f"eval_sources must name sources of the input. Received: {missing}, which no record "
             f"has; the input has {sorted(sources)}"
@@ -681,6 +685,8 @@ def _write_report(
         # Files, and members of archives: those read and those passed over are all there are.
         "passed_over": _account(files, members, *num_files),
     }
+    if config.captions == rules.OPTIONAL:
+        counts[record.WITHOUT_CAPTIONS] = captionless
     for name, content in (
         (artifacts.PROFILE_FILE, profile),
         (artifacts.SAMPLES_FILE, samples),

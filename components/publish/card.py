@@ -23,11 +23,16 @@ _MODEL = (
     "temperature",
     "bias",
     "vocabulary_digest",
+    "pair_loss",
+    "classes",
+    "class_loss",
 )
 _ORIGIN = ("sigline_version", "code_digest", "config_digest", "data_digest")
 _OF_METRIC = ("value", "low", "high", "chance", "baseline")
 # What a reader looks for first.
 _SHOWN = (
+    "classification_accuracy",
+    "classification_mean_class_recall",
     "zero_shot_accuracy",
     "image_to_text_recall@1",
     "image_to_text_recall@10",
@@ -88,9 +93,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = [
         f"# {model.get('recipe', 'model')}",
         "",
-        f"An image-text model of {model.get('num_parameters', 0):,} parameters: images of "
-        f"{model.get('image_size', '?')} pixels and texts of {model.get('text_length', '?')} "
-        f"tokens become embeddings of {model.get('embedding_dim', '?')} numbers.",
+        _about(model),
         "",
         "## What it was made of",
         "",
@@ -139,6 +142,21 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"{'passed' if check['passed'] else 'failed'} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _about(model: Mapping[str, Any]) -> str:
+    """Returns a sentence that says what a model does."""
+    read = f"images of {model.get('image_size', '?')} pixels"
+    kind = "image model"
+    if "text_length" in model:
+        kind, read = "image-text model", f"{read} and texts of {model['text_length']} tokens"
+    sentence = (
+        f"An {kind} of {model.get('num_parameters', 0):,} parameters: {read} become embeddings of "
+        f"{model.get('embedding_dim', '?')} numbers"
+    )
+    if "classes" in model:
+        sentence += f", and its head tells {model['classes']:,} classes apart"
+    return f"{sentence}."
 
 
 def _worth(evaluation: Mapping[str, Any]) -> list[str]:

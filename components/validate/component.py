@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Collection
 
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
@@ -16,9 +17,9 @@ from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import ExampleAnomalies, Examples, ExampleStatistics, Schema
 
 from sigline.components.artifact_types import DataAcceptance, DataReport, IngestReport
-from sigline.components.validate import drift, gate
+from sigline.components.validate import drift, gate, schema_anomalies
 from sigline.components.validate import report as data_report
-from sigline.schemas import artifacts, run_reports, strict
+from sigline.schemas import artifacts, record, run_reports, strict
 
 _SCHEMA_FILE = "schema.pbtxt"
 _ANOMALIES_FILE = "SchemaDiff.pb"
@@ -62,8 +63,10 @@ def ReportData(
     numbers = _read_statistics(statistics)
     before = {} if earlier_statistics is None else _read_statistics(earlier_statistics)
     found = {}
+    # The schema asks for captions, which ingest need not.
+    optional = (record.TEXT, record.LANGUAGE) if data.captions_are_optional else ()
     for name, given, described in (
-        (artifacts.PROBLEMS_FILE, limits, _read_anomalies(anomalies)),
+        (artifacts.PROBLEMS_FILE, limits, _read_anomalies(anomalies, optional)),
         (artifacts.WARNINGS_FILE, limits.warning, {}),
     ):
         compared = drift.anomalies(
@@ -144,16 +147,11 @@ def _read_json(path: str):
         return json.load(handle)
 
 
-def _read_anomalies(artifact) -> dict[str, dict[str, str]]:
+def _read_anomalies(artifact, optional: Collection[str] = ()) -> dict[str, dict[str, str]]:
     found = {}
     for split in artifact_utils.decode_split_names(artifact.split_names):
         path = os.path.join(artifact.uri, f"Split-{split}", _ANOMALIES_FILE)
         with open(path, "rb") as handle:
             message = anomalies_pb2.Anomalies.FromString(handle.read())
-        found[split] = {
-            name: f"{info.short_description}: {info.description}"
-            for name, info in message.anomaly_info.items()
-        }
-        if message.HasField("dataset_anomaly_info"):
-            found[split]["(data set)"] = message.dataset_anomaly_info.description
+        found[split] = schema_anomalies.described(message, optional=optional)
     return found

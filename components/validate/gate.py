@@ -89,6 +89,11 @@ class Described(NamedTuple):
     counts: Mapping[str, Any]
     profile: Mapping[str, Any]
 
+    @property
+    def captions_are_optional(self) -> bool:
+        """Whether ingest kept pictures without captions."""
+        return record.WITHOUT_CAPTIONS in self.counts
+
 
 def data_problems(
     data: Described,

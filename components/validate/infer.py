@@ -12,6 +12,8 @@ _CATEGORIES = (record.LANGUAGE, record.SOURCE)
 _MAX_VALUES = 500
 # Of these the least and the largest that were seen are bounds.
 _BOUNDED = (record.WIDTH, record.HEIGHT, record.LABEL)
+# A record of a picture without captions has no values of these.
+_OF_CAPTIONS = (record.TEXT, record.LANGUAGE)
 
 
 def infer(
@@ -20,7 +22,8 @@ def infer(
     """Returns a schema that the data fulfils and other languages, sources, sides or labels do not.
 
     TFDV's inference alone would also take the number of captions, or a key made of digits, for a
-    rule; what has none in the curated schema gets none here.
+    rule; what has none in the curated schema gets none here. Where a record has no caption,
+    captions are optional in the schema.
 
     Args:
         curated: Of all records.
@@ -37,6 +40,9 @@ def infer(
         for item in statistics
     ]
     for feature in found.feature:
+        if feature.name in _OF_CAPTIONS and _is_absent(feature.name, statistics):
+            feature.ClearField("presence")
+            feature.value_count.ClearField("min")
         if feature.name in _CATEGORIES:
             domains = [
                 domain
@@ -59,3 +65,17 @@ def infer(
                 feature.int_domain.min = min(low for low, _ in ranges)
                 feature.int_domain.max = max(high for _, high in ranges)
     return found
+
+
+def _is_absent(name: str, statistics: Iterable[DatasetFeatureStatisticsList]) -> bool:
+    """Whether some record has no value of a feature."""
+    for data in statistics:
+        split = data.datasets[0]
+        features = [item for item in split.features if item.path.step[0] == name]
+        if split.num_examples and not features:
+            return True
+        for item in features:
+            common = getattr(item, item.WhichOneof("stats")).common_stats
+            if common.num_missing or (common.num_non_missing and not common.min_num_values):
+                return True
+    return False

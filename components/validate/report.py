@@ -69,7 +69,7 @@ def page(
         "<h1>Data report</h1>",
         _about(date, reports),
         _verdict(problems, warnings),
-        _numbers(counts),
+        _numbers(data),
         "<h2>What was rejected</h2>",
         _bars(rejected, "rejected") if rejected else "<p>Nothing.</p>",
         *_passed_over(counts.get("passed_over")),
@@ -107,9 +107,12 @@ def _listed(kind: str, title: str, sentences: Sequence[str]) -> str:
     return f'<div class="verdict {kind}">{title}<ul>{items}</ul></div>'
 
 
-def _numbers(counts: Mapping[str, Any]) -> str:
+def _numbers(data: Described) -> str:
+    counts = data.counts
     shown = [("pairs read", counts["input"]), ("written", counts["written"])]
     shown += [(split, counts["splits"].get(split, 0)) for split in record.SPLITS]
+    if data.captions_are_optional:
+        shown.append(("without captions", counts[record.WITHOUT_CAPTIONS]))
     share = f" ({counts['rejected'] / counts['input']:.1%})" if counts["input"] else ""
     shown.append((f"rejected{share}", counts["rejected"]))
     items = "".join(f"<div><b>{number:,}</b>{_text(name)}</div>" for name, number in shown)

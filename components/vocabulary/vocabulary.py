@@ -27,7 +27,10 @@ def train_vocabulary(
     """
     sample = _sample(captions, max_captions)
     if not any(sample):
-        raise ValueError("captions must hold at least one text that is not empty. Received none.")
+        raise ValueError(
+            "captions must hold at least one text that is not empty; a model of images alone needs "
+            "no vocabulary. Received none."
+        )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

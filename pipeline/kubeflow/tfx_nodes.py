@@ -28,8 +28,8 @@ from tfx.utils import path_utils
 from sigline.components import served_model
 from sigline.components.artifact_types import DataAcceptance, IngestReport
 from sigline.components.validate.component import DataGateError
+from sigline.pipeline import checks, planning, report
 from sigline.pipeline import environment as environments
-from sigline.pipeline import planning, report
 from sigline.pipeline import run as local_run
 from sigline.pipeline.kubeflow import records
 from sigline.pipeline.report import NodeRun
@@ -72,7 +72,14 @@ def PlanRun(
         span=given.span if chosen_span < 0 else chosen_span,
         overrides=(*given.overrides, *changed),
     )
-    return dataclasses.asdict(planning.plan(asked, thresholds=changes))
+    plan = planning.plan(asked, thresholds=changes)
+    if bool(plan.text_tower) != checks.reads_texts(given):
+        raise ValueError(
+            "The recipe of a run must have a text tower if that of the package has one, and none "
+            "if that has none: the tasks differ. Compile a package for it. "
+            f"Received: recipe={recipe}, compiled for recipe={given.recipe}"
+        )
+    return dataclasses.asdict(plan)
 
 
 @component

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sigline import arguments as checks
+from sigline.commands.dataclass_options import add_options, from_arguments
 from sigline.schemas import atomic, digests, ownership, progress, signatures
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ _EMBED = "sigline embed"
 def add_parser(commands) -> None:
     """Adds the commands."""
     ask = commands.add_parser("ask", help="compare an image with texts, or search images by text")
-    ask.add_argument("texts", nargs="+", metavar="TEXT")
-    ask.add_argument("--image", type=Path, help="image to compare with each text")
+    ask.add_argument("texts", nargs="*", metavar="TEXT")
+    ask.add_argument(
+        "--image", type=Path, help="image to compare with each text; to classify, without one"
+    )
     ask.add_argument("--images", type=Path, help="folder of images to search")
     ask.add_argument("--top", type=int, default=5, help="matches of a search to print")
     ask.add_argument(
@@ -61,9 +64,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 def add_access(parser: argparse.ArgumentParser) -> None:
     """Adds what a server may ask for; see `options`."""
     parser.add_argument("--api-key-file", type=Path, help="file with the API key to send")
-    parser.add_argument("--tls-ca", type=Path, help="who signs the server's certificate, PEM")
-    parser.add_argument("--tls-certificate", type=Path, help="to show to the server (mTLS), PEM")
-    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
+    add_options(parser, "sigline.serving.transport.ClientTls", prefix="tls_")
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -87,14 +88,14 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
     if bool(files[1]) != bool(files[2]):
         raise ValueError("--tls-certificate and --tls-key must be given together.")
     if any(files):
-        found["tls"] = ClientTls(*files)
+        found["tls"] = from_arguments(ClientTls, arguments, prefix="tls_")
     return found
 
 
 def _ask(arguments: argparse.Namespace) -> int:
     images: Path | None = arguments.images
     if (arguments.image is None) == (images is None):
-        raise ValueError("Give either --image FILE TEXT [TEXT ...] or --images FOLDER TEXT.")
+        raise ValueError("Give either --image FILE [TEXT ...] or --images FOLDER TEXT.")
     if images is not None and len(arguments.texts) != 1:
         raise ValueError(
             f"A search takes one TEXT; quote it if it has spaces. Received: {arguments.texts}"
@@ -105,7 +106,9 @@ def _ask(arguments: argparse.Namespace) -> int:
     checks.check_folder(images, "--images")
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold must be 0 to 1. Received: --threshold {arguments.threshold}")
-    return _answered(arguments, _compare if images is None else _search)
+    if images is not None:
+        return _answered(arguments, _search)
+    return _answered(arguments, _compare if arguments.texts else _classify)
 
 
 def _answered(arguments: argparse.Namespace, ask: Callable[[Any, argparse.Namespace], None]) -> int:
@@ -140,6 +143,14 @@ def _compare(client, arguments: argparse.Namespace) -> None:
         print(f"{readable(probabilities[0, index])}  {arguments.texts[index]}")
     if is_sure:
         _tell_doubt("No text fits", float(probabilities[0].max()), arguments.threshold)
+
+
+def _classify(client, arguments: argparse.Namespace) -> None:
+    inputs = {signatures.IMAGE_BYTES: [arguments.image.read_bytes()]}
+    answer = client.predict(signatures.CLASSIFY, inputs)
+    (names,), (scores,) = answer[signatures.CLASSES], answer[signatures.SCORES]
+    for name, score in zip(names, scores, strict=True):
+        print(f"{readable(float(score))}  {name.decode() if isinstance(name, bytes) else name}")
 
 
 def _search(client, arguments: argparse.Namespace) -> None:

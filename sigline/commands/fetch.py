@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sigline import quiet
+from sigline.commands.dataclass_options import add_options, from_arguments
+from sigline.components.ingest import sources
 from sigline.schemas import progress
 from sigline.schemas.entries import FILE, Entry, local_entries
 
 # Files that are passed over and named.
 _SHOWN = 10
+_SOURCE = "sigline.components.ingest.sources.SourceConfig"
+_FETCH = "sigline.components.ingest.fetch.FetchConfig"
 
 
 def add_parser(commands) -> None:
@@ -21,33 +25,28 @@ def add_parser(commands) -> None:
     )
     fetch.add_argument("--input", required=True, type=Path, help="folder of the tables")
     fetch.add_argument("--output", required=True, type=Path, help="folder to write to, or go on in")
-    fetch.add_argument("--format", default="auto", help="of the tables; `list` is never told")
-    fetch.add_argument("--url-column", default="", help="column of the URL, if not a usual name")
-    fetch.add_argument("--caption-column", action="append", default=[], help="columns of captions")
-    fetch.add_argument(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="columns of CSV and TSV files without a header, such as: caption url",
-    )
-    fetch.add_argument("--delimiter", default="", help="of CSV files; a comma by default")
-    fetch.add_argument(
-        "--quoting",
-        choices=("none", "minimal"),
-        default="",
-        help="whether quotes are characters (none, as in .tsv) or enclose fields (as in .csv)",
+    add_options(
+        fetch,
+        _SOURCE,
+        ("format", "image", "caption", "columns", "delimiter", "quoting"),
+        format={"help": "of the tables; `list` is never told"},
+        image={"option": "--url-column", "help": "column of the URL, if not a usual name"},
+        caption={"option": "--caption-column", "help": "columns of captions"},
+        columns={"action": "store", "nargs": "+", "metavar": "NAME"},
+        quoting={"choices": sources.QUOTING},
     )
     fetch.add_argument("--shard-rows", type=int, default=1000, help="rows of a shard")
     fetch.add_argument("--threads", type=int, default=16, help="requests at a time")
-    fetch.add_argument("--per-host", type=int, help="requests to one host at a time")
-    fetch.add_argument("--host-interval", type=float, help="least seconds between two of them")
-    fetch.add_argument("--retries", type=int, help="attempts after the first")
-    fetch.add_argument("--timeout", type=float, help="seconds until something arrives")
-    fetch.add_argument("--max-bytes", type=int, help="largest file")
-    fetch.add_argument("--user-agent", help="what the fetcher calls itself")
-    fetch.add_argument(
-        "--allow-network", action="append", help="network to fetch from that is not public"
+    add_options(
+        fetch,
+        _FETCH,
+        (
+            *("per_host", "host_interval_s", "retries", "timeout_s", "max_bytes", "user_agent"),
+            "allowed_networks",
+        ),
+        host_interval_s={"option": "--host-interval"},
+        timeout_s={"option": "--timeout"},
+        allowed_networks={"option": "--allow-network"},
     )
     fetch.add_argument("--again", action="store_true", help="try again what failed for the moment")
     fetch.set_defaults(run=_run)
@@ -107,8 +106,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: If one is out of range.
     """
-    from sigline.components.ingest import fetch
-    from sigline.components.ingest.sources import SourceConfig
+    from sigline.components.ingest.fetch import FetchConfig
 
     if not arguments.input.is_dir():
         raise ValueError(f"--input must be a folder with tables. Received: {arguments.input}")
@@ -122,29 +120,18 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(
                 f"{option} must be at least 1. Received: {option} {getattr(arguments, name)}"
             )
-    chosen = {
-        "per_host": arguments.per_host,
-        "host_interval_s": arguments.host_interval,
-        "retries": arguments.retries,
-        "timeout_s": arguments.timeout,
-        "max_bytes": arguments.max_bytes,
-        "user_agent": arguments.user_agent,
-        "allowed_networks": tuple(arguments.allow_network) if arguments.allow_network else None,
-    }
-    names = (name.strip() for item in arguments.columns for name in item.split(","))
+    changed: dict[str, Any] = {}
+    if arguments.columns is not None:
+        names = (name.strip() for item in arguments.columns for name in item.split(","))
+        changed["columns"] = tuple(name for name in names if name)
+    if arguments.delimiter is not None:
+        # As shells pass it on.
+        changed["delimiter"] = arguments.delimiter.replace("\\t", "\t")
     return {
         "input_base": str(arguments.input.resolve()),
         "output_dir": str(arguments.output.resolve()),
-        "config": fetch.FetchConfig(**{k: v for k, v in chosen.items() if v is not None}),
-        "source": SourceConfig(
-            format=arguments.format,
-            image=arguments.url_column,
-            caption=tuple(arguments.caption_column),
-            # As shells pass it on.
-            delimiter=arguments.delimiter.replace("\\t", "\t"),
-            quoting=arguments.quoting,
-            columns=tuple(name for name in names if name),
-        ),
+        "config": from_arguments(FetchConfig, arguments),
+        "source": from_arguments(sources.SourceConfig, arguments, **changed),
         "shard_rows": arguments.shard_rows,
         "threads": arguments.threads,
         "again": arguments.again,

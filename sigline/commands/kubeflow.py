@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from sigline.commands.dataclass_options import add_options, from_arguments
+
 
 def add_parser(commands) -> None:
     """Adds the command."""
@@ -70,23 +72,17 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="", help="address of Kubeflow Pipelines' API")
-    parser.add_argument("--ca-certificate", default="", help="who signed the host's certificate")
-    parser.add_argument("--cookie", default="", help="file with a session's cookie")
-    parser.add_argument(
-        "--in-cluster", action="store_true", help="take the token of the pod's service account"
+    add_options(
+        parser,
+        "sigline.pipeline.kubeflow.cluster.Access",
+        host={"help": "address of Kubeflow Pipelines' API"},
     )
 
 
 def _access(arguments: argparse.Namespace):
     from sigline.pipeline.kubeflow import cluster
 
-    return cluster.Access(
-        host=arguments.host,
-        ca_certificate=arguments.ca_certificate,
-        cookie=arguments.cookie,
-        in_cluster=arguments.in_cluster,
-    )
+    return from_arguments(cluster.Access, arguments)
 
 
 def _parameters(given: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sigline import arguments as checks
 from sigline import quiet
 from sigline.commands import ask
+from sigline.commands.dataclass_options import add_options, from_arguments
 from sigline.schemas import ownership, progress, retrieval, signatures
 
 # Pictures that the page shows before the first query.
@@ -25,13 +26,12 @@ def add_parser(commands) -> None:
     index.add_argument(
         "--corpus", type=Path, help="folder that keeps the embeddings; OUTPUT.corpus by default"
     )
-    index.add_argument("--kind", choices=retrieval.KINDS, default=retrieval.EXACT)
-    index.add_argument("--split", action="append", help="splits to take; train and eval by default")
-    index.add_argument("--top", type=int, default=100, help="most answers to a query; 100")
-    index.add_argument(
-        "--min-recall", type=float, default=0.95, help="that texts must reach, at 10; 0.95"
+    add_options(
+        index,
+        "sigline.components.index.options.IndexConfig",
+        kind={"choices": retrieval.KINDS},
+        splits={"option": "--split"},
     )
-    index.add_argument("--no-thumbnails", action="store_true", help="keep no small pictures")
     index.add_argument(
         "--beam-arg", action="append", default=[], metavar="ARG", help="of the Beam runner"
     )
@@ -69,13 +69,7 @@ def _index(arguments: argparse.Namespace) -> int:
     from sigline.components.index.options import IndexConfig
     from sigline.schemas import record
 
-    config = IndexConfig(
-        kind=arguments.kind,
-        top=arguments.top,
-        min_recall=arguments.min_recall,
-        thumbnails=not arguments.no_thumbnails,
-        **({"splits": tuple(arguments.split)} if arguments.split else {}),
-    )
+    config = from_arguments(IndexConfig, arguments)
     checks.check_folder(arguments.model, "--model", holds="saved_model.pb")
     checks.check_folder(arguments.data, "--data", holds=record.MANIFEST_FILE)
     checks.check_absent(arguments.output, "--output")

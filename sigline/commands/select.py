@@ -1,12 +1,19 @@
 """`sigline data select`: which records of a split to train on."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from sigline import arguments as checks
 from sigline import quiet
+from sigline.commands.dataclass_options import add_options, from_arguments
 from sigline.schemas import atomic, progress
+
+# What chooses, and what says only how.
+_CHOICES = (
+    *("similarity_fraction", "min_similarity", "target_limit", "covariance_fraction"),
+    *("clusters", "cluster_limit", "entry_limit"),
+)
+_DETAILS = ("target_stop", "target_clusters", "seed")
 
 
 def add_parser(data) -> None:
@@ -16,21 +23,10 @@ def add_parser(data) -> None:
     select.add_argument("--output", required=True, type=Path, help="folder to write to")
     select.add_argument("--split", default="train")
     select.add_argument("--model", type=Path, help="SavedModel that embeds the pairs")
-    select.add_argument("--similarity-fraction", type=float, help="share to keep, most similar")
-    select.add_argument("--min-similarity", type=float, help="least cosine to keep instead")
     select.add_argument("--target", type=Path, help="examples whose images to choose near ones of")
-    select.add_argument("--target-limit", type=int, help="pairs to choose near them, at most")
-    select.add_argument("--target-stop", type=float, help="least similarity, of the nearest's")
-    select.add_argument("--target-clusters", type=int, help="centres of the target's images")
     select.add_argument("--labels", type=Path, help="file with a class's text in each line")
-    select.add_argument(
-        "--covariance-fraction", type=float, help="share of each class that varies as all do"
-    )
-    select.add_argument("--clusters", type=int, help="number of clusters of images")
-    select.add_argument("--cluster-limit", type=int, help="pairs to keep of each, about")
     select.add_argument("--entries", type=Path, help="file with an entry for captions in each line")
-    select.add_argument("--entry-limit", type=int, help="pairs to keep of each entry, about")
-    select.add_argument("--seed", type=int, default=0)
+    add_options(select, "sigline.components.curate.rules.CurateConfig", (*_CHOICES, *_DETAILS))
     select.set_defaults(run=_select)
 
 
@@ -45,14 +41,11 @@ def _select(arguments: argparse.Namespace) -> int:
     for path, option in ((arguments.entries, "--entries"), (arguments.labels, "--labels")):
         checks.check_file(path, option)
     checks.check_absent(arguments.output, "--output")
-    fields = {item.name for item in dataclasses.fields(rules.CurateConfig)}
-    given = {name: value for name, value in vars(arguments).items() if name in fields}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if not set(chosen) - {"seed", "target_stop", "target_clusters"}:
+    if all(getattr(arguments, name) is None for name in _CHOICES):
         raise ValueError("select needs at least one of the options that say what to choose.")
     if (arguments.entries is None) != (arguments.entry_limit is None):
         raise ValueError("--entries and --entry-limit must be given together.")
-    config = rules.CurateConfig(**chosen)
+    config = from_arguments(rules.CurateConfig, arguments)
     quiet.import_tensorflow()
     import apache_beam as beam
 

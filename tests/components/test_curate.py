@@ -275,3 +275,91 @@ def test_selected_keys_are_those_that_are_trained_on(
     wanted = of_pairs(contract_config.image, tokenizer)
     batch = next(iter(data.training_batches(folder, contract_config, wanted, first_step=3)))
     assert batch["text"].shape[0] == 8
+
+
+@pytest.fixture(scope="module")
+def captionless(scene_records, tmp_path_factory):
+    """Returns a function that writes examples of which so many records have no caption."""
+    import dataclasses
+
+    from sigline.schemas import digests, tf_example
+
+    def _write(count):
+        folder = tmp_path_factory.mktemp("captionless")
+        records = [
+            dataclasses.replace(item, text=(), language=()) if number < count else item
+            for number, item in enumerate(scene_records[:40])
+        ]
+        path = folder / "Split-train" / "data_tfrecord-00000-of-00001.gz"
+        path.parent.mkdir()
+        tf_example.write_shard(str(path), map(tf_example.encode, records))
+        shard = {"records": len(records), "sha256": digests.file_digest(path)}
+        splits = {"train": {"shards": {path.name: shard}}}
+        (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
+        return folder, {item.key for item in records[:count]}
+
+    return _write
+
+
+def _selected_keys(output):
+    return {
+        json.loads(line)
+        for path in (output / "Split-train" / "keys").iterdir()
+        for line in path.read_text().splitlines()
+    }
+
+
+def test_records_without_captions_are_left_out_of_choices_by_captions(
+    captionless, model_dir, tmp_path, capfd
+):
+    folder, without = captionless(15)
+    model = ["--model", str(model_dir)]
+    labels, entries = tmp_path / "labels.txt", tmp_path / "entries.txt"
+    labels.write_text("a red circle\na blue square\n")
+    entries.write_text("red\nblue\ngreen\na\n")
+    for name, options in (
+        ("similarity_fraction", [*model, "--similarity-fraction", "1"]),
+        ("min_similarity", [*model, "--min-similarity", "-1"]),
+        (
+            "covariance_fraction",
+            [*model, "--covariance-fraction", "1", "--labels", str(labels)],
+        ),
+        ("entry_limit", ["--entries", str(entries), "--entry-limit", "1000"]),
+    ):
+        assert _select(folder, tmp_path / name, *options) == 0
+        keys = _selected_keys(tmp_path / name)
+        assert keys
+        assert not keys & without
+        if name != "entry_limit":
+            assert len(keys) == 25
+        message = f"15 of 40 records have no caption, which {name} needs: they are left out."
+        assert message in capfd.readouterr().err
+
+
+def test_choices_by_images_need_no_captions(captionless, model_dir, tmp_path, capfd):
+    folder, without = captionless(40)
+    model = ["--model", str(model_dir)]
+    for name, options in (
+        ("clusters", ["--clusters", "2", "--cluster-limit", "1000"]),
+        (
+            "target",
+            ["--target", str(folder), "--target-limit", "40", "--target-clusters", "4"],
+        ),
+    ):
+        assert _select(folder, tmp_path / name, *model, *options) == 0
+        keys = _selected_keys(tmp_path / name)
+        assert keys <= without
+        assert len(keys) == 40 if name == "clusters" else keys
+        assert "no caption" not in capfd.readouterr().err
+
+
+def test_choice_by_captions_of_records_without_any_is_one_sentence(
+    captionless, model_dir, tmp_path, capsys
+):
+    folder, _ = captionless(40)
+    options = ["--model", str(model_dir), "--similarity-fraction", "0.5"]
+    assert _select(folder, tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err
+    assert "similarity_fraction must choose among records with captions" in error
+    assert "40 records, all without captions" in error
+    assert error.count("\n") == 1

@@ -171,6 +171,32 @@ def test_output_does_not_depend_on_the_run(embedded, examples, weights, tmp_path
         assert path.read_bytes() == (tmp_path / "b" / "Split-train" / path.name).read_bytes()
 
 
+def test_records_without_captions_are_embedded(embedded, examples, tmp_path):
+    name = "data_tfrecord-00000-of-00001.gz"
+    path = tmp_path / "in" / "Split-train" / name
+    path.parent.mkdir(parents=True)
+    first = sorted((examples / "Split-train").iterdir())[0]
+    records = [
+        dataclasses.replace(tf_example.decode(item), text=(), language=())
+        for item in list(tf_example.read_shard(str(first)))[:3]
+    ]
+    tf_example.write_shard(str(path), map(tf_example.encode, records))
+    shards = {name: {"records": 3, "sha256": digests.file_digest(path)}}
+    manifest_text = json.dumps({"splits": {"train": {"shards": shards}}})
+    (tmp_path / "in" / "manifest.json").write_text(manifest_text)
+    output = tmp_path / "out"
+    tower = str(embedded / "tower")
+    _run(tmp_path, transforms.EmbedImages(str(tmp_path / "in"), tower, str(output)))
+    written = list(tf_example.read_shard(str(output / "Split-train" / name)))
+    known = list(tf_example.read_shard(str(embedded / "Split-train" / first.name)))[:3]
+    for item, other in zip(written, known, strict=True):
+        item, other = (tf_example.features(x) for x in (item, other))
+        assert item[record.TEXT] == item[record.LANGUAGE] == []
+        np.testing.assert_allclose(
+            item[record.IMAGE_EMBEDDING], other[record.IMAGE_EMBEDDING], atol=1e-6
+        )
+
+
 def test_image_that_does_not_decode_is_named(embedded, examples, tmp_path):
     folder = tmp_path / "examples"
     shutil.copytree(examples, folder)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -385,6 +386,43 @@ def _corpus(folder):
 
 def _files(folder):
     return sorted(os.path.join(folder, name) for name in os.listdir(folder))
+
+
+def _captionless(examples, folder, count):
+    """Writes examples of which so many, the first, have no caption."""
+    (folder / "Split-train").mkdir(parents=True)
+    records = [
+        dataclasses.replace(item, text=(), language=()) if i < count else item
+        for i, item in enumerate(list(_records(examples))[:30])
+    ]
+    tf_example.write_shard(str(folder / "Split-train" / "a.gz"), map(tf_example.encode, records))
+    _write_manifest(folder, {"a.gz": 30})
+    return folder
+
+
+def test_images_without_captions_are_in_the_index_and_measure_nothing(
+    examples, model_dir, tmp_path
+):
+    from sigline.components.index import search_transforms
+
+    corpus_of_few = _embed(
+        _captionless(examples, tmp_path / "in", 20), model_dir, tmp_path / "corpus"
+    )
+    output = tmp_path / "index"
+    about = build.build([corpus_of_few.folder], model_dir, output, IndexConfig(top=20))
+    assert (about["records"], about["without_captions"]) == (30, 20)
+    assert 0 < about["queries"] <= 10
+    matches = search_transforms.LocalIndex(output).by_image(next(_records(examples)).image, top=20)
+    assert matches[0].text == ()
+    assert matches[0].score == pytest.approx(1)
+
+
+def test_corpus_without_any_caption_is_refused(examples, model_dir, tmp_path):
+    folder = _captionless(examples, tmp_path / "in", 30)
+    embedded = _embed(folder, model_dir, tmp_path / "corpus")
+    with pytest.raises(ValueError, match=r"at least one caption.*30 images, all without"):
+        build.build([embedded.folder], model_dir, tmp_path / "index", IndexConfig())
+    assert not (tmp_path / "index").exists()
 
 
 def _write_manifest(folder, counts):

@@ -34,3 +34,28 @@ def test_no_text_is_refused(captions):
 def test_vocabulary_too_small_for_the_characters_is_refused():
     with pytest.raises(ValueError, match=r"vocabulary_size is too small.*vocabulary_size=4"):
         train_vocabulary(CAPTIONS, vocabulary_size=4)
+
+
+def test_component_refuses_examples_without_any_caption(tmp_path, scene_records):
+    """What the component reads of records without captions is no text."""
+    import dataclasses
+
+    from sigline.components.vocabulary import component
+    from sigline.schemas import tf_example
+    from sigline.trainer import config
+
+    recipe = config.tiny(config.load_recipe("lit_b16")).text
+    bare = [dataclasses.replace(item, text=(), language=()) for item in scene_records[:4]]
+
+    def _write(name, records):
+        folder = tmp_path / name
+        folder.mkdir()
+        tf_example.write_shard(
+            str(folder / "data_tfrecord-00000-of-00001.gz"), map(tf_example.encode, records)
+        )
+        return list(component._captions(str(folder), recipe))
+
+    assert _write("some", [*bare, scene_records[4]]) == _write("own", [scene_records[4]]) != []
+    assert _write("none", bare) == []
+    with pytest.raises(ValueError, match=r"at least one text.*images alone needs no vocabulary"):
+        train_vocabulary(_write("again", bare), vocabulary_size=40)

@@ -1,6 +1,7 @@
 """Writes what training and ingest come to, to hold a change against that must not alter it.
 
     python tests/golden/make_outcomes.py                  # writes outcomes.json
+    python tests/golden/make_outcomes.py NAME             # writes those of one recipe anew
     python tests/golden/make_outcomes.py --digests        # prints digests of all bits
 
 Processors round differently, so `outcomes.json` has norms, which a test compares with a tolerance.
@@ -19,14 +20,14 @@ TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(TESTS / "references"))
 
 
-def _recipes(folder):
+def _recipes(folder, names):
     import scene_data
     import tiny_recipes
 
     records = scene_data.records()
     split_dir, vocabulary = scene_data.write_split(folder, records), scene_data.vocabulary()
     outcomes = {}
-    for name in tiny_recipes.NAMES:
+    for name in names or tiny_recipes.NAMES:
         short = name.removesuffix(tiny_recipes.PRECOMPUTED)
         settings = tiny_recipes.common(tiny_recipes.recipe(short))
         key = settings, name != short
@@ -70,10 +71,12 @@ def _ingest(folder):
 def main():
     """Writes or prints the outcomes."""
     exact = sys.argv[1:] == ["--digests"]
+    names = [] if exact else sys.argv[1:]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        outcomes = {}
-        for name, outcome in _recipes(folder):
+        target = Path(__file__).with_name("outcomes.json")
+        outcomes = json.loads(target.read_text()) if names else {}
+        for name, outcome in _recipes(folder, names):
             answers = {
                 f"{signature} {key}": value
                 for signature, outputs in outcome.answers.items()
@@ -91,7 +94,7 @@ def main():
             print(json.dumps(outcomes | {"ingest": _ingest(folder)}, indent=1, sort_keys=True))
         else:
             text = json.dumps(outcomes, indent=1, sort_keys=True)
-            Path(__file__).with_name("outcomes.json").write_text(text + "\n")
+            target.write_text(text + "\n")
 
 
 if __name__ == "__main__":

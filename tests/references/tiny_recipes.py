@@ -36,6 +36,9 @@ def recipe(name: str) -> config.TrainConfig:
         tiny = config.override(tiny, ["text.depth=1"])
     if tiny.image.classes is not None:
         tiny = config.override(tiny, [f"image.classes={len(grammar.label_set().names)}"])
+    if any(item.kind == "classify" for item in tiny.objectives):
+        # Some scenes have no label.
+        tiny = config.override(tiny, ["objectives.classify.unlabelled=skip", "data.mixup=0"])
     return tiny
 
 

@@ -63,9 +63,30 @@ def test_flipped_byte_in_a_shard_is_an_error(tmp_path):
         list(tf_example.read_shard(str(path)))
 
 
-def test_record_without_caption_is_refused():
-    with pytest.raises(ValueError, match="at least one caption"):
-        _record(text=(), language=())
+def test_record_without_caption_is_read_again(tmp_path):
+    value = _record(text=(), language=())
+    serialized = tf_example.encode(value)
+    assert tf_example.decode(serialized) == value
+    assert tf_example.features(serialized)["text"] == []
+    assert tf_example.parse(serialized)["text"].shape == (0,)
+    tf_example.write_shard(str(tmp_path / "a.gz"), [serialized])
+    assert list(tf_example.read_shard(str(tmp_path / "a.gz"))) == [serialized]
+
+
+def test_captions_that_are_absent_read_as_none():
+    import tensorflow as tf
+
+    example = tf.train.Example.FromString(tf_example.encode(_record()))
+    for name in (record.TEXT, record.LANGUAGE, record.LABEL, record.TAG):
+        del example.features.feature[name]
+    value = tf_example.decode(example.SerializeToString())
+    assert (value.text, value.language, value.label, value.tag) == ((), (), (), ())
+    assert tf_example.parse(example.SerializeToString())["text"].shape == (0,)
+
+
+def test_language_without_caption_is_refused():
+    with pytest.raises(ValueError, match="one tag per caption"):
+        _record(text=())
 
 
 def test_record_with_too_few_languages_is_refused():

@@ -217,8 +217,8 @@ def check_together(objectives: tuple[ObjectiveConfig, ...], config: Config) -> N
         item.check(f"objectives[{i}]", config)
         if config.data.mixup and not item.mixes:
             raise ValueError(
-                "data.mixup must be 0 with an objective of pairs: a mixed image does not belong to "
-                f"its text. Received: data.mixup={config.data.mixup}, "
+                f"data.mixup must be 0 with an objective of kind {item.kind}: a mixed image does "
+                f"not belong to its text. Received: data.mixup={config.data.mixup}, "
                 f"objectives[{i}].kind={item.kind}"
             )
     names = [item.name for item in objectives]

@@ -13,6 +13,7 @@ from sigline.schemas import digests, strict
 from sigline.trainer.config import checks, stored
 from sigline.trainer.config.data import DataConfig
 from sigline.trainer.config.objectives import (
+    ClassifyConfig,
     ObjectiveConfig,
     PairsConfig,
     SimilarityConfig,
@@ -105,6 +106,12 @@ class TrainConfig:
         """What the logits of pairs are trained by: that of the first objective of pairs."""
         losses = [item.loss for item in self.objectives if isinstance(item, PairsConfig)]
         return losses[0] if losses else "sigmoid"
+
+    @property
+    def class_loss(self) -> str:
+        """What the logits of the head are trained by: that of the objective of labels."""
+        losses = [item.loss for item in self.objectives if isinstance(item, ClassifyConfig)]
+        return losses[0] if losses else "softmax"
 
     @property
     def bias_init(self) -> float:

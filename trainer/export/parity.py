@@ -23,39 +23,45 @@ def write(
     path: str | Path,
     model: TwoTower,
     config: TrainConfig,
-    vocabulary: bytes,
+    vocabulary: bytes | None,
     split_dir: str | Path,
     *,
     limit: int = RECORDS,
 ) -> int:
-    """Embeds the first records of a split as training does, and writes what comes out.
+    """Computes what a model says of the first records of a split, and writes it.
 
-    The file holds, as safetensors, `image` and `text` of shape `(records, dim)`, the latter of each
-    record's first caption, and `units`, JSON with a name for each record. A picture that does not
-    decode is left out.
+    The file holds, as safetensors, `image`, unit embeddings of shape `(records, dim)`; of a model
+    that reads, `text` of each record's first caption, NaN where it has none; of a model with a
+    head, `class_logits` of shape `(records, classes)`; and `units`, JSON with a name for each
+    record. A picture that does not decode is left out.
 
     Args:
         path: File to write.
         model: The trained model.
         config: The training's configuration.
-        vocabulary: The training's.
+        vocabulary: The training's; None for a model of images alone.
         split_dir: Folder of TFRecord shards.
         limit: Largest number of records.
 
     Returns:
         The number of records written.
     """
-    assert config.text is not None
     if config.precision != "float32":
         # What is exported computes in float32.
         model = two_tower.for_serving(model)
-    tokenizer = preprocess.Tokenizer(vocabulary, config.text)
+    tokenizer = None
+    if config.text is not None:
+        if vocabulary is None:
+            raise ValueError("A model with a text tower needs a vocabulary. Received: none")
+        tokenizer = preprocess.Tokenizer(vocabulary, config.text)
     load = _loader(config)
     serialized = itertools.chain.from_iterable(
         map(tf_example.read_shard, data.shard_files(split_dir))
     )
     records = map(tf_example.decode, itertools.islice(serialized, limit))
-    found: dict[str, list[np.ndarray]] = {artifacts.PARITY_IMAGE: [], artifacts.PARITY_TEXT: []}
+    rows: dict[str, list[np.ndarray]] = {
+        name: [np.empty((0, width), np.float32)] for name, width in _widths(config).items()
+    }
     units = []
     while batch := list(itertools.islice(records, _BATCH)):
         pixels, kept = [], []
@@ -67,18 +73,31 @@ def write(
             kept.append(record)
         if not kept:
             continue
-        ids = tokenizer(tf.constant([record.text[0] for record in kept]))
-        found[artifacts.PARITY_IMAGE].append(model.embed_image(tf.stack(pixels)).numpy())
-        found[artifacts.PARITY_TEXT].append(model.embed_text(ids).numpy())
+        said = model.look(tf.stack(pixels))
+        rows[artifacts.PARITY_IMAGE].append(said[two_tower.EMBEDDING].numpy())
+        if config.image.classes is not None:
+            rows[artifacts.PARITY_CLASSES].append(said[two_tower.CLASSES].numpy())
+        if tokenizer is not None:
+            captions = [record.text[0] if record.text else "" for record in kept]
+            text = model.embed_text(tokenizer(tf.constant(captions))).numpy()
+            text[[not record.text for record in kept]] = np.nan
+            rows[artifacts.PARITY_TEXT].append(text)
         units += [f"{record.source}/{record.key}" for record in kept]
-    dim = config.image.output_dim
-    arrays: dict[str, np.ndarray] = {
-        name: np.concatenate([np.empty((0, dim), np.float32), *rows])
-        for name, rows in found.items()
-    }
+    arrays: dict[str, np.ndarray] = {name: np.concatenate(parts) for name, parts in rows.items()}
     arrays[artifacts.PARITY_UNITS] = np.frombuffer(json.dumps(units).encode(), np.uint8)
     atomic.write_file(path, safetensors.save(arrays))
     return len(units)
+
+
+def _widths(config: TrainConfig) -> dict[str, int]:
+    """Returns the numbers of a row of each of the arrays that a model has."""
+    dim = config.image.output_dim
+    widths = {artifacts.PARITY_IMAGE: dim}
+    if config.text is not None:
+        widths[artifacts.PARITY_TEXT] = dim
+    if config.image.classes is not None:
+        widths[artifacts.PARITY_CLASSES] = config.image.classes
+    return widths
 
 
 def _loader(config: TrainConfig) -> Callable[[tf.Tensor], tf.Tensor]:

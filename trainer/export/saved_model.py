@@ -8,7 +8,6 @@ stock server refuses.
 
 import hashlib
 import json
-import types
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ import sigline
 from sigline.schemas import atomic, digests, signatures, strict
 from sigline.schemas.labels import LabelSet
 from sigline.trainer.config import ImageTowerConfig, TrainConfig
-from sigline.trainer.export import seldom_called
+from sigline.trainer.export import capabilities, seldom_called
+from sigline.trainer.export.served import Served
 from sigline.trainer.inputs import preprocess
 from sigline.trainer.models import two_tower
 from sigline.trainer.models.two_tower import TwoTower, named_variables
 
-_TOP_CLASSES = 5
-_DECODES_IN_FLIGHT = 2
+# What an image tower alone can do.
+_OF_TOWERS = (signatures.EMBED_IMAGE, signatures.EMBED_IMAGE_SAFE)
 # Fields that stand in the digest of an image tower whatever their values. Those that came later
 # stand there if they differ from their defaults: what was embedded before them stays valid.
 _ALWAYS = frozenset(
@@ -57,227 +57,6 @@ _ALWAYS_OF_BLOCKS = frozenset(
 # What is dropped in training changes no answer, nor does the head, which reads the embedding.
 _NO_ANSWER = frozenset({"token_dropout", "classes", "head_bias_init"})
 _NO_ANSWER_OF_BLOCKS = frozenset({"dropout", "stochastic_depth"})
-
-
-class ServedImageTower(tf.Module):
-    """An image tower that is saved: bytes in, float32 out."""
-
-    def __init__(self, model: TwoTower, config: TrainConfig):
-        """Binds the encoder to the model's variables."""
-        super().__init__()
-        # A tf.Module tracks attributes that are trackable, also in lists and dictionaries. What
-        # sits in a SimpleNamespace stays out of the object graph.
-        self._plain = types.SimpleNamespace(model=model, config=config)
-        size = config.image.size
-        self.image_encoder = tf.function(
-            lambda pixels: self._plain.model.embed_image(
-                preprocess.to_model_range(pixels, config.image)
-            ),
-            input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
-            autograph=False,
-        )
-        variables = named_variables(model)
-        self.variables_to_save = [v for n, v in variables.items() if n.startswith("image/")]
-
-    @tf.function(
-        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)],
-        autograph=False,
-    )
-    def embed_image(self, image_bytes):
-        """Embeds encoded images; one that does not decode fails the request."""
-        return {signatures.EMBEDDING: self.image_encoder(self._load(image_bytes))}
-
-    @tf.function(
-        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)],
-        autograph=False,
-    )
-    def embed_image_safe(self, image_bytes):
-        """Embeds encoded images; one that does not decode gets zeros and `valid` False."""
-        pixels, valid = self._load_valid(image_bytes)
-        embedding = tf.where(valid[:, None], self.image_encoder(pixels), 0.0)
-        return {signatures.EMBEDDING: embedding, signatures.VALID: valid}
-
-    def signatures(self) -> dict[str, Any]:
-        """Returns the signatures by name."""
-        return {
-            signatures.SERVING_DEFAULT: self.embed_image,
-            signatures.EMBED_IMAGE: self.embed_image,
-            signatures.EMBED_IMAGE_SAFE: self.embed_image_safe,
-        }
-
-    def encoders(self) -> dict[str, Any]:
-        """Returns the parts that Google's TPU converter may move to the TPU, by name."""
-        return {"image_encoder": self.image_encoder}
-
-    @tf.autograph.experimental.do_not_convert
-    def _load_one(self, encoded):
-        config = self._plain.config
-        return preprocess.load_image(encoded, config.image, max_pixels=config.data.max_image_pixels)
-
-    def _load(self, image_bytes):
-        size = self._plain.config.image.size
-        spec = tf.TensorSpec((size, size, 3), tf.uint8)
-        return tf.map_fn(
-            self._load_one,
-            image_bytes,
-            fn_output_signature=spec,
-            # Each image in flight may be decoded to the largest size allowed.
-            parallel_iterations=_DECODES_IN_FLIGHT,
-        )
-
-    def _load_valid(self, image_bytes):
-        """Decodes what can be decoded: pixels with zeros for the rest, and which are valid."""
-        size = self._plain.config.image.size
-        count = tf.shape(image_bytes)[0]
-        good = (
-            tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
-            .map(lambda i, item: (i, self._load_one(item)), num_parallel_calls=_DECODES_IN_FLIGHT)
-            .ignore_errors()
-        )
-        # A sentinel behind the last row, so that the set is never empty.
-        sentinel = tf.data.Dataset.from_tensors((count, tf.zeros((size, size, 3), tf.uint8)))
-        total = tf.cast(count, tf.int64) + 1
-        rows, pixels = good.concatenate(sentinel).batch(total).get_single_element()
-        shape = (count + 1, size, size, 3)
-        # Integer scatter of 8 bits is not supported everywhere.
-        pixels = tf.scatter_nd(rows[:, None], tf.cast(pixels, tf.int32), shape)[:count]
-        valid = tf.scatter_nd(rows[:, None], tf.ones_like(rows), (count + 1,))[:count] > 0
-        return tf.ensure_shape(tf.cast(pixels, tf.uint8), (None, size, size, 3)), valid
-
-
-class _Headed(ServedImageTower):
-    """What has a head, and answers `classify` by it."""
-
-    def name_classes(self, labels: LabelSet | None) -> None:
-        """Names the classes: by the label set, else by their numbers."""
-        count = self._plain.config.image.classes
-        names = labels.names if labels else tuple(str(i) for i in range(count or 0))
-        if len(names) != count:
-            raise ValueError(
-                "The label set must have as many classes as the model's head. "
-                f"Received: classes={len(names)}, image.classes={count}"
-            )
-        self.class_names = tf.constant(names)
-
-    @tf.function(
-        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)],
-        autograph=False,
-    )
-    def classify(self, image_bytes):
-        """Classifies images by the head: the best class names and their probabilities."""
-        image = self._plain.config.image
-        pixels = preprocess.to_model_range(self._load(image_bytes), image)
-        logits = self._plain.model.look(pixels)[two_tower.CLASSES]
-        return _best_classes(tf.nn.softmax(logits), self.class_names)
-
-    def signatures(self) -> dict[str, Any]:
-        """Returns the signatures by name."""
-        return super().signatures() | {signatures.CLASSIFY: self.classify}
-
-
-class ServedClassifier(_Headed):
-    """An image tower with a head that is saved."""
-
-
-def _best_classes(probabilities: tf.Tensor, names: tf.Tensor) -> dict[str, tf.Tensor]:
-    count = names.shape[0] or 0
-    scores, ids = tf.math.top_k(probabilities, k=min(_TOP_CLASSES, count))
-    return {signatures.CLASSES: tf.gather(names, ids), signatures.SCORES: scores}
-
-
-class ServedModel(ServedImageTower):
-    """The object that is saved: bytes and strings in, float32 out."""
-
-    def __init__(self, model: TwoTower, tokenizer: preprocess.Tokenizer, config: TrainConfig):
-        """Binds the encoders to the model's variables."""
-        super().__init__(model, config)
-        assert config.text is not None
-        self.tokenizer = tokenizer
-        self.text_encoder = tf.function(
-            lambda ids: self._plain.model.embed_text(ids),
-            input_signature=[tf.TensorSpec((None, config.text.length), tf.int32)],
-            autograph=False,
-        )
-        self.variables_to_save = list(named_variables(model).values())
-
-    def encoders(self) -> dict[str, Any]:
-        """Returns the parts that Google's TPU converter may move to the TPU, by name."""
-        return super().encoders() | {"text_encoder": self.text_encoder}
-
-    @tf.function(
-        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.TEXT)],
-        autograph=False,
-    )
-    def embed_text(self, text):
-        """Embeds texts."""
-        return {signatures.EMBEDDING: self.text_encoder(self.tokenizer(text))}
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES),
-            tf.TensorSpec((None,), tf.string, name=signatures.TEXT),
-        ],
-        autograph=False,
-    )
-    def similarity(self, image_bytes, text):
-        """Compares every image with every text: logits and probabilities `(images, texts)`."""
-        image = self.embed_image(image_bytes)[signatures.EMBEDDING]
-        logits = self._logits(image, self.embed_text(text)[signatures.EMBEDDING])
-        return {signatures.LOGITS: logits, signatures.PROBABILITIES: self._probabilities(logits)}
-
-    def signatures(self) -> dict[str, Any]:
-        """Returns the signatures by name."""
-        return super().signatures() | {
-            signatures.EMBED_TEXT: self.embed_text,
-            signatures.SIMILARITY: self.similarity,
-        }
-
-    def _logits(self, image, text):
-        model = self._plain.model
-        scores = tf.matmul(image, text, transpose_b=True)
-        return tf.exp(model.log_temperature.value) * scores + model.bias.value
-
-    def _probabilities(self, logits):
-        """Returns what the loss trained: of each pair, or by softmax of the texts of an image."""
-        softmax = self._plain.config.pair_loss == "softmax"
-        return tf.nn.softmax(logits) if softmax else tf.sigmoid(logits)
-
-
-class ClassifyingModel(ServedModel):
-    """A served model with a label set, embedded at export."""
-
-    def __init__(
-        self,
-        model: TwoTower,
-        tokenizer: preprocess.Tokenizer,
-        config: TrainConfig,
-        labels: LabelSet,
-    ):
-        """Embeds the label set."""
-        super().__init__(model, tokenizer, config)
-        embeddings = two_tower.embed_classes(
-            lambda texts: self.text_encoder(self.tokenizer(texts)), labels
-        )
-        self.class_embeddings = tf.Variable(embeddings, trainable=False)
-        self.class_names = tf.constant(labels.names)
-
-    @tf.function(
-        input_signature=[tf.TensorSpec((None,), tf.string, name=signatures.IMAGE_BYTES)],
-        autograph=False,
-    )
-    def classify(self, image_bytes):
-        """Classifies images against the label set: the best class names and their probabilities."""
-        image = self.embed_image(image_bytes)[signatures.EMBEDDING]
-        logits = self._logits(image, tf.convert_to_tensor(self.class_embeddings))
-        return _best_classes(self._probabilities(logits), self.class_names)
-
-    def signatures(self) -> dict[str, Any]:
-        """Returns the signatures by name."""
-        return super().signatures() | {signatures.CLASSIFY: self.classify}
-
-
-class HeadedModel(_Headed, ServedModel):
-    """Two towers of which the image tower has a head, too."""
 
 
 def model_digest(
@@ -355,42 +134,29 @@ def export(
     model = two_tower.for_serving(model)
     metadata = {"model_digest": model_digest(model, config, vocabulary, labels)}
     assets = {}
-    if config.text is None:
-        has_head = config.image.classes is not None
-        served = ServedClassifier(model, config) if has_head else ServedImageTower(model, config)
-    else:
+    reader = None
+    if config.text is not None:
         if vocabulary is None:
             raise ValueError("A model with a text tower needs a vocabulary. Received: none")
-        served = _served_pair(model, preprocess.Tokenizer(vocabulary, config.text), config, labels)
+        reader = preprocess.Tokenizer(vocabulary, config.text)
         metadata |= {
             "vocabulary_digest": hashlib.sha256(vocabulary).hexdigest(),
             "text_length": config.text.length,
             "temperature": float(tf.exp(model.log_temperature.value)),
             "bias": float(model.bias.value),
+            "pair_loss": config.pair_loss,
         }
         assets[signatures.VOCABULARY_FILE] = vocabulary
         for name, content in (tokenizer or {}).items():
             assets[f"{signatures.TOKENIZER_FOLDER}/{name}"] = content
-    if isinstance(served, _Headed):
-        served.name_classes(labels)
+    if config.image.classes is not None:
+        metadata |= {"classes": config.image.classes, "class_loss": config.class_loss}
+    served = Served(model, config, tokenizer=reader, labels=labels)
     metadata = _metadata(served, model, config) | metadata | (provenance or {})
     if labels is not None:
         assets[signatures.LABELS_FILE] = labels.to_json().encode()
-    _save(directory, served, metadata, config, assets)
+    _save(directory, served, capabilities.signatures_of(served), metadata, config, assets)
     return metadata
-
-
-def _served_pair(
-    model: TwoTower,
-    tokenizer: preprocess.Tokenizer,
-    config: TrainConfig,
-    labels: LabelSet | None,
-) -> ServedModel:
-    if config.image.classes is not None:
-        return HeadedModel(model, tokenizer, config)
-    if labels is None:
-        return ServedModel(model, tokenizer, config)
-    return ClassifyingModel(model, tokenizer, config, labels)
 
 
 def export_image_tower(
@@ -408,9 +174,10 @@ def export_image_tower(
     """
     directory = _new(directory)
     model = two_tower.for_serving(model)
-    served = ServedImageTower(model, config)
+    served = Served(model, config)
     metadata = _metadata(served, model, config)
-    _save(directory, served, metadata, config, {})
+    parts = {name: capabilities.CAPABILITIES[name](served) for name in _OF_TOWERS}
+    _save(directory, served, parts, metadata, config, {})
     return metadata
 
 
@@ -421,7 +188,7 @@ def _new(directory: str | Path) -> Path:
     return directory
 
 
-def _metadata(served: ServedImageTower, model: TwoTower, config: TrainConfig) -> dict[str, Any]:
+def _metadata(served: Served, model: TwoTower, config: TrainConfig) -> dict[str, Any]:
     return {
         "sigline_version": sigline.__version__,
         "config_digest": config.digest(),
@@ -435,7 +202,8 @@ def _metadata(served: ServedImageTower, model: TwoTower, config: TrainConfig) ->
 
 def _save(
     directory: Path,
-    served: ServedImageTower,
+    served: Served,
+    parts: dict[str, Any],
     metadata: dict[str, Any],
     config: TrainConfig,
     assets: dict[str, bytes],
@@ -448,7 +216,7 @@ def _save(
         tf.saved_model.save(
             served,
             str(scratch),
-            signatures=served.signatures(),
+            signatures={signatures.SERVING_DEFAULT: parts[signatures.EMBED_IMAGE]} | parts,
             options=tf.saved_model.SaveOptions(function_aliases=served.encoders()),
         )
         seldom_called.mark(scratch)

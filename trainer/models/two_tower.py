@@ -4,16 +4,23 @@ import contextlib
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from sigline.schemas.labels import LabelSet
-from sigline.trainer.config import TrainConfig
+from sigline.trainer.config import ImageTowerConfig, TextTowerConfig, TrainConfig
 from sigline.trainer.models.text import TextTransformer
 from sigline.trainer.models.transformer import Container
 from sigline.trainer.models.vit import VisionTransformer
+
+# What makes a tower of a configuration, by its type.
+TOWERS: Mapping[type, Callable[..., Any]] = {
+    ImageTowerConfig: VisionTransformer,
+    TextTowerConfig: TextTransformer,
+}
 
 # What a model says of images: unit vectors, and logits of its head.
 EMBEDDING, CLASSES = "embedding", "classes"
@@ -48,10 +55,10 @@ class TwoTower(Container):
             "precision": config.precision,
             "rematerialize": config.rematerialize,
         }
-        self.image = VisionTransformer(config.image, name="image", **options)
+        self.image = TOWERS[type(config.image)](config.image, name="image", **options)
         self.text = None
         if config.text is not None:
-            self.text = TextTransformer(
+            self.text = TOWERS[type(config.text)](
                 config.text, output_dim=config.image.output_dim, name="text", **options
             )
 

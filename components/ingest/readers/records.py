@@ -41,7 +41,9 @@ class TFRecordReader:
 
         def to_pair(values: dict[str, Any], number: int) -> RawPair:
             columns = Columns.choose(values, config)
-            return pair_of(values, columns, config, shard=part.path, position=number)
+            return pair_of(
+                values, columns, config, shard=part.path, position=number, names_vary=True
+            )
 
         yield from pairs_of(part.path, files, max_image_bytes, to_pair)
 

@@ -62,8 +62,8 @@ class TableReader:
         self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
     ) -> Iterator[RawPair]:
         """Yields a pair for each row; a row that cannot be read costs no other."""
-        plain = without_suffix(part.path)
-        if plain.endswith(_JSON_SUFFIXES):
+        is_json = without_suffix(part.path).endswith(_JSON_SUFFIXES)
+        if is_json:
             rows = _objects(_lines(part, files))
         else:
             rows = named_rows(_lines(part, files), Dialect.of(part.path, config), config)
@@ -72,7 +72,8 @@ class TableReader:
                 yield _broken(part.path, position, values)
             else:
                 columns = Columns.choose(values, config)
-                yield pair_of(values, columns, config, shard=part.path, position=position)
+                about = {"shard": part.path, "position": position}
+                yield pair_of(values, columns, config, **about, names_vary=is_json)
 
     def columns(self, path: str, files: Files, config: SourceConfig) -> list[str] | None:
         """Returns the names of a table's columns; None for one that cannot be read.

@@ -79,7 +79,15 @@ class TfdsReader:
             if not columns.captions and isinstance(label, int) and 0 <= label < len(classes):
                 named["class name"] = classes[label]
                 columns = columns._replace(captions=("class name",))
-            return pair_of(named, columns, config, shard=part.path, position=number)
+            # A record may lack what the data set has.
+            return pair_of(
+                named,
+                columns,
+                config,
+                shard=part.path,
+                position=number,
+                names_vary=bool(chosen.captions),
+            )
 
         count, damaged = 0, False
         for pair in pairs_of(part.path, files, max_image_bytes, to_pair):

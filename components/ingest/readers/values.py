@@ -20,7 +20,13 @@ _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 
 
 def pair_of(
-    values: Mapping[str, Any], columns: Columns, config: SourceConfig, *, shard: str, position: Any
+    values: Mapping[str, Any],
+    columns: Columns,
+    config: SourceConfig,
+    *,
+    shard: str,
+    position: Any,
+    names_vary: bool = False,
 ) -> RawPair:
     """Returns the pair of a row; what is wrong with one value becomes its problem.
 
@@ -30,6 +36,8 @@ def pair_of(
         config: How the input is read.
         shard: The file that the row stands in.
         position: Where it stands there.
+        names_vary: Whether each row names its own columns: one without the column of captions has
+            none. Else a column that the configuration names must be there.
     """
     fields: dict[str, Any] = {}
     for name, reason in (
@@ -48,6 +56,8 @@ def pair_of(
         fields |= image_below(config.root or posixpath.dirname(shard), image)
     elif isinstance(image, bytes) and image:
         fields["image"] = image
+    problem = fields.get("problem")
+    lacks_captions = problem is not None and problem.reason == reasons.MISSING_TEXT
     captions = [item for name in columns.captions for item in _captions(values[name])]
     languages = texts_of(values.get(columns.language)) if columns.language else []
     noted: tuple[str, ...] = ()
@@ -67,6 +77,7 @@ def pair_of(
         label=values.get(columns.label) if columns.label else None,
         extra={name: value for name, value in values.items() if name not in taken},
         remarks=noted,
+        lacks_captions=lacks_captions and (names_vary or not config.caption),
         **fields,
     )
 

@@ -1,9 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sigline.components.evaluate import evaluation
-from sigline.components.evaluate.embeddings import EmbeddedSplit, EvalRecord
-from sigline.components.evaluate.evaluation import Scale, View
+from sigline.components.evaluate.predictions import EvalRecord, Predictions
+from sigline.components.evaluate.texts import distinct_texts
+from sigline.components.evaluate.views import Scale, View
 
 AXES = np.eye(4, dtype=np.float32)
 NONE = np.empty((0, 4), np.float32)
@@ -30,7 +33,7 @@ def _split():
         _record("3", "b", (2, 3), ("bird",)),
         _record("4", "b", (), ("cat",), language="de", side=300),
     )
-    return EmbeddedSplit(records, AXES[[0, 1, 3, 0]], AXES[[0, 1, 1, 2, 0]], NONE)
+    return Predictions(records, AXES[[0, 1, 3, 0]], AXES[[0, 1, 1, 2, 0]], NONE)
 
 
 def _values(view):
@@ -79,7 +82,7 @@ def test_equal_captions_are_one_text_for_all_their_images():
 
 def test_caption_that_a_record_has_twice_is_one():
     record = _record("1", "a", (), ("cat", "cat"))
-    found = _values(View(EmbeddedSplit((record,), AXES[:1], AXES[[0, 0]], NONE)))
+    found = _values(View(Predictions((record,), AXES[:1], AXES[[0, 0]], NONE)))
     assert found["image_to_text_recall@1"] == 1.0
     assert found["text_to_image_median_rank"] == 1.0
 
@@ -124,7 +127,7 @@ def test_probes_learn_from_the_support():
     labels = rng.integers(3, size=60)
     image = AXES[labels] + 0.1 * rng.standard_normal((60, 4)).astype(np.float32)
     records = tuple(_record(f"{i:02d}", "s", (int(x),), (f"t{i}",)) for i, x in enumerate(labels))
-    support = EmbeddedSplit(records, image, image, NONE)
+    support = Predictions(records, image, image, NONE)
     found = _values(View(support.only(range(20)), support=support.only(range(20, 60))))
     for name in ("knn_accuracy@20", "nearest_mean_accuracy", "linear_probe_accuracy"):
         assert found[name] == pytest.approx(1.0)
@@ -136,7 +139,7 @@ def test_embeddings_that_are_not_finite_are_an_error_with_the_keys():
     split = _split()
     image = split.image.copy()
     image[2, 0] = np.nan
-    broken = EmbeddedSplit(split.records, image, split.text, NONE)
+    broken = Predictions(split.records, image, split.text, NONE)
     with pytest.raises(ValueError, match=r"1 of 4 records have image embeddings.*: b/3"):
         evaluation.measures(View(broken))
 
@@ -155,7 +158,7 @@ def test_caption_is_told_from_those_that_nearly_fit():
     )
     # The second one prefers what does not fit.
     negative = AXES[[1, 2, 0]]
-    split = EmbeddedSplit(records, AXES[[0, 0, 2]], AXES[[0, 1, 2]], negative)
+    split = Predictions(records, AXES[[0, 0, 2]], AXES[[0, 1, 2]], negative)
     found = evaluation.measures(View(split))["negative_caption_accuracy"]
     assert found.units == ("a/1", "a/2")
     assert found.value == pytest.approx(0.5)
@@ -167,7 +170,7 @@ def test_groups_of_two_are_scored_as_winogrounds():
         _record(f"{i}", "a", (), (f"text {i}",), group=group) for i, group in enumerate("xxyyz")
     )
     image, text = AXES[[0, 1, 2, 2, 3]], AXES[[0, 1, 2, 3, 3]]
-    found = evaluation.measures(View(EmbeddedSplit(records, image, text, NONE)))
+    found = evaluation.measures(View(Predictions(records, image, text, NONE)))
     # In the second group both images are those of the first text; the last record is alone.
     assert found["winoground_acc"].units == ("x", "y")
     values = [found[f"winoground_{name}"].value for name in ("text_acc", "image_acc", "acc")]
@@ -177,7 +180,11 @@ def test_groups_of_two_are_scored_as_winogrounds():
 
 def test_corrupted_images_are_measured_beside_clean_ones():
     split = _split()
-    view = View(split, {"": AXES}, corrupted={"blur@3": AXES[[1, 1, 3, 0]]})
+    view = View(
+        split,
+        {"": AXES},
+        corrupted={"blur@3": dataclasses.replace(split, image=AXES[[1, 1, 3, 0]])},
+    )
     found = _values(view)
     assert found["zero_shot_accuracy"] == pytest.approx(1.0)
     assert found["zero_shot_accuracy/corruption=blur@3"] == pytest.approx(2 / 3)
@@ -201,8 +208,8 @@ def test_caption_of_several_languages_is_in_the_slices_of_them_all():
         EvalRecord("1", "a", (), ("cat", "cat", "chat"), ("en", "fr", "fr"), 64, 64, "00"),
         EvalRecord("2", "a", (), ("dog", "chien"), ("en", "fr"), 64, 64, "01"),
     )
-    split = EmbeddedSplit(records, AXES[[0, 1]], AXES[[0, 0, 2, 1, 0]], NONE)
-    texts = evaluation.distinct_texts(split)
+    split = Predictions(records, AXES[[0, 1]], AXES[[0, 0, 2, 1, 0]], NONE)
+    texts = distinct_texts(split)
     assert texts.text == ("cat", "chat", "dog", "chien")
     assert texts.slices["language"] == [("en", "fr"), "fr", "en", "fr"]
     found = evaluation.measures(View(split))

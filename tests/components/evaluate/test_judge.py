@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigline.components.evaluate import embeddings, judge_transforms
+from sigline.components.evaluate import judge_transforms, predictions
 from sigline.components.evaluate.corruptions import Corruption
 from sigline.components.evaluate.inputs import Inputs
 from sigline.components.scenes import grammar
@@ -89,7 +89,7 @@ def test_embeddings_are_kept_by_model_and_shard(split_dir, model_dir, tmp_path):
     _judge(split_dir, model_dir, cache, tmp_path / "two")
     assert sorted(cache.iterdir()) == sorted(files)
     assert kept.stat().st_mtime_ns == files[kept]
-    assert embeddings.decode(cut.read_bytes()).records
+    assert predictions.decode(cut.read_bytes()).records
     one, two = (json.loads((tmp_path / x / "metrics.json").read_text()) for x in ("one", "two"))
     measured = [name for name in one if one[name]["examples"]]
     assert {name: one[name] for name in measured} == {name: two[name] for name in measured}
@@ -203,7 +203,7 @@ def test_parity_with_other_records_is_refused(
 def test_damaged_parity_file_is_an_error(split_dir, model_dir, cache, tmp_path):
     path = tmp_path / "parity"
     path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="The trainer's embeddings cannot be read"):
+    with pytest.raises(ValueError, match="The trainer's answers cannot be read"):
         _judge(split_dir, model_dir, cache, tmp_path / "o", parity_file=str(path))
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from sigline.components.evaluate import evaluation, findings, plots, report, results
-from sigline.components.evaluate.embeddings import EmbeddedSplit, EvalRecord
-from sigline.components.evaluate.evaluation import Scale, View
 from sigline.components.evaluate.gate import Check, Verdict
+from sigline.components.evaluate.predictions import EvalRecord, Predictions
 from sigline.components.evaluate.report import Subject
+from sigline.components.evaluate.views import Scale, View
 
 NAMES = ("cat", "dog", "bird")
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def view():
     # Source b is broken.
     image[1::2] = _unit(RNG.standard_normal((30, 8)))
     text = _unit(image + 0.2 * RNG.standard_normal((60, 8)))
-    return View(EmbeddedSplit(records, image, text, text[:0]), {"": classes}, Scale(10.0, -5.0))
+    return View(Predictions(records, image, text, text[:0]), {"": classes}, Scale(10.0, -5.0))
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sigline.components.evaluate import costs, leaks, results, slices
-from sigline.components.evaluate.embeddings import EvalRecord
 from sigline.components.evaluate.metrics import intervals
+from sigline.components.evaluate.predictions import EvalRecord
 
 UNITS = tuple(map(str, range(40)))
 VALUES = np.arange(40) % 2

@@ -28,6 +28,8 @@ OTHERS = {
     "jit_compile": False,
     "exchange": "ring",
 }
+# The recipes that version 0.1 had.
+STORED = sorted(set(recipes.names()) & {path.stem for path in GOLDEN.glob("*.json")})
 BEFORE = json.loads((GOLDEN / "before_objectives.json").read_text())
 
 
@@ -93,7 +95,7 @@ def test_field_with_a_default_changes_no_digest():
     }
 
 
-@pytest.mark.parametrize("name", [*recipes.names(), "odd"])
+@pytest.mark.parametrize("name", [*STORED, "odd"])
 def test_what_version_0_1_stored_is_read(name):
     text = (GOLDEN / f"{name}.json").read_text()
     stored, read = json.loads(text), config.from_json(text)
@@ -106,7 +108,7 @@ def test_what_version_0_1_stored_is_read(name):
     assert read.steps == stored["steps"]
 
 
-@pytest.mark.parametrize("name", [*recipes.names(), "odd"])
+@pytest.mark.parametrize("name", [*STORED, "odd"])
 def test_embedded_images_stay_valid(name):
     """The digest is of this and of the weights, which did not change."""
     golden = json.loads((GOLDEN / "image_towers.json").read_text())[name]

@@ -1,4 +1,4 @@
-"""A split as a model sees it: embeddings, and what is known of the records they belong to."""
+"""What a model says of the records of a split: embeddings, logits, and the records themselves."""
 
 import itertools
 import json
@@ -13,15 +13,16 @@ from safetensors import numpy as safetensors
 from sigline.schemas.record import ImageTextRecord
 
 # Changes with what is written below, so that older files are not read.
-FORMAT = "embedded-split-1"
+FORMAT = "predictions-1"
 # What a source may say of a record besides, in its metadata.
 _NEGATIVES, _GROUP = "negatives", "group"
+_ARRAYS = ("image", "text", "negative", "class_logits")
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """What evaluation knows of one record besides its embeddings; fields as in the record.
+    """What evaluation knows of one record besides predictions; fields as in the record.
 
     Attributes:
         negative: Captions that nearly fit, and do not: `negatives` of the metadata.
@@ -65,31 +66,41 @@ class EvalRecord:
 
 
 @dataclass(frozen=True)
-class EmbeddedSplit:
-    """Records with their embeddings.
+class Predictions:
+    """What a model says of records, by what it can do.
 
     Attributes:
         records: The records.
         image: Their image embeddings, shape `(records, dim)`, float32.
-        text: The embeddings of their captions, one after another, shape `(captions, dim)`, float32.
+        text: The embeddings of their captions, one after another, shape `(captions, dim)`, float32;
+            None of a model that reads no texts.
         negative: As `text`, of their captions that do not fit.
         unreadable: Units whose image could not be decoded, and that are left out of the above.
+        class_logits: Logits of the model's head, shape `(records, classes)`, float32; None of a
+            model without one.
     """
 
     records: tuple[EvalRecord, ...]
     image: np.ndarray
-    text: np.ndarray
-    negative: np.ndarray
+    text: np.ndarray | None
+    negative: np.ndarray | None
     unreadable: tuple[str, ...] = ()
+    class_logits: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        wanted = len(self.records), int(self.text_starts[-1]), int(self.negative_starts[-1])
-        given = len(self.image), len(self.text), len(self.negative)
-        if wanted != given:
-            raise ValueError(
-                "There must be embeddings of each image, caption and caption that does not fit. "
-                f"Received: {given}, for {wanted}"
-            )
+        counts = {
+            "image": len(self.records),
+            "text": int(self.text_starts[-1]),
+            "negative": int(self.negative_starts[-1]),
+            "class_logits": len(self.records),
+        }
+        for name, count in counts.items():
+            rows = getattr(self, name)
+            if rows is not None and len(rows) != count:
+                raise ValueError(
+                    "There must be a prediction for each image, caption and caption that does not "
+                    f"fit. Received: {len(rows)} rows of {name}, for {count}"
+                )
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -106,31 +117,41 @@ class EmbeddedSplit:
         """As `text_starts`, of captions that do not fit."""
         return np.cumsum([0, *(len(record.negative) for record in self.records)])
 
-    def only(self, positions: Sequence[int] | np.ndarray) -> "EmbeddedSplit":
+    def only(self, positions: Sequence[int] | np.ndarray) -> "Predictions":
         """Returns some of the records, in the order of their positions."""
 
         def rows(starts: np.ndarray) -> np.ndarray:
             found = [np.arange(starts[i], starts[i + 1]) for i in positions]
             return np.concatenate([np.empty(0, np.int64), *found])
 
-        return EmbeddedSplit(
+        return Predictions(
             tuple(self.records[i] for i in positions),
             self.image[np.asarray(positions, np.int64)],
-            self.text[rows(self.text_starts)],
-            self.negative[rows(self.negative_starts)],
+            None if self.text is None else self.text[rows(self.text_starts)],
+            None if self.negative is None else self.negative[rows(self.negative_starts)],
             self.unreadable,
+            None
+            if self.class_logits is None
+            else self.class_logits[np.asarray(positions, np.int64)],
         )
+
+    def captioned(self) -> "Predictions":
+        """Returns the records that have a caption; all of them, if all have."""
+        positions = [i for i, record in enumerate(self.records) if record.text]
+        return self if len(positions) == len(self.records) else self.only(positions)
 
     def problems(self) -> list[str]:
         """Returns a sentence for each thing that makes metrics of these embeddings worthless."""
         starts = self.text_starts
-        text: Any = ~np.isfinite(self.text).all(axis=1)
-        broken = {
-            "image": ~np.isfinite(self.image).all(axis=1),
-            "text": np.array([text[a:b].any() for a, b in itertools.pairwise(starts)], bool),
-        }
+        broken: dict[str, Any] = {"image embeddings": ~np.isfinite(self.image).all(axis=1)}
+        if self.text is not None:
+            text: Any = ~np.isfinite(self.text).all(axis=1)
+            rows = [text[a:b].any() for a, b in itertools.pairwise(starts)]
+            broken["text embeddings"] = np.array(rows, bool)
+        if self.class_logits is not None:
+            broken["class logits"] = ~np.isfinite(self.class_logits).all(axis=1)
         found = [
-            f"{np.count_nonzero(rows)} of {len(rows)} records have {name} embeddings that are not "
+            f"{np.count_nonzero(rows)} of {len(rows)} records have {name} that are not "
             f"finite: {_shown([self.records[i].unit for i in np.flatnonzero(rows)])}"
             for name, rows in broken.items()
             if rows.any()
@@ -157,7 +178,7 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def merge(parts: Iterable[EmbeddedSplit]) -> EmbeddedSplit:
+def merge(parts: Iterable[Predictions]) -> Predictions:
     """Returns the parts as one, sorted by unit, whatever the order of the parts.
 
     Raises:
@@ -167,12 +188,13 @@ def merge(parts: Iterable[EmbeddedSplit]) -> EmbeddedSplit:
     records = [record for part in parts for record in part.records]
     if not records and not any(part.unreadable for part in parts):
         raise ValueError("The eval split holds no records: there is nothing to judge the model by.")
-    whole = EmbeddedSplit(
+    whole = Predictions(
         tuple(records),
         np.concatenate([part.image for part in parts]),
-        np.concatenate([part.text for part in parts]),
-        np.concatenate([part.negative for part in parts]),
+        joined([part.text for part in parts]),
+        joined([part.negative for part in parts]),
         tuple(sorted(unit for part in parts for unit in part.unreadable)),
+        joined([part.class_logits for part in parts]),
     )
     order = sorted(range(len(records)), key=lambda i: records[i].unit)
     for one, other in itertools.pairwise(records[i].unit for i in order):
@@ -181,24 +203,29 @@ def merge(parts: Iterable[EmbeddedSplit]) -> EmbeddedSplit:
     return whole.only(order)
 
 
-def encode(split: EmbeddedSplit) -> bytes:
+def joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Returns rows of one model as one array; None where the model has none."""
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if there else None
+
+
+def encode(split: Predictions) -> bytes:
     """Serializes a split, byte for byte the same for equal splits."""
     about = {
         "format": FORMAT,
         "records": json.dumps([asdict(record) for record in split.records]),
         "unreadable": json.dumps(split.unreadable),
     }
+    rows = {name: getattr(split, name) for name in _ARRAYS}
     arrays = {
-        "image": np.ascontiguousarray(split.image, np.float32),
-        "text": np.ascontiguousarray(split.text, np.float32),
-        "negative": np.ascontiguousarray(split.negative, np.float32),
+        **{n: np.ascontiguousarray(x, np.float32) for n, x in rows.items() if x is not None},
         # safetensors sorts tensors, but keeps its notes in no order.
         "about": np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8),
     }
     return safetensors.save(arrays)
 
 
-def decode(content: bytes) -> EmbeddedSplit:
+def decode(content: bytes) -> Predictions:
     """Reads what `encode` wrote.
 
     Raises:
@@ -210,15 +237,16 @@ def decode(content: bytes) -> EmbeddedSplit:
         records = json.loads(about["records"])
         if about["format"] != FORMAT:
             raise ValueError(f"format is {about['format']!r}")
-        return EmbeddedSplit(
+        return Predictions(
             tuple(_record(item) for item in records),
             arrays["image"],
-            arrays["text"],
-            arrays["negative"],
+            arrays.get("text"),
+            arrays.get("negative"),
             tuple(json.loads(about["unreadable"])),
+            arrays.get("class_logits"),
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"These are no embeddings of this version: {error}") from None
+        raise ValueError(f"These are no predictions of this version: {error}") from None
 
 
 def _record(item: dict[str, Any]) -> EvalRecord:

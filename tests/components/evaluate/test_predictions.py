@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from sigline.components.evaluate import embeddings
-from sigline.components.evaluate.embeddings import EmbeddedSplit, EvalRecord
+from sigline.components.evaluate import predictions
+from sigline.components.evaluate.predictions import EvalRecord, Predictions
 from sigline.schemas.record import ImageTextRecord
 
 
@@ -36,54 +36,54 @@ def _split(keys, seed=0):
     )
     counts = len(keys), sum(len(x.text) for x in records), sum(len(x.negative) for x in records)
     arrays = (rng.standard_normal((count, 3)).astype(np.float32) for count in counts)
-    return EmbeddedSplit(records, *arrays, ("s/bad",))
+    return Predictions(records, *arrays, ("s/bad",))
 
 
 def test_split_survives_bytes():
     split = _split(["b", "a"])
-    found = embeddings.decode(embeddings.encode(split))
+    found = predictions.decode(predictions.encode(split))
     assert found.records == split.records
     assert found.unreadable == split.unreadable
     np.testing.assert_array_equal(found.image, split.image)
     np.testing.assert_array_equal(found.text, split.text)
     np.testing.assert_array_equal(found.negative, split.negative)
-    assert embeddings.encode(found) == embeddings.encode(split)
+    assert predictions.encode(found) == predictions.encode(split)
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"nonsense", embeddings.encode(_split(["a"]))[:-3], save({"image": np.zeros(3)})],
+    [b"", b"nonsense", predictions.encode(_split(["a"]))[:-3], save({"image": np.zeros(3)})],
     ids=["empty", "nonsense", "cut", "other"],
 )
 def test_what_is_no_split_is_refused(content):
-    with pytest.raises(ValueError, match="no embeddings of this version"):
-        embeddings.decode(content)
+    with pytest.raises(ValueError, match="no predictions of this version"):
+        predictions.decode(content)
 
 
 def test_older_format_is_refused(monkeypatch):
-    content = embeddings.encode(_split(["a"]))
-    monkeypatch.setattr(embeddings, "FORMAT", "embedded-split-0")
-    with pytest.raises(ValueError, match="format is 'embedded-split-"):
-        embeddings.decode(content)
+    content = predictions.encode(_split(["a"]))
+    monkeypatch.setattr(predictions, "FORMAT", "predictions-0")
+    with pytest.raises(ValueError, match="format is 'predictions-"):
+        predictions.decode(content)
 
 
 def test_parts_are_merged_in_the_same_order_whatever_theirs():
     one, two = _split(["b", "d"], 1), _split(["c", "a"], 2)
-    found = embeddings.merge([one, two])
+    found = predictions.merge([one, two])
     assert found.units == ("s/a", "s/b", "s/c", "s/d")
     np.testing.assert_array_equal(found.image[1], one.image[0])
     np.testing.assert_array_equal(found.text[:2], two.text[1:])
-    assert embeddings.encode(found) == embeddings.encode(embeddings.merge([two, one]))
+    assert predictions.encode(found) == predictions.encode(predictions.merge([two, one]))
 
 
 def test_split_without_records_is_refused():
     with pytest.raises(ValueError, match="holds no records"):
-        embeddings.merge([dataclasses.replace(_split([]), unreadable=())])
+        predictions.merge([dataclasses.replace(_split([]), unreadable=())])
 
 
 def test_keys_that_repeat_are_refused():
     with pytest.raises(ValueError, match="Two records have the same key"):
-        embeddings.merge([_split(["a"]), _split(["a"])])
+        predictions.merge([_split(["a"]), _split(["a"])])
 
 
 def test_some_records_keep_their_captions():
@@ -96,8 +96,8 @@ def test_some_records_keep_their_captions():
 
 def test_rows_that_do_not_fit_are_refused():
     split = _split(["a"])
-    with pytest.raises(ValueError, match=r"Received: \(1, 2, 0\), for \(1, 1, 0\)"):
-        EmbeddedSplit(split.records, split.image, np.zeros((2, 3), np.float32), split.negative)
+    with pytest.raises(ValueError, match="Received: 2 rows of text, for 1"):
+        Predictions(split.records, split.image, np.zeros((2, 3), np.float32), split.negative)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""What is measured of a model: one file for each task, and the table of them."""
+
+from collections.abc import Callable
+
+from sigline.components.evaluate.metrics.intervals import Measure
+from sigline.components.evaluate.tasks import (
+    composition,
+    head,
+    health,
+    probes,
+    retrieval,
+    robustness,
+    teacher,
+    zero_shot,
+)
+from sigline.components.evaluate.views import View
+
+# Each returns its measures by name; none where the model or the data does not allow them.
+TASKS: tuple[Callable[[View], dict[str, Measure]], ...] = (
+    zero_shot.measures,
+    head.measures,
+    retrieval.measures,
+    health.measures,
+    probes.measures,
+    composition.measures,
+    robustness.measures,
+    teacher.measures,
+)

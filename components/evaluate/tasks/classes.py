@@ -1,0 +1,113 @@
+"""Metrics of choosing classes by scores: cosines with prompts, or logits of a head."""
+
+import numpy as np
+
+from sigline.components.evaluate import slices
+from sigline.components.evaluate.metrics import calibration, classification, intervals, retrieval
+from sigline.components.evaluate.metrics.intervals import Measure
+from sigline.components.evaluate.predictions import Predictions
+
+
+def measures(
+    prefix: str,
+    split: Predictions,
+    scores: np.ndarray,
+    probabilities: np.ndarray | None,
+    *,
+    sliced: bool,
+) -> dict[str, Measure]:
+    """Returns top-1 and top-5, by class, of several labels, and calibration.
+
+    A record with several labels is right with any of them; `all_labels` asks for all.
+
+    Args:
+        prefix: What names begin with.
+        split: Labelled records.
+        scores: Shape `(records, classes)`, larger is likelier.
+        probabilities: As many, for calibration; None for none.
+        sliced: Whether top-1 is given for slices, too.
+
+    Raises:
+        ValueError: If a label is no class.
+    """
+    if not split.records:
+        return {}
+    labels = [np.unique(record.label) for record in split.records]
+    for record in split.records:
+        if min(record.label) < 0 or max(record.label) >= scores.shape[1]:
+            raise ValueError(
+                f"Labels must be classes, of which there are {scores.shape[1]}. "
+                f"Received: label={list(record.label)}, key={record.unit}"
+            )
+    counts = np.array([len(classes) for classes in labels])
+    ranks = classification.ranks(scores, labels)
+    accuracy, measured = f"{prefix}_accuracy", {}
+    for k in (1, 5):
+        if k < scores.shape[1]:
+            name = accuracy if k == 1 else f"{accuracy}@{k}"
+            chances = retrieval.chance_at_k(scores.shape[1], counts, k)
+            measured[name] = intervals.mean(split.units, ranks < k, chances=chances)
+    if sliced and accuracy in measured:
+        by = slices.transposed(slices.of_record(record) for record in split.records)
+        measured |= slices.sliced(accuracy, measured[accuracy], by)
+    measured |= _by_class(prefix, split, scores, labels, counts)
+    if probabilities is not None:
+        measured |= _calibration(prefix, split, probabilities)
+    return measured
+
+
+def _by_class(
+    prefix: str,
+    split: Predictions,
+    scores: np.ndarray,
+    labels: list[np.ndarray],
+    counts: np.ndarray,
+) -> dict[str, Measure]:
+    found, single = {}, counts == 1
+    if single.any():
+        first = np.array([wanted[0] for wanted in labels])[single]
+        right = classification.predictions(scores[single]) == first
+        found[f"{prefix}_mean_class_recall"] = intervals.mean_of_means(
+            _at(split.units, single),
+            right,
+            first,
+            chances=np.full(len(first), 1.0 / scores.shape[1]),
+        )
+    if not single.all():
+        several = ~single
+        last = classification.last_ranks(scores[several], [x for x in labels if len(x) > 1])
+        found[f"{prefix}_all_labels"] = intervals.mean(_at(split.units, several), last == 0)
+        found[f"{prefix}_mean_average_precision"] = _mean_average_precision(split, scores, labels)
+    return found
+
+
+def _at(units: tuple[str, ...], chosen: np.ndarray) -> list[str]:
+    return [units[i] for i in np.flatnonzero(chosen)]
+
+
+def _mean_average_precision(
+    split: Predictions, scores: np.ndarray, labels: list[np.ndarray]
+) -> Measure:
+    relevant = np.zeros(scores.shape, bool)
+    for row, wanted in enumerate(labels):
+        relevant[row, wanted] = True
+    by_class = [
+        classification.average_precision(scores[:, c], relevant[:, c])
+        for c in np.flatnonzero(relevant.any(axis=0))
+    ]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.nanmean([of(weights) for of in by_class], axis=0)
+
+    return Measure(split.units, statistic, costly=True)
+
+
+def _calibration(prefix: str, split: Predictions, said: np.ndarray) -> dict[str, Measure]:
+    came = np.zeros(said.shape, bool)
+    for row, record in enumerate(split.records):
+        came[row, list(record.label)] = True
+    brier = calibration.squared_error(said, came).mean(axis=1)
+    return {
+        f"{prefix}_calibration_error": calibration.calibration_error(split.units, said, came),
+        f"{prefix}_brier_score": intervals.mean(split.units, brier),
+    }

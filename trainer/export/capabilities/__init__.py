@@ -1,0 +1,26 @@
+"""What a trained model can do: one file for each signature, and the table of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sigline.trainer.export.capabilities import (
+    class_logits,
+    classify,
+    embed_image,
+    embed_image_safe,
+    embed_text,
+    similarity,
+)
+from sigline.trainer.export.served import Served
+
+# Each returns its signature's function, or None for a model that cannot do it.
+CAPABILITIES: dict[str, Callable[[Served], Any]] = {
+    module.NAME: module.make
+    for module in (embed_image, embed_image_safe, embed_text, similarity, classify, class_logits)
+}
+
+
+def signatures_of(served: Served) -> dict[str, Any]:
+    """Returns the signatures of a model by name."""
+    functions = {name: make(served) for name, make in CAPABILITIES.items()}
+    return {name: function for name, function in functions.items() if function is not None}

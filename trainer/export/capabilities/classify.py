@@ -1,0 +1,72 @@
+"""Classifies images: the best class names and their probabilities.
+
+By the head, if the model has one; else against the label set, whose prompts are embedded at export.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from sigline.schemas import signatures
+from sigline.trainer.export.served import IMAGES, Served
+from sigline.trainer.models import two_tower
+
+NAME = signatures.CLASSIFY
+_TOP_CLASSES = 5
+
+
+def make(served: Served) -> Any:
+    """Returns the signature; None for a model without a head and a label set.
+
+    Raises:
+        ValueError: If the label set has not as many classes as the head.
+    """
+    if served.config.image.classes is not None:
+        names, probabilities = _names(served), _by_head(served)
+    elif served.labels is not None and served.tokenizer is not None:
+        names, probabilities = served.labels.names, _by_texts(served)
+    else:
+        return None
+    served.class_names = tf.constant(names)
+    count = min(_TOP_CLASSES, len(names))
+
+    @tf.function(input_signature=[IMAGES], autograph=False)
+    def classify(image_bytes):
+        scores, ids = tf.math.top_k(probabilities(image_bytes), k=count)
+        return {
+            signatures.CLASSES: tf.gather(served.class_names, ids),
+            signatures.SCORES: scores,
+        }
+
+    return classify
+
+
+def _names(served: Served) -> tuple[str, ...]:
+    """Returns the names of a head's classes: those of the label set, else their numbers."""
+    count, labels = served.config.image.classes, served.labels
+    names = labels.names if labels else tuple(str(i) for i in range(count or 0))
+    if len(names) != count:
+        raise ValueError(
+            "The label set must have as many classes as the model's head. "
+            f"Received: classes={len(names)}, image.classes={count}"
+        )
+    return names
+
+
+def _by_head(served: Served) -> Callable[[tf.Tensor], tf.Tensor]:
+    scale = tf.sigmoid if served.config.class_loss == "sigmoid" else tf.nn.softmax
+    return lambda images: scale(served.look(served.load(images))[two_tower.CLASSES])
+
+
+def _by_texts(served: Served) -> Callable[[tf.Tensor], tf.Tensor]:
+    assert served.labels is not None
+    embeddings = two_tower.embed_classes(served.embed_texts, served.labels)
+    served.class_embeddings = tf.Variable(embeddings, trainable=False)
+
+    def probabilities(images: tf.Tensor) -> tf.Tensor:
+        image = served.image_encoder(served.load(images))
+        logits = served.logits(image, tf.convert_to_tensor(served.class_embeddings))
+        return served.probabilities(logits)
+
+    return probabilities

@@ -1,0 +1,20 @@
+"""Embeds encoded images; one that does not decode fails the request."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from sigline.schemas import signatures
+from sigline.trainer.export.served import IMAGES, Served
+
+NAME = signatures.EMBED_IMAGE
+
+
+def make(served: Served) -> Any:
+    """Returns the signature; every model has it."""
+
+    @tf.function(input_signature=[IMAGES], autograph=False)
+    def embed_image(image_bytes):
+        return {signatures.EMBEDDING: served.image_encoder(served.load(image_bytes))}
+
+    return embed_image
