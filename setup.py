@@ -29,6 +29,6 @@ setup(
             "template/*/*",
             "template/*/*/*",
         ],
-        "sigline.serving": ["page/*"],
+        "sigline.serving.search_page": ["page/*"],
     },
 )

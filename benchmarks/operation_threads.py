@@ -67,7 +67,7 @@ def run(base: Path, threads: int) -> None:
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
     import numpy as np
 
-    from sigline.serving.engine import LoadedVersion
+    from sigline.serving.server.engine import LoadedVersion
 
     engine = LoadedVersion(base / "1", 1, intra_op_parallelism=threads)
     pictures = [serving.picture(i) for i in range(max(BATCHES))]

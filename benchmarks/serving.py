@@ -83,7 +83,7 @@ def direct(base: Path) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from sigline.serving.engine import LoadedVersion
+    from sigline.serving.server.engine import LoadedVersion
 
     engine = LoadedVersion(base / "1", 1)
     loaded = tf.saved_model.load(str(base / "1"))
@@ -178,7 +178,7 @@ class Server:
 
 
 def _requests(kind: str) -> list[bytes]:
-    from sigline.serving.transport import Options
+    from sigline.serving.client.transport import Options
 
     return [Options().request(*asked).SerializeToString() for asked in _inputs(kind)]
 
@@ -187,8 +187,8 @@ def check(server: Server, kind: str) -> None:
     """Asks once, and reads the answer; the first request of a kind takes longer than others."""
     import grpc
 
-    from sigline.serving import protos
-    from sigline.serving.transport import answer_of
+    from sigline.serving.client.transport import answer_of
+    from sigline.serving.protocol import protos
 
     with grpc.insecure_channel(server.address) as channel:
         answer = channel.unary_unary(protos.PREDICT)(_requests(kind)[0], timeout=300.0)
@@ -204,7 +204,7 @@ async def _load(address: str, kind: str, concurrency: int, seconds: float) -> li
     """
     import grpc
 
-    from sigline.serving import protos
+    from sigline.serving.protocol import protos
 
     requests = _requests(kind)
     channel, times = grpc.aio.insecure_channel(address), []
@@ -226,7 +226,7 @@ def ask(server: Server, kind: str, concurrency: int, seconds: float, *, by: str 
     """Returns the figures of a server under a load of Python's clients, or of h2load."""
     spent, asking, begin = server.cpu_seconds(), os.times(), time.perf_counter()
     if by == H2LOAD:
-        from sigline.serving import protos
+        from sigline.serving.protocol import protos
 
         message = _requests(kind)[0]
         times, took = http2_load.ask(server.address, protos.PREDICT, message, concurrency, seconds)
@@ -329,7 +329,7 @@ def swaps(base: Path) -> dict:
 def soak(base: Path, seconds: float) -> dict:
     """Returns the memory of a server over a time of good and bad requests."""
     from sigline.serving.client import Client
-    from sigline.serving.transport import RequestError
+    from sigline.serving.client.transport import RequestError
 
     server = Server(base)
     client, begin, held, count = Client(server.address, retries=0), time.monotonic(), [], 0

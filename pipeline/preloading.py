@@ -16,7 +16,7 @@ _MODULES = (
     "sigline.pipeline.kubeflow.run_task",
     "sigline.pipeline.run",
     # The infra check's processes are forks in their turn.
-    "sigline.serving.preloaded",
+    "sigline.serving.checks.preloaded",
 )
 
 

@@ -43,7 +43,7 @@ def CheckServing(
     """
     del code_digest
     from sigline.schemas import tf_example
-    from sigline.serving import infra_check
+    from sigline.serving.checks import infra_check
     from sigline.trainer.inputs import data
 
     if model_blessing.get_int_custom_property(artifacts.BLESSED_PROPERTY) != 1:
@@ -79,7 +79,7 @@ def _golden(records, folder: str, tolerance: float):
     import numpy as np
     from safetensors import numpy as safetensors
 
-    from sigline.serving import infra_check
+    from sigline.serving.checks import infra_check
 
     path = os.path.join(folder, artifacts.PARITY_FILE)
     if not os.path.exists(path):

@@ -16,7 +16,7 @@ from sigline.commands.ask import readable
 from sigline.components.scenes import generate, grammar
 from sigline.pipeline import environment as environments
 from sigline.schemas import ownership, progress, record
-from sigline.serving import processes
+from sigline.serving.checks import processes
 
 COUNT = 4000
 SEED = 0
@@ -84,8 +84,8 @@ def _run_and_ask(
 
 
 def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
+    from sigline.serving.checks.infra_check import running_server
     from sigline.serving.client import Client
-    from sigline.serving.infra_check import running_server
 
     examples = next(node for node in outcome.nodes if node.name == "IngestExamples").outputs
     records = _eval_records(examples["examples"])

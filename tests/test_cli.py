@@ -22,7 +22,7 @@ def test_scenes_are_written(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["data", "scenes", "--output", "x", "--faults", "typo=1"], "Known names"),
-        (["ask", "a"], "--image FILE TEXT"),
+        (["ask", "a"], "--image FILE [TEXT ...]"),
         (["ask", "--images", ".", "a", "b"], "one TEXT"),
         (["ask", "--images", ".", "a", "--top", "0"], "--top must be at least 1"),
         (["run", "--environment", "nothing"], "must be a YAML file"),

@@ -83,6 +83,16 @@ ROOMS = (
 )
 
 
+# What each room of serving imports from others.
+SERVING = {
+    "protocol": set(),
+    "client": {"protocol"},
+    "server": {"protocol"},
+    "checks": {"protocol", "client", "server"},
+    "search_page": {"client"},
+}
+
+
 FILES = sorted(
     path
     for folder in ("schemas", "trainer", "components", "serving", "pipeline", "sigline")
@@ -155,3 +165,22 @@ assert "sigline.trainer.training.loop" in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("room", SERVING)
+def test_room_of_serving_imports_only_from_those_it_may(room):
+    prefix = "sigline.serving."
+    imported = {
+        name.removeprefix(prefix).split(".")[0]
+        for path in (ROOT / "serving" / room).rglob("*.py")
+        for name in _imports(path)
+        if name.startswith(prefix)
+    }
+    assert imported <= SERVING[room] | {room}
+
+
+def test_every_file_of_serving_is_in_a_room():
+    folder = ROOT / "serving"
+    assert {path.name for path in folder.glob("*.py")} == {"__init__.py"}
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert rooms == set(SERVING)

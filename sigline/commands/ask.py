@@ -64,7 +64,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 def add_access(parser: argparse.ArgumentParser) -> None:
     """Adds what a server may ask for; see `options`."""
     parser.add_argument("--api-key-file", type=Path, help="file with the API key to send")
-    add_options(parser, "sigline.serving.transport.ClientTls", prefix="tls_")
+    add_options(parser, "sigline.serving.client.transport.ClientTls", prefix="tls_")
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: If the file of the key does not hold one.
     """
-    from sigline.serving.transport import ClientTls
+    from sigline.serving.client.transport import ClientTls
 
     found: dict[str, Any] = {}
     if arguments.api_key_file is not None:

@@ -46,7 +46,7 @@ def add_options(
 
     Args:
         parser: The parser, or a group of its options.
-        source: Module and name of the dataclass, such as `sigline.serving.requests.Limits`.
+        source: Module and name of the dataclass, such as `sigline.serving.server.requests.Limits`.
         only: Names of the fields; all of them if empty.
         prefix: What stands before the names of the fields in those of the options.
         readers: What reads a value from its text, by type, if not the type itself.

@@ -128,7 +128,7 @@ def _search(arguments: argparse.Namespace) -> int:
         raise ValueError("Give either TEXT or --image FILE.")
     checks.check_file(arguments.image, "--image")
     _check_opened(arguments)
-    from sigline.serving.transport import RequestError
+    from sigline.serving.client.transport import RequestError
 
     try:
         index = _opened(arguments)
@@ -165,7 +165,7 @@ def _check_opened(arguments: argparse.Namespace) -> None:
 
 def _opened(arguments: argparse.Namespace):
     if arguments.target is not None:
-        from sigline.serving.search import ServedIndex
+        from sigline.serving.client.search import ServedIndex
 
         options = ask.options(arguments)
         return ServedIndex(arguments.target, arguments.model_name, **options)
@@ -185,7 +185,7 @@ def _ui(arguments: argparse.Namespace) -> int:
     except ImportError:
         raise ValueError("The page needs aiohttp; install sigline[ui].") from None
     from sigline.components.index.search_transforms import LocalIndex
-    from sigline.serving import search_page
+    from sigline.serving.search_page import search_page
 
     with progress.part("load the index"):
         index = LocalIndex(arguments.index, arguments.model)

@@ -11,8 +11,14 @@ from sigline import quiet
 from sigline.commands.dataclass_options import add_options, from_arguments
 from sigline.schemas import progress, versions
 
-_SERVER, _LIMITS = "sigline.serving.server.ServerConfig", "sigline.serving.requests.Limits"
-_BATCHING, _TLS = "sigline.serving.batching.BatchingConfig", "sigline.serving.access.Tls"
+_SERVER, _LIMITS = (
+    "sigline.serving.server.server.ServerConfig",
+    "sigline.serving.server.requests.Limits",
+)
+_BATCHING, _TLS = (
+    "sigline.serving.server.batching.BatchingConfig",
+    "sigline.serving.server.access.Tls",
+)
 _PORT, _POSITIVE = {int: checks.port}, {int: checks.positive}
 
 
@@ -71,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     _check(arguments)
     quiet.import_tensorflow()
-    from sigline.serving import access, connections, model_config, server
-    from sigline.serving.batching import BatchingConfig
-    from sigline.serving.requests import Limits
+    from sigline.serving.server import access, connections, model_config, server
+    from sigline.serving.server.batching import BatchingConfig
+    from sigline.serving.server.requests import Limits
 
     if arguments.model_config_file is not None:
         models = model_config.load(arguments.model_config_file)
@@ -114,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuses what is wrong with the arguments, as far as that can be told without TensorFlow."""
-    from sigline.serving import access, model_config
+    from sigline.serving.server import access, model_config
 
     threads = arguments.intra_op_parallelism
     if threads is not None and threads < 0:

@@ -151,7 +151,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _label(arguments: argparse.Namespace) -> int:
-    from sigline.serving import model_config
+    from sigline.serving.server import model_config
 
     labels = {}
     for assignment in arguments.labels:

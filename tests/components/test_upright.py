@@ -9,7 +9,7 @@ from sigline.components import upright
 from sigline.components.evaluate import corruptions
 from sigline.components.index import corpus
 from sigline.components.ingest import images
-from sigline.serving import turned_pictures
+from sigline.serving.checks import turned_pictures
 
 
 def _opened(encoded):

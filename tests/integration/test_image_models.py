@@ -85,7 +85,7 @@ def test_report_and_card_say_what_it_is(folder):
 
 def test_it_is_served_and_asked(report, folder, capsys):
     from sigline import cli
-    from sigline.serving import infra_check
+    from sigline.serving.checks import infra_check
     from sigline.serving.client import Client
 
     picture = folder / "one.png"

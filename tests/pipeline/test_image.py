@@ -26,7 +26,7 @@ MODULES = (
     "sigline.components.validate.component",
     "sigline.components.vocabulary.component",
     "sigline.pipeline.kubeflow.cluster",
-    "sigline.serving.server",
+    "sigline.serving.server.server",
 )
 
 

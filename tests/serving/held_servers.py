@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from sigline.serving import tensors
-from sigline.serving.access import ApiKeys
-from sigline.serving.batching import Batcher, BatchingConfig
-from sigline.serving.grpc_server import GrpcServer
-from sigline.serving.metrics import Metrics
-from sigline.serving.requests import Limits, Requests
-from sigline.serving.rest import RestServer
-from sigline.serving.served_version import Served
+from sigline.serving.protocol import tensors
+from sigline.serving.server.access import ApiKeys
+from sigline.serving.server.batching import Batcher, BatchingConfig
+from sigline.serving.server.grpc_server import GrpcServer
+from sigline.serving.server.metrics import Metrics
+from sigline.serving.server.requests import Limits, Requests
+from sigline.serving.server.rest import RestServer
+from sigline.serving.server.served_version import Served
 
 
 class _Engine:

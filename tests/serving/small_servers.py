@@ -47,7 +47,7 @@ def write_version(base: Path, number: int, *, fails_on: str = "") -> Path:
 @contextlib.contextmanager
 def running(base: Path, **settings):
     """Yields a server of a folder on free ports."""
-    from sigline.serving import server
+    from sigline.serving.server import server
 
     config = server.ServerConfig(
         **({"models": server.one_model(base), "port": 0, "rest_port": 0} | settings)

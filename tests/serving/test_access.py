@@ -10,7 +10,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
-from sigline.serving import access
+from sigline.serving.server import access
 
 KEY = "a key that nobody guesses"
 
@@ -139,7 +139,7 @@ def test_certificate_without_its_key_is_refused(capsys):
 
 
 def test_strangers_that_send_nothing_keep_nobody_out(base):
-    from sigline.serving.requests import Limits
+    from sigline.serving.server.requests import Limits
 
     limits, never = Limits(max_requests=1), threading.Event()
     with (

@@ -6,9 +6,9 @@ import grpc
 import numpy as np
 import pytest
 
-from sigline.serving import batching
-from sigline.serving.batching import Batcher, BatchingConfig
-from sigline.serving.failures import RequestFailed
+from sigline.serving.server import batching
+from sigline.serving.server.batching import Batcher, BatchingConfig
+from sigline.serving.server.failures import RequestFailed
 
 
 class Model:

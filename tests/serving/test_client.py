@@ -11,10 +11,10 @@ import small_servers
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from sigline.serving import client as module
-from sigline.serving import protos, tensors
 from sigline.serving.client import AsyncClient, Client
-from sigline.serving.transport import ClientTls, Options, RequestError
+from sigline.serving.client import client as module
+from sigline.serving.client.transport import ClientTls, Options, RequestError
+from sigline.serving.protocol import protos, tensors
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_server_that_is_not_there_is_a_request_error(target):
 def test_keys_and_certificates_are_shown(versions_base, tmp_path):
     import trustme
 
-    from sigline.serving import access
+    from sigline.serving.server import access
 
     authority, key = trustme.CA(), "a key that nobody guesses"
     issued, client = authority.issue_cert("localhost"), authority.issue_cert("c@example.org")

@@ -15,8 +15,8 @@ import pytest
 import small_servers
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from sigline.serving import tensors
-from sigline.serving.requests import Limits
+from sigline.serving.protocol import tensors
+from sigline.serving.server.requests import Limits
 
 KEY = "a key that nobody guesses"
 PATH = "/v1/models/sigline:predict"

@@ -7,9 +7,9 @@ import zlib
 
 import pytest
 
-from sigline.serving import content_encoding
-from sigline.serving.buffered_bytes import BufferedBytes
-from sigline.serving.failures import RequestFailed
+from sigline.serving.server import content_encoding
+from sigline.serving.server.buffered_bytes import BufferedBytes
+from sigline.serving.server.failures import RequestFailed
 
 TEXT = b'{"instances": ["1"]}' * 1000
 FOREVER = math.inf

@@ -6,9 +6,9 @@ import threading
 import pytest
 import small_servers
 
-from sigline.serving import cores
-from sigline.serving.batching import Batcher, BatchingConfig
 from sigline.serving.client import Client
+from sigline.serving.server import cores
+from sigline.serving.server.batching import Batcher, BatchingConfig
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="threads cannot be kept on a core here"
@@ -98,7 +98,7 @@ def test_requests_are_answered_on_one_core_and_computed_on_all(every, tmp_path, 
 
 _COUNT = """
 import os, sys
-from sigline.serving import engine
+from sigline.serving.server import engine
 
 def threads_more(**options):
     before = len(os.listdir("/proc/self/task"))

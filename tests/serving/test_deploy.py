@@ -14,7 +14,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from sigline import cli
 from sigline.components.publish import publishing
 from sigline.schemas import signing
-from sigline.serving import metrics, model_config, protos
+from sigline.serving.protocol import protos
+from sigline.serving.server import metrics, model_config
 
 DEPLOY = Path(__file__).parents[2] / "serving" / "deploy"
 FIELD = descriptor_pb2.FieldDescriptorProto

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from sigline.serving import tensors
 from sigline.serving.client import Client
+from sigline.serving.protocol import tensors
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
@@ -369,7 +369,7 @@ def test_array_of_another_type_is_refused():
 
 
 def test_text_that_fails_the_model_costs_its_batch_mates_nothing(tmp_path):
-    from sigline.serving.batching import BatchingConfig
+    from sigline.serving.server.batching import BatchingConfig
 
     base = Path(tmp_path) / "versions"
     small_servers.write_version(base, 1, fails_on="13")

@@ -12,8 +12,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from sigline.components.publish import publishing
 from sigline.schemas import signatures, versions
-from sigline.serving import infra_check, warmup
-from sigline.serving.engine import LoadedVersion
+from sigline.serving.checks import infra_check
+from sigline.serving.server import warmup
+from sigline.serving.server.engine import LoadedVersion
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +98,7 @@ def test_model_that_does_not_follow_the_contract_is_refused(tmp_path, scene_reco
 
 def test_server_ends_with_the_process_that_started_it(contract_base):
     code = (
-        "import os, sys; from sigline.serving import infra_check\n"
+        "import os, sys; from sigline.serving.checks import infra_check\n"
         "with infra_check.running_server(sys.argv[1]) as address:\n"
         "    print(address, flush=True); os.kill(os.getpid(), 9)"
     )

@@ -5,8 +5,8 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from sigline.serving import model_config
-from sigline.serving.model_config import ModelConfig, VersionPolicy
+from sigline.serving.server import model_config
+from sigline.serving.server.model_config import ModelConfig, VersionPolicy
 
 # As in TF Serving's documentation of its configuration.
 TEXT = """
@@ -102,7 +102,7 @@ def test_no_models_are_a_config_too(tmp_path):
 
 _LABELER = """
 import sys
-from sigline.serving import model_config
+from sigline.serving.server import model_config
 for version in range(1, 26):
     model = model_config.ModelConfig(sys.argv[2], "/models", labels={"stable": version})
     model_config.replace(sys.argv[1], model)

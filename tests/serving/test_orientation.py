@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from sigline.schemas import signatures
-from sigline.serving import loader_check, turned_pictures
+from sigline.serving.checks import loader_check, turned_pictures
 
 
 class _Model:

@@ -1,7 +1,7 @@
 import pytest
 
-from sigline.serving import peaks
-from sigline.serving.peaks import Peak
+from sigline.serving.server import peaks
+from sigline.serving.server.peaks import Peak
 
 
 @pytest.fixture

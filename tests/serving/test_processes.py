@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from sigline.serving.processes import ModuleProcess
+from sigline.serving.checks.processes import ModuleProcess
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def modules(tmp_path_factory):
     )
     (folder / "forking.py").write_text(
         "import os\n"
-        "from sigline.serving.processes import ModuleProcess\n"
+        "from sigline.serving.checks.processes import ModuleProcess\n"
         "if __name__ == '__main__':\n"
         "    child = ModuleProcess('forked_child', [])\n"
         "    print(os.getpid(), child.stdout.read().decode(), child.wait(60))\n"

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sigline.serving import refusals
+from sigline.serving.server import refusals
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_released_runtime_is_older(python):
 def _run(python, directory):
     """Returns the signatures that ran."""
     done = subprocess.run(
-        [python, "-m", "sigline.serving.loader_check", str(directory)],
+        [python, "-m", "sigline.serving.checks.loader_check", str(directory)],
         capture_output=True,
         text=True,
         cwd=ROOT,

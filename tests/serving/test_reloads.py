@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import small_servers as made
 
-from sigline.serving.batching import BatchingConfig
-from sigline.serving.failures import RequestFailed
-from sigline.serving.model_config import ModelConfig, VersionPolicy
-from sigline.serving.served_models import ServedModels
-from sigline.serving.served_version import State
+from sigline.serving.server.batching import BatchingConfig
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.model_config import ModelConfig, VersionPolicy
+from sigline.serving.server.served_models import ServedModels
+from sigline.serving.server.served_version import State
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 import small_servers
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 
-from sigline.serving import model_config
 from sigline.serving.client import Client
-from sigline.serving.model_config import ModelConfig
+from sigline.serving.server import model_config
+from sigline.serving.server.model_config import ModelConfig
 
 
 class _Events(logging.Handler):

@@ -14,12 +14,12 @@ import pytest
 import small_servers
 import trustme
 
-from sigline.serving import access
-from sigline.serving import server as serving_server
 from sigline.serving.client import Client
-from sigline.serving.file_watch import FileWatch
-from sigline.serving.hosts import Hosts
-from sigline.serving.transport import RequestError
+from sigline.serving.client.transport import RequestError
+from sigline.serving.server import access
+from sigline.serving.server import server as serving_server
+from sigline.serving.server.file_watch import FileWatch
+from sigline.serving.server.hosts import Hosts
 
 OLD, NEW = "the key of last year", "the key of this year"
 

@@ -243,7 +243,7 @@ def test_body_over_the_limit_is_refused(server):
 
 
 def test_too_many_requests_at_a_time_are_refused(versions_base):
-    from sigline.serving.requests import Limits
+    from sigline.serving.server.requests import Limits
 
     with small_servers.running(versions_base, limits=Limits(max_requests=1)) as server:
         with server._requests.admitted():
@@ -255,7 +255,7 @@ def test_too_many_requests_at_a_time_are_refused(versions_base):
 def test_body_that_never_comes_costs_its_place_for_no_longer_than_allowed(versions_base):
     import socket
 
-    from sigline.serving.requests import Limits
+    from sigline.serving.server.requests import Limits
 
     limits = Limits(max_requests=1, timeout_seconds=0.5)
     with small_servers.running(versions_base, limits=limits) as server:

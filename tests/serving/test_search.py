@@ -13,8 +13,8 @@ from sigline import cli
 from sigline.components.publish import indexes, publishing
 from sigline.schemas import retrieval, signatures, versions
 from sigline.serving.client import Client
-from sigline.serving.search import ServedIndex
-from sigline.serving.transport import RequestError
+from sigline.serving.client.search import ServedIndex
+from sigline.serving.client.transport import RequestError
 
 
 def _publish(index, model, base):
@@ -30,7 +30,7 @@ def published(tmp_path_factory, index, contract_base):
 
 @pytest.fixture(scope="module")
 def server(published, contract_base):
-    from sigline.serving.model_config import ModelConfig
+    from sigline.serving.server.model_config import ModelConfig
 
     models = (
         ModelConfig("sigline", str(contract_base)),
@@ -120,7 +120,7 @@ def test_texts_of_many_clients_are_merged(server):
 
 def test_loader_of_tf_serving_runs_every_signature(index):
     done = subprocess.run(
-        [sys.executable, "-m", "sigline.serving.loader_check", str(index)],
+        [sys.executable, "-m", "sigline.serving.checks.loader_check", str(index)],
         capture_output=True,
         text=True,
     )

@@ -14,7 +14,7 @@ from aiohttp import web
 from PIL import Image
 
 from sigline.schemas.retrieval import Match
-from sigline.serving import search_page
+from sigline.serving.search_page import search_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -9,11 +9,11 @@ import pytest
 import small_servers as made
 
 from sigline.components.publish import publishing
-from sigline.serving.batching import BatchingConfig
-from sigline.serving.failures import RequestFailed
-from sigline.serving.model_config import ModelConfig, VersionPolicy
-from sigline.serving.served_models import ServedModels
-from sigline.serving.served_version import State
+from sigline.serving.server.batching import BatchingConfig
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.model_config import ModelConfig, VersionPolicy
+from sigline.serving.server.served_models import ServedModels
+from sigline.serving.server.served_version import State
 
 NAME = "m"
 
@@ -215,7 +215,7 @@ def _warm_up(version, *texts):
     from tensorflow_serving.apis import prediction_log_pb2
 
     from sigline.schemas import signatures
-    from sigline.serving import tensors
+    from sigline.serving.protocol import tensors
 
     folder = version / "assets.extra"
     folder.mkdir()

@@ -17,8 +17,8 @@ from PIL import Image
 
 from sigline.components.scenes import grammar
 from sigline.schemas import signatures
-from sigline.serving import server as serving_server
 from sigline.serving.client import Client, RequestError, image_files
+from sigline.serving.server import server as serving_server
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_search_ranks_files_and_reports_unreadable_ones(client, images, tmp_path
 
 
 def test_search_splits_large_folders_into_requests(client, scene_records, tmp_path, monkeypatch):
-    from sigline.serving import client as module
+    from sigline.serving.client import client as module
 
     for index in range(7):
         (tmp_path / f"{index}.png").write_bytes(scene_records[index].image)
@@ -348,7 +348,7 @@ def test_clients_may_not_say_what_is_served(server):
 def test_config_is_replaced_where_that_is_allowed(versions_base, tmp_path):
     from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 
-    from sigline.serving import model_config
+    from sigline.serving.server import model_config
 
     other = tmp_path / "other"
     small_servers.write_version(other, 4)
@@ -368,7 +368,7 @@ def test_config_is_replaced_where_that_is_allowed(versions_base, tmp_path):
 
 
 def test_config_file_is_taken_up_when_it_changes(versions_base, tmp_path):
-    from sigline.serving import model_config
+    from sigline.serving.server import model_config
 
     small_servers.write_version(versions_base, 2)
     path = tmp_path / "models.config"
@@ -395,7 +395,7 @@ def test_config_file_is_taken_up_when_it_changes(versions_base, tmp_path):
 
 
 def test_too_many_requests_at_a_time_are_refused(versions_base):
-    from sigline.serving.requests import Limits
+    from sigline.serving.server.requests import Limits
 
     with small_servers.running(versions_base, limits=Limits(max_requests=1)) as server:
         with (

@@ -4,8 +4,8 @@ import base64
 
 import pytest
 
-from sigline.serving import lenient_base64
-from sigline.serving.cors import Cors
+from sigline.serving.server import lenient_base64
+from sigline.serving.server.cors import Cors
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ import small_servers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import predict_pb2
 
-from sigline.serving.bounded_log import BoundedLog
 from sigline.serving.client import Client
+from sigline.serving.server.bounded_log import BoundedLog
 
 KEY = "a-key-that-is-long-enough"
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -84,7 +84,7 @@ def _half_open(address, methods, count, channels=10):
 @pytest.mark.parametrize("keys", [(KEY,), ()])
 def test_calls_that_send_no_message_lock_nobody_out(base, monkeypatch, keys):
     """What they cost in time is measured by `make soak`."""
-    monkeypatch.setattr("sigline.serving.grpc_server._OPEN_SECONDS", 300.0)
+    monkeypatch.setattr("sigline.serving.server.grpc_server._OPEN_SECONDS", 300.0)
     methods = [CHECK, PREDICT, REFLECT]
     with small_servers.running(base, api_keys=keys) as server:
         client = Client(server.address, api_key=KEY if keys else None)
@@ -101,7 +101,7 @@ def test_calls_that_send_no_message_lock_nobody_out(base, monkeypatch, keys):
 
 
 def test_call_that_sends_no_message_ends_in_time(base, monkeypatch):
-    monkeypatch.setattr("sigline.serving.grpc_server._OPEN_SECONDS", 0.5)
+    monkeypatch.setattr("sigline.serving.server.grpc_server._OPEN_SECONDS", 0.5)
     with (
         small_servers.running(base) as server,
         grpc.insecure_channel(server.address) as channel,
@@ -235,7 +235,7 @@ def test_body_of_many_values_is_not_parsed(base, monkeypatch, body):
         sizes.append(len(content))
         return parse(content, *args, **kwargs)
 
-    monkeypatch.setattr("sigline.serving.rest.json.loads", _loads)
+    monkeypatch.setattr("sigline.serving.server.rest.json.loads", _loads)
     with small_servers.running(base) as server:
         with pytest.raises(urllib.error.HTTPError, match="400") as caught:
             _ask(server, body)
@@ -254,7 +254,7 @@ def test_body_that_is_parsed_stalls_nobody(base, monkeypatch):
             assert go_on.wait(60)
         return parse(content, *args, **kwargs)
 
-    monkeypatch.setattr("sigline.serving.rest.json.loads", _loads)
+    monkeypatch.setattr("sigline.serving.server.rest.json.loads", _loads)
     body = json.dumps({"instances": ["7" * 2000]}).encode()
     with (
         small_servers.running(base) as server,

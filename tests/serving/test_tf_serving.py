@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sigline.serving.client import Client
-from sigline.serving.transport import RequestError
+from sigline.serving.client.transport import RequestError
 
 ADDRESS_VARIABLE, BINARY = "TF_SERVING_ADDRESS", "tensorflow_model_server"
 

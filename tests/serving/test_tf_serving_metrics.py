@@ -18,8 +18,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from sigline.serving import tensors
-from sigline.serving.tf_serving_metrics import TfServingMetrics
+from sigline.serving.protocol import tensors
+from sigline.serving.server.tf_serving_metrics import TfServingMetrics
 
 # 10 * 1.8^k as `absl::StrCat` prints doubles: six digits.
 LIMITS = [

@@ -223,7 +223,7 @@ def test_existing_directory_is_not_overwritten(tmp_path, model, tiny, vocabulary
 
 
 def _loader_check(directory):
-    command = [sys.executable, "-m", "sigline.serving.loader_check", str(directory)]
+    command = [sys.executable, "-m", "sigline.serving.checks.loader_check", str(directory)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

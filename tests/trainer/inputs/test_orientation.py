@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from sigline.serving import turned_pictures
+from sigline.serving.checks import turned_pictures
 from sigline.trainer.inputs import orientation, preprocess
 
 # Pillow warns of broken EXIF, and of more than one value.

@@ -83,7 +83,7 @@ def test_exported_model_reads_byte_pairs_in_the_servers_loader(byte_pairs, tmp_p
     answers = tf.saved_model.load(str(directory)).signatures["embed_text"](tf.constant(texts))
     np.testing.assert_allclose(answers["embedding"], model.embed_text(tokens), atol=1e-5)
     # Runs every signature in TF Serving's C++ loader.
-    command = [sys.executable, "-m", "sigline.serving.loader_check", str(directory)]
+    command = [sys.executable, "-m", "sigline.serving.checks.loader_check", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "embed_text" in json.loads(done.stdout.splitlines()[-1])

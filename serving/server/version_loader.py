@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sigline.schemas import signatures, signing, versions
-from sigline.serving import warmup
-from sigline.serving.batching import Batcher, BatchingConfig
-from sigline.serving.engine import LoadedVersion
-from sigline.serving.served_version import Served
+from sigline.serving.server import warmup
+from sigline.serving.server.batching import Batcher, BatchingConfig
+from sigline.serving.server.engine import LoadedVersion
+from sigline.serving.server.served_version import Served
 
 _METADATA = f"{signatures.ASSETS_DIR}/{signatures.METADATA_FILE}"
 # Problems of a version that an error names.

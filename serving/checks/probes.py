@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sigline.schemas import signatures
-from sigline.serving import turned_pictures
+from sigline.serving.checks import turned_pictures
 
 _NORM_TOLERANCE = 1e-3
 # A server may cut a request into batches of other sizes.

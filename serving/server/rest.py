@@ -19,24 +19,24 @@ from aiohttp import http_exceptions, web
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from sigline.serving import (
+from sigline.serving.protocol import tensors
+from sigline.serving.server import (
     content_encoding,
     cores,
     failures,
     grpc_services,
     lenient_base64,
     metrics,
-    tensors,
 )
-from sigline.serving.access import ApiKeys
-from sigline.serving.buffered_bytes import Holding
-from sigline.serving.connections import Connections, most_connections
-from sigline.serving.cors import Cors
-from sigline.serving.engine import LoadedVersion
-from sigline.serving.failures import RequestFailed
-from sigline.serving.hosts import Hosts, is_own_page
-from sigline.serving.reading import Reading
-from sigline.serving.requests import Departure, Requests, Target
+from sigline.serving.server.access import ApiKeys
+from sigline.serving.server.buffered_bytes import Holding
+from sigline.serving.server.connections import Connections, most_connections
+from sigline.serving.server.cors import Cors
+from sigline.serving.server.engine import LoadedVersion
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.hosts import Hosts, is_own_page
+from sigline.serving.server.reading import Reading
+from sigline.serving.server.requests import Departure, Requests, Target
 
 _ENTRYPOINT = "REST"
 _MODEL = "/v1/models/{model:[^/:]+}"

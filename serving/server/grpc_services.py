@@ -17,10 +17,11 @@ from tensorflow_serving.apis import (
 )
 
 from sigline.schemas import signatures
-from sigline.serving import failures, model_config, tensors
-from sigline.serving.engine import LoadedVersion
-from sigline.serving.failures import RequestFailed
-from sigline.serving.requests import Requests, Target
+from sigline.serving.protocol import tensors
+from sigline.serving.server import failures, model_config
+from sigline.serving.server.engine import LoadedVersion
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.requests import Requests, Target
 
 _ENTRYPOINT = "GRPC"
 # What `tensorflow/serving` calls the tensors of its own two kinds of signature.

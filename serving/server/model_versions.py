@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from sigline.serving import version_files
-from sigline.serving.failures import RequestFailed
-from sigline.serving.model_config import ModelConfig
-from sigline.serving.served_version import Served, State, VersionStatus
+from sigline.serving.server import version_files
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.model_config import ModelConfig
+from sigline.serving.server.served_version import Served, State, VersionStatus
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
-from sigline.serving.failures import RequestFailed
-from sigline.serving.requests import Departure
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.requests import Departure
 
 
 class Call:

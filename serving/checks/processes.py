@@ -20,7 +20,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import IO
 
-_PRELOADED = ["sigline.serving.preloaded"]
+_PRELOADED = ["sigline.serving.checks.preloaded"]
 
 
 def prepare() -> None:

@@ -7,7 +7,7 @@ import prometheus_client
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sigline.serving.tf_serving_metrics import TfServingMetrics
+from sigline.serving.server.tf_serving_metrics import TfServingMetrics
 
 # TF Serving's path.
 PATH = "/monitoring/prometheus/metrics"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from sigline.serving.failures import RequestFailed
+from sigline.serving.server.failures import RequestFailed
 
 
 class BufferedBytes:

@@ -4,7 +4,7 @@ from typing import Any
 
 from sigline.schemas import retrieval, signatures
 from sigline.schemas.retrieval import Match
-from sigline.serving.client import Client
+from sigline.serving.client.client import Client
 
 
 class ServedIndex:

@@ -15,8 +15,7 @@ import grpc
 import numpy as np
 
 from sigline.schemas import progress, signatures
-from sigline.serving import protos
-from sigline.serving.transport import (
+from sigline.serving.client.transport import (
     Answer,
     GrpcTransport,
     Inputs,
@@ -28,6 +27,7 @@ from sigline.serving.transport import (
     failure_of,
     open_channel,
 )
+from sigline.serving.protocol import protos
 
 # Of a request, well below the limits of servers: encoded images, and images or texts.
 _REQUEST_BYTES = 4 * 2**20

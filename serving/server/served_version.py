@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sigline.serving.batching import Batcher
-from sigline.serving.engine import LoadedVersion
+from sigline.serving.server.batching import Batcher
+from sigline.serving.server.engine import LoadedVersion
 
 
 class State(enum.IntEnum):

@@ -13,8 +13,8 @@ import tensorflow_text  # noqa: F401  # Registers the tokenizer's operations.
 from tensorflow.core.protobuf import config_pb2
 
 from sigline.schemas import signatures
-from sigline.serving import failures
-from sigline.serving.failures import RequestFailed
+from sigline.serving.server import failures
+from sigline.serving.server.failures import RequestFailed
 
 _TAGS = ["serve"]
 _VARIABLES = "variables/variables.data-*"

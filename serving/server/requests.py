@@ -12,12 +12,12 @@ import grpc
 import numpy as np
 
 from sigline.schemas import signatures
-from sigline.serving import failures
-from sigline.serving.buffered_bytes import BufferedBytes
-from sigline.serving.engine import LoadedVersion
-from sigline.serving.failures import RequestFailed
-from sigline.serving.metrics import Metrics
-from sigline.serving.served_models import ServedModels
+from sigline.serving.server import failures
+from sigline.serving.server.buffered_bytes import BufferedBytes
+from sigline.serving.server.engine import LoadedVersion
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.metrics import Metrics
+from sigline.serving.server.served_models import ServedModels
 
 # What gRPC says is left where there is no deadline is hundreds of years.
 _NO_DEADLINE = 365 * 24 * 3600.0

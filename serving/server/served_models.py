@@ -17,11 +17,11 @@ from pathlib import Path
 import grpc
 
 from sigline.schemas import signing, versions
-from sigline.serving import version_files
-from sigline.serving.batching import BatchingConfig
-from sigline.serving.failures import RequestFailed
-from sigline.serving.model_config import ModelConfig
-from sigline.serving.model_versions import (
+from sigline.serving.server import version_files
+from sigline.serving.server.batching import BatchingConfig
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.model_config import ModelConfig
+from sigline.serving.server.model_versions import (
     Change,
     Model,
     Version,
@@ -29,8 +29,8 @@ from sigline.serving.model_versions import (
     why_empty,
     why_nothing_serves,
 )
-from sigline.serving.served_version import Served, State, VersionStatus
-from sigline.serving.version_loader import VersionLoader
+from sigline.serving.server.served_version import Served, State, VersionStatus
+from sigline.serving.server.version_loader import VersionLoader
 
 _LONGEST_PAUSE_SECONDS = 60.0
 

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from sigline.schemas import signing
-from sigline.serving import access, cores, model_config
-from sigline.serving.batching import BatchingConfig
-from sigline.serving.bounded_log import BoundedLog
-from sigline.serving.connections import Connections, most_connections
-from sigline.serving.failures import RequestFailed
-from sigline.serving.file_watch import FileWatch
-from sigline.serving.grpc_server import GrpcServer
-from sigline.serving.hosts import Hosts
-from sigline.serving.metrics import Metrics
-from sigline.serving.model_config import ModelConfig
-from sigline.serving.requests import Limits, Requests
-from sigline.serving.rest import RestServer
-from sigline.serving.served_models import ServedModels
+from sigline.serving.server import access, cores, model_config
+from sigline.serving.server.batching import BatchingConfig
+from sigline.serving.server.bounded_log import BoundedLog
+from sigline.serving.server.connections import Connections, most_connections
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.file_watch import FileWatch
+from sigline.serving.server.grpc_server import GrpcServer
+from sigline.serving.server.hosts import Hosts
+from sigline.serving.server.metrics import Metrics
+from sigline.serving.server.model_config import ModelConfig
+from sigline.serving.server.requests import Limits, Requests
+from sigline.serving.server.rest import RestServer
+from sigline.serving.server.served_models import ServedModels
 
 DEFAULT_MODEL_NAME = "sigline"
 DEFAULT_PORT = 8500

@@ -4,7 +4,7 @@ TensorFlow's wheel exports the C API, whose `TF_LoadSessionFromSavedModel` is th
 alone proves little: missing variables and refused XLA compilation show only when a signature runs,
 so every signature is run. XLA is switched off first, as in the stock server; that holds for the
 whole process, so run this module as a process of its own:
-`python -m sigline.serving.loader_check DIR`.
+`python -m sigline.serving.checks.loader_check DIR`.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sigline.schemas import retrieval, signatures
-from sigline.serving import turned_pictures
+from sigline.serving.checks import turned_pictures
 
 _DISABLE_XLA = "_ZN10tensorflow21DisableXlaCompilationEv"
 _STRING_TENSOR_BYTES = 24  # sizeof(TF_TString)

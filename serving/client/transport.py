@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 
 from sigline.schemas import signatures
-from sigline.serving import protos, tensors
+from sigline.serving.protocol import protos, tensors
 
 _MAX_MESSAGE_BYTES = 64 * 2**20
 _HTTP_CODES = {

@@ -7,9 +7,9 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
 from sigline.schemas import signatures
-from sigline.serving import tensors
-from sigline.serving.engine import LoadedVersion
-from sigline.serving.failures import RequestFailed
+from sigline.serving.protocol import tensors
+from sigline.serving.server.engine import LoadedVersion
+from sigline.serving.server.failures import RequestFailed
 
 # TF Serving's limit.
 _MOST_RECORDS = 1000

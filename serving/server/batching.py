@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
-from sigline.serving import cores
-from sigline.serving.batches import Arrays, Batch, Task, room
-from sigline.serving.failures import RequestFailed
-from sigline.serving.peaks import Peak
+from sigline.serving.server import cores
+from sigline.serving.server.batches import Arrays, Batch, Task, room
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.peaks import Peak
 
 # Longest wait, in seconds, for as many requests as are expected.
 _LONGEST_PATIENCE = 0.005

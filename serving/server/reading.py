@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from sigline.serving.failures import RequestFailed
+from sigline.serving.server.failures import RequestFailed
 
 # How long a request may hold its place while another waits for one. Messages that were sent come
 # much sooner: what is longer on its way is slow, or never comes.

@@ -6,4 +6,4 @@ sigline.quiet.import_tensorflow()
 
 import tensorflow_text  # noqa: F401
 
-from sigline.serving import loader_check, server  # noqa: F401
+from sigline.serving.server import server  # noqa: F401

@@ -23,11 +23,12 @@ import numpy as np
 from PIL import Image
 
 from sigline.schemas import progress, signatures, tfrecord
-from sigline.serving import probes, protos
+from sigline.serving.checks import probes
+from sigline.serving.checks.probes import Golden
+from sigline.serving.checks.processes import ModuleProcess
 from sigline.serving.client import Client
-from sigline.serving.probes import Golden
-from sigline.serving.processes import ModuleProcess
-from sigline.serving.transport import Options, RequestError
+from sigline.serving.client.transport import Options, RequestError
+from sigline.serving.protocol import protos
 
 _READY_PREFIX = "Serving "
 _START_SECONDS = 300.0
@@ -150,7 +151,7 @@ def check_serving(
         InfraError: If the model does not load, a request is refused or an answer is wrong.
         Exception: Anything else, such as a time-out, says nothing about the model: try again.
     """
-    loader = ModuleProcess("sigline.serving.loader_check", [str(model_dir)])
+    loader = ModuleProcess("sigline.serving.checks.loader_check", [str(model_dir)])
     watch = _MemoryWatch(max_memory_mib)
     try:
         with tempfile.TemporaryDirectory() as base:

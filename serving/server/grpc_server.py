@@ -26,13 +26,13 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from sigline.serving import access, grpc_services, reflection
-from sigline.serving.calls import Call, Pool
-from sigline.serving.connections import GRPC_SHARE, most_connections
-from sigline.serving.failures import RequestFailed
-from sigline.serving.reading import Reading
-from sigline.serving.refusals import Refusals
-from sigline.serving.requests import Requests
+from sigline.serving.server import access, grpc_services, reflection
+from sigline.serving.server.calls import Call, Pool
+from sigline.serving.server.connections import GRPC_SHARE, most_connections
+from sigline.serving.server.failures import RequestFailed
+from sigline.serving.server.reading import Reading
+from sigline.serving.server.refusals import Refusals
+from sigline.serving.server.requests import Requests
 
 SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 
 import grpc
 
-from sigline.serving import failures
-from sigline.serving.failures import RequestFailed
+from sigline.serving.server import failures
+from sigline.serving.server.failures import RequestFailed
 
 SUPPORTED = ("gzip", "deflate")
 _ALIASES = {"x-gzip": "gzip"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
-from sigline.serving.failures import RequestFailed
+from sigline.serving.server.failures import RequestFailed
 
 Arrays = dict[str, np.ndarray]
 

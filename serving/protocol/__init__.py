@@ -1,0 +1,1 @@
+"""What client and server speak: TF Serving's messages and tensors."""

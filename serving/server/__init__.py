@@ -1,0 +1,1 @@
+"""The server: REST and gRPC, batches, versions."""
