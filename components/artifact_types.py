@@ -19,7 +19,7 @@ class DataReport(artifact.Artifact):
 
 
 class DataAcceptance(artifact.Artifact):
-    """That the data gate let data pass; its properties name the artifacts."""
+    """A record that data passed the data gate; its properties name the artifacts."""
 
     TYPE_NAME = "sigline.DataAcceptance"
 

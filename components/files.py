@@ -20,18 +20,19 @@ class BeamFiles:
     def open(self, path: str) -> BinaryIO:
         """Opens a file for reading as it is; raises an `OSError` if it cannot."""
         if FileSystems.get_scheme(path) is None:
-            # As Beam does in the end, which takes as long again.
+            # Beam opens local files the same way, but takes twice as long about it.
             return open(path, "rb", opener=_open_regular)
         return FileSystems.open(path, compression_type="uncompressed")
 
     def find(self, folder: str) -> list[str]:
         """Returns the paths of all files below a folder, sorted."""
         folder = folder.rstrip("/") + "/"
-        # Beam has no way to quote what it takes for a pattern: a folder above is searched instead.
+        # Beam cannot escape the special characters of a pattern: if the folder's name has any, a
+        # folder above it is searched instead.
         plain = re.split(r"[*?\[]", folder)[0]
         pattern = posixpath.join(plain[: plain.rindex("/") + 1], "**")
-        found = FileSystems.match([pattern])[0].metadata_list
-        return sorted(item.path for item in found if item.path.startswith(folder))
+        matches = FileSystems.match([pattern])[0].metadata_list
+        return sorted(item.path for item in matches if item.path.startswith(folder))
 
     def entries(self, folder: str) -> list[Entry]:
         """Returns everything below a folder, sorted; an object store holds files only."""
@@ -41,15 +42,15 @@ class BeamFiles:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Opens what is no pipe, socket or device: reading one may never end.
+    """Opens regular files and folders only: reading a pipe, socket or device may never end.
 
     Raises:
         FileNotFoundError: If the path leads to one.
     """
-    # Without waiting for whoever writes to a pipe.
+    # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     kind = os.fstat(descriptor).st_mode
-    # Python itself refuses folders.
+    # Folders pass here, since Python itself refuses to open them.
     if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
         return descriptor
     os.close(descriptor)
@@ -62,13 +63,13 @@ def tree_digest(folder: str) -> str:
     Raises:
         ValueError: If there are none.
     """
-    found = {}
+    digests_by_path = {}
     for path in BeamFiles().find(folder):
         with BeamFiles().open(path) as handle:
-            found[path.removeprefix(folder.rstrip("/"))] = digests.stream_digest(handle)
-    if not found:
+            digests_by_path[path.removeprefix(folder.rstrip("/"))] = digests.stream_digest(handle)
+    if not digests_by_path:
         raise ValueError(f"There are no files. Received: {folder}")
-    return digests.json_digest(found)
+    return digests.json_digest(digests_by_path)
 
 
 def write_file(path: str, content: bytes) -> None:
@@ -78,7 +79,7 @@ def write_file(path: str, content: bytes) -> None:
     if FileSystems.get_scheme(path) is None:
         atomic.write_file(path, content)
         return
-    # Of its own, since a runner may do the same work twice at a time.
+    # A unique name, since a runner may execute the same work twice at a time.
     scratch = posixpath.join(folder, f"{atomic.SCRATCH}{uuid.uuid4().hex}-{name}")
     with FileSystems.create(scratch, compression_type="uncompressed") as handle:
         handle.write(content)
@@ -116,6 +117,6 @@ def make_folder(folder: str) -> None:
     try:
         FileSystems.mkdirs(folder)
     except OSError:
-        # It exists, perhaps since another worker made it a moment ago.
+        # Another worker may have created the folder a moment ago, which is no error.
         if not FileSystems.exists(folder):
             raise

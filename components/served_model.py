@@ -63,9 +63,9 @@ def embed(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> np.
 
 def embed_images(model, encoded: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the embeddings of encoded images, and which of them could be decoded, `(images,)`."""
-    found = call(model, signatures.EMBED_IMAGE_SAFE, encoded)
+    outputs = call(model, signatures.EMBED_IMAGE_SAFE, encoded)
     progress.advance(len(encoded), "images")
-    return found[signatures.EMBEDDING], found[signatures.VALID]
+    return outputs[signatures.EMBEDDING], outputs[signatures.VALID]
 
 
 def asset(directory: str, name: str) -> str | None:
@@ -83,9 +83,9 @@ def metadata(directory: str) -> dict:
 
 def pair_loss(directory: str) -> str:
     """Returns what trained the logits of pairs, `sigmoid` or `softmax`; empty if not known."""
-    told = metadata(directory)
-    if "pair_loss" in told:
-        return told["pair_loss"]
-    # Earlier versions had it in the configuration alone.
+    model_metadata = metadata(directory)
+    if "pair_loss" in model_metadata:
+        return model_metadata["pair_loss"]
+    # Models of earlier versions name the loss in their configuration only.
     config = json.loads(asset(directory, signatures.CONFIG_FILE) or "{}")
     return config.get("loss", {}).get("name", "")

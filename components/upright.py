@@ -20,11 +20,11 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
         Exception: Whatever Pillow's decoder raises, if it has to decode a PNG for that.
     """
     if image.format == "PNG":
-        # What tells it may lie behind the pixels.
+        # EXIF may follow the pixels in the file, so the image is loaded first.
         image.load()
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's reader of EXIF may raise anything on what is none.
+    except Exception:  # Pillow may raise anything on malformed EXIF.
         return None
 
 

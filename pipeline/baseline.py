@@ -139,5 +139,5 @@ class AcceptedSpans(ResolverStrategy):
         )
         by_span = {item.span: item for item in accepted if item.span <= self._last}
         by_span |= {item.span: item for item in input_dict.get(CANDIDATE, ())}
-        found = [by_span[span] for span in sorted(by_span)[-self._num_spans :]]
-        return input_dict | {EXAMPLES: found, ACCEPTANCE: []}
+        window = [by_span[span] for span in sorted(by_span)[-self._num_spans :]]
+        return input_dict | {EXAMPLES: window, ACCEPTANCE: []}

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 # Not DirectRunner, Beam's default, which first tries to download another runner.
 LOCAL = "FnApiRunner"
 DATAFLOW = "DataflowRunner"
-# Those that run in this process, unless it is to have others beside it.
+# Runners that work in this process, unless they are asked for several.
 _IN_PROCESS = (LOCAL, "DirectRunner", "BundleBasedDirectRunner")
-# Those whose job server has options of its own, which Beam's Python part does not know.
+# Runners whose job server has options that Beam's Python part does not know.
 _JOB_SERVER = ("PortableRunner", "FlinkRunner", "SparkRunner", "PrismRunner")
 # TFDV can be imported only where TFX was before it. Workers import plugins before all else.
 _PLUGIN = "tfx"
@@ -24,17 +24,17 @@ _NO_LIST = "disable_logging_submission_environment"
 _DATAFLOW_NEEDS = ("project", "region", "temp_location", _IMAGE)
 
 
-def complete(given: Sequence[str]) -> tuple[str, ...]:
+def complete(beam_args: Sequence[str]) -> tuple[str, ...]:
     """Returns an environment's arguments with the runner, and with what it and its workers need.
 
     Raises:
         ValueError: If the runner could not tell its processes what to import.
     """
-    arguments = tuple(given)
+    arguments = tuple(beam_args)
     if not any(argument.split("=")[0] == "--runner" for argument in arguments):
         arguments = (f"--runner={LOCAL}", *arguments)
-    name, found = runner(arguments), _read(arguments)
-    if name != DATAFLOW and not found.image:
+    name, parsed = runner(arguments), _read(arguments)
+    if name != DATAFLOW and not parsed.image:
         arguments += (f"--{_IMAGE}=none",)
     if is_in_process(arguments):
         return arguments
@@ -42,22 +42,22 @@ def complete(given: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(
             "beam_args must name --runner=DirectRunner and --allow_unsafe_triggers for several "
             f"processes: {LOCAL} does not tell them to import TFX, which TFDV needs. "
-            f"Received: beam_args={list(given)}"
+            f"Received: beam_args={list(beam_args)}"
         )
-    if _PLUGIN not in (found.beam_plugins or ()):
+    if _PLUGIN not in (parsed.beam_plugins or ()):
         arguments += (f"--beam_plugins={_PLUGIN}",)
-    if name in _JOB_SERVER and _NO_LIST not in ",".join(found.experiments or ()).split(","):
+    if name in _JOB_SERVER and _NO_LIST not in ",".join(parsed.experiments or ()).split(","):
         arguments += (f"--experiments={_NO_LIST}",)
     return arguments
 
 
 def runner(arguments: Sequence[str]) -> str:
     """Returns the name of the runner, without its module, which Beam takes in several forms."""
-    given = _read(arguments).runner.rpartition(".")[2]
+    name = _read(arguments).runner.rpartition(".")[2]
     for known in (*_IN_PROCESS, *_JOB_SERVER, DATAFLOW):
-        if given.lower() in (known.lower(), known.lower().removesuffix("runner")):
+        if name.lower() in (known.lower(), known.lower().removesuffix("runner")):
             return known
-    return given
+    return name
 
 
 def is_in_process(arguments: Sequence[str]) -> bool:
@@ -97,13 +97,13 @@ def _options(arguments: Sequence[str]) -> tuple[dict, list[str]]:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     module = _read(arguments).runner.rpartition(".")[0]
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
         if module:
-            # Its options are known once it is imported.
+            # Beam knows the options of a module once it is imported.
             importlib.import_module(module)
         options = PipelineOptions(list(arguments))
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             known = options.get_all_options()
             every = options.get_all_options(retain_unknown_options=True)
     except ImportError as error:
@@ -111,8 +111,8 @@ def _options(arguments: Sequence[str]) -> tuple[dict, list[str]]:
             f"--runner must be one that can be imported. Received: {module}: {error}"
         ) from None
     except SystemExit:
-        # Beam's parser ends the process.
-        reason = said.getvalue().strip().rpartition("error: ")[2]
+        # Beam's parser exits on an error, after it has written the reason.
+        reason = errors.getvalue().strip().rpartition("error: ")[2]
         raise _wrong(arguments, reason) from None
     return known, sorted(set(every) - set(known))
 

@@ -18,24 +18,24 @@ from tfx.types.channel import Channel
 
 from tensorflow_data_validation import StatsOptions  # isort: skip  # After tfx.
 
+from sigline.components.check_serving.component import CheckServing
 from sigline.components.embed.component import EmbedExamples
 from sigline.components.evaluate.component import EvaluateModel
+from sigline.components.export_tower.component import ExportFrozenTower
 from sigline.components.index import faiss_index
 from sigline.components.index.component import IndexCorpus
 from sigline.components.ingest.component import IngestExamples
 from sigline.components.publish.component import DescribeModel, PublishIndex, PublishModel
+from sigline.components.train.component import TrainModel
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
 from sigline.pipeline import baseline, beam_arguments, checks, planning
 from sigline.pipeline.environment import TFX, Environment
 from sigline.pipeline.history import History, MetadataHistory
 from sigline.pipeline.planning import Plan
-from sigline.pipeline.tfx_infra import CheckServing
-from sigline.pipeline.tfx_tower import ExportFrozenTower
-from sigline.pipeline.tfx_trainer import TrainModel
 from sigline.schemas import retrieval
 
-# Of the image tensorflow/serving, the newest that is released.
+# Tag of the image tensorflow/serving: the newest release.
 _TF_SERVING = "2.20.0"
 
 
@@ -97,7 +97,7 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
         code_digest=plan.train_code,
         vocabulary=vocabulary[0].outputs["vocabulary"] if vocabulary else None,
     ).with_id("Trainer")
-    # After the data gate, also where nothing else that waits for it comes before.
+    # Training waits for the data gate, also where no vocabulary is made before it.
     for node in vocabulary or [trained]:
         node.add_upstream_node(data.checked)
     return [
@@ -114,7 +114,7 @@ def _vocabulary(environment: Environment, plan: Plan, trained_on: Channel) -> li
     """Returns the node that trains a vocabulary, or hands on that of weights, if texts are read."""
     if not checks.reads_texts(environment):
         return []
-    # Parameters of their own only where they are asked for.
+    # Parameters are passed only where they are asked for.
     brought = {"weights": environment.weights, "weights_vocabulary": plan.vocabulary_digest}
     node = TrainVocabulary(
         examples=trained_on,
@@ -180,7 +180,7 @@ class _Data(NamedTuple):
 
 
 def _data_nodes(environment: Environment, plan: Plan, history: History) -> _Data:
-    # Nodes of their own only where they are asked for.
+    # This node exists only where a window is asked for.
     earlier = [history.earlier_spans(environment, plan)] if environment.window > 1 else []
     ingested = IngestExamples(
         input_base=plan.input_base,
@@ -238,7 +238,8 @@ def _publishing(environment: Environment, run: str) -> dict[str, Any]:
     return {
         "keep_versions": environment.keep_versions or 0,
         "signing_key": environment.signing_key,
-        # They look at their folder each time.
+        # A new value in every run keeps the cache from answering: these nodes look at their folder
+        # anew.
         "run_nonce": run,
     }
 
@@ -298,7 +299,7 @@ def _indexed(
         corpus_root=os.path.join(environment.embedding_cache, "corpus"),
         code_digest=plan.index_code,
     )
-    # What it finds wrong with an index must not keep the model from being published.
+    # A problem of the index must not keep the model from being published.
     index.add_upstream_node(published)
     pushed = PublishIndex(
         index=index.outputs["index"],

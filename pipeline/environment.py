@@ -120,14 +120,18 @@ class Environment:
         if self.infra == TFX and (self.serving_memory_mib or self.serving_latency_ms):
             raise ValueError(
                 "serving_memory_mib and serving_latency_ms need infra: sigline; TFX's "
-                "InfraValidator measures neither."
+                "InfraValidator measures neither. "
+                f"Received: infra={self.infra}, serving_memory_mib={self.serving_memory_mib}, "
+                f"serving_latency_ms={self.serving_latency_ms}"
             )
         for name in ("keep_versions", "serving_memory_mib", "serving_latency_ms"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
         if self.window > 1 and self.embed_images:
-            raise ValueError("embed_images embeds one span; it needs window: 1.")
+            raise ValueError(
+                f"embed_images embeds one span; it needs window: 1. Received: window={self.window}"
+            )
         if not all(name and path for name, path in self.teachers.items()):
             raise ValueError(f"teachers must be paths by name. Received: teachers={self.teachers}")
         teachers = {name: _absolute(path) for name, path in self.teachers.items()}
@@ -197,7 +201,10 @@ def _mapping(path: Path) -> dict[str, Any]:
         problem = " ".join(str(error).split())
         raise ValueError(f"{path} must be a YAML file: {problem}") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise ValueError(f"{path} must hold keys and values, such as `recipe: siglip_small`.")
+        raise ValueError(
+            f"{path} must hold keys and values, such as `recipe: siglip_small`. "
+            f"Received: {data!r:.80}"
+        )
     return data
 
 

@@ -50,7 +50,7 @@ def trace(model: str | Path, metadata_path: str | Path) -> dict[str, Any]:
         source for item in inputs.get("examples", []) for source in graph.sources(item, _INGEST)
     ]
     return {
-        "model": {"path": str(path), "artifact": artifact.uri, **_told(path)},
+        "model": {"path": str(path), "artifact": artifact.uri, **_own_metadata(path)},
         "training": _training(trainer),
         "data": [_data(graph, item) for item in examples],
         "parents": _parents(graph, trainer, evaluator),
@@ -58,9 +58,9 @@ def trace(model: str | Path, metadata_path: str | Path) -> dict[str, Any]:
     }
 
 
-def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def lines(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns a lineage as names and values, a line each."""
-    model, training = found["model"], found["training"]
+    model, training = lineage["model"], lineage["training"]
     rows = [
         ("model", model["path"]),
         ("  digest", model.get("model_digest", "unknown")),
@@ -71,7 +71,7 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"sigline {model.get('sigline_version', 'unknown')}, {_short(training, 'code')}",
         ),
     ]
-    for item in found["data"]:
+    for item in lineage["data"]:
         span = f", span {item['span']} version {item['version']}" if item["spans"] else ""
         rows += [
             ("data", f"{item['input_base']}{span}"),
@@ -80,9 +80,9 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
     rows += [
         (f"parent: {item['role']}", f"{item['path']}, {_short(item, 'digest')}")
-        for item in found["parents"]
+        for item in lineage["parents"]
     ]
-    evaluation = found["evaluation"]
+    evaluation = lineage["evaluation"]
     if evaluation:
         rows.append(("verdict", "blessed" if evaluation["blessed"] else "not blessed"))
         rows.append(("  evaluation", evaluation["uri"]))
@@ -103,7 +103,8 @@ class _Graph:
         """Returns the execution that put an artifact out."""
         events = self.store.get_events_by_artifact_ids([artifact_id])
         ids = [event.execution_id for event in events if event.type in _OUTPUT]
-        # What was answered from the cache puts it out again.
+        # A result from the cache is an output of that run, too; the first execution is the one that
+        # made it.
         (execution,) = self.store.get_executions_by_id([min(ids)])
         return execution
 
@@ -115,8 +116,8 @@ class _Graph:
             for event in events
             if event.type in _INPUT and event.path.steps and event.path.steps[0].key == key
         )
-        found = [x for x in self.store.get_executions_by_id(ids) if self.node(x) == node]
-        return max(found, key=lambda item: item.id) if found else None
+        consumers = [x for x in self.store.get_executions_by_id(ids) if self.node(x) == node]
+        return max(consumers, key=lambda item: item.id) if consumers else None
 
     def node(self, execution) -> str:
         """Returns the name of an execution's node."""
@@ -138,7 +139,7 @@ class _Graph:
         if self.node(execution) == node:
             return [artifact]
         made_of = self.inputs(execution.id).get("examples", [])
-        return [found for item in made_of for found in self.sources(item, node)]
+        return [source for item in made_of for source in self.sources(item, node)]
 
     def _by_key(self, execution_id: int, types: tuple) -> dict[str, list]:
         events = self.store.get_events_by_execution_ids([execution_id])
@@ -147,10 +148,10 @@ class _Graph:
             for event in events
             if event.type in types and event.path.steps
         }
-        found: dict[str, list] = {}
+        by_key: dict[str, list] = {}
         for artifact in self.store.get_artifacts_by_id(sorted(keys)):
-            found.setdefault(keys[artifact.id], []).append(artifact)
-        return found
+            by_key.setdefault(keys[artifact.id], []).append(artifact)
+        return by_key
 
 
 def _find(graph: _Graph, path: Path) -> tuple:
@@ -190,10 +191,10 @@ def _published(graph: _Graph, pushed) -> tuple:
     return _published(graph, inputs["pushed_model"][0])
 
 
-def _told(path: Path) -> dict[str, Any]:
+def _own_metadata(path: Path) -> dict[str, Any]:
     """Returns what the model says of itself."""
-    found = [path, *sorted(path.glob("Format-*"))]
-    for folder in found:
+    folders = [path, *sorted(path.glob("Format-*"))]
+    for folder in folders:
         file = folder / signatures.ASSETS_DIR / signatures.METADATA_FILE
         if file.is_file():
             return json.loads(file.read_text())
@@ -209,54 +210,54 @@ def _parameters(execution) -> dict[str, Any]:
 
 
 def _training(trainer) -> dict[str, Any]:
-    given = _parameters(trainer)
+    parameters = _parameters(trainer)
     end = trainer.last_update_time_since_epoch / 1000
     return {
         "finished": datetime.datetime.fromtimestamp(end, datetime.UTC).isoformat(
             timespec="seconds"
         ),
         "seconds": end - trainer.create_time_since_epoch / 1000,
-        "code": given.get("code_digest"),
-        "config": json.loads(given["config"]) if "config" in given else None,
+        "code": parameters.get("code_digest"),
+        "config": json.loads(parameters["config"]) if "config" in parameters else None,
     }
 
 
 def _data(graph: _Graph, examples) -> dict[str, Any]:
     execution = graph.producer(examples.id)
-    given = _parameters(execution)
+    parameters = _parameters(execution)
     counts: dict[str, Any] = {}
     for item in graph.outputs(execution.id).get("report", []):
         path = Path(item.uri) / artifacts.COUNTS_FILE
         counts = json.loads(path.read_text()) if path.is_file() else {}
     return {
         "examples": examples.uri,
-        "input_base": given.get("input_base"),
-        "input_digest": given.get("input_digest"),
-        "code": given.get("code_digest"),
-        "spans": bool(given.get("span") or given.get("version")),
-        "span": given.get("span"),
-        "version": given.get("version"),
+        "input_base": parameters.get("input_base"),
+        "input_digest": parameters.get("input_digest"),
+        "code": parameters.get("code_digest"),
+        "spans": bool(parameters.get("span") or parameters.get("version")),
+        "span": parameters.get("span"),
+        "version": parameters.get("version"),
         "records": counts.get("splits", {}),
         "rejected": counts.get("rejected"),
     }
 
 
 def _parents(graph: _Graph, trainer, evaluator) -> list[dict[str, Any]]:
-    given = _parameters(trainer)
-    found = []
-    if given.get("weights"):
-        found.append(_parent("weights", given["weights"], given.get("weights_digest")))
-    teachers = json.loads(given.get("teachers") or "{}")
-    teacher_digests = json.loads(given.get("teacher_digests") or "{}")
-    found += [
+    parameters = _parameters(trainer)
+    parents = []
+    if parameters.get("weights"):
+        parents.append(_parent("weights", parameters["weights"], parameters.get("weights_digest")))
+    teachers = json.loads(parameters.get("teachers") or "{}")
+    teacher_digests = json.loads(parameters.get("teacher_digests") or "{}")
+    parents += [
         _parent(f"teacher {name}", path, teacher_digests.get(name))
         for name, path in sorted(teachers.items())
     ]
     if evaluator is not None:
         for item in graph.inputs(evaluator.id).get("baseline", []):
-            digest = _told(Path(item.uri)).get("model_digest")
-            found.append(_parent("judged against", item.uri, digest))
-    return found
+            digest = _own_metadata(Path(item.uri)).get("model_digest")
+            parents.append(_parent("judged against", item.uri, digest))
+    return parents
 
 
 def _parent(role: str, path: str, digest: str | None) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from sigline.trainer.weights import inheritance, tokenizer_json, weight_folders
 from sigline.trainer.weights.weight_folders import Weights
 
 PACKAGE = Path(__file__).resolve().parent.parent
+# What the pages of reports share.
+_TEMPLATES = ("components/page.html.jinja", "components/parts.html.jinja")
 _LIBRARIES = (
     "apache-beam",
     "faiss-cpu",
@@ -108,7 +110,7 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
         ValueError: If the environment, the recipe or an override is wrong.
     """
     if environment.signing_key:
-        # Before anything runs.
+        # Fail before anything runs where the key cannot sign.
         signing.Signer(environment.signing_key)
     settings = checks.settings(environment)
     ingest_settings = settings.ingest
@@ -137,13 +139,15 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
             "components/outputs.py",
             "components/upright.py",
         ),
-        validate_code=_code_digest("schemas", "components/validate"),
+        validate_code=_code_digest("schemas", "components/validate", *_TEMPLATES),
         vocabulary_code=_code_digest("schemas", "components/vocabulary", "trainer"),
-        tower_code=_code_digest("schemas", "trainer", "pipeline/tfx_tower.py"),
+        tower_code=_code_digest("schemas", "trainer", "components/export_tower"),
         embed_code=_component_digest("embed"),
-        train_code=_code_digest("schemas", "trainer", "pipeline/tfx_trainer.py"),
-        evaluate_code=_component_digest("evaluate"),
-        serve_code=_code_digest("schemas", "serving", "pipeline/tfx_infra.py", *_command_files()),
+        train_code=_code_digest("schemas", "trainer", "components/train"),
+        evaluate_code=_component_digest("evaluate", *_TEMPLATES),
+        serve_code=_code_digest(
+            "schemas", "serving", "components/check_serving", *_command_files()
+        ),
         publish_code=_code_digest("schemas", "components/publish"),
         index_code=_component_digest("index"),
     )
@@ -164,11 +168,11 @@ def _tower_config(environment: Environment, config: TrainConfig) -> str:
             "Received: weights=''"
         )
     start.check_embeddable(config)
-    # Nothing else, so that another rate or other steps embed nothing again.
+    # Only what decides embeddings, so that another rate or other steps embed nothing again.
     return start.tower_config(config).to_json()
 
 
-def _component_digest(name: str) -> str:
+def _component_digest(name: str, *more: str) -> str:
     """Returns the digest of the code of a component that runs a SavedModel."""
     return _code_digest(
         "schemas",
@@ -176,6 +180,7 @@ def _component_digest(name: str) -> str:
         "components/files.py",
         "components/served_model.py",
         "components/upright.py",
+        *more,
     )
 
 
@@ -208,14 +213,14 @@ def input_digest(base: str, config: IngestConfig) -> str:
         manifest = Path(other) / record.MANIFEST_FILE
         if not manifest.is_file():
             raise ValueError(f"ingest.earlier must be folders of examples. Received: {other}")
-        # It holds the digests of the shards.
+        # The manifest holds the digests of the shards.
         paths = [*paths, str(manifest)]
     named = (config.filters.vocabulary, config.tags.entries)
     paths = [*paths, *(path for path in named if path)]
     for name in config.filters.scorers:
-        found = importlib.util.find_spec(name.partition(":")[0])
-        if found is not None and found.origin and Path(found.origin).is_file():
-            paths = [*paths, found.origin]
+        module_spec = importlib.util.find_spec(name.partition(":")[0])
+        if module_spec is not None and module_spec.origin and Path(module_spec.origin).is_file():
+            paths = [*paths, module_spec.origin]
     files = {path.removeprefix(f"{base}/"): _file_digest(path) for path in paths}
     classes = Path(base) / record.CLASSES_FILE
     if classes.is_file():
@@ -232,7 +237,7 @@ def _file_digest(path: str) -> str:
     try:
         return digests.file_digest(path)
     except PermissionError:
-        # Ingest rejects what would stand in it.
+        # Ingest rejects the pair of a file that cannot be read.
         return ""
 
 
@@ -285,7 +290,7 @@ def _vocabulary_digest(config: TrainConfig, weights: Weights | None) -> str:
 def _teacher_digests(environment: Environment, config: TrainConfig) -> str:
     """Returns the digests of the teachers' weights by name, as JSON."""
     checks.check_teachers(config, environment.teachers)
-    found = {
+    teacher_digests = {
         name: weight_folders.load(path).digest() for name, path in environment.teachers.items()
     }
-    return json.dumps(found, sort_keys=True)
+    return json.dumps(teacher_digests, sort_keys=True)

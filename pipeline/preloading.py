@@ -22,9 +22,9 @@ _MODULES = (
 
 def context() -> multiprocessing.context.ForkServerContext:
     """Returns what starts such processes; the first one waits for the imports."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(list(_MODULES))
-    return found
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(list(_MODULES))
+    return forkserver
 
 
 def prepare() -> None:

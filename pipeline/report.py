@@ -164,13 +164,13 @@ def _passed_over(account: dict[str, Any] | None) -> list[tuple[str, str]]:
     if account is None or not account["groups"]:
         return []
     total = sum(account["by_reason"].values())
-    found = [("things passed over", f"{total}, of which {account['counted']} may hold pairs")]
+    lines = [("things passed over", f"{total}, of which {account['counted']} may hold pairs")]
     for item in account["groups"][:_GROUPS]:
         where = "/".join(part for part in (item["folder"], f"*{item['suffix']}") if part)
-        found.append((f"  {item['reason']}", f"{item['count']} {where}"))
+        lines.append((f"  {item['reason']}", f"{item['count']} {where}"))
     if (rest := len(account["groups"]) - _GROUPS) > 0:
-        found.append(("  and", f"{rest} other kinds, in the data report"))
-    return found
+        lines.append(("  and", f"{rest} other kinds, in the data report"))
+    return lines
 
 
 def rows(outcome: RunReport) -> list[tuple[str, str]]:
@@ -178,7 +178,7 @@ def rows(outcome: RunReport) -> list[tuple[str, str]]:
     counts, training, metrics = outcome.counts, outcome.training, outcome.metrics
     splits = " + ".join(f"{count} {name}" for name, count in counts["splits"].items())
     wait = f"{training['data_wait_fraction']:.0%} of the time waiting for data"
-    found = [
+    lines = [
         ("pairs in", str(counts["input"])),
         ("pairs written", splits),
         ("pairs rejected", str(counts["rejected"])),
@@ -199,12 +199,12 @@ def rows(outcome: RunReport) -> list[tuple[str, str]]:
         for k in (1, 10):
             name = f"{direction}_recall@{k}"
             shown[name] = name.replace("_", " ")
-    found += [
+    lines += [
         (label, _described(metrics[name])) for name, label in shown.items() if name in metrics
     ]
     blessed = outcome.verdict.get("blessed")
     return [
-        *found,
+        *lines,
         ("verdict", "blessed" if blessed else "not blessed"),
         ("model report", outcome.model_report or "none"),
         *((name, path) for name, path in outcome.reports() if name != "model report"),

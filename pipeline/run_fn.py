@@ -50,7 +50,8 @@ def run_fn(fn_args: FnArgs) -> None:
     teachers = custom.get("teachers", {})
     job = Job(
         config=config,
-        # Of patterns such as `.../Split-train/*`, in the order of the splits.
+        # TFX gives patterns such as `.../Split-train/*`; their folders stay in the order of the
+        # splits.
         folders=list(dict.fromkeys(os.path.dirname(x) for x in fn_args.train_files)),
         vocabulary=Path(custom["vocabulary"]).read_bytes() if "vocabulary" in custom else None,
         code_digest=code_digest(),

@@ -40,14 +40,16 @@ def resolve(pattern: str, span: int | None) -> Input:
         )
     split = example_gen_pb2.Input.Split(name="pairs", pattern=f"{inner}/*")
     try:
-        _, found, version = utils.calculate_splits_fingerprint_span_and_version(
+        _, newest_span, version = utils.calculate_splits_fingerprint_span_and_version(
             root, [split], chosen
         )
     except ValueError as error:
-        wanted = "a span" if span is None else f"span {span}"
+        description = "a span" if span is None else f"span {span}"
         raise ValueError(
-            f"input_base must lead to {wanted} with files in it. Received: "
+            f"input_base must lead to {description} with files in it. Received: "
             f"input_base={pattern}: {error}"
         ) from None
     # The pattern now names what was found.
-    return Input(posixpath.join(root, re.sub(r"/\*$", "", split.pattern)), found or 0, version or 0)
+    return Input(
+        posixpath.join(root, re.sub(r"/\*$", "", split.pattern)), newest_span or 0, version or 0
+    )

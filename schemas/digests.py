@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 _BLOCK_BYTES = 1 << 20
 
+_SOURCES = frozenset({".py", ".pbtxt", ".jinja", ".css"})
+
 
 def text_digest(text: str) -> str:
     """Returns the digest of a text's UTF-8 bytes."""
@@ -46,7 +48,7 @@ def tree_digest(root: str | Path) -> str:
 
 
 def source_digest(root: str | Path, names: Iterable[str]) -> str:
-    """Returns the digest of source files (`.py`, `.pbtxt`).
+    """Returns the digest of source files: code, schemas, and templates and styles of pages.
 
     Args:
         root: The folder that the names are relative to.
@@ -55,11 +57,11 @@ def source_digest(root: str | Path, names: Iterable[str]) -> str:
     Raises:
         ValueError: If a name leads to no source file.
     """
-    root, found = Path(root), {}
+    root, file_digests = Path(root), {}
     for name in names:
         paths = [root / name] if (root / name).is_file() else (root / name).rglob("*")
-        sources = [path for path in paths if path.suffix in {".py", ".pbtxt"}]
+        sources = [path for path in paths if path.suffix in _SOURCES]
         if not sources:
             raise ValueError(f"names must lead to source files. Received: {name!r} below {root}")
-        found |= {path.relative_to(root).as_posix(): file_digest(path) for path in sources}
-    return json_digest(found)
+        file_digests |= {path.relative_to(root).as_posix(): file_digest(path) for path in sources}
+    return json_digest(file_digests)

@@ -53,6 +53,7 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
     own = {"schemas", "components.upright", f"components.{rest[0]}"}
     if path.name == "component.py":
         own |= {"components.artifact_types", "trainer"}
+        own |= {"serving"} if rest[0] == "check_serving" else set()
         return {"tfx", "apache_beam", "tensorflow"}, own
     if path.name == "artifact_types.py":
         return {"tfx"}, set()

@@ -1,7 +1,7 @@
 """Beam transforms that choose among pairs: shares, balance, and what lies near or stands for all.
 
-Items are `(Candidate, Embedded)` unless said otherwise. What is chosen depends neither on how they
-are spread nor on their order.
+Items are `(Candidate, Embedded)` unless documented otherwise. The choice depends neither on how
+they are distributed nor on their order.
 """
 
 from collections.abc import Iterable
@@ -15,9 +15,10 @@ from apache_beam.pvalue import AsDict, AsSingleton
 from sigline.components.curate import covariance, rules, targets
 from sigline.components.curate.rules import Candidate, Embedded
 
-# Embeddings that the first centres are drawn from, for each cluster.
+# The first centres are drawn from a sample of so many embeddings per cluster.
 _SAMPLE_PER_CLUSTER = 32
-# Pairs of a latent class that one worker compares; larger classes are divided.
+# Maximum number of pairs of a latent class that one worker compares, which takes quadratic time;
+# larger classes are divided.
 _CLASS_PAIRS = 20_000
 
 
@@ -38,6 +39,9 @@ class TopFraction(beam.PTransform):
         """Returns the items that are kept."""
         score = self._score
         scored = items | "Ordered" >> beam.Map(lambda item: (rules.ordered(score(item)), item))
+        # A radix selection. A global sort would bring all scores to one worker; histograms have at
+        # most one bin per prefix, however many items there are. The first, over the upper bits,
+        # finds the bin that the cut lies in, and how many items of it are still to be kept.
         shift = 32 - rules.UPPER_BITS
         upper = AsSingleton(
             scored
@@ -47,20 +51,21 @@ class TopFraction(beam.PTransform):
             | "CutUpper" >> beam.Map(_cut_share, self._fraction)
         )
         last = rules.LAST_BITS
+        # The second histogram divides that one bin by the next bits.
         exact = AsSingleton(
             scored
-            | "OfUpper" >> beam.Filter(lambda item, found: item[0] >> shift == found[0], upper)
+            | "OfUpper" >> beam.Filter(lambda item, cut: item[0] >> shift == cut[0], upper)
             | "Next" >> beam.MapTuple(lambda bits, _: bits >> last)
             | "CountNext" >> beam.combiners.Count.PerElement()
             | "NextCounts" >> beam.combiners.ToDict()
-            | "CutNext" >> beam.Map(lambda counts, found: rules.cut(counts, found[1]), upper)
+            | "CutNext" >> beam.Map(lambda counts, cut: rules.cut(counts, cut[1]), upper)
         )
-        above = scored | "Above" >> beam.Filter(
-            lambda item, found: item[0] >> last > found[0], exact
-        )
+        # Items above the last bin are kept where they are. Only those inside it are listed, on one
+        # worker: they agree in all bits but the last few, and keys decide between equal scores.
+        above = scored | "Above" >> beam.Filter(lambda item, cut: item[0] >> last > cut[0], exact)
         level = (
             scored
-            | "Level" >> beam.Filter(lambda item, found: item[0] >> last == found[0], exact)
+            | "Level" >> beam.Filter(lambda item, cut: item[0] >> last == cut[0], exact)
             | "ListLevel" >> beam.combiners.ToList()
             | "CutLevel" >> beam.FlatMap(_first_of_level, exact)
         )
@@ -68,16 +73,16 @@ class TopFraction(beam.PTransform):
 
 
 def _cut_share(counts: dict[int, int], fraction: float) -> tuple[int, int]:
-    # At least one, so that a small split is not empty.
+    # At least one is kept, so that a small split is not left empty.
     total = sum(counts.values())
-    # By its decimal digits: 0.29 of 100 are 29.
-    wanted = int(Fraction(str(fraction)) * total)
-    return rules.cut(counts, min(total, max(1, wanted)))
+    # The fraction is taken by its decimal digits: as a float, 0.29 * 100 is less than 29.
+    size = int(Fraction(str(fraction)) * total)
+    return rules.cut(counts, min(total, max(1, size)))
 
 
-def _first_of_level(items: list, found: tuple[int, int]):
+def _first_of_level(items: list, cut: tuple[int, int]):
     items = sorted(items, key=lambda item: (-item[0], item[1][0].key))
-    return items[: found[1]]
+    return items[: cut[1]]
 
 
 class BalanceEntries(beam.PTransform):
@@ -95,7 +100,7 @@ class BalanceEntries(beam.PTransform):
         matched = candidates | "Match" >> beam.Map(lambda item: (item, entries.matched(item.texts)))
         counts = AsDict(
             matched
-            | "Entries" >> beam.FlatMapTuple(lambda _, found: found)
+            | "Entries" >> beam.FlatMapTuple(lambda _, matches: matches)
             | "CountEntries" >> beam.combiners.Count.PerElement()
         )
         return (
@@ -165,10 +170,14 @@ class KMeans(beam.PTransform):
             >> beam.Map(
                 lambda item: (rules.coin(seed, "sample", item[0].key), item[0].key, _image(item))
             )
+            # The smallest pseudo-random numbers, which depend on seed and key only: every run draws
+            # the same sample.
             | "Sample" >> beam.combiners.Top.Of(size, key=lambda item: (-item[0], item[1]))
             | "First"
-            >> beam.Map(lambda found: rules.first_centres([x[1:] for x in found], clusters, seed))
+            >> beam.Map(lambda drawn: rules.first_centres([x[1:] for x in drawn], clusters, seed))
         )
+        # The number of rounds is fixed: whether centres still move would have to be known while the
+        # pipeline is built.
         for number in range(config.cluster_rounds):
             sums = (
                 items
@@ -188,6 +197,7 @@ def _add(vectors: Iterable[np.ndarray]) -> np.ndarray | int:
 def _moved(centres: np.ndarray, sums: dict[int, np.ndarray]) -> np.ndarray:
     return np.stack(
         [
+            # An empty cluster keeps its centre.
             rules.centre(sums[place], old) if place in sums else old
             for place, old in enumerate(centres)
         ]
@@ -203,7 +213,7 @@ class NearestToTarget(beam.PTransform):
     """Keeps the items whose images lie nearest to those of a target (SimCore).
 
     Takes `items` and `target`, both `(Candidate, Embedded)`. Of each centre of the target only the
-    nearest images meet on one worker, some four times as many as are wanted.
+    nearest images meet on one worker, about four times as many as are chosen.
     """
 
     def __init__(self, config: rules.CurateConfig, centres: int):
@@ -217,6 +227,8 @@ class NearestToTarget(beam.PTransform):
         assert config.target_limit is not None
         clusters = replace(config, clusters=self._centres, cluster_limit=1)
         centres = collections["target"] | "Centres" >> KMeans(clusters)
+        # Lists of bounded length per centre are merged like sums, so that no worker holds all of
+        # the similarities.
         size = targets.list_size(config.target_limit, self._centres)
         chosen = (
             items
@@ -301,19 +313,22 @@ def _classify(item: tuple[Candidate, Embedded], labels: np.ndarray):
 def _both_fixed(place: int, item: tuple[Candidate, Embedded]):
     assert item[1].text is not None
     vectors = np.stack([_image(item), item[1].text])
-    # One more, that counts.
+    # A last component of 1 makes the sum count the class's pairs, too.
     return place, np.append(rules.fixed_point(vectors), 1)
 
 
 def _divide(item, counts: dict[int, int]):
     place, pair = item
+    # Rounded up, so that no part exceeds the limit by more than chance does.
     chunks = -(-counts[place] // _CLASS_PAIRS)
     return (place, rules.chunk_of(pair[0].key, chunks)), pair
 
 
 def _keep_of_class(item, fraction: float, labels: np.ndarray, sums: dict[int, np.ndarray]):
-    (place, _), found = item
-    pairs = sorted(found, key=lambda pair: _name(pair[0]))
+    (place, _), members = item
+    pairs = sorted(members, key=lambda pair: _name(pair[0]))
+    # Other classes enter by their means only, which all workers can hold; sums carry their counts
+    # in the last component.
     means = {
         other: (total[:-1] / rules.FIXED_POINT / total[-1]).reshape(2, -1)
         for other, total in sorted(sums.items())

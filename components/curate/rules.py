@@ -1,4 +1,4 @@
-"""What makes a pair be chosen: pure functions of scores, captions and keys.
+"""The rules by which pairs are chosen: pure functions of scores, captions and keys.
 
 Every choice is a function of the pairs, the configuration and the seed: neither the number of
 workers nor the order of pairs matters, and coins are hashes of keys.
@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 _WORD = re.compile(r"\w+")
-# Scores are ordered as 32-bit integers; their upper and their next bits find where to cut.
+# Scores are compared as 32-bit integers. Two histograms, over the upper bits and over the next
+# bits, find the score to cut at.
 UPPER_BITS, NEXT_BITS = 16, 12
 LAST_BITS = 32 - UPPER_BITS - NEXT_BITS
 
 
 class Embedded(NamedTuple):
-    """What a model says of a pair.
+    """The embeddings of a pair.
 
     Attributes:
         similarity: The cosine of image and captions, averaged over the captions; 0 where they were
@@ -67,7 +68,7 @@ class CurateConfig:
         clusters: Number of clusters of image embeddings, found by k-means.
         cluster_limit: About so many pairs are kept of each cluster that has more.
         cluster_rounds: Rounds of k-means.
-        seed: Of all coins and of the first centres.
+        seed: Seed of all random choices and of the first centres.
     """
 
     similarity_fraction: float | None = None
@@ -161,27 +162,27 @@ def check_captions(counts: Mapping[bool, int], options: str) -> int:
 def ordered(score: float) -> int:
     """Returns an unsigned 32-bit integer; those of larger scores, as float32, are larger.
 
-    What is no number comes before all numbers.
+    NaN comes before all numbers.
     """
     value = np.float32(score)
     if np.isnan(value):
         return 0
-    # Minus zero is zero.
+    # Adding 0 turns -0.0 into 0.0, which has other bits though it compares equal.
     bits = int((value + np.float32(0)).view(np.uint32))
     return bits ^ (0xFFFFFFFF if bits >> 31 else 0x80000000)
 
 
-def cut(counts: Mapping[int, int], wanted: int) -> tuple[int, int]:
-    """Returns the bin in which the `wanted` largest end, and how many of it are wanted.
+def cut(counts: Mapping[int, int], size: int) -> tuple[int, int]:
+    """Returns the bin that the `size` largest end in, and how many of that bin are among them.
 
     Args:
         counts: How many there are in each bin.
-        wanted: How many are wanted, at most all.
+        size: How many to select, at most as many as there are.
     """
     for place in sorted(counts, reverse=True):
-        if wanted <= counts[place]:
-            return place, wanted
-        wanted -= counts[place]
+        if size <= counts[place]:
+            return place, size
+        size -= counts[place]
     return -1, 0
 
 
@@ -207,22 +208,26 @@ class Entries:
         Raises:
             ValueError: If none is left.
         """
-        self._entries = {words(entry) for entry in entries} - {()}
+        lines = list(entries)
+        self._entries = {words(entry) for entry in lines} - {()}
         if not self._entries:
-            raise ValueError("There are no entries to match captions with.")
+            raise ValueError(
+                "There are no entries to match captions with. Received: "
+                f"{len(lines)} lines, none of which holds a word"
+            )
         self._lengths = sorted({len(entry) for entry in self._entries})
 
     def matched(self, texts: Iterable[str]) -> list[str]:
         """Returns the entries whose words follow each other in one of the texts, sorted."""
-        found = set()
+        matches = set()
         for text in texts:
-            given = words(text)
+            caption = words(text)
             for length in self._lengths:
-                for start in range(len(given) - length + 1):
-                    entry = given[start : start + length]
+                for start in range(len(caption) - length + 1):
+                    entry = caption[start : start + length]
                     if entry in self._entries:
-                        found.add(" ".join(entry))
-        return sorted(found)
+                        matches.add(" ".join(entry))
+        return sorted(matches)
 
 
 def kept_by_entries(
@@ -256,13 +261,13 @@ def nearest(vector: np.ndarray, centres: np.ndarray) -> int:
         centres: `(clusters, dim)`, of unit length.
 
     Returns:
-        Of equal ones the first.
+        If several are equally near, the first.
     """
     return int(np.argmax(centres @ vector.astype(np.float64)))
 
 
-# Sums of embeddings are sums of integers, which do not depend on their order; 64 bits hold those
-# of eight billion.
+# Embeddings are summed as fixed-point integers: unlike floats, the sum does not depend on their
+# order. 64 bits hold the sum of eight billion unit vectors.
 FIXED_POINT = 2**30
 
 
@@ -284,7 +289,7 @@ def first_centres(sample: Sequence[tuple[str, np.ndarray]], clusters: int, seed:
     Args:
         sample: Keys and embeddings, of unit length.
         clusters: How many centres.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         `(clusters, dim)`, float64.
@@ -308,7 +313,7 @@ def first_centres(sample: Sequence[tuple[str, np.ndarray]], clusters: int, seed:
         total = distance.sum()
         weights = distance / total if total else None
         if weights is None:
-            # All that is left equals a centre: any other will do.
+            # All remaining vectors equal a centre, so any of them will do.
             rest = np.setdiff1d(np.arange(len(vectors)), chosen)
             chosen.append(int(rng.choice(rest)))
         else:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Images that are kept for all centres together, some 200 bytes each.
+# Total length of the lists of all centres; an image in a list takes about 200 bytes.
 _LISTED = 2_000_000
 
 
@@ -25,8 +25,8 @@ class Near(NamedTuple):
 class NearestLists:
     """For each centre the most similar images, at most so many.
 
-    Of equally similar ones the smaller name comes first; the outcome does not depend on the order
-    in which images are added.
+    Equally similar images are ordered by name, so that the lists do not depend on the order in
+    which images are added.
     """
 
     def __init__(self, size: int):
@@ -87,8 +87,8 @@ class _Reversed:
 def list_size(limit: int, centres: int) -> int:
     """Returns how many images to keep for each centre.
 
-    All that may be wanted, as far as a worker holds them; else, since a centre may have to pass
-    over what others took, four times its share and some more.
+    `limit` images, as far as they fit in one worker's memory. Otherwise four times the centre's
+    share and some more, since a centre passes over images that others took.
     """
     return min(limit, max(_LISTED // centres, 4 * -(-limit // centres) + 16))
 
@@ -117,25 +117,25 @@ def choose(
     chosen: list[tuple] = []
     first: float | None = None
     while len(chosen) < limit:
-        found = [
+        heads = [
             item
             for items in left
             if (item := next((x for x in items if x.name not in taken), None))
         ]
         cut = size is not None and size < limit and max(map(len, lists), default=0) >= size
-        if cut and len(found) < len(lists):
+        if cut and len(heads) < len(lists):
             raise ValueError(
                 "The target's centres lie so close to each other that too few images were kept for "
                 "them; lower target_limit or target_clusters. Received: "
                 f"target_limit={limit}, target_clusters={len(lists)}"
             )
-        if not found:
+        if not heads:
             break
-        mean = sum(item.similarity for item in found) / len(found)
+        mean = sum(item.similarity for item in heads) / len(heads)
         first = mean if first is None else first
         if first > 0 and mean < stop * first:
             break
-        order = sorted(found, key=lambda item: (-item.similarity, item.name))
+        order = sorted(heads, key=lambda item: (-item.similarity, item.name))
         names = list(dict.fromkeys(item.name for item in order))[: limit - len(chosen)]
         chosen += names
         taken.update(names)

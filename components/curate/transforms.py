@@ -54,18 +54,30 @@ class Curate(beam.PTransform):
             split: Which split.
 
         Raises:
-            ValueError: If the configuration needs a model or entries that are not given, or the
+            ValueError: If the configuration needs a model or entries that are missing, or the
                 manifest has no such split.
         """
         super().__init__()
         if config.embeds and model_dir is None:
-            raise ValueError("A choice by similarity or clusters needs a model to embed pairs.")
+            raise ValueError(
+                "A choice by similarity or clusters needs a model to embed pairs. "
+                f"Received: model_dir={model_dir}"
+            )
         if config.entry_limit is not None and not entries:
-            raise ValueError("entry_limit needs entries to match captions with.")
+            raise ValueError(
+                "entry_limit needs entries to match captions with. Received: "
+                f"entry_limit={config.entry_limit}, entries={entries!r}"
+            )
         if (config.covariance_fraction is not None) != bool(labels):
-            raise ValueError("covariance_fraction and labels must be given together.")
+            raise ValueError(
+                "covariance_fraction and labels must be given together. Received: "
+                f"covariance_fraction={config.covariance_fraction}, labels={labels!r}"
+            )
         if (config.target_limit is not None) != (target_dir is not None):
-            raise ValueError("target_limit and a target must be given together.")
+            raise ValueError(
+                "target_limit and a target must be given together. Received: "
+                f"target_limit={config.target_limit}, target_dir={target_dir}"
+            )
         splits = _splits(examples_dir)
         if split not in splits:
             raise ValueError(f"The manifest has no such split. Received: split={split}")
@@ -166,7 +178,7 @@ def _check_captions(counts: dict[bool, int], options: str) -> int:
 
 
 def _has_captions(item: tuple[Candidate, Embedded], captionless: int) -> bool:
-    # Waits for the check, which tells how many have none.
+    # The side input delays the filter until captions have been checked and counted.
     return not captionless or bool(item[0].texts)
 
 
@@ -179,8 +191,8 @@ def _paths(examples_dir: str) -> tuple[list[str], int]:
     """Returns the paths of all shards of examples, and how many records they hold."""
     shards = [
         (posixpath.join(examples_dir, f"Split-{split}", name), shard["records"])
-        for split, found in _splits(examples_dir).items()
-        for name, shard in found["shards"].items()
+        for split, content in _splits(examples_dir).items()
+        for name, shard in content["shards"].items()
     ]
     records = sum(count for _, count in shards)
     if not records:
@@ -275,8 +287,8 @@ def _select(
     item: tuple[str, Iterable[tuple[int, str]]], shards: dict[str, dict], output_dir: str
 ) -> tuple[str, ShardSelection]:
     """Writes the keys of one shard's records, in their order."""
-    shard, found = item
-    chosen = sorted(found)
+    shard, positioned = item
+    chosen = sorted(positioned)
     lines = "".join(json.dumps(key) + "\n" for _, key in chosen)
     name = shard.removesuffix(".gz") + ".jsonl"
     files.write_file(posixpath.join(output_dir, KEYS_FOLDER, name), lines.encode())

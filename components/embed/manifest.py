@@ -21,7 +21,8 @@ def tower(metadata: Mapping[str, Any]) -> dict[str, Any]:
         }
     except KeyError as error:
         raise ValueError(
-            f"The model's {signatures.METADATA_FILE} has no {error}; export it again."
+            f"The model's {signatures.METADATA_FILE} has no {error}; export it again. "
+            f"Received: {', '.join(sorted(metadata)) or 'nothing'}"
         ) from error
 
 
@@ -39,7 +40,7 @@ def embedded(
     """Returns the manifest of embedded examples.
 
     Args:
-        manifest: That of the examples.
+        manifest: The manifest of the examples.
         written: Records and digest of each embedded shard by split and name.
         splits: Splits that were embedded.
         of_tower: What embedded them; see `tower`.
@@ -49,11 +50,11 @@ def embedded(
     """
     content = json.loads(manifest)
     for split, name, records in examples.shards(manifest, splits):
-        found = written.get((split, name), {}).get("records", 0)
-        if found != records:
+        count = written.get((split, name), {}).get("records", 0)
+        if count != records:
             raise RuntimeError(
                 "Embedding lost or doubled records; its output must not be used. Received: "
-                f"{split}/{name} with {found} records instead of {records}"
+                f"{split}/{name} with {count} records instead of {records}"
             )
     result = {
         record.MANIFEST_SPLITS: {

@@ -48,12 +48,12 @@ class EmbedImages(beam.PTransform):
 
     @property
     def image_digest(self) -> str:
-        """Of the tower."""
+        """The digest of the image tower."""
         return self._tower["image_digest"]
 
     @property
     def claim(self) -> str:
-        """Names examples and tower."""
+        """A digest that identifies the examples and the tower."""
         return manifest.claim(self._manifest, self._tower)
 
     def expand(self, pbegin):
@@ -99,8 +99,8 @@ class _EmbedShard(beam.DoFn):
         folder = f"Split-{split}"
         target = posixpath.join(self._output_dir, folder, name)
         if not FileSystems.exists(target):
-            # Outside of the split's folder, whose every file counts as a shard.
-            # Of its own, since a runner may try a shard twice at a time.
+            # Outside of the split's folder, because every file in that counts as a shard.
+            # The name is unique, since a runner may process a shard twice at a time.
             scratch = posixpath.join(self._output_dir, f"tmp-{uuid.uuid4().hex}-{split}-{name}")
             source = posixpath.join(self._examples_dir, folder, name)
             files.make_folder(self._output_dir)
@@ -121,16 +121,16 @@ class _EmbedShard(beam.DoFn):
 
         records = [tf_example.decode(serialized) for serialized in batch]
         images = [item.image for item in records]
-        found = served_model.call(self._model, signatures.EMBED_IMAGE_SAFE, images)
+        outputs = served_model.call(self._model, signatures.EMBED_IMAGE_SAFE, images)
         progress.advance(len(images), "images")
-        valid = found[signatures.VALID]
+        valid = outputs[signatures.VALID]
         if not valid.all():
             keys = [item.key for item, good in zip(records, valid, strict=True) if not good]
             raise RuntimeError(
                 f"{len(keys)} images do not decode, though they did at ingest; the shard is "
                 f"damaged. Received: {source}, keys {keys[:10]}"
             )
-        vectors = found[signatures.EMBEDDING].astype(np.float32)
+        vectors = outputs[signatures.EMBEDDING].astype(np.float32)
         for serialized, vector in zip(batch, vectors, strict=True):
             yield tf_example.with_embedding(serialized, vector)
 
@@ -139,7 +139,7 @@ def _write_manifest(
     _, written, of_examples: str, splits, tower, examples_dir: str, output_dir: str
 ) -> str:
     content = manifest.embedded(of_examples, written, splits, tower)
-    # What interrupted or doubled attempts left behind.
+    # Interrupted or duplicate attempts leave scratch files behind.
     left = FileSystems.match([posixpath.join(output_dir, "tmp-*")])[0].metadata_list
     if left:
         FileSystems.delete([item.path for item in left])

@@ -34,7 +34,7 @@ def files(
         pretrained: Name of its weights.
         language: Language of prompts and captions.
     """
-    found = {}
+    by_file = {}
     for task, names in _METRICS.items():
         metrics = {names[name]: results[name].value for name in names if name in results}
         if metrics:
@@ -48,5 +48,5 @@ def files(
             }
             parts = (dataset, pretrained, model, language, task)
             file = "_".join(part.replace("/", "_") for part in parts)
-            found[f"{file}.json"] = json.dumps(content, indent=1) + "\n"
-    return found
+            by_file[f"{file}.json"] = json.dumps(content, indent=1) + "\n"
+    return by_file

@@ -16,7 +16,7 @@ from sigline.components.upright import upright
 from sigline.schemas import digests
 
 SEVERITIES = (1, 2, 3, 4, 5)
-# Changes with what corruptions do, so that what was kept of older ones is not taken for theirs.
+# Increases whenever a corruption changes, so that cached results of older ones are not reused.
 _VERSION = 1
 
 
@@ -37,7 +37,7 @@ class Corruption:
 
     @property
     def name(self) -> str:
-        """As metrics name it."""
+        """The name that metrics use."""
         return f"{self.kind}@{self.severity}"
 
 
@@ -95,7 +95,7 @@ def _impulse_noise(image: Image.Image, level: int, rng: np.random.Generator) -> 
 
 def _blur(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
     del rng
-    # Of 224 pixels: 2, 3, 4, 6 and 8.
+    # Radii of 2, 3, 4, 6 and 8 pixels at a shorter side of 224, scaled to the image's size.
     radius = min(image.size) / 224 * (2, 3, 4, 6, 8)[level]
     return image.filter(ImageFilter.GaussianBlur(radius))
 

@@ -1,4 +1,4 @@
-"""What to look at: the worst examples, what was found for some, confusions, calibration."""
+"""Examples to look at: the worst ones, search results, confusions, and the calibration."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a report shows besides figures.
+    """The findings that a report shows besides its metrics.
 
     Attributes:
         worst: The examples that the model is furthest off with, the worst first.
@@ -49,7 +49,8 @@ class Findings:
         wrong: Some whose caption was not.
         searches: For some captions, the images found: caption, units, whether each is right.
         confusions: Classes that are taken for others: the class, the other, how often.
-        reliability: Of each bin: the share of predictions, what was said, what came true.
+        reliability: For each bin of probabilities: its share of the predictions, the predicted
+            probability, and the share that was true.
         worst_slices: Slices that lie furthest below the whole: name and result.
     """
 
@@ -82,18 +83,18 @@ def collect(
     confusions, reliability, worst = (), (), ()
     scored = _scores(view, positions)
     if scored is not None:
-        scores, said = scored
+        scores, probabilities = scored
         split = view.split.only(positions)
         labels = [np.unique(record.label) for record in split.records]
         names = tuple(names) or tuple(str(i) for i in range(scores.shape[1]))
         worst = _worst(split.units, scores, labels, names)
-        single = np.array([len(wanted) == 1 for wanted in labels])
-        first = np.array([wanted[0] for wanted in labels])
+        single = np.array([len(classes) == 1 for classes in labels])
+        first = np.array([classes[0] for classes in labels])
         predicted = classification.predictions(scores)
         confusions = tuple(
             classification.confusions(first[single], predicted[single], names, _CONFUSIONS)
         )
-        reliability = _reliability(said, labels)
+        reliability = _reliability(probabilities, labels)
     shown = Findings(
         worst=worst,
         confusions=confusions,
@@ -104,7 +105,7 @@ def collect(
 
 
 def _with_captions(shown: Findings, view: View) -> Findings:
-    """Returns findings with what retrieval has found."""
+    """Returns the findings with results of retrieval added."""
     view = dataclasses.replace(view, split=view.split.captioned())
     texts = distinct_texts(view.split)
     ranks, _ = retrieval.ranks(view.split.image, texts.embedding, texts.pairs)
@@ -141,7 +142,7 @@ def _worst(
     names: tuple[str, ...],
 ) -> tuple[Example, ...]:
     """Returns the examples whose right class lies furthest below the best one."""
-    right = np.array([row[wanted].max() for row, wanted in zip(scores, labels, strict=True)])
+    right = np.array([row[classes].max() for row, classes in zip(scores, labels, strict=True)])
     ranks = classification.ranks(scores, labels)
     order = np.argsort(-(scores.max(axis=1) - right), kind="stable")[:WORST]
     return tuple(
@@ -162,16 +163,16 @@ def _worst(
 def _by_caption(
     view: View, texts: Texts, ranks: np.ndarray, positions: np.ndarray
 ) -> tuple[Example, ...]:
-    """Returns what is found among all captions for some records."""
-    split, found = view.split, []
+    """Returns some records with the captions that rank first for their images."""
+    split, examples = view.split, []
     for i in positions:
         scores = texts.embedding @ split.image[i]
         best = np.argsort(-scores, kind="stable")[:_FOUND]
         shown = tuple((texts.text[t], float(scores[t])) for t in best)
         record = split.records[i]
         own = tuple(dict.fromkeys(record.text))
-        found.append(Example(record.unit, own, shown, bool(ranks[i] == 0), int(ranks[i])))
-    return tuple(found)
+        examples.append(Example(record.unit, own, shown, bool(ranks[i] == 0), int(ranks[i])))
+    return tuple(examples)
 
 
 def _spread(positions: np.ndarray) -> np.ndarray:
@@ -198,14 +199,14 @@ def _searches(view: View, texts: Texts) -> tuple[tuple[str, tuple[tuple[str, boo
 
 
 def _reliability(
-    said: np.ndarray | None, labels: list[np.ndarray]
+    probabilities: np.ndarray | None, labels: list[np.ndarray]
 ) -> tuple[tuple[float, float, float], ...]:
-    if said is None:
+    if probabilities is None:
         return ()
-    came = np.zeros(said.shape, bool)
-    for row, wanted in enumerate(labels):
-        came[row, wanted] = True
-    count, mean, share = calibration.reliability(said.ravel(), came.ravel())
+    came = np.zeros(probabilities.shape, bool)
+    for row, classes in enumerate(labels):
+        came[row, classes] = True
+    count, mean, share = calibration.reliability(probabilities.ravel(), came.ravel())
     return tuple(
         (float(n / count.sum()), float(p), float(q))
         for n, p, q in zip(count, mean, share, strict=True)
@@ -217,10 +218,10 @@ def _worst_slices(
     results: Mapping[str, Result], min_examples: int
 ) -> tuple[tuple[str, Result], ...]:
     """Returns the slices that lie furthest below their metric over all examples."""
-    found = []
+    gaps = []
     for name, result in results.items():
         whole = results.get(name.partition("/")[0])
         if slices.is_part(name) and whole is not None and result.examples >= min_examples:
-            found.append((whole.value - result.value, name, result))
-    found.sort(key=lambda item: (-item[0], item[1]))
-    return tuple((name, result) for gap, name, result in found[:WORST] if gap > 0)
+            gaps.append((whole.value - result.value, name, result))
+    gaps.sort(key=lambda item: (-item[0], item[1]))
+    return tuple((name, result) for gap, name, result in gaps[:WORST] if gap > 0)

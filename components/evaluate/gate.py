@@ -120,19 +120,19 @@ def _absolute(results: Mapping[str, Result], gate: Gate) -> Iterator[Check]:
 
 def _slices(results, limits: Mapping[str, Mapping[str, float]], gate: Gate, check) -> list[Check]:
     """Returns a check for every slice that is large enough."""
-    found = []
+    checks = []
     for metric, dimensions in sorted(limits.items()):
         for dimension, limit in sorted(dimensions.items()):
             prefix = f"{metric}/{dimension}="
             names = [name for name in sorted(results) if name.startswith(prefix)]
             large = [n for n in names if results[n].examples >= gate.min_slice_examples]
-            found += [check(name, results[name], limit) for name in large]
+            checks += [check(name, results[name], limit) for name in large]
             if not large:
-                # One value alone is no slice: then the whole is judged.
+                # Without any slice of enough examples, the metric over all of them is judged.
                 whole = check(metric, results.get(metric), limit)
                 note = f"all examples: no slices by {dimension} of enough examples"
-                found.append(replace(whole, note=f"{whole.note}; {note}" if whole.note else note))
-    return found
+                checks.append(replace(whole, note=f"{whole.note}; {note}" if whole.note else note))
+    return checks
 
 
 def _forgiven(
@@ -145,13 +145,13 @@ def _forgiven(
         if result is not None and result.p_value is not None and not math.isnan(result.p_value):
             known[i] = result.p_value
     adjusted = dict(zip(known, intervals.holm(list(known.values())), strict=True))
-    found = []
+    judged = []
     for i, check in enumerate(checks):
         if not check.passed and adjusted.get(i, 0.0) > 1.0 - confidence:
             note = f"{check.note}: not told apart from chance in one of {len(known)} slices"
             check = replace(check, passed=True, note=note)
-        found.append(check)
-    return found
+        judged.append(check)
+    return judged
 
 
 def _value(result: Result | None) -> float | None:

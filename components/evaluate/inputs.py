@@ -1,4 +1,4 @@
-"""What a model is judged by."""
+"""The data and settings that a model is judged by."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ CANDIDATE, BASELINE, TEACHER = "Candidate", "Baseline", "Teacher"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model is judged by; folders on any file system that Beam reaches.
+    """The inputs of an evaluation; folders may be on any file system that Beam reaches.
 
     Attributes:
         split_dir: Folder of the TFRecord shards to judge by.
@@ -44,8 +44,8 @@ class Inputs:
 
     def judged(self) -> dict[str, str]:
         """Returns the folders of the models that are measured, by role."""
-        found = {CANDIDATE: self.model_dir}
-        return found | ({BASELINE: self.baseline_dir} if self.baseline_dir else {})
+        folders = {CANDIDATE: self.model_dir}
+        return folders | ({BASELINE: self.baseline_dir} if self.baseline_dir else {})
 
     def models(self) -> dict[str, str]:
         """Returns the folders of all models, by role."""

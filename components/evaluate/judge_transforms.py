@@ -36,7 +36,7 @@ _LATENCY_BATCH = 16
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came out.
+    """The outcome of an evaluation.
 
     Attributes:
         results: Every metric with its interval, and the baseline beside it.
@@ -75,7 +75,7 @@ def judge(
     labels = view_transforms.all_labels(inputs)
     scratch = posixpath.join(output_dir, ".embedded")
     embedded, trained = view_transforms.embed(inputs, scratch, pipeline)
-    # Each once, though corrupted pictures may have it again.
+    # Corrupted splits may repeat a problem of the clean one; it is listed once.
     own = embedded[CANDIDATE]
     problems = list(dict.fromkeys(p for split in own.values() for p in split.problems()))
     same = []
@@ -85,21 +85,21 @@ def judge(
         same = parity.checks(
             own[view_transforms.SPLIT], content, tolerance=limits.max_parity_difference
         )
-    views, found = {}, {}
+    views, metrics = {}, {}
     if not problems:
         views = view_transforms.views(inputs, embedded, labels)
         measured = {role: evaluation.measures(view) for role, view in views.items()}
-        found = results.summarize(
+        metrics = results.summarize(
             measured[CANDIDATE],
             measured.get(BASELINE),
             confidence=limits.confidence,
             seed_std=limits.seed_std,
         )
         spent = _costs(inputs, set(views[CANDIDATE].split.units))
-        found |= results.costs(spent[CANDIDATE], spent.get(BASELINE))
+        metrics |= results.costs(spent[CANDIDATE], spent.get(BASELINE))
         if trained is not None:
             leaked = leaks.measures(views[CANDIDATE].split.records, trained)
-            found |= results.summarize(leaked, None, confidence=limits.confidence)
+            metrics |= results.summarize(leaked, None, confidence=limits.confidence)
         if with_tfma:
             # Importing TFMA takes long.
             from sigline.components.evaluate import tfma_transforms
@@ -107,47 +107,49 @@ def judge(
             names = _class_names(labels)
             tfma_transforms.write(views[CANDIDATE], measured[CANDIDATE], names, output_dir)
     verdict = gate.judge(
-        found,
+        metrics,
         limits,
         has_baseline=inputs.baseline_dir is not None,
         problems=problems,
         more=same,
     )
     for name, value in (
-        (artifacts.METRICS_FILE, results.to_dict(found)),
+        (artifacts.METRICS_FILE, results.to_dict(metrics)),
         (artifacts.VERDICT_FILE, verdict.to_dict()),
     ):
         content = json.dumps(value, indent=1, sort_keys=True).encode()
         write_file(posixpath.join(output_dir, name), content)
     reports = run_reports.address(output_dir)
-    page = _report(inputs, limits, verdict, found, views.get(CANDIDATE), labels, reports)
+    page = _report(inputs, limits, verdict, metrics, views.get(CANDIDATE), labels, reports)
     write_file(posixpath.join(output_dir, artifacts.REPORT_FILE), page.encode())
-    return Judgement(found, verdict, views)
+    return Judgement(metrics, verdict, views)
 
 
 def _report(
     inputs: Inputs,
     limits: Gate,
     verdict: gate.Verdict,
-    found: Mapping[str, results.Result],
+    metrics: Mapping[str, results.Result],
     view: View | None,
     labels: Mapping[str, LabelSet],
     reports: str,
 ) -> str:
-    seen = findings.Findings()
+    remarkable = findings.Findings()
     if view is not None:
         names = _class_names(labels)
-        seen = findings.collect(view, names, found, min_slice_examples=limits.min_slice_examples)
+        remarkable = findings.collect(
+            view, names, metrics, min_slice_examples=limits.min_slice_examples
+        )
     subject = report_transforms.subject(
         inputs.model_dir,
         None if view is None else view.split,
         transforms.shards(inputs.split_dir),
-        seen.units(),
+        remarkable.units(),
         logs_dir=inputs.logs_dir,
         baseline_dir=inputs.baseline_dir,
         reports=reports,
     )
-    return report.page(verdict, found, seen, subject)
+    return report.page(verdict, metrics, remarkable, subject)
 
 
 def _class_names(labels: Mapping[str, LabelSet]) -> tuple[str, ...]:
@@ -163,7 +165,7 @@ def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, float]]:
         tf_example.decode, itertools.chain.from_iterable(map(tf_example.read_shard, shards))
     )
     known = (item for item in records if EvalRecord.of(item).unit in units)
-    # Of fewer records some come again, so that the batch is the same whatever the data.
+    # A split with too few records repeats them, so that every model is timed on a full batch.
     sample = list(
         itertools.islice(itertools.cycle(itertools.islice(known, _LATENCY_BATCH)), _LATENCY_BATCH)
     )
@@ -175,26 +177,26 @@ def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, float]]:
         (signatures.EMBED_TEXT, texts[:1]),
         (signatures.CLASS_LOGITS, images[:1]),
     ]
-    # Of what all models have, so that they take turns.
+    # Only signatures that all models have are timed, so that the models can take turns.
     asked = [
         (signature, values)
         for signature, values in asked
         if values and all(served_model.has(model, signature) for model in models.values())
     ]
-    calls, found = {}, {}
+    calls, measured = {}, {}
     for role, folder in inputs.judged().items():
         calls[role] = {
             f"latency_ms/{signature}@{len(values)}": _call(models[role], signature, values)
             for signature, values in asked
         }
         sizes = [FileSystems.get_filesystem(x).size(x) for x in BeamFiles().find(folder)]
-        found[role] = {"model_bytes": float(sum(sizes))}
+        measured[role] = {"model_bytes": float(sum(sizes))}
         metadata = served_model.metadata(folder)
         if "num_parameters" in metadata:
-            found[role]["num_parameters"] = float(metadata["num_parameters"])
+            measured[role]["num_parameters"] = float(metadata["num_parameters"])
     for role, times in costs.latencies(calls).items():
-        found[role] |= times
-    return found
+        measured[role] |= times
+    return measured
 
 
 def _call(model, signature: str, values: list):

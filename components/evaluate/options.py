@@ -1,4 +1,4 @@
-"""What a pipeline measures besides the eval split with the model's own classes."""
+"""Options for measuring more than the eval split with the model's own classes."""
 
 import json
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def corruption(text: str, name: str) -> Corruption:
 
     Args:
         text: The text.
-        name: Of the option that it was given by, for errors.
+        name: Name of the option, for error messages.
 
     Raises:
         ValueError: If it is something else.

@@ -31,7 +31,9 @@ def checks(split: Predictions, content: bytes, *, tolerance: float) -> list[Chec
         if artifacts.PARITY_IMAGE not in trained:
             raise KeyError(artifacts.PARITY_IMAGE)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"The trainer's answers cannot be read: {error}") from None
+        raise ValueError(
+            f"The trainer's answers cannot be read: {error}. Received: {len(content)} bytes"
+        ) from None
     place = {unit: row for row, unit in enumerate(split.units)}
     unknown = sorted(set(units) - set(place))
     if not units or unknown:
@@ -41,13 +43,13 @@ def checks(split: Predictions, content: bytes, *, tolerance: float) -> list[Chec
     exported = {artifacts.PARITY_IMAGE: split.image[rows]}
     known = {name: np.arange(len(rows)) for name in trained}
     if split.text is not None:
-        # Of the first captions; a record without one has none to compare.
+        # Only a record's first caption is compared; records without captions are left out.
         captioned = [bool(split.records[row].text) for row in rows]
         known[artifacts.PARITY_TEXT] = np.flatnonzero(captioned)
         first = split.text_starts[:-1][rows[captioned]]
         exported[artifacts.PARITY_TEXT] = split.text[first]
     if split.class_logits is not None:
-        # As far as logits are large, so is what rounding makes of them.
+        # Rounding errors grow with the size of the logits, so the tolerance does too.
         scale = max(float(np.abs(trained[artifacts.PARITY_CLASSES]).max(initial=0.0)), 1.0)
         trained[artifacts.PARITY_CLASSES] = trained[artifacts.PARITY_CLASSES] / scale
         exported[artifacts.PARITY_CLASSES] = split.class_logits[rows] / scale
@@ -71,7 +73,7 @@ def _check(
         reason = f"{exported.shape[1]} numbers exported and {trained.shape[1]} in the trainer"
         return Check(name, reason, None, None, passed=False)
     gaps = np.abs(exported.astype(np.float64) - trained).max(axis=1)
-    # Not "larger" but "not smaller": NaN differs too.
+    # Negated, so that NaN counts as a difference.
     wrong = ~(gaps <= tolerance)
     note = f"over {len(units)} records"
     if wrong.any():

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 _WIDTH, _HEIGHT = 340, 230
-# Room for the ticks' numbers and the titles, on the left and below; above and on the right.
+# Margins in pixels: left and below for tick labels and titles, and the other two sides.
 _LEFT, _BOTTOM, _EDGE = 70, 44, 14
 _BLUE, _GREY = "#3366cc", "#bbb"
 _TICKS = 5
@@ -19,10 +19,10 @@ def interval(value: float, low: float, high: float, chance: float | None) -> str
     def at(share: float) -> str:
         return f"{edge + share * span:.1f}"
 
-    tick, said = "", ""
+    tick, remark = "", ""
     if chance is not None:
         tick = f'<line x1="{at(chance)}" x2="{at(chance)}" y1="1" y2="13" stroke="#888"/>'
-        said = f", chance {chance:.1%}"
+        remark = f", chance {chance:.1%}"
     axis = "".join(
         f'<line x1="{at(x)}" x2="{at(x)}" y1="5" y2="9" stroke="{_GREY}"/>'
         f'<text x="{at(x)}" y="24" text-anchor="middle" class="tick">{text}</text>'
@@ -30,7 +30,7 @@ def interval(value: float, low: float, high: float, chance: float | None) -> str
     )
     return (
         f'<svg width="{width + 12}" height="{height}" role="img">'
-        f"<title>{value:.1%}, interval {low:.1%} to {high:.1%}{said}</title>"
+        f"<title>{value:.1%}, interval {low:.1%} to {high:.1%}{remark}</title>"
         f'<line x1="{at(0)}" x2="{at(1)}" y1="7" y2="7" stroke="#ddd"/>{axis}{tick}'
         f'<line x1="{at(low)}" x2="{at(high)}" y1="7" y2="7" stroke="{_BLUE}" '
         f'stroke-width="3"/><circle cx="{at(value)}" cy="7" r="3.5" fill="{_BLUE}"/></svg>'
@@ -38,16 +38,17 @@ def interval(value: float, low: float, high: float, chance: float | None) -> str
 
 
 def reliability(bins: Sequence[tuple[float, float, float]]) -> str:
-    """Returns what came true over what was said; each bin is its share, probability, and truth."""
+    """Returns the reliability plot; a bin is its share, predicted probability, and true share."""
     side = 200
     frame = _Frame(side, side, (0.0, 1.0), (0.0, 1.0))
     dots = []
-    for share, said, came in bins:
-        x, y = frame.at(said, came)
+    for share, predicted, came in bins:
+        x, y = frame.at(predicted, came)
         radius = 2.0 + 8.0 * math.sqrt(share)
         dots.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{_BLUE}" fill-opacity=".7">'
-            f"<title>said {said:.3f}, came true {came:.3f}, {share:.2%} of pairs</title></circle>"
+            f"<title>said {predicted:.3f}, came true {came:.3f}, {share:.2%} of pairs</title>"
+            "</circle>"
         )
     (x0, y0), (x1, y1) = frame.at(0, 0), frame.at(1, 1)
     diagonal = f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="{_GREY}"/>'
@@ -91,7 +92,7 @@ def ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    # Multiplied, not added up: 0.3 is to stay 0.3.
+    # Multiples of the step instead of a running sum, whose rounding errors would show.
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 

@@ -1,4 +1,4 @@
-"""What a model says of the records of a split: embeddings, logits, and the records themselves."""
+"""A model's predictions for the records of a split: embeddings, logits, and the records."""
 
 import itertools
 import json
@@ -12,9 +12,9 @@ from safetensors import numpy as safetensors
 
 from sigline.schemas.record import ImageTextRecord
 
-# Changes with what is written below, so that older files are not read.
+# Increases whenever the format changes, so that older files are rejected.
 FORMAT = "predictions-1"
-# What a source may say of a record besides, in its metadata.
+# Optional keys of a record's metadata.
 _NEGATIVES, _GROUP = "negatives", "group"
 _ARRAYS = ("image", "text", "negative", "class_logits")
 _SHOWN = 5
@@ -22,7 +22,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """What evaluation knows of one record besides predictions; fields as in the record.
+    """The part of a record that evaluation needs; fields are as in the record.
 
     Attributes:
         negative: Captions that nearly fit, and do not: `negatives` of the metadata.
@@ -67,7 +67,7 @@ class EvalRecord:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of records, by what it can do.
+    """A model's predictions for records, as far as the model can make them.
 
     Attributes:
         records: The records.
@@ -114,15 +114,15 @@ class Predictions:
 
     @property
     def negative_starts(self) -> np.ndarray:
-        """As `text_starts`, of captions that do not fit."""
+        """As `text_starts`, for negative captions."""
         return np.cumsum([0, *(len(record.negative) for record in self.records)])
 
     def only(self, positions: Sequence[int] | np.ndarray) -> "Predictions":
         """Returns some of the records, in the order of their positions."""
 
         def rows(starts: np.ndarray) -> np.ndarray:
-            found = [np.arange(starts[i], starts[i + 1]) for i in positions]
-            return np.concatenate([np.empty(0, np.int64), *found])
+            ranges = [np.arange(starts[i], starts[i + 1]) for i in positions]
+            return np.concatenate([np.empty(0, np.int64), *ranges])
 
         return Predictions(
             tuple(self.records[i] for i in positions),
@@ -150,27 +150,27 @@ class Predictions:
             broken["text embeddings"] = np.array(rows, bool)
         if self.class_logits is not None:
             broken["class logits"] = ~np.isfinite(self.class_logits).all(axis=1)
-        found = [
+        sentences = [
             f"{np.count_nonzero(rows)} of {len(rows)} records have {name} that are not "
             f"finite: {_shown([self.records[i].unit for i in np.flatnonzero(rows)])}"
             for name, rows in broken.items()
             if rows.any()
         ]
         if self.unreadable:
-            found.append(
+            sentences.append(
                 f"{len(self.unreadable)} images could not be decoded by the model: "
                 f"{_shown(self.unreadable)}"
             )
-        return found
+        return sentences
 
 
 def _metadata(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        metadata = json.loads(text)
     except ValueError:
-        # It is the source's; without it the record lacks negatives and a group, no more.
+        # Sources may write anything here; the record then only lacks negatives and a group.
         return {}
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -187,7 +187,10 @@ def merge(parts: Iterable[Predictions]) -> Predictions:
     parts = list(parts)
     records = [record for part in parts for record in part.records]
     if not records and not any(part.unreadable for part in parts):
-        raise ValueError("The eval split holds no records: there is nothing to judge the model by.")
+        raise ValueError(
+            "The eval split holds no records: there is nothing to judge the model by. "
+            f"Received: {len(parts)} parts without records"
+        )
     whole = Predictions(
         tuple(records),
         np.concatenate([part.image for part in parts]),
@@ -219,7 +222,7 @@ def encode(split: Predictions) -> bytes:
     rows = {name: getattr(split, name) for name in _ARRAYS}
     arrays = {
         **{n: np.ascontiguousarray(x, np.float32) for n, x in rows.items() if x is not None},
-        # safetensors sorts tensors, but keeps its notes in no order.
+        # A tensor instead of safetensors' metadata, whose order varies between runs.
         "about": np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8),
     }
     return safetensors.save(arrays)
@@ -236,7 +239,7 @@ def decode(content: bytes) -> Predictions:
         about = json.loads(arrays["about"].tobytes())
         records = json.loads(about["records"])
         if about["format"] != FORMAT:
-            raise ValueError(f"format is {about['format']!r}")
+            raise ValueError(f"format must be {FORMAT!r}. Received: format={about['format']!r}")
         return Predictions(
             tuple(_record(item) for item in records),
             arrays["image"],

@@ -1,4 +1,4 @@
-"""What a model reached: every metric with its interval, chance, and the baseline beside it."""
+"""Results of a model: every metric with its interval, chance, and the baseline beside it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -58,12 +58,12 @@ def summarize(
         candidate: The candidate's measures.
         baseline: The baseline's on the same examples, if there is one. A metric that it lacks is
             one without baseline.
-        confidence: Of the intervals.
+        confidence: Confidence level of the intervals.
         seed_std: Standard deviations of metrics between seeds of training, where they are known;
             those of slices are taken for as large.
-        seed: Of the draws.
+        seed: Seed of the bootstrap draws.
     """
-    found = {}
+    results = {}
     for name, measure in candidate.items():
         own = intervals.estimate(measure, confidence=confidence, seed=seed)
         result = Result(own.value, own.low, own.high, len(measure.units), measure.chance)
@@ -85,20 +85,20 @@ def summarize(
                 compared.high,
                 compared.p_value,
             )
-        found[name] = result
-    return found
+        results[name] = result
+    return results
 
 
 def costs(
     candidate: Mapping[str, float], baseline: Mapping[str, float] | None
 ) -> dict[str, Result]:
     """Returns the results of what has no examples, such as times and sizes."""
-    found = {}
+    results = {}
     for name, value in candidate.items():
         other = (baseline or {}).get(name)
         difference = None if other is None else value - other
-        found[name] = Result(value, baseline=other, difference=difference)
-    return found
+        results[name] = Result(value, baseline=other, difference=difference)
+    return results
 
 
 def to_dict(results: Mapping[str, Result]) -> dict[str, Any]:

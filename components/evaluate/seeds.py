@@ -1,4 +1,4 @@
-"""What several trainings of one recipe with other seeds reached, and whether two recipes differ."""
+"""Metrics over several seeds of one recipe, and whether two recipes differ."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from sigline.components.evaluate.metrics import intervals
 from sigline.components.evaluate.metrics.intervals import Estimate
 
-# What a run of `metrics.json` holds of each metric, by name.
+# The content of a run's `metrics.json`: results by the name of the metric.
 Run = Mapping[str, Mapping[str, Any]]
 
 
@@ -43,14 +43,14 @@ def aggregate(
     Args:
         runs: What each run reached.
         others: What each run reached of what they are compared with; none to compare nothing.
-        confidence: Of the intervals.
+        confidence: Confidence level of the intervals.
 
     Raises:
         ValueError: If there are fewer than two runs of a kind, or they were judged by different
             numbers of examples.
     """
     everything = [*runs, *others]
-    found = {}
+    by_metric = {}
     for name in sorted(set.intersection(*(set(run) for run in everything))):
         items = [run[name] for run in everything]
         examples = {item["examples"] for item in items}
@@ -63,14 +63,14 @@ def aggregate(
         if any(value is None for value in values):
             continue
         own, other = values[: len(runs)], values[len(runs) :]
-        found[name] = OverSeeds(
+        by_metric[name] = OverSeeds(
             intervals.over_seeds(own, confidence=confidence),
             float(np.std(own, ddof=1)),
             examples.pop(),
             intervals.over_seeds(other, confidence=confidence) if other else None,
             intervals.between_seeds(own, other, confidence=confidence) if other else None,
         )
-    return found
+    return by_metric
 
 
 def incomplete(runs: Sequence[Run]) -> list[str]:

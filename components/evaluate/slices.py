@@ -1,4 +1,4 @@
-"""What records are sliced by: source, language, length of the caption, size of the image."""
+"""Dimensions of slices: source, language, length of the caption, size of the image."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,14 +7,14 @@ import numpy as np
 from sigline.components.evaluate.metrics import intervals
 from sigline.components.evaluate.predictions import EvalRecord
 
-# Dimensions whose slices are parts of the examples.
+# Dimensions that divide the examples into slices.
 PARTS = ("source", "image_size", "language", "caption_words")
-# Words of a caption, and pixels of an image's shorter side: the first bound that is not exceeded.
+# Upper bounds of the slices: words of a caption, and pixels of an image's shorter side.
 _WORDS = (5, 10, 20, 40)
 _PIXELS = (64, 128, 224, 384, 768)
 
 
-# Of one dimension: the slice that a unit is in, or several.
+# A unit's slice along one dimension, or several slices.
 Value = str | tuple[str, ...]
 
 
@@ -94,7 +94,7 @@ def sliced(
     """
     if measure.values is None:
         return {}
-    found = {}
+    measures = {}
     for dimension, values in slices.items():
         of_units = [members(value) for value in values]
         distinct = sorted({value for of_unit in of_units for value in of_unit})
@@ -102,10 +102,10 @@ def sliced(
             continue
         for value in distinct:
             inside = np.flatnonzero([value in of_unit for of_unit in of_units])
-            found[f"{name}/{dimension}={value}"] = intervals.mean(
+            measures[f"{name}/{dimension}={value}"] = intervals.mean(
                 [measure.units[i] for i in inside],
                 measure.values[inside],
                 clusters=_renumbered(measure.clusters, inside),
                 chances=None if measure.chances is None else measure.chances[inside],
             )
-    return found
+    return measures

@@ -8,7 +8,7 @@ from sigline.components.evaluate.gate import Check, Verdict
 from sigline.components.evaluate.results import Result, to_dict
 from sigline.schemas import strength
 
-# What XML 1.0 cannot hold, though a name of a source may.
+# Characters that XML 1.0 forbids; names of sources may contain them.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _HEADLINES = (
     "zero_shot_accuracy",

@@ -13,7 +13,7 @@ from sigline.components.evaluate.metrics.intervals import Measure
 from sigline.components.evaluate.texts import distinct_texts
 from sigline.components.evaluate.views import View
 
-# Below the folder of the results over records.
+# Folder of the results over captions, inside that of the results over records.
 CAPTIONS_FOLDER = "captions"
 _CLASS = "class"
 _WEIGHT = "has_"
@@ -47,7 +47,7 @@ def write(
 
 
 def _path(name: str) -> Any:
-    # TFMA's annotation has room for one key.
+    # TFMA annotates a combiner's output with one key only.
     return [_FEATURES, name]
 
 
@@ -67,7 +67,7 @@ def _write(
         for name, measure in measures.items()
         if "/" not in name and measure.values is not None and set(measure.units) <= set(place)
     }
-    # Without those that nothing has, such as the words of captions where there are none.
+    # Dimensions without any values are left out, such as caption lengths if there are no captions.
     dimensions = sorted({n for row in rows for n in row if slices.members(row[n])})
     columns: dict[str, list] = {
         name: [list(slices.members(row[name])) for row in rows] for name in dimensions

@@ -13,7 +13,7 @@ from sigline.schemas import digests, record, signatures
 from sigline.schemas.labels import LabelSet
 
 _BATCH = 64
-# What a model that is judged must have.
+# Signatures that a model must have to be judged.
 _SIGNATURES = (signatures.EMBED_IMAGE, signatures.EMBED_IMAGE_SAFE)
 
 
@@ -119,7 +119,7 @@ class _EmbedShard(beam.DoFn):
 
         batches = tf_example.read_batches(path, _BATCH)
         parts = [self._embed([tf_example.decode(x) for x in batch]) for batch in batches]
-        # One of no records has the shapes, too.
+        # Embedding an empty batch gives arrays of the right shapes.
         parts = parts or [self._embed([])]
         return predictions.Predictions(
             tuple(item for part in parts for item in part.records),
@@ -136,12 +136,12 @@ class _EmbedShard(beam.DoFn):
             images = [
                 corruptions.corrupt(item.image, self._corruption, key=item.key) for item in batch
             ]
-        found, valid = served_model.embed_images(self._model, images)
+        embeddings, valid = served_model.embed_images(self._model, images)
         known = [predictions.EvalRecord.of(item) for item in batch]
         kept = [item for item, good in zip(known, valid, strict=True) if good]
         return predictions.Predictions(
             tuple(kept),
-            found[valid],
+            embeddings[valid],
             self._texts([caption for item in kept for caption in item.text]),
             self._texts([caption for item in kept for caption in item.negative]),
             tuple(item.unit for item, good in zip(known, valid, strict=True) if not good),
@@ -177,11 +177,11 @@ def embed_classes(model_dir: str, labels: LabelSet) -> np.ndarray:
     model = served_model.load(model_dir)
     prompts = labels.prompts()
     flat = [prompt for of_class in prompts for prompt in of_class]
-    found = np.concatenate(
+    embeddings = np.concatenate(
         [
             served_model.embed(model, signatures.EMBED_TEXT, flat[start : start + _BATCH])
             for start in range(0, len(flat), _BATCH)
         ]
     )
-    means = found.reshape(len(prompts), -1, found.shape[1]).mean(axis=1)
+    means = embeddings.reshape(len(prompts), -1, embeddings.shape[1]).mean(axis=1)
     return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -46,27 +46,27 @@ def embed(
                 | "Distinct" >> beam.Distinct()
             )
             _write(digests, "Train", scratch)
-    found: dict[str, dict[str, Predictions]] = {role: {} for role in inputs.models()}
+    splits: dict[str, dict[str, Predictions]] = {role: {} for role in inputs.models()}
     for role, name in jobs:
-        found[role][name] = transforms.load_split(_read(scratch, role + name))
+        splits[role][name] = transforms.load_split(_read(scratch, role + name))
     trained = set(_read(scratch, "Train")) if inputs.train_dirs else None
     FileSystems.delete([scratch])
-    return found, trained
+    return splits, trained
 
 
 def _jobs(inputs: Inputs) -> dict[tuple[str, str], transforms.EmbedSplit]:
-    found = {}
+    jobs = {}
     for role, model in inputs.models().items():
         folders = {SPLIT: inputs.split_dir}
         if inputs.support_dir and role != TEACHER:
             folders[SUPPORT] = inputs.support_dir
         for name, folder in folders.items():
-            found[role, name] = transforms.EmbedSplit(folder, model, inputs.cache_dir)
+            jobs[role, name] = transforms.EmbedSplit(folder, model, inputs.cache_dir)
         for corruption in inputs.corruptions if role != TEACHER else ():
-            found[role, corruption.name] = transforms.EmbedSplit(
+            jobs[role, corruption.name] = transforms.EmbedSplit(
                 inputs.split_dir, model, inputs.cache_dir, corruption
             )
-    return found
+    return jobs
 
 
 def _write(items, name: str, scratch: str) -> None:
@@ -87,11 +87,11 @@ def _read(scratch: str, name: str) -> list[str]:
 
 
 def _common(
-    found: Mapping[str, Mapping[str, Predictions]],
+    by_role: Mapping[str, Mapping[str, Predictions]],
 ) -> dict[str, dict[str, Predictions]]:
     """Returns the splits with the records only that all models could read, as if no other were."""
-    judged = [s for splits in found.values() for name, s in splits.items() if name != SUPPORT]
-    support = [splits[SUPPORT] for splits in found.values() if SUPPORT in splits]
+    judged = [s for splits in by_role.values() for name, s in splits.items() if name != SUPPORT]
+    support = [splits[SUPPORT] for splits in by_role.values() if SUPPORT in splits]
     units = {True: _units(support), False: _units(judged)}
     return {
         role: {
@@ -101,7 +101,7 @@ def _common(
             )
             for name, split in splits.items()
         }
-        for role, splits in found.items()
+        for role, splits in by_role.items()
     }
 
 
@@ -117,26 +117,26 @@ def _picture_digests(path: str) -> Iterator[str]:
 
 
 def all_labels(inputs: Inputs) -> dict[str, LabelSet]:
-    """Returns label sets by the name of their prompts: those given, and the candidate's own.
+    """Returns label sets by the name of their prompts: those of `inputs`, and the candidate's own.
 
     Raises:
         ValueError: If there are other prompts of classes that are not given, or of another number.
     """
     text = served_model.asset(inputs.model_dir, signatures.LABELS_FILE)
     own = {} if text is None else {DEFAULT_PROMPTS: LabelSet.from_json(text)}
-    found = own | dict(inputs.labels)
-    if found and DEFAULT_PROMPTS not in found:
+    label_sets = own | dict(inputs.labels)
+    if label_sets and DEFAULT_PROMPTS not in label_sets:
         raise ValueError(
             "labels must have one without a name, which metrics are named after, since the model "
-            f"holds no classes. Received: labels={sorted(found)}"
+            f"holds no classes. Received: labels={sorted(label_sets)}"
         )
-    counts = {name: len(item.names) for name, item in found.items()}
+    counts = {name: len(item.names) for name, item in label_sets.items()}
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name or 'without a name'}: {n}" for name, n in counts.items())
         raise ValueError(
             f"labels must all be prompts of the same classes. Received: classes of {shown}"
         )
-    return found
+    return label_sets
 
 
 def views(
@@ -149,13 +149,13 @@ def views(
     Raises:
         ValueError: If embeddings are not finite, with the model and the keys.
     """
-    common, found = _common(embedded), {}
+    common, by_role = _common(embedded), {}
     for role, model_dir in inputs.models().items():
         splits = common[role]
         if problems := [problem for split in splits.values() for problem in split.problems()]:
             raise ValueError(f"{role} {model_dir}: {'; '.join(problems)}")
         corrupted = {c.name: splits[c.name] for c in inputs.corruptions if c.name in splits}
-        found[role] = View(
+        by_role[role] = View(
             splits[SPLIT],
             _classes(model_dir, labels),
             _scale(model_dir),
@@ -164,8 +164,8 @@ def views(
             captioned=inputs.captioned,
             class_loss=served_model.metadata(model_dir).get("class_loss", "softmax"),
         )
-    teacher = found.pop(TEACHER, None)
-    return {role: dataclasses.replace(view, teacher=teacher) for role, view in found.items()}
+    teacher = by_role.pop(TEACHER, None)
+    return {role: dataclasses.replace(view, teacher=teacher) for role, view in by_role.items()}
 
 
 def _classes(model_dir: str, labels: Mapping[str, LabelSet]) -> dict[str, np.ndarray]:

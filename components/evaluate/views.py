@@ -7,7 +7,7 @@ import numpy as np
 
 from sigline.components.evaluate.predictions import Predictions
 
-# The classes' prompts that a metric without a suffix is of.
+# The name of the prompt set whose metrics have no suffix.
 DEFAULT_PROMPTS = ""
 
 
@@ -31,7 +31,7 @@ class Scale:
         if self.softmax:
             logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
             return logits / logits.sum(axis=-1, keepdims=True)
-        # Of both signs without overflow.
+        # logaddexp does not overflow, whichever sign the logits have.
         return np.exp(-np.logaddexp(0.0, -logits))
 
 

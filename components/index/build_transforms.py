@@ -18,12 +18,12 @@ from sigline.components.index.corpus import Corpus
 from sigline.components.index.options import RECALL_AT, IndexConfig
 from sigline.schemas import atomic, digests, record, retrieval, signatures
 
-# Captions that are asked before an index counts as good.
+# Number of captions that an index is checked with.
 _QUERIES = 256
-# Scores of the exact answers may differ by this from those in 64 bits.
+# Tolerance between exact scores in float32 and in float64.
 _SCORE_TOLERANCE = 1e-5
 _TEXT_BATCH = 64
-# Rows that are compared at a time.
+# Rows compared at a time.
 _BLOCK = 65_536
 
 
@@ -152,10 +152,12 @@ def _about(scratch: Path, corpus: Corpus, config: IndexConfig) -> dict[str, Any]
 
 def _sigmoid(model_dir: str) -> dict[str, float]:
     """Returns what makes a probability of a cosine; nothing for a model of another loss."""
-    told = served_model.metadata(model_dir)
+    metadata = served_model.metadata(model_dir)
     if served_model.pair_loss(model_dir) != "sigmoid":
         return {}
-    return {name: told[name] for name in (retrieval.TEMPERATURE, retrieval.BIAS) if name in told}
+    return {
+        name: metadata[name] for name in (retrieval.TEMPERATURE, retrieval.BIAS) if name in metadata
+    }
 
 
 def _check_unit(vectors: np.ndarray, keys: Sequence[str], sources: Sequence[str]) -> None:
@@ -220,10 +222,10 @@ def _exact_scores(vectors: np.ndarray, queries: np.ndarray, top: int) -> np.ndar
 
 
 def _recall(rows: np.ndarray, vectors: np.ndarray, queries: np.ndarray, least: np.ndarray) -> float:
-    """Returns which share of the found rows belong to the best; rows of equal scores all do."""
+    """Returns which share of the retrieved rows is among the best; rows that tie all count."""
     hits = 0
-    for found, query, bar in zip(rows, queries, least, strict=True):
-        distinct = np.unique(found[found >= 0])
+    for of_query, query, bar in zip(rows, queries, least, strict=True):
+        distinct = np.unique(of_query[of_query >= 0])
         scores = vectors[distinct].astype(np.float64) @ query.astype(np.float64)
         hits += int(np.count_nonzero(scores >= bar - _SCORE_TOLERANCE))
     return hits / rows.size
@@ -231,7 +233,7 @@ def _recall(rows: np.ndarray, vectors: np.ndarray, queries: np.ndarray, least: n
 
 def _ask_saved(directory: Path, texts: Sequence[str], top: int) -> np.ndarray:
     """Returns the rows that a SavedModel finds for texts, `(texts, top)`."""
-    # Not kept beside the models: it is as large as the corpus.
+    # Loaded past the cache of models, since the index is as large as the corpus.
     model = served_model.load_anew(str(directory))
     parts = [
         served_model.call(model, retrieval.RETRIEVE_TEXT, texts[start : start + _TEXT_BATCH])

@@ -46,16 +46,17 @@ def IndexCorpus(
     blessings = (model_blessing, infra_blessing)
     blessed = all(b.get_int_custom_property(artifacts.BLESSED_PROPERTY) == 1 for b in blessings)
     index.set_int_custom_property(artifacts.BUILT_PROPERTY, int(blessed))
-    # A node whose pipeline is not entered fails in TFX.
+    # TFX fails if a component does not enter its Beam pipeline.
     with beam_pipeline as pipeline:
         if not blessed:
             return
         options = strict.build(IndexConfig, json.loads(config), "index.")
         directory = path_utils.serving_model_path(model.uri)
         corpora = []
-        # Those of the oldest span first.
+        # By artifact id: the oldest span comes first.
         for item in sorted(examples, key=lambda item: item.id):
-            # Of its own, since it holds one manifest; what lies there is taken by its content.
+            # One folder per model and artifact, since a folder holds one manifest; files in it are
+            # reused by their digests.
             corpora.append(posixpath.join(corpus_root, f"{model.id}-{item.id}"))
             embed = transforms.EmbedCorpus(
                 item.uri,

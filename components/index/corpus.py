@@ -19,9 +19,9 @@ MANIFEST_FILE = "corpus.json"
 TEXT = "text"
 THUMBNAIL = "thumbnail"
 THUMBNAIL_SIZE = 160
-# Changes with what is written below, so that older files are not read.
+# Increases whenever the format changes, so that older files are rejected.
 FORMAT = "embedded-corpus-1"
-# Few, so that one picture is found without reading many.
+# Small row groups, so that reading one picture does not read many others.
 ROW_GROUP = 64
 
 
@@ -46,11 +46,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the manifest of an embedded corpus says.
+    """The content of an embedded corpus's manifest.
 
     Attributes:
-        model_digest: Of the model that embedded it.
-        dim: Of the embeddings.
+        model_digest: Digest of the model that embedded it.
+        dim: Size of the embeddings.
         shards: Records, unreadable images' names and digest of each Parquet file, by name, in the
             order of the rows.
     """
@@ -61,7 +61,7 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """Of all that the corpus holds."""
+        """A digest of the whole corpus."""
         return digests.json_digest([self.model_digest, self.dim, dict(self.shards)])
 
     @property
@@ -98,7 +98,7 @@ def parse(manifest: str) -> Corpus:
             f"Received: format={content.get('format')!r}"
         )
     shards = content["shards"]
-    # The manifest is input like any other: nothing outside of the folder is read.
+    # Names in the manifest are not trusted: they must not lead out of the folder.
     for name in shards:
         if posixpath.basename(name) != name:
             raise ValueError(f"The manifest must name files of its folder. Received: {name!r}")
@@ -126,8 +126,12 @@ def table(content: bytes, name: str, shard: Mapping[str, Any]) -> pa.Table:
     Raises:
         ValueError: If it is not the file that the manifest names.
     """
-    if digests.stream_digest(io.BytesIO(content)) != shard["sha256"]:
-        raise ValueError(f"{name} is not the file that the manifest names; embed the corpus again.")
+    digest = digests.stream_digest(io.BytesIO(content))
+    if digest != shard["sha256"]:
+        raise ValueError(
+            f"{name} is not the file that the manifest names; embed the corpus again. "
+            f"Received: sha256={digest}, expected {shard['sha256']}"
+        )
     return pq.read_table(pa.BufferReader(content))
 
 
@@ -159,7 +163,7 @@ def vectors(table: pa.Table) -> np.ndarray:
 def thumbnail(encoded: bytes) -> bytes:
     """Returns a small JPEG of an image that ingest has let through."""
     with Image.open(io.BytesIO(encoded)) as image:
-        # Of a JPEG no more than is needed is decoded.
+        # Lets libjpeg decode a JPEG at a reduced scale, which is faster.
         image.draft("RGB", (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
         image = upright(image)
         image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
@@ -181,5 +185,6 @@ def describe(metadata: Mapping[str, Any]) -> tuple[str, int]:
         return metadata[retrieval.MODEL_DIGEST], metadata["embedding_dim"]
     except KeyError as error:
         raise ValueError(
-            f"The model's {signatures.METADATA_FILE} has no {error}; export it again."
+            f"The model's {signatures.METADATA_FILE} has no {error}; export it again. "
+            f"Received: {', '.join(sorted(metadata)) or 'nothing'}"
         ) from error

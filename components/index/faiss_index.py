@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# Below, every row is compared: an inverted file would gain nothing.
+# Smaller corpora are searched exhaustively; an inverted file would not be faster.
 _FEW = 4096
 _CELLS_PER_ROOT = 4
 _SEED = 0
@@ -35,7 +35,7 @@ def build(vectors: np.ndarray) -> Any:
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
         index.cp.seed = _SEED
         threads = faiss.omp_get_max_threads()
-        # Several threads add up in another order each time.
+        # With several threads the order of sums, and so the result, changes between runs.
         faiss.omp_set_num_threads(1)
         try:
             index.train(vectors)
@@ -51,7 +51,7 @@ def tune(index: Any, recall: Callable[[], float], least: float) -> float:
     Args:
         index: What `build` returned.
         recall: Returns the recall of the index as it is.
-        least: The recall that is wanted; with all cells it is 1.
+        least: The recall to reach; it is 1 if all cells are visited.
     """
     cells = getattr(index, "nlist", 1)
     visited = min(cells, 8)

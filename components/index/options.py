@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from sigline.schemas import record, retrieval
 
-# Answers of each query that count when an index is measured.
+# Number of results per query that recall is measured over.
 RECALL_AT = 10
 
 
@@ -41,7 +41,7 @@ class IndexConfig:
                 f"min_recall must be above 0 and at most 1. Received: min_recall={self.min_recall}"
             )
         if not self.splits:
-            raise ValueError("splits must name at least one. Received: none")
+            raise ValueError(f"splits must name at least one. Received: splits={self.splits}")
 
     def to_json(self) -> str:
         """Returns the configuration as JSON."""

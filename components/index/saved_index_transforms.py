@@ -14,8 +14,8 @@ import tensorflow_text  # noqa: F401  # Registers the tokenizer's operations.
 
 from sigline.schemas import retrieval, signatures
 
-# Rows that are compared at a time: the scores of a query with all rows of a large corpus at once
-# would take more memory than the rows.
+# Rows compared at a time. The scores of a batch of queries with all rows of a large corpus would
+# take more memory than the rows themselves.
 _BLOCK = 65_536
 _MAX_QUERIES = 256
 
@@ -47,7 +47,7 @@ class _SavedIndex(tf.Module):
     def functions(self) -> dict[str, Any]:
         """Returns the signatures by name."""
         dim = self._dim
-        given = {
+        inputs = {
             retrieval.EMBEDDING: tf.TensorSpec((None, dim), tf.float32, retrieval.EMBEDDING),
             retrieval.MODEL_DIGEST: tf.TensorSpec((None,), tf.string, retrieval.MODEL_DIGEST),
         }
@@ -55,7 +55,7 @@ class _SavedIndex(tf.Module):
         image = tf.TensorSpec((None,), tf.string, signatures.IMAGE_BYTES)
         return {
             retrieval.RETRIEVE: tf.function(self._retrieve, autograph=False).get_concrete_function(
-                **given
+                **inputs
             ),
             retrieval.RETRIEVE_TEXT: tf.function(
                 self._retrieve_text, autograph=False
@@ -79,7 +79,7 @@ class _SavedIndex(tf.Module):
             _at_most(rows, retrieval.EMBEDDING),
         ]
         with tf.control_dependencies(checks):
-            # In 64 bits, in which no square of 32 bits is too large.
+            # In float64, where the square of a float32 cannot overflow.
             query = tf.cast(embedding, tf.float64)
         norm = tf.norm(query, axis=-1, keepdims=True)
         usable = tf.debugging.Assert(
@@ -92,15 +92,15 @@ class _SavedIndex(tf.Module):
     def _retrieve_text(self, text):
         encoder = self.model.signatures[signatures.EMBED_TEXT]
         with tf.control_dependencies([_at_most(tf.shape(text)[0], signatures.TEXT)]):
-            found = encoder(**{signatures.TEXT: tf.identity(text)})
-        return self._find(found[signatures.EMBEDDING])
+            outputs = encoder(**{signatures.TEXT: tf.identity(text)})
+        return self._find(outputs[signatures.EMBEDDING])
 
     def _retrieve_image(self, image_bytes):
         encoder = self.model.signatures[signatures.EMBED_IMAGE]
         checked = _at_most(tf.shape(image_bytes)[0], signatures.IMAGE_BYTES)
         with tf.control_dependencies([checked]):
-            found = encoder(**{signatures.IMAGE_BYTES: tf.identity(image_bytes)})
-        return self._find(found[signatures.EMBEDDING])
+            outputs = encoder(**{signatures.IMAGE_BYTES: tf.identity(image_bytes)})
+        return self._find(outputs[signatures.EMBEDDING])
 
     def _find(self, query):
         """Returns the best rows of each query, shape `(queries, top)`, the best first."""
@@ -110,9 +110,9 @@ class _SavedIndex(tf.Module):
             of_block = block.get_shape()[0]
             scored = tf.matmul(query, block, transpose_b=True)
             score, row = tf.math.top_k(scored, k=min(self._top, of_block))
-            found = score, row + held
+            best_of_block = score, row + held
             held += of_block
-            best = found if best is None else self._merged(best, found, held)
+            best = best_of_block if best is None else self._merged(best, best_of_block, held)
         scores, rows = best
         return {
             retrieval.KEY: tf.gather(self.keys, rows),
@@ -153,7 +153,7 @@ def save(
         vectors: Unit vectors, shape `(rows, dim)`, float32.
         keys: Key of each row.
         sources: Source of each row.
-        model_digest: Of the model.
+        model_digest: Digest of the model.
         top: Most rows that a query is answered with.
     """
     model: Any = tf.saved_model.load(os.fspath(model_dir))

@@ -21,7 +21,7 @@ class Gallery:
     def __init__(self, path: str | Path):
         """Opens the file; nothing but its directory is read."""
         self._file = pq.ParquetFile(path)
-        # A reader is for one thread at a time; pages are asked by several.
+        # Parquet readers are not thread-safe; pages are requested by several threads.
         self._turn = threading.Lock()
 
     def texts(self, row: int) -> tuple[str, ...]:
@@ -50,8 +50,8 @@ class Gallery:
             rows = self._file.metadata.row_group(group).num_rows
             if 0 <= row - start < rows:
                 with self._turn:
-                    found = self._file.read_row_group(group, [column]).column(column)
-                return found[row - start].as_py()
+                    values = self._file.read_row_group(group, [column]).column(column)
+                return values[row - start].as_py()
             start += rows
         raise IndexError(f"row must be below {start}. Received: row={row}")
 
@@ -87,7 +87,8 @@ class LocalIndex:
         if self.about["kind"] == retrieval.FAISS:
             if model_dir is None:
                 raise ValueError(
-                    "An index of the kind faiss needs the model that made it. Received: no model"
+                    "An index of the kind faiss needs the model that made it. "
+                    f"Received: model_dir={model_dir}"
                 )
             path = directory / retrieval.FAISS_FILE
             if digests.file_digest(path) != self.about["faiss_sha256"]:
@@ -147,10 +148,10 @@ class LocalIndex:
             raise ValueError(f"top must be 1 to {self.most}. Received: top={top}")
         try:
             if self._faiss is None:
-                found = served_model.call(self._model, retrieve, [query])
-                rows, scores = found[retrieval.ROW][0][:top], found[retrieval.SCORE][0][:top]
+                outputs = served_model.call(self._model, retrieve, [query])
+                rows, scores = outputs[retrieval.ROW][0][:top], outputs[retrieval.SCORE][0][:top]
                 keys, sources = (
-                    [name.decode() for name in found[field][0][:top]]
+                    [name.decode() for name in outputs[field][0][:top]]
                     for field in (retrieval.KEY, retrieval.SOURCE)
                 )
             else:

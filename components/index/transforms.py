@@ -86,7 +86,7 @@ class _EmbedShard(beam.DoFn):
         self._model_dir = model_dir
         self._output_dir = output_dir
         self._dim = dim
-        # With the shard's bytes, all that decides what is in a file.
+        # Together with the shard's bytes, this determines the content of a file.
         self._decides = decides
         self._thumbnails = decides[-1]
         self._model = None
@@ -119,13 +119,13 @@ class _EmbedShard(beam.DoFn):
         rows, unreadable = [], []
         for serialized in tf_example.read_batches(source, _BATCH):
             batch = [tf_example.decode(x) for x in serialized]
-            found, valid = served_model.embed_images(self._model, [item.image for item in batch])
-            for item, vector, good in zip(batch, found, valid, strict=True):
+            vectors, valid = served_model.embed_images(self._model, [item.image for item in batch])
+            for item, vector, good in zip(batch, vectors, valid, strict=True):
                 if not good:
                     unreadable.append(f"{item.source}/{item.key}")
                     continue
                 small = corpus.thumbnail(item.image) if self._thumbnails else None
-                # A caption of several languages is shown once.
+                # A caption that is listed for several languages is shown once.
                 texts = tuple(dict.fromkeys(item.text))
                 rows.append(corpus.Row(item.key, item.source, texts, vector, small))
         return rows, unreadable
@@ -136,15 +136,15 @@ def _is_whole(target: str, note: str) -> bool:
     if not (FileSystems.exists(note) and FileSystems.exists(target)):
         return False
     try:
-        wanted = json.loads(files.read_text(note))["sha256"]
+        digest = json.loads(files.read_text(note))["sha256"]
     except (ValueError, KeyError):
         return False
     with files.BeamFiles().open(target) as handle:
-        return digests.stream_digest(handle) == wanted
+        return digests.stream_digest(handle) == digest
 
 
 def _write_manifest(_, written, shards, of_model: tuple[str, int], output_dir: str) -> str:
-    found = {}
+    corpus_files = {}
     for split, name, records in shards:
         file, about = written[split, name]
         if about["records"] + len(about["unreadable"]) != records:
@@ -153,8 +153,8 @@ def _write_manifest(_, written, shards, of_model: tuple[str, int], output_dir: s
                 f"{split}/{name} with {about['records']} embedded and {len(about['unreadable'])} "
                 f"unreadable of {records}"
             )
-        found[file] = about
-    content = corpus.Corpus(*of_model, found).to_json()
+        corpus_files[file] = about
+    content = corpus.Corpus(*of_model, corpus_files).to_json()
     files.write_file(posixpath.join(output_dir, corpus.MANIFEST_FILE), content.encode())
     return content
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from sigline.components.ingest import reasons
 from sigline.components.ingest.sources import PassedOver, unicode_text
 
-# Groups by folder, suffix and reason that are counted on their own, those of most things.
+# Number of the largest groups, by folder, suffix and reason, that are counted separately.
 _MAX_GROUPS = 500
-# Names that are kept of a group.
+# Example names kept per group.
 _NAMES = 3
 _NAME_LENGTH = 200
 
@@ -112,7 +112,7 @@ def summary(
     both = add([files, members])
     counted = sum(n for reason, n in both.by_reason.items() if reason not in reasons.EXPECTED)
     return total | {
-        # Those that may hold pairs, of which the data gate has a limit.
+        # Things that may hold pairs; the data gate limits their number.
         "counted": counted,
         "by_reason": dict(sorted(both.by_reason.items())),
         "groups": [

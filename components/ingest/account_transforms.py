@@ -12,7 +12,7 @@ from sigline.components.ingest.inventory import Inventory
 from sigline.components.ingest.sources import PassedOver, unicode_text
 from sigline.schemas import artifacts
 
-# Lines of a file.
+# Lines written to one file.
 _LINES = 10_000
 
 
@@ -73,14 +73,14 @@ def _unnamed(piece: int, numbered: Iterable[tuple[int, PassedOver]]):
 
 def _list(item: tuple[str, list[PassedOver]], report_dir: str) -> account.Ledger:
     name, plain = item
-    # Coders make plain tuples of them.
+    # Beam's coders turn named tuples into plain ones.
     things = [PassedOver(*thing) for thing in plain]
     write_passed_over(report_dir, name, things)
     return account.ledger(things)
 
 
 class PartAccount:
-    """What becomes of the members of one archive; their names are written as they come."""
+    """Counts what becomes of the members of one archive, and writes their names as they come."""
 
     def __init__(self, part: int, base: str, report_dir: str):
         self._part, self._base, self._report_dir = part, base, report_dir
@@ -96,7 +96,7 @@ class PartAccount:
             self._flush()
 
     def _flush(self) -> None:
-        # Parts of other inputs have no place in the report.
+        # The report covers this input's parts only, not those of evaluation sets.
         if self._part >= 0:
             name = f"{self._part:05d}-{self._pieces:03d}"
             write_passed_over(self._report_dir, name, self._things)

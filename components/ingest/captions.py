@@ -11,10 +11,10 @@ from sigline.components.ingest.readers.values import texts_of
 from sigline.components.ingest.sources import FolderClass, RawPair
 from sigline.schemas import record
 
-# Characters of a caption; normalising one takes the square of them at worst.
+# Maximum length of a caption: normalisation takes quadratic time in the worst case.
 _MAX_CHARACTERS = 10_000
-# Categories that show nothing of their own: controls, formats, half surrogates, separators, and
-# marks that need a letter to stand on.
+# Unicode categories without visible characters: controls, formats, surrogates, separators, and
+# marks that combine with a letter.
 _INVISIBLE_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me"))
 # Letters and symbols that are drawn as nothing: fillers of Hangul, the empty pattern of Braille,
 # the musical null note head and the place of an object; and what Unicode sets aside for characters
@@ -52,7 +52,7 @@ def captions_of(
     if pair.text is not None:
         text = decode_text(pair.text, "text")
         folder = pair.label.name if isinstance(pair.label, FolderClass) else None
-        # A folder of a class is called `none` or `NA` because the class is.
+        # A class folder named `none` or `NA` is the name of a class, not a missing value.
         collected.add(text, is_word=folder is not None and text == folder.replace("_", " "))
     for text in texts_of(metadata.get("caption")):
         collected.add(text)
@@ -69,7 +69,7 @@ class _Captions:
 
     def __init__(self, config: FilterConfig):
         self._config = config
-        # Languages by how they compare, for each text.
+        # For each text, its language tags by their normalised form.
         self._languages: dict[str, dict[str, str]] = {}
         self._missing: list[str] = []
         self._empty = 0
@@ -99,13 +99,13 @@ class _Captions:
 
     def result(self, *, required: bool) -> tuple[list[Caption], list[str]]:
         """Returns the captions, and remarks on what was left out; see `captions_of`."""
-        captions, found = [], []
+        captions, notes = [], []
         for text, languages in self._languages.items():
             tags = [tag for tag in languages.values() if tag != record.UNKNOWN_LANGUAGE]
             captions += [Caption(text, tag) for tag in tags or [record.UNKNOWN_LANGUAGE]]
         if captions or not required:
-            found += [remarks.CAPTIONS_MISSING] * len(self._missing)
-            return captions, found + [remarks.CAPTIONS_EMPTY] * self._empty
+            notes += [remarks.CAPTIONS_MISSING] * len(self._missing)
+            return captions, notes + [remarks.CAPTIONS_EMPTY] * self._empty
         if self._empty:
             raise Refusal(reasons.EMPTY_TEXT, "nothing of any caption is visible")
         if self._missing:
@@ -123,7 +123,7 @@ def normalize_text(text: str) -> str:
 
 
 def is_visible(text: str) -> bool:
-    """Whether anything of a text is seen: one of zero-width characters or fillers is empty."""
+    """Whether a text has visible characters, not only zero-width ones or fillers."""
     return any(
         unicodedata.category(char) not in _INVISIBLE_CATEGORIES and not _INVISIBLE.match(char)
         for char in text

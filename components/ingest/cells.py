@@ -1,4 +1,4 @@
-"""What the cells of tables hold: lists that are written as text, and words for nothing."""
+"""Values in cells of tables: lists that are written as text, and words for missing values."""
 
 import ast
 import json
@@ -11,8 +11,8 @@ from typing import Any
 
 from sigline.components.ingest.sources import MAX_SIDE_BYTES
 
-# What pandas reads as missing, and how Python, SQL, R and spreadsheets write it. `Nan` is not among
-# them: it is a name.
+# Words for missing values in pandas, Python, SQL, R and spreadsheets. `Nan` is left out, since it
+# is also a name.
 MISSING_WORDS = frozenset(
     (
         "nan",
@@ -40,13 +40,13 @@ MISSING_WORDS = frozenset(
         "-1.#QNAN",
     )
 )
-# An item of a list as Python and NumPy write it, with what follows: NumPy puts blanks between.
+# An item of a list as Python and NumPy print it, with the separator; NumPy separates by blanks.
 _ITEM = re.compile(
     r"""\s*+(?P<item>u?'(?:[^'\\]|\\.)*+'|u?"(?:[^"\\]|\\.)*+"|[\w.+-]++)"""
     r"""(?:\s*+,|\s++|(?=\]))\s*+""",
     re.DOTALL,
 )
-# Where a list in a list begins, and where it ends.
+# Begin and end of a nested list.
 _BEGIN = re.compile(r"\s*+\[\s*+")
 _END = re.compile(r"\s*+\](?:\s*+,|\s++|(?=\]))\s*+")
 _MAX_DEPTH = 32
@@ -115,7 +115,7 @@ def _literal(item: str) -> Any:
     if item[-1] in "'\"" and "\\" not in item:
         return item.removeprefix("u")[1:-1]
     with warnings.catch_warnings():
-        # Of escapes that Python does not know.
+        # Python warns about escapes that it does not know, such as `\d`.
         warnings.simplefilter("ignore")
         return ast.literal_eval(item)
 

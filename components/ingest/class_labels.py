@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from sigline.components.ingest import cells
 from sigline.components.ingest.sources import FolderClass
 
-# As record labels are stored, in 64 bits with a sign.
+# Records store labels as signed 64-bit integers.
 _LARGEST = 2**63
-# Characters of a number.
+# Maximum length of a number, in characters.
 _MAX_NUMBER = 100
 
 
@@ -28,7 +28,7 @@ class ClassNames:
         self._folded: dict[str, int | None] = {}
         for number, name in enumerate(names):
             folded = _folded(name)
-            # Two names that differ in their case only are told apart by it.
+            # Names that differ in case only must match exactly: their folded form is ambiguous.
             self._folded[folded] = None if folded in self._folded else number
 
     def exact(self, name: str) -> int | None:
@@ -42,11 +42,11 @@ class ClassNames:
 
 
 class Labels(NamedTuple):
-    """What a label says.
+    """A label, parsed.
 
     Attributes:
         ids: Class ids.
-        others: What is no class, to be kept elsewhere.
+        others: Values that are not known classes, to be kept in the metadata.
         missing: Number of values that stand for no label.
     """
 
@@ -113,7 +113,7 @@ def _number(value: Any) -> Decimal | None:
     value = value.item() if hasattr(value, "item") else value
     text = _text(value)
     if text is not None:
-        # Python reads `1_000`, which no table means as a number.
+        # Python accepts `1_000`, but tables do not write numbers that way.
         value = text if len(text) <= _MAX_NUMBER and "_" not in text else "none"
     elif isinstance(value, bool) or not isinstance(value, numbers.Number | Decimal):
         return None

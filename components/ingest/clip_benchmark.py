@@ -94,7 +94,7 @@ def open_split(folder: Path, split: str) -> Benchmark:
     if kind == RETRIEVAL or not classes.is_file():
         return Benchmark(folder, split, kind, shards)
     names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines()]
-    # No model of texts tells classes of the same name apart; ImageNet has two such pairs.
+    # Classes of one name have the same prompts, so they are merged; ImageNet has two such pairs.
     distinct = list(dict.fromkeys(names))
     position = {name: number for number, name in enumerate(distinct)}
     try:
@@ -180,16 +180,16 @@ def _label(benchmark: Benchmark, content: bytes | None) -> tuple[int, ...]:
     if content is None:
         raise ValueError("there is no label")
     if benchmark.type == MULTILABEL:
-        given = _multi_hot(content)
+        numbers = _multi_hot(content)
     else:
         text = content.decode().strip()
         if not text.isdecimal() or len(text) > 9:
             raise ValueError(f"the label must be a class id, not {text[:50]!r}")
-        given = [int(text)]
+        numbers = [int(text)]
     ids, known = benchmark.class_ids, len(benchmark.class_ids)
-    if ids and given and max(given) >= known:
-        raise ValueError(f"the label must be one of {known} classes, not {max(given)}")
-    return tuple(dict.fromkeys(ids[number] if ids else number for number in given))
+    if ids and numbers and max(numbers) >= known:
+        raise ValueError(f"the label must be one of {known} classes, not {max(numbers)}")
+    return tuple(dict.fromkeys(ids[number] if ids else number for number in numbers))
 
 
 def _multi_hot(content: bytes) -> list[int]:
@@ -200,7 +200,7 @@ def _multi_hot(content: bytes) -> list[int]:
     if major not in read_header:
         raise ValueError(f"labels must be a .npy of version 1 or 2, not {major}")
     shape, _, dtype = read_header[major](stream)
-    # By what is there, not by what the header says, before anything is made.
+    # The real length is checked first: the header could claim any, and memory be allocated for it.
     if (
         dtype.kind not in "biuf"
         or len(shape) != 1

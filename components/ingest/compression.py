@@ -11,14 +11,16 @@ from typing import Any, BinaryIO, cast
 
 # Endings of the names of compressed files. What a file is, its first bytes tell.
 SUFFIXES = (".gz", ".bz2", ".zst", ".xz")
-# What a stream may refer back to, in bytes; Zstandard's own default, and xz's with -9 twice.
+# The largest window that a stream may refer back to, in bytes: Zstandard's own default, and twice
+# what xz -9 needs. The window has to be in memory, and the file chooses its size.
 _MAX_WINDOW_BYTES = 2**27
 _PIECE_BYTES = 2**16
 _GZIP, _BZIP2, _XZ, _ZSTANDARD = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
-# A frame of Zstandard that holds no data, as `pzstd` writes first: behind a byte of 0x50 to 0x5f.
+# The magic number of a skippable Zstandard frame, which holds no data, behind a first byte of 0x50
+# to 0x5f; files of `pzstd` begin with one.
 _SKIPPABLE = b"\x2a\x4d\x18"
 _HEAD_BYTES = 10
-# Begins a block of bzip2 or its end.
+# Magic numbers of a bzip2 block and of the end of a stream: `BZh` alone may begin a text, too.
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
 
 
@@ -26,7 +28,7 @@ class DamagedStreamError(EOFError):
     """A compressed stream that is cut, damaged, or needs more memory than it may."""
 
 
-# What reading a damaged compressed file raises; other errors may pass and are tried again.
+# Errors that mean a damaged file; others may be temporary, so reading is tried again after them.
 DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile)
 
 
@@ -83,7 +85,7 @@ class _Streams(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while True:
             if self._decompressor is None:
-                # Padding of zeros may stand between streams and behind the last.
+                # Zeros may pad the streams. A read of nothing else must not end the file early.
                 while not (rest := self._rest.lstrip(b"\0")):
                     self._rest = self._handle.read(_PIECE_BYTES)
                     if not self._rest:
@@ -94,13 +96,15 @@ class _Streams(io.RawIOBase):
                 if not self._rest:
                     raise DamagedStreamError("the compressed file ends early")
             try:
+                # The length is bounded, since a few compressed bytes may expand to gigabytes.
                 data = self._decompressor.decompress(self._rest, len(buffer))
             except (lzma.LZMAError, ValueError) as error:
                 raise DamagedStreamError(f"the compressed file is damaged: {error}") from None
-            except OSError as error:  # bz2's for bytes that are none of its own.
+            except OSError as error:  # bz2 raises it for invalid data.
                 raise DamagedStreamError(f"the compressed file is damaged: {error}") from None
             self._rest = b""
             if self._decompressor.eof:
+                # Parallel compressors write many streams: the rest of the input begins the next.
                 self._rest, self._decompressor = self._decompressor.unused_data, None
             if data:
                 buffer[: len(data)] = data
@@ -132,7 +136,7 @@ class _Zstandard(io.RawIOBase):
             try:
                 data = self._stream.read(len(buffer))
             except OSError as error:
-                # Damage has no number; what the file system reports has.
+                # Errors of the file system have an errno, damage has none.
                 if error.errno is not None:
                     raise
                 self._error = error
@@ -145,6 +149,8 @@ class _Zstandard(io.RawIOBase):
 
     def _before_damage(self, size: int) -> bytes:
         """Returns what stands before damage: a read that meets it gives nothing of that."""
+        # Arrow gives no data of a read that fails, and its stream cannot continue: the file is read
+        # again up to here, then byte by byte to the damage.
         stream, left = self._opened(), self._position
         while left:
             left -= len(stream.read(min(left, _PIECE_BYTES)))

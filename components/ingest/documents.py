@@ -1,9 +1,10 @@
-"""Files that lie beside data and hold no pairs, told by their names."""
+"""Files beside data that hold no pairs, recognised by their names."""
 
 import posixpath
 import re
 
-# What describes or marks a data set: `README.md`, `LICENSE`, Spark's `_SUCCESS`, `SHA256SUMS`.
+# Files that describe a data set or mark its state: `README.md`, `LICENSE`, Spark's `_SUCCESS`,
+# `SHA256SUMS`.
 _NAMES = re.compile(
     r"readme|licen[cs]e|copying|notice|authors|contributors|citation|change(s|log)|todo|makefile|"
     r"dockerfile|manifest|(md5|sha1|sha256|sha512)sums?|checksums?|thumbs\.db|desktop\.ini|"
@@ -14,7 +15,7 @@ _SUFFIXES = (
     *(".py", ".ipynb", ".sh", ".js", ".css", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".conf"),
     *(".log", ".lock", ".xml", ".md5", ".sha1", ".sha256", ".sha512", ".crc", ".asc", ".sig"),
 )
-# Endings that such a name may have.
+# Suffixes that these names may have.
 _PLAIN = ("", ".txt", ".json")
 
 
@@ -29,7 +30,7 @@ def is_hidden(path: str) -> bool:
 
 
 def is_document(path: str) -> bool:
-    """Whether a file is told by its name to hold no pairs."""
+    """Whether a file's name shows that it holds no pairs."""
     name = posixpath.basename(path).lower()
     stem, suffix = posixpath.splitext(name)
     if suffix in _SUFFIXES or _NAMES.fullmatch(name):

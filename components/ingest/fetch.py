@@ -32,28 +32,28 @@ NO_CONNECTION = "no_connection"
 INCOMPLETE = "incomplete"
 EMPTY = "empty"
 COMPRESSED = "compressed"
-# Of the answers, those that may be another one later.
+# HTTP statuses that may change when the request is repeated.
 _PASSING_CODES = (408, 425, 429, 500, 502, 503, 504)
 _PASSING = (TIMED_OUT, NO_CONNECTION, INCOMPLETE)
-# Directives of X-Robots-Tag that have a value, whose colon names no crawler.
+# Directives of X-Robots-Tag with a value: the colon after them does not end a crawler's name.
 _VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
-# As crawlers call themselves; dates, which hold colons too, are no such names.
+# Names of crawlers; dates, which hold colons too, do not match.
 _CRAWLER = re.compile(r"[a-z*][a-z0-9_.-]*")
 _REDIRECT_CODES = (301, 302, 303, 307, 308)
 _SCHEMES = ("http", "https")
 _MAX_URL = 8192
 _PIECE_BYTES = 2**16
-# Hosts that are remembered although nobody asks them.
+# Hosts whose state is kept although no request to them is running.
 _MAX_HOSTS = 10_000
-# Addresses of a name that are tried.
+# Maximum number of a host's addresses that are tried.
 _MAX_ADDRESSES = 4
-# What Python's table has depends on its version, so all is named here that is no public address:
-# those of networks of one's own, of one machine, of a link, for documents and for many; those
-# that stand for others, which may be such (NAT64, 6to4, Teredo, IPv4 in IPv6); and where clouds
-# tell a machine its secrets: 169.254.0.0/16 (AWS, Google, Azure, Oracle, IBM, Tencent, Huawei,
-# DigitalOcean, Hetzner, Scaleway and others), 100.100.100.200 (Alibaba), 192.0.0.192 (Oracle),
-# 168.63.129.16 (Azure's host), 192.80.8.124 (Equinix Metal), and in IPv6 fd00:ec2::254 (AWS),
-# fd20:ce::254 (Google).
+# All networks that are not public, since the table in Python's ipaddress depends on its version:
+# private, loopback, link-local, documentation and multicast networks; those that embed other
+# addresses, which may be private (NAT64, 6to4, Teredo, IPv4 in IPv6); and the metadata services
+# of clouds, which hand out credentials: 169.254.0.0/16 (AWS, Google, Azure, Oracle, IBM,
+# Tencent, Huawei, DigitalOcean, Hetzner, Scaleway and others), 100.100.100.200 (Alibaba),
+# 192.0.0.192 (Oracle), 168.63.129.16 (Azure's host), 192.80.8.124 (Equinix Metal), and in IPv6
+# fd00:ec2::254 (AWS), fd20:ce::254 (Google).
 _REFUSED = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -105,15 +105,20 @@ class FetchConfig:
     def __post_init__(self) -> None:
         for name in ("timeout_s", "deadline_s", "max_bytes", "per_host"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0. Received: {getattr(self, name)}")
+                raise ValueError(f"{name} must be above 0. Received: {name}={getattr(self, name)}")
         for name in ("max_redirects", "retries", "backoff_s", "max_wait_s", "host_interval_s"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0. Received: {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be at least 0. Received: {name}={getattr(self, name)}"
+                )
         for text in self.allowed_networks:
             try:
                 ipaddress.ip_network(text)
             except ValueError as error:
-                raise ValueError(f"allowed_networks must be networks: {error}") from None
+                raise ValueError(
+                    f"allowed_networks must be networks: {error}. "
+                    f"Received: allowed_networks={self.allowed_networks}"
+                ) from None
 
 
 class Fetched(NamedTuple):
@@ -156,12 +161,12 @@ class Fetcher:
         """Fetches a URL; never raises on what the network brings."""
         wait = self._config.backoff_s
         for attempt in range(self._config.retries + 1):
-            found = self._attempt(url)
-            if not found.may_pass or attempt == self._config.retries:
+            outcome = self._attempt(url)
+            if not outcome.may_pass or attempt == self._config.retries:
                 break
-            time.sleep(min(max(wait, found.wait_s), self._config.max_wait_s))
+            time.sleep(min(max(wait, outcome.wait_s), self._config.max_wait_s))
             wait *= 2
-        return found
+        return outcome
 
     def _attempt(self, url: str) -> Fetched:
         left = self._config.deadline_s
@@ -175,13 +180,13 @@ class Fetcher:
             if scheme not in _SCHEMES or not host or len(url) > _MAX_URL:
                 return Fetched(INVALID_URL, detail=f"no URL of http or https: {url[:200]!r}")
             with self._entered(host):
-                # Waiting for others is no time of the host's.
+                # The deadline does not count the time spent waiting for other requests to the host.
                 begin = time.monotonic()
-                found = self._request(url, begin + left)
+                answer = self._request(url, begin + left)
                 left -= time.monotonic() - begin
-            if isinstance(found, Fetched):
-                return found
-            url = found
+            if isinstance(answer, Fetched):
+                return answer
+            url = answer
         return Fetched(TOO_MANY_REDIRECTS, detail=f"more than {self._config.max_redirects}")
 
     @contextlib.contextmanager
@@ -233,9 +238,9 @@ class Fetcher:
         except _Refused as error:
             return Fetched(PRIVATE_ADDRESS, detail=str(error))
         except (urllib3.exceptions.LocationValueError, ValueError) as error:
-            # Also where a redirection leads.
+            # Raised for the target of a redirect, too.
             return Fetched(INVALID_URL, detail=_first_line(error))
-        except Exception as error:  # Answers are bytes of others; a parser may raise anything.
+        except Exception as error:  # Parsers may raise anything on hostile responses.
             late = time.monotonic() >= deadline
             return Fetched(_status(error, late=late), detail=_first_line(error))
 
@@ -309,10 +314,10 @@ def _pools(check: Callable[[str], None]) -> urllib3.PoolManager:
     def new_connection(connection: urllib3.connection.HTTPConnection) -> socket.socket:
         port = connection.port
         try:
-            found = socket.getaddrinfo(connection.host, port, type=socket.SOCK_STREAM)
+            resolved = socket.getaddrinfo(connection.host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise NewConnectionError(connection, f"the name leads nowhere: {error}") from None
-        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
+        addresses = list(dict.fromkeys(str(item[4][0]) for item in resolved))
         for address in addresses:
             check(address)
         failed: OSError | None = None
@@ -369,7 +374,7 @@ class _Cut:
 
     def guard(self, opened: socket.socket) -> None:
         """Adds a connection."""
-        # A second handle, since TLS takes the first over.
+        # A duplicate descriptor, since TLS takes over the first one.
         guarded = socket.socket(fileno=os.dup(opened.fileno()))
         with self._lock:
             self._sockets.append(guarded)
@@ -399,22 +404,22 @@ def _shut(guarded: socket.socket) -> None:
 @contextlib.contextmanager
 def _cut_at(deadline: float) -> Iterator[None]:
     """Ends what this thread connects to at a time."""
-    _THREAD.cut = found = _Cut(deadline)
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), found.cut)
+    _THREAD.cut = cut = _Cut(deadline)
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut.cut)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        found.close()
+        cut.close()
 
 
 def opted_out(values: Iterable[str], token: str, directives: Iterable[str]) -> str | None:
     """Returns the first directive of X-Robots-Tag headers that forbids to take an image.
 
     Args:
-        values: Of the headers: directives, or `crawler: directives`, separated by commas.
+        values: Values of the headers: directives, or `crawler: directives`, separated by commas.
         token: The crawler that is asking.
         directives: Those that forbid it.
     """
@@ -424,16 +429,16 @@ def opted_out(values: Iterable[str], token: str, directives: Iterable[str]) -> s
         for item in value.lower().split(","):
             name, colon, rest = (part.strip() for part in item.partition(":"))
             if colon and name not in _VALUED and _CRAWLER.fullmatch(name):
-                # A crawler's name holds for what follows, up to the next.
+                # A crawler's name applies to all directives up to the next name.
                 addressed, name = name in (token.lower(), "*"), rest.partition(":")[0].strip()
-            # None of indexing and following.
+            # The directive `none` stands for `noindex` and `nofollow`.
             if addressed and (name in forbidden or (name == "none" and "noindex" in forbidden)):
                 return name
     return None
 
 
 def _status(error: Exception, *, late: bool) -> str:
-    # To urllib3 this one is a kind of timeout.
+    # urllib3 derives NewConnectionError from its timeout, though it is none.
     if isinstance(error, NewConnectionError) and not late:
         return NO_CONNECTION
     if late or isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):

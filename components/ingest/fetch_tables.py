@@ -22,7 +22,7 @@ from sigline.components.ingest.sources import (
     column_named,
 )
 
-# Whose files hold no images, but may hold their URLs.
+# Formats whose files may hold URLs of images instead of images.
 FORMATS = ("table", "parquet", "list", "huggingface")
 
 
@@ -79,15 +79,15 @@ def find(base: str, output: str, files: Files, source: SourceConfig) -> Tables:
             lists a file that is not there, or the output lies among them.
     """
     source = source.below(base)
-    found = inventory.take(base, files, source)
-    paths = [(name, path) for name in FORMATS for path in found.read.get(name, ())]
+    inputs = inventory.take(base, files, source)
+    paths = [(name, path) for name in FORMATS for path in inputs.read.get(name, ())]
     if not paths:
-        names = ", ".join(found.read)
+        names = ", ".join(inputs.read)
         raise ValueError(f"input must hold tables of URLs: {', '.join(FORMATS)}. Received: {names}")
     if posixpath.join(output, "").startswith(posixpath.join(base, "")):
         raise ValueError(f"output must not lie in the input. Received: output={output}")
     there = {path for _, path in paths}
-    for name, part in found.parts:
+    for name, part in inputs.parts:
         if name in FORMATS and part.path not in there:
             raise ValueError(f"Files that a data set lists must be there. Received: {part.path}")
     parts, without_captions = [], []
@@ -95,7 +95,7 @@ def find(base: str, output: str, files: Files, source: SourceConfig) -> Tables:
         chosen = source
         if name in _READERS:
             columns = _READERS[name].columns(path, files, source)
-            # What cannot be read has a line for that among the outcomes.
+            # An unreadable table is no error here: its rows are reported among the outcomes.
             if columns is not None:
                 chosen = _chosen(posixpath.relpath(path, base), columns, source)
                 if not Columns.choose(columns, source).captions:
@@ -104,9 +104,11 @@ def find(base: str, output: str, files: Files, source: SourceConfig) -> Tables:
             TablePart(name, x, chosen) for x in readers.READERS[name].parts(path, files, chosen)
         ]
     passed_over = [
-        (x.path, x.reason) for x in found.passed_over if x.reason not in reasons.EXPECTED
+        (x.path, x.reason) for x in inputs.passed_over if x.reason not in reasons.EXPECTED
     ]
-    passed_over += [(x, name) for name, xs in found.read.items() if name not in FORMATS for x in xs]
+    passed_over += [
+        (x, name) for name, xs in inputs.read.items() if name not in FORMATS for x in xs
+    ]
     listed = tuple((posixpath.relpath(path, base), reason) for path, reason in sorted(passed_over))
     return Tables(tuple(parts), tuple(without_captions), listed)
 

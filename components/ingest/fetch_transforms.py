@@ -43,15 +43,15 @@ from sigline.schemas import digests, ownership, progress, record
 
 COUNTS_FILE = "counts.json"
 _NO_URL = "no_url"
-# Of rows that nothing was asked for.
+# Statuses of rows for which no request was sent.
 _NOT_ASKED = (_NO_URL, fetch.INVALID_URL)
-# What the metadata of a pair holds of itself; columns of such names get others.
+# Names that the metadata of a fetched pair uses itself; columns of these names are renamed.
 _OWN_NAMES = ("caption", "captions", "key", "label", "status", "url")
-# Settings that decide what is taken, not how it is asked for.
+# Settings that decide which outcomes are accepted, not how requests are made.
 _DECIDING = ("max_bytes", "max_redirects", "opt_outs", "user_agent_token", "allowed_networks")
-# The part that a shard is of, by its name.
+# Matches a shard's name; the group is the name of its part.
 _PART = re.compile(r"(.+-\d{12})\d+")
-# A shard's files: of its table's family, part and place.
+# Names of a shard's files: the table's family, then digits for the part and the place in it.
 _SHARD = re.compile(r".+-\d{17}(\.tar|\.jsonl|_stats\.json)")
 
 
@@ -125,10 +125,10 @@ class Fetch(beam.PTransform):
 def _write_counts(
     blocks: list[tuple[str, dict[str, int]]], output_dir: str, tables: dict[str, str]
 ) -> dict[str, int]:
-    # Shards of rows that the tables no longer hold, or of other numbers of rows.
+    # Shards whose rows the tables no longer hold, or that had another number of rows, are removed.
     names = {name for name, _ in blocks}
-    found = (posixpath.basename(path) for path in BeamFiles().find(output_dir))
-    shards = ((name, _SHARD.fullmatch(name)) for name in found)
+    existing = (posixpath.basename(path) for path in BeamFiles().find(output_dir))
+    shards = ((name, _SHARD.fullmatch(name)) for name in existing)
     old: dict[str, list[str]] = {}
     for name, match in shards:
         if match and name[: match.start(1)] not in names:
@@ -215,7 +215,7 @@ def _part_name(part: Part, inside: str) -> str:
 
 @functools.cache
 def _fetcher(config: FetchConfig) -> Fetcher:
-    # One for a process, so that all its threads are polite together.
+    # One fetcher per process, so that limits per host hold for all of its threads together.
     return Fetcher(config)
 
 
@@ -270,28 +270,28 @@ class _FetchBlock(beam.DoFn):
         waiting = collections.deque()
         with ThreadPoolExecutor(self._threads) as pool:
             for key, row in _in_turns(block):
-                found: Future | Fetched | Place
+                outcome: Future | Fetched | Place
                 if key in kept:
-                    found = kept[key]
+                    outcome = kept[key]
                 elif row.image_url is not None:
-                    found = pool.submit(fetcher.fetch, row.image_url)
+                    outcome = pool.submit(fetcher.fetch, row.image_url)
                 else:
                     detail = row.problem.detail if row.problem else "the row names no URL"
-                    found = Fetched(_NO_URL, detail=detail)
-                waiting.append((key, row, found))
-                # What has arrived out of turn is held.
+                    outcome = Fetched(_NO_URL, detail=detail)
+                waiting.append((key, row, outcome))
+                # Rows are written in order: outcomes that arrive early wait, in bounded number.
                 if len(waiting) > 2 * self._threads:
                     yield _done(*waiting.popleft())
             while waiting:
                 yield _done(*waiting.popleft())
 
 
-def _done(key: str, row: RawPair, found: Future | Fetched | Place):
-    if isinstance(found, Place):
-        with BeamFiles().open(found.path) as handle:
-            handle.seek(found.offset)
-            return key, row, Fetched(fetch.SUCCESS, handle.read(found.size))
-    return key, row, found.result() if isinstance(found, Future) else found
+def _done(key: str, row: RawPair, outcome: Future | Fetched | Place):
+    if isinstance(outcome, Place):
+        with BeamFiles().open(outcome.path) as handle:
+            handle.seek(outcome.offset)
+            return key, row, Fetched(fetch.SUCCESS, handle.read(outcome.size))
+    return key, row, outcome.result() if isinstance(outcome, Future) else outcome
 
 
 def _in_turns(block: Block) -> Iterator[tuple[str, RawPair]]:
@@ -317,12 +317,12 @@ def _finished(path: str, digest: str) -> dict[str, int] | None:
 
 def _kept(base: str) -> dict[str, Fetched | Place]:
     """Returns the outcomes of a finished shard that stay as they are; of images their places."""
-    found: dict[str, Fetched | Place] = {}
+    outcomes: dict[str, Fetched | Place] = {}
     for line in files.read_text(f"{base}.jsonl").splitlines():
         item = json.loads(line)
         outcome = Fetched(item["status"], detail=item["detail"])
         if not outcome.may_pass:
-            found[item["key"]] = outcome
+            outcomes[item["key"]] = outcome
     with (
         FileSystems.open(f"{base}.tar", compression_type="uncompressed") as handle,
         tarfile.open(fileobj=handle, mode="r|") as archive,
@@ -330,8 +330,8 @@ def _kept(base: str) -> dict[str, Fetched | Place]:
         for member in archive:
             key, suffix = posixpath.splitext(member.name)
             if suffix != ".json":
-                found[key] = Place(f"{base}.tar", member.offset_data, member.size)
-    return found
+                outcomes[key] = Place(f"{base}.tar", member.offset_data, member.size)
+    return outcomes
 
 
 def _write_shard(
@@ -346,18 +346,20 @@ def _write_shard(
         FileSystems.create(scratch, compression_type="uncompressed") as handle,
         tarfile.open(fileobj=handle, mode="w|", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        for key, row, found in results:
+        for key, row, outcome in results:
             progress.advance(1, "rows")
-            statuses[found.status] += 1
+            statuses[outcome.status] += 1
             url = unicode_text(row.image_url or "")
-            lines.append({"key": key, "url": url, "status": found.status, "detail": found.detail})
-            if found.status != fetch.SUCCESS:
+            lines.append(
+                {"key": key, "url": url, "status": outcome.status, "detail": outcome.detail}
+            )
+            if outcome.status != fetch.SUCCESS:
                 continue
-            for suffix, content in ((_suffix(url), found.content), (".json", _about(row))):
+            for suffix, content in ((_suffix(url), outcome.content), (".json", _about(row))):
                 member = tarfile.TarInfo(key + suffix)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    # What is said of the shard before is true no longer.
+    # The statistics of the previous shard no longer apply.
     if FileSystems.exists(f"{base}_stats.json"):
         FileSystems.delete([f"{base}_stats.json"])
     files.rename(scratch, f"{base}.tar")
@@ -366,7 +368,7 @@ def _write_shard(
 
 def _suffix(url: str) -> str:
     suffix = posixpath.splitext(urlsplit(url).path)[1].lower()
-    # Its content tells what an image is; readers of shards look for a name that is one's.
+    # Readers of shards recognise images by their suffix; the real format is in the content.
     return suffix if suffix in IMAGE_SUFFIXES else ".jpg"
 
 

@@ -19,14 +19,14 @@ from sigline.components.ingest import reasons
 from sigline.components.ingest.fingerprints import View
 from sigline.schemas import record
 
-# A caption that is nothing but the name of a file, as cameras and uploads give them.
+# Captions that are only a file name, as cameras and uploads give them.
 _FILE_NAME = re.compile(
     r"(?:\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|avif|heic|svg|pdf)"
     r"|(?:img|dsc[nf]?|dscf?|pict?|image|photo|screenshot|untitled|scan|mvi|wp|pxl)"
     r"[\s_()-]*[\d][\d\s_()-]*)",
     re.IGNORECASE,
 )
-# What pages say of every picture.
+# Phrases that web pages attach to any picture.
 BOILERPLATE = (
     r"(?:click|tap) (?:here )?(?:to|for) (?:enlarge|zoom|view|see)\b.*",
     r"(?:image|photo|picture|thumbnail|video) (?:not available|unavailable|coming soon)",
@@ -38,7 +38,7 @@ BOILERPLATE = (
     r"https?://\S+(?:\s+https?://\S+)*",
 )
 _TAG = re.compile(r"<[^<>]{0,200}>")
-# Zero-width characters and soft hyphens: they change tokens, and nobody sees them.
+# Zero-width characters and soft hyphens, which are invisible but change tokens.
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 
 
@@ -218,28 +218,28 @@ def scored(
     Raises:
         Refusal: If a scorer fails or a score lies outside of its bounds.
     """
-    found = dict(metadata)
+    columns = dict(metadata)
     for name in config.scorers:
         try:
-            scores = _function(name)(image, texts, found)
-            found |= {key: float(value) for key, value in scores.items()}
-        except Exception as error:  # Whatever a function of others does costs this pair alone.
+            scores = _function(name)(image, texts, columns)
+            columns |= {key: float(value) for key, value in scores.items()}
+        except Exception as error:  # A user's scorer may raise anything.
             raise Refusal(
                 reasons.SCORER_FAILED, f"{name}: {type(error).__name__}: {str(error)[:200]}"
             ) from error
     for name, bounds in config.scores.items():
-        value = _number(found.get(name))
+        value = _number(columns.get(name))
         low, high = bounds.get("min", -np.inf), bounds.get("max", np.inf)
         if value is None or not low <= value <= high:
             raise Refusal(
                 reasons.SCORE_OUT_OF_RANGE,
-                f"{name} is {repr(found.get(name))[:100]}, and must be from {low} to {high}",
+                f"{name} is {repr(columns.get(name))[:100]}, and must be from {low} to {high}",
             )
-    return found
+    return columns
 
 
 def _number(value: Any) -> float | None:
-    # Tables of text hold numbers as text.
+    # CSV and similar tables hold numbers as text.
     try:
         return None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -253,8 +253,8 @@ def caption_key(text: str) -> str:
 
 @functools.cache
 def _patterns(boilerplate: bool, patterns: tuple[str, ...]) -> list[re.Pattern]:
-    found = (*(BOILERPLATE if boilerplate else ()), *patterns)
-    return [re.compile(pattern, re.IGNORECASE) for pattern in found]
+    expressions = (*(BOILERPLATE if boilerplate else ()), *patterns)
+    return [re.compile(pattern, re.IGNORECASE) for pattern in expressions]
 
 
 @functools.cache
@@ -276,9 +276,9 @@ def _vocabulary(path: str) -> Any:
 def _function(name: str) -> Callable[..., Mapping[str, float]]:
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"filters.scorers must name functions as module:function. Received: {name!r}: {error}"
         ) from None
-    return found
+    return function

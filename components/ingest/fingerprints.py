@@ -1,4 +1,4 @@
-"""What tells one picture from another, however it was encoded, scaled or framed.
+"""Fingerprints that tell pictures apart, however they were encoded, scaled or framed.
 
 A picture has views: as it is, without its frame if it has one, and mirrored if that is asked for. A
 view is a perceptual hash, by which candidates are found, and a thumbnail, which decides. Thresholds
@@ -12,39 +12,41 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-# Larger pictures are scaled down to some 128 pixels first, by whole numbers, which is fast.
+# Larger pictures are first reduced to about this side, by an integer factor, which is fast ...
 _WORKING_SIDE = 128
-# ... or, of JPEGs, by powers of two as far as this, where decoding less is faster still.
+# ... JPEGs down to this side by powers of two, which the decoder does while it decodes.
 _LEAST_SIDE = 96
 _HASH_SIDE = 32
 _HASH_KEPT = 8
 _THUMBNAIL_SIDE = 16
-# Views whose hashes differ in at most so many bits ...
+# Two views show the same picture if their hashes differ in at most so many bits ...
 _NEAR_BITS = 8
-# ... are the same where no value of the thumbnails differs by this much. Encoding and scaling move
-# all values a little; what tells variants of a drawing apart moves a few values far.
+# ... and no value of their thumbnails differs by this much. The maximum decides, not a mean:
+# encoding and scaling move all values a little, variants of a drawing differ in a few by much.
 _NEAR_VALUE = 20
-# A sketch is the thumbnail's means over blocks of this side: where they differ more than single
-# values may, thumbnails do too.
+# A sketch holds the thumbnail's means over blocks of this side. A mean cannot differ by more than
+# the largest difference of single values, so comparing sketches first loses no pair.
 _SKETCH_BLOCK = 4
-# Keys are pairs of six parts of the hash: hashes that differ in four bits share at least one.
+# Keys are pairs of six parts of the hash. Four differing bits touch at most four parts, so that the
+# other two still form a common key.
 _HASH_BITS = 64
 _NUM_PARTS = 6
-# All pairs below one key are compared up to this number of views, beyond it the nearest in order.
+# Up to this number of views with one key, all pairs are compared. Larger buckets would take
+# quadratic time, so there each view is compared with the next ones in an order by hash ...
 _MAX_BUCKET = 256
 _WINDOW = 32
-# ... in orders of hashes that are turned by so many bits.
+# ... for several orders: by hashes rotated by so many bits.
 _TURNS = (0, 16, 32, 48)
-# A frame: lines of one colour up to a difference, but for so many of their pixels, that take at
-# most this share of a side; lines in between; then a line that mostly is of other colours. The
-# wide difference finds frames that were encoded badly, the narrow one, which is tried after it,
-# dark pictures in a black frame.
+# A frame is lines of one colour, up to a tolerance and a share of stray pixels. It takes at most
+# `_FRAME_SHARE` of a side, and after at most `_FRAME_BLUR` lines of transition comes a line mostly
+# of other colours. The wide tolerance finds frames with strong artefacts of encoding, the narrow
+# one, tried second, black frames around dark pictures.
 _FRAME_TOLERANCES = (40, 12)
 _FRAME_STRAY = 0.02
 _FRAME_SHARE = 0.25
 _FRAME_BLUR = 2
 _FRAME_EDGE = 0.6
-# A picture that varies less than this is one colour: to be framed, something must remain.
+# What remains inside a frame must vary at least this much: a plain area is no picture.
 _PLAIN_DEVIATION = 8.0
 
 
@@ -61,12 +63,12 @@ class View(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What of a view is compared first.
+    """The part of a view that is compared first.
 
     Attributes:
-        phash: As of the view.
-        sketch: Small enough to be sent to all the keys of the view.
-        name: Of the picture.
+        phash: The view's perceptual hash.
+        sketch: A coarse thumbnail, small enough to be sent to all the keys of the view.
+        name: Name of the picture.
     """
 
     phash: int
@@ -75,14 +77,14 @@ class Item(NamedTuple):
 
 
 def items(name: bytes, pictures: Iterable[View]) -> list[Item]:
-    """Returns what of the views of a picture is compared first."""
+    """Returns the items by which the views of a picture are compared first."""
     blocks = _THUMBNAIL_SIDE // _SKETCH_BLOCK
     shape = (blocks, _SKETCH_BLOCK, blocks, _SKETCH_BLOCK, 3)
-    found = []
+    compared = []
     for view in pictures:
         means = np.frombuffer(view.thumbnail, np.uint8).reshape(shape).mean(axis=(1, 3))
-        found.append(Item(view.phash, means.astype(np.uint8).tobytes(), name))
-    return found
+        compared.append(Item(view.phash, means.astype(np.uint8).tobytes(), name))
+    return compared
 
 
 def working_size(width: int, height: int) -> tuple[int, int]:
@@ -116,7 +118,8 @@ def perceptual_hash(image: Image.Image) -> int:
     their median. Equal pictures that were encoded or scaled differently differ in few bits.
     """
     side = (_HASH_SIDE, _HASH_SIDE)
-    # Interpolated, not boxes: of a size that is no multiple, boxes would be of unequal sizes.
+    # Not BOX: unless the size is a multiple of the side, its boxes differ in size, and the hashes
+    # of two scales of a picture would differ more.
     grey = image.convert("L").resize(side, Image.Resampling.BILINEAR)
     low = _DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T
     bits = low.ravel() > _median(low.ravel())
@@ -154,7 +157,7 @@ def _without_frame(image: Image.Image) -> Image.Image | None:
     height, width = pixels.shape[:2]
     lines = np.concatenate((pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
     color = _median(lines)
-    # Most pictures have no frame, which their outermost lines tell.
+    # Cheap test first: the outermost lines show that most pictures have no frame.
     outermost = _distance(lines, color)
     across, upright = outermost[: 2 * width], outermost[2 * width :]
     tolerances = [
@@ -233,12 +236,13 @@ def _margin(other: np.ndarray, tolerance: int) -> float | None:
         return 0.0
     if begin > _FRAME_SHARE * lines or begin + _FRAME_BLUR >= lines:
         return None
-    # The middle of the lines, which no frame reaches.
+    # Only the middle half of each line: its ends may belong to the frame of the other sides.
     middle = other[:, length // 4 : length - length // 4]
     edge = middle[begin + _FRAME_BLUR]
     if (edge > tolerance).mean() < _FRAME_EDGE:
         return None
-    # The part of each line in between that is no frame.
+    # A scaled frame ends between two lines. How far each line of the transition is from the frame's
+    # colour, relative to the edge, gives the share of it that is picture.
     first = max(0, begin - 1)
     shares = middle[first : begin + _FRAME_BLUR].mean(axis=1) / edge.mean()
     return begin + _FRAME_BLUR - float(np.minimum(shares, 1.0).sum())
@@ -254,7 +258,8 @@ def band_keys(phash: int) -> list[int]:
     value = phash & (2**_HASH_BITS - 1)
     edges = [_HASH_BITS * i // _NUM_PARTS for i in range(_NUM_PARTS + 1)]
     parts = [value >> low & ((1 << high - low) - 1) for low, high in pairwise(edges)]
-    # A part has 11 bits at most.
+    # Parts have at most 11 bits, so the fields do not overlap; `pair` tells equal values of
+    # different parts apart.
     return [
         (pair << 11 | parts[i]) << 11 | parts[j]
         for pair, (i, j) in enumerate(combinations(range(_NUM_PARTS), 2))
@@ -276,24 +281,25 @@ def candidates(bucket: Iterable[Item]) -> Iterator[tuple[bytes, bytes]]:
     Returns:
         Pairs of names, the smaller first; a pair may come more than once.
     """
-    found = sorted(set(bucket))
-    if len(found) < 2:
+    distinct = sorted(set(bucket))
+    if len(distinct) < 2:
         return
-    hashes = np.array([item.phash for item in found], np.int64).view(np.uint64)
-    joined = b"".join(item.sketch for item in found)
-    sketches = np.frombuffer(joined, np.uint8).reshape(len(found), -1).astype(np.int16)
-    whole = len(found) <= _MAX_BUCKET
-    window = len(found) if whole else _WINDOW
+    hashes = np.array([item.phash for item in distinct], np.int64).view(np.uint64)
+    joined = b"".join(item.sketch for item in distinct)
+    sketches = np.frombuffer(joined, np.uint8).reshape(len(distinct), -1).astype(np.int16)
+    whole = len(distinct) <= _MAX_BUCKET
+    window = len(distinct) if whole else _WINDOW
     for turn in (0,) if whole else _TURNS:
-        # By other bits first each time, so that one that differs parts copies in one order only.
+        # Two copies sort close to each other unless a leading bit differs. Rotating the hash puts
+        # other bits first, so that one differing bit separates them in one order only.
         turned = hashes << np.uint64(turn) | hashes >> np.uint64(-turn % _HASH_BITS)
-        order = np.lexsort((np.arange(len(found)), turned))
+        order = np.lexsort((np.arange(len(distinct)), turned))
         for place, number in enumerate(order):
             others = order[place + 1 : place + 1 + window]
             near = np.bitwise_count(hashes[others] ^ hashes[number]) <= _NEAR_BITS
             near &= np.abs(sketches[others] - sketches[number]).max(axis=1) <= _NEAR_VALUE
             for other in others[near]:
-                pair = found[number].name, found[other].name
+                pair = distinct[number].name, distinct[other].name
                 if pair[0] != pair[1]:
                     yield min(pair), max(pair)
 

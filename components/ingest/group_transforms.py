@@ -19,10 +19,11 @@ from sigline.components.outputs import ParDoByTag
 from sigline.schemas import record
 
 ROWS, REJECTED = "rows", "rejected"
-# Groups are small and close to complete, for which two rounds do; longer chains are joined after.
+# Groups are small and nearly complete graphs, for which two rounds suffice. Each round costs two
+# shuffles, so longer chains are finished on one worker instead.
 _ROUNDS = 3
 _Edge = tuple[bytes, bytes]
-# Of a view.
+# A view's perceptual hash and thumbnail, as a plain tuple.
 _Values = tuple[int, bytes]
 
 
@@ -34,7 +35,7 @@ class Best(NamedTuple):
             trained on first of them; then those of this input, by rank.
         number: Its number.
         key: Its key.
-        sha256: Of its picture.
+        sha256: SHA-256 of its picture.
         place: Where the picture is.
         evaluated: Whether it is one of the evaluation.
         earlier: The split of earlier examples that it is in; empty for others.
@@ -52,7 +53,7 @@ class Best(NamedTuple):
 
 
 class Group(beam.PTransform):
-    """Keys rows by split: groups of the same picture go one way.
+    """Keys rows by split: all rows of a group of the same picture go to one split.
 
     Rows whose picture is one of the evaluation's, and copies if they are not to be kept, come out
     as rejections, below `REJECTED`, with their numbers. Rows of evaluation sets of other inputs,
@@ -67,10 +68,12 @@ class Group(beam.PTransform):
         """Returns `(split, row)` below `ROWS`, and rejections."""
         pictures = (
             rows
-            # Plain tuples take less room and time than ones with names.
+            # Plain tuples are encoded smaller and faster than named ones.
             | "ByPicture" >> beam.Map(lambda row: (row.image_sha256, tuple(map(tuple, row.views))))
             | "SamePicture" >> beam.CombinePerKey(_any)
         )
+        # From here on a picture is known by its SHA-256: byte-identical copies are one node of the
+        # graph already, however often they occur.
         edges = pictures | SamePictures()
         roots, remap = edges | Components()
         return (
@@ -79,6 +82,7 @@ class Group(beam.PTransform):
                 "roots": roots,
             }
             | "JoinRoots" >> beam.CoGroupByKey()
+            # Few roots are to be replaced, so the dictionary fits into a side input.
             | "ByGroup" >> beam.FlatMap(_by_group, AsSingleton(remap))
             | "GroupByGroup" >> beam.GroupByKey()
             | "Decide" >> ParDoByTag(_Decide(self._config), (ROWS, REJECTED))
@@ -90,7 +94,7 @@ def _any(values):
 
 
 def _by_picture(row: rules.Row) -> tuple[bytes, rules.Row]:
-    # Needed no more, and larger than all the rest.
+    # Views are not needed any more, and are larger than the rest of the row.
     return row.image_sha256, replace(row, views=())
 
 
@@ -104,8 +108,11 @@ class SamePictures(beam.PTransform):
             | "Bands" >> beam.FlatMapTuple(_by_band)
             | "GroupByBand" >> beam.GroupByKey()
             | "Candidates" >> beam.FlatMapTuple(_candidates)
+            # A pair comes once for each key that its views share, and is to be compared once.
             | "DistinctCandidates" >> beam.Distinct()
         )
+        # Thumbnails are too large to be sent to every key of a view. They are joined to the few
+        # candidates only: first to each end of a pair, then both ends to the pair.
         ends = candidates | "Ends" >> beam.FlatMapTuple(lambda a, b: [(a, (a, b)), (b, (a, b))])
         return (
             {"views": pictures, "edges": ends}
@@ -128,10 +135,10 @@ def _views(values: tuple[_Values, ...]) -> list[View]:
 
 
 def _candidates(_: int, bucket: Iterable[tuple[int, bytes, bytes]]) -> Iterator[_Edge]:
-    found = list(bucket)
-    # Most are alone.
-    if len(found) > 1:
-        yield from fingerprints.candidates(fingerprints.Item(*item) for item in found)
+    members = list(bucket)
+    # Most buckets hold a single view, which has nothing to be compared with.
+    if len(members) > 1:
+        yield from fingerprints.candidates(fingerprints.Item(*item) for item in members)
 
 
 def _by_edge(item) -> Iterator[tuple[_Edge, tuple[_Values, ...]]]:
@@ -158,6 +165,10 @@ class Components(beam.PTransform):
     def expand(self, edges):
         """Returns `(member, root)`, and a dictionary of what roots are to be replaced by."""
         for number in range(_ROUNDS):
+            # Both stars keep components connected as they were. The large star needs the edges in
+            # both directions, the small one only from the larger end to the smaller. Alternating,
+            # they need O(log^2 n) rounds at most; passing on the smallest label from neighbour to
+            # neighbour would take as many as the component is long.
             edges = (
                 edges
                 | f"Both{number}" >> beam.FlatMapTuple(lambda a, b: [(a, b), (b, a)])
@@ -168,6 +179,9 @@ class Components(beam.PTransform):
                 | f"SmallStar{number}" >> beam.FlatMapTuple(small_star)
                 | f"Distinct{number}" >> beam.Distinct()
             )
+        # In a finished star each member has one parent, and no parent has one of its own. Whatever
+        # breaks that is an edge between groups that belong together: a node's further parents, and
+        # the parent of a node that is a parent itself. Only these edges go to one worker.
         parents = edges | "Parents" >> beam.CombinePerKey(_smallest)
         more = edges | "MoreParents" >> beam.GroupByKey() | "Extra" >> beam.FlatMapTuple(_extra)
         chained = (
@@ -196,6 +210,7 @@ class _JoinEdges(beam.CombineFn):
     def merge_accumulators(self, forests):
         first, *others = forests
         for forest in others:
+            # The root of each member says all that is known of it; the edges are not needed again.
             for member, root in forest.roots().items():
                 first.join(member, root)
         return first
@@ -210,36 +225,40 @@ def _smallest(values):
 
 def large_star(node: bytes, neighbours: Iterable[bytes]) -> Iterator[_Edge]:
     """Links the larger neighbours of a node to the smallest of all."""
-    found = set(neighbours)
-    root = min(found | {node})
-    for other in sorted(found):
+    linked = set(neighbours)
+    root = min(linked | {node})
+    for other in sorted(linked):
+        # A smaller neighbour links its own larger ones, among them this node.
         if other > node:
             yield other, root
 
 
 def small_star(node: bytes, neighbours: Iterable[bytes]) -> Iterator[_Edge]:
     """Links a node and its neighbours, all smaller, to the smallest of them."""
-    found = set(neighbours) | {node}
-    root = min(found)
-    for other in sorted(found - {root}):
+    star = set(neighbours) | {node}
+    root = min(star)
+    for other in sorted(star - {root}):
         yield other, root
 
 
 def _extra(_: bytes, parents: Iterable[bytes]) -> Iterator[_Edge]:
-    found = sorted(set(parents))
-    for other in found[1:]:
-        yield found[0], other
+    distinct = sorted(set(parents))
+    # All parents of one node belong together; the smallest stands for them, as in `_smallest`.
+    for other in distinct[1:]:
+        yield distinct[0], other
 
 
 def _chained(item) -> Iterator[_Edge]:
     node, joined = item
     ups = list(joined["up"])
+    # A node without a parent is a root already; one that is nobody's parent is no root to replace.
     if ups and any(True for _ in joined["used"]):
         yield node, ups[0]
 
 
 def _by_group(item, remap: dict[bytes, bytes]) -> Iterator[tuple[bytes, rules.Row]]:
     name, joined = item
+    # A picture without edges is a group of its own.
     root: bytes = next(iter(joined["roots"]), name)
     for row in joined["rows"]:
         yield remap.get(root, root), row
@@ -247,6 +266,8 @@ def _by_group(item, remap: dict[bytes, bytes]) -> Iterator[tuple[bytes, rules.Ro
 
 def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
     evaluated = rules.is_evaluated(row, config)
+    # Evaluated pairs stand first, so that training copies are rejected against them. Next come
+    # pairs of earlier examples, so that a picture stays in the split that it was put in before.
     splits = ("",) if evaluated else (*record.SPLITS, "")
     earlier = splits.index("" if evaluated else row.earlier)
     order = (not evaluated, earlier, row.number[0] < 0, *rules.rank(row, config))
@@ -259,10 +280,10 @@ def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
 def _best(rows: Iterable[rules.Row], config: rules.IngestConfig) -> Best:
     best, trained = None, False
     for row in rows:
-        found = _standing(row, config)
-        trained |= found.trained
-        if best is None or found.order < best.order:
-            best = found
+        standing = _standing(row, config)
+        trained |= standing.trained
+        if best is None or standing.order < best.order:
+            best = standing
     assert best is not None
     return best._replace(trained=trained)
 
@@ -274,7 +295,7 @@ class _Decide(beam.DoFn):
         self._config = config
 
     def process(self, item):
-        # Groups may be large: their rows are gone through twice, never held.
+        # Groups may be large: rows are iterated twice instead of being held in memory.
         group, rows = item
         best = _best(rows, self._config)
         keep_all = self._config.duplicates.keep == "all"
@@ -282,7 +303,7 @@ class _Decide(beam.DoFn):
         split = record.EVAL_SPLIT if best.evaluated else split
         for row in rows:
             if best.trained and rules.is_evaluated(row, self._config):
-                # Also of evaluation sets: they are counted as such that could not be kept apart.
+                # Pairs of other inputs' evaluation sets, too: they are counted as not protected.
                 yield _rejected(row, reasons.LEAK, "earlier examples train on the picture", best)
                 continue
             if row.number[0] < 0:
@@ -358,8 +379,8 @@ class _LeaveOut(beam.DoFn):
             for text in row.text:
                 if filters.caption_key(text) in evaluated:
                     detail = f"the caption {text[:100]!r} is one that is evaluated on"
-                    found = rules.rejected(row, reasons.LEAK, detail)
-                    yield REJECTED, (row.number, found)
+                    rejection = rules.rejected(row, reasons.LEAK, detail)
+                    yield REJECTED, (row.number, rejection)
                     return
         kept = rules.without_captions(row, repeated)
         if kept is not None:
@@ -367,5 +388,5 @@ class _LeaveOut(beam.DoFn):
             return
         count = repeated[filters.caption_key(row.text[0])]
         detail = f"the caption {row.text[0][:100]!r} is that of {count} pairs"
-        found = rules.rejected(row, reasons.REPEATED_TEXT, detail)
-        yield REJECTED, (row.number, found)
+        rejection = rules.rejected(row, reasons.REPEATED_TEXT, detail)
+        yield REJECTED, (row.number, rejection)

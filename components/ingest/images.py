@@ -15,9 +15,9 @@ from sigline.components.upright import turn_of
 
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _STORED_FORMATS = ("JPEG", "PNG")
-# Pillow and TensorFlow see the same in images of these.
+# Modes that Pillow and TensorFlow decode to the same pixels.
 _PLAIN_MODES = ("1", "L", "P", "RGB")
-# Of libjpeg.
+# The largest side that libjpeg supports (JPEG_MAX_DIMENSION).
 _MAX_JPEG_SIDE = 65_500
 
 
@@ -56,7 +56,7 @@ class ImageStorage:
     Attributes:
         max_side: Images with a longer side are scaled down to it, their aspect kept; None for none.
         form: What others are encoded as: `png`, without loss, or `jpeg`.
-        quality: Of JPEG, as in libjpeg.
+        quality: JPEG quality, as in libjpeg.
     """
 
     max_side: int | None = None
@@ -129,7 +129,8 @@ def check_image(
         opaque = image.mode in _PLAIN_MODES and not image.has_transparency_data
         upright = turn is None and opaque
         kept = upright and target is None and image.format in _STORED_FORMATS
-        # All of a JPEG is parsed, but no more pixels are computed than are needed.
+        # A JPEG is parsed completely, so that damage shows, but decoded at the lowest scale that
+        # suffices.
         needed = fingerprints.working_size(width, height) if kept else target
         drafted = image.draft(None, needed) if needed else None
         rgb = _to_rgb(image)
@@ -137,7 +138,7 @@ def check_image(
         if damaged is not None:
             raise ValueError(damaged)
         if target is not None:
-            # The whole picture in what was computed, which may reach beyond it.
+            # The scaled JPEG may be padded: the box covers the picture without the padding.
             box = drafted[1] if drafted else None
             rgb = rgb.resize(target, Image.Resampling.HAMMING, box=box, reducing_gap=1.0)
         if turn is not None:
@@ -164,7 +165,7 @@ def _open(encoded: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageError(
             reasons.UNSUPPORTED_IMAGE, f"no image of a known format; begins with {encoded[:8]!r}"
         ) from None
-    except Exception as error:  # As above.
+    except Exception as error:  # A decoder may raise anything, as above.
         raise ImageError(reasons.CORRUPT_IMAGE, _first_line(error)) from error
     width, height = image.size
     if width * height > limits.max_pixels:
@@ -184,7 +185,7 @@ def _open(encoded: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def _encode(rgb: Image.Image, storage: ImageStorage) -> bytes:
-    # What the source says of its colours is no longer true.
+    # Colour profiles and gamma of the source no longer apply to the converted pixels.
     rgb.info = {}
     buffer = io.BytesIO()
     if storage.form == "jpeg" and max(rgb.size) <= _MAX_JPEG_SIDE:
@@ -224,5 +225,5 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-# Pillow warns of what our own limit refuses a line later.
+# Pillow's own limit would warn first; ours rejects the image a line later.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

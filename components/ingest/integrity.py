@@ -13,17 +13,17 @@ import simplejpeg
 
 _JPEG_MAGIC, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# What libjpeg warns of where some cameras fill up the end of a picture, and what they fill it with.
+# libjpeg's warning about the padding that some cameras write at the end, and the padding bytes.
 _FILLED = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _FILLING = b"\0\xff"
-# More zeros than codes of frequencies give, and the symbol by which a block ends.
+# More zeros in a row than entropy-coded data contains, and the end-of-block symbol.
 _ZEROS, _NOTHING_FOLLOWS = bytes(16), 0
-# Zeros at the end of a WebP or AVIF that are no damage yet.
+# Number of trailing zeros up to which a WebP or AVIF counts as intact.
 _MOST_ZEROS = 64
-# What the reader says of rare ratios of brightness to colour, of which it decodes nothing.
+# Part of the decoder's error for chroma subsamplings that it does not support.
 _RARE_SAMPLING = "subsampling"
 _PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-# Where the passes of an interlaced PNG begin, and their steps: left, top, across, down.
+# The passes of an interlaced PNG: first column, first row, column step, row step.
 ADAM7 = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -33,20 +33,20 @@ ADAM7 = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-# Bytes of a PNG that are checked at a time.
+# Decompressed bytes of a PNG that are checked at a time.
 _INFLATED_BYTES = 2**20
 
 
 def damage(encoded: bytes, width: int, height: int) -> str | None:
     """Returns what is wrong with a JPEG, PNG, WebP or AVIF; None if nothing is.
 
-    Of WebP and AVIF, which have nothing to check, a tail of zeros is found, as a file has it that
-    was made in its full size and fetched in part.
+    WebP and AVIF hold no checksums. For these a tail of zeros counts as damage, as in a file that
+    was allocated in full and downloaded in part.
 
     Args:
         encoded: The bytes.
-        width: Of the picture, in pixels, as its header says.
-        height: As `width`.
+        width: Width of the picture in pixels, from its header.
+        height: Height, likewise.
     """
     if encoded.startswith(_JPEG_MAGIC):
         return _damage_of_jpeg(encoded)
@@ -56,7 +56,7 @@ def damage(encoded: bytes, width: int, height: int) -> str | None:
     content = b""
     if encoded.startswith(b"RIFF"):
         name, content = _webp_pixels(encoded)
-        # Lossy WebP writes zeros for one colour: 100 bytes of them for a million pixels.
+        # Lossy WebP encodes areas of one colour as zeros: about 100 bytes per million pixels.
         zeros += width * height // 2000 if name == b"VP8 " else 0
     elif encoded[4:8] == b"ftyp":
         content = encoded
@@ -82,7 +82,7 @@ def _damage_of_jpeg(encoded: bytes) -> str | None:
         simplejpeg.decode_jpeg(encoded, "GRAY", min_height=1, min_width=1, strict=True)
     except ValueError as error:
         if _RARE_SAMPLING in str(error):
-            # Pillow has decoded it, by the same library.
+            # Pillow has decoded it completely already, by the same library.
             if not _has_end(encoded):
                 return "the end is missing"
             return "there are zeros inside" if _has_zeros(encoded) else None
@@ -118,7 +118,7 @@ def _has_zeros(encoded: bytes) -> bool:
     if not is_sequential or first_symbols <= {_NOTHING_FOLLOWS}:
         return False
     end = encoded.find(_JPEG_END, place)
-    # Some cameras fill up the end.
+    # Padding that some cameras append is no damage.
     return _ZEROS in encoded[place:end].rstrip(_FILLING)
 
 

@@ -1,4 +1,4 @@
-"""What lies in an input: each thing is read by one reader, or passed over for one reason."""
+"""The files of an input: each is read by one reader, or passed over for one reason."""
 
 import posixpath
 from collections import defaultdict
@@ -31,7 +31,7 @@ _ARROW = {
 _CLASS_KINDS = (
     *(entries.FOLDER, entries.EMPTY_FOLDER, entries.UNREADABLE_FOLDER, entries.LINKED_TWICE),
 )
-# What describes a shard, besides tables, texts and JSON: embeddings, indices and marks.
+# Suffixes of companion files of shards besides tables, texts and JSON: embeddings, indices, marks.
 _DESCRIBING = (
     *(".npy", ".npz", ".pt", ".safetensors", ".pkl", ".pickle"),
     *(".idx", ".index", ".stats", ".done", ".ok"),
@@ -100,7 +100,7 @@ class _Sorting:
         self._entries = files.entries(base)
         self._left: dict[str, None] = {}
         self._by_folder: dict[str, list[str]] = defaultdict(list)
-        # Parts of data sets that list their own files, and the sources that they name.
+        # Parts of data sets that list their files themselves, with the sources that they name.
         self._listed: dict[str, list[Part]] = {TFDS: [], HUGGING_FACE: []}
         self._sources: dict[str, str] = {}
         self._splits: dict[str, tuple[str, ...]] = {}
@@ -154,8 +154,10 @@ class _Sorting:
             elif name == IMAGES:
                 parts = self._image_parts(folders)
             else:
-                found = (reader.parts(x, self._files, self._config) for x in self.read[name])
-                parts = [part for parts in found for part in parts]
+                parts_of_files = (
+                    reader.parts(x, self._files, self._config) for x in self.read[name]
+                )
+                parts = [part for parts in parts_of_files for part in parts]
             for part in parts:
                 source = part.source or folders.source_of(part.path)
                 yield name, part._replace(source=source) if source else part
@@ -213,15 +215,15 @@ class _Sorting:
                 for split in splits:
                     state = posixpath.join(folder, split, saved_datasets.STATE_FILE)
                     if state not in self._left:
-                        # Its rows are missing, which reading it will say.
+                        # The split is listed but missing, which is reported when the part is read.
                         self._listed[HUGGING_FACE].append(Part(state))
             arrows = [path for path in inside if READERS[HUGGING_FACE].accepts(path)]
             if not arrows and saved_datasets.STATE_FILE not in names:
                 continue
-            found = saved_datasets.listing(folder, names, self._files)
-            for name in found.names:
+            listing = saved_datasets.listing(folder, names, self._files)
+            for name in listing.names:
                 path = posixpath.join(folder, name)
-                part = Part(path, source=found.sources.get(name, ""))
+                part = Part(path, source=listing.sources.get(name, ""))
                 self._listed[HUGGING_FACE].append(part)
                 self._take(HUGGING_FACE, [path] if path in self._left else [])
             for path in arrows:
@@ -237,22 +239,22 @@ class _Sorting:
         with_pictures = {folder for path in pictures for folder in _above(path, self._base)}
         for name in (PARQUET, TABLE, LIST):
             if not self._reads(name) or (name == LIST and self._config.format == AUTO):
-                # A `.txt` list cannot be told by its name.
+                # Any text file may end in `.txt`, so lists are read only if they are asked for.
                 continue
             stems = self._stems()
             taken = []
             for path in filter(READERS[name].accepts, self._left):
                 folder = posixpath.dirname(path)
                 if name == LIST:
-                    # Below it lie captions of the same suffix.
-                    wanted = folder == self._base
+                    # Lists lie in the base folder; `.txt` files below it are captions.
+                    is_taken = folder == self._base
                 elif self._config.format == name or folder not in shards:
-                    wanted = True
+                    is_taken = True
                 elif _stem(path) in stems[folder]:
-                    wanted = False
+                    is_taken = False
                 else:
-                    wanted = folder in with_pictures or self._holds_images(name, path)
-                if wanted:
+                    is_taken = folder in with_pictures or self._holds_images(name, path)
+                if is_taken:
                     taken.append(path)
             self._take(name, taken)
 
@@ -338,11 +340,11 @@ class _Sorting:
 
     def _stems(self) -> dict[str, set[str]]:
         """Returns what the names of shards begin with, by folder."""
-        found: dict[str, set[str]] = defaultdict(set)
+        stems: dict[str, set[str]] = defaultdict(set)
         for name in (*SELF_CONTAINED, HUGGING_FACE, PARQUET):
             for path in self.read[name]:
-                found[posixpath.dirname(path)].add(_stem(path))
-        return found
+                stems[posixpath.dirname(path)].add(_stem(path))
+        return stems
 
 
 def _reason(path: str, *, companion: bool, alone: bool) -> str:

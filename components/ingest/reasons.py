@@ -58,8 +58,8 @@ ALL = (
     LEAK,
 )
 
-# Why a file, a link or a member of an archive is passed over. These hold no pairs, or hold what is
-# read elsewhere:
+# Reasons for passing over a file, a link or an archive member. Those passed over for one of these
+# hold no pairs, or are read elsewhere:
 HIDDEN = "hidden"
 DOCUMENT = "document"
 COMPANION = "companion"
@@ -70,7 +70,7 @@ FOLDER = entries.FOLDER
 EMPTY_FOLDER = entries.EMPTY_FOLDER
 LINK_CYCLE = entries.LINK_CYCLE
 LINKED_TWICE = entries.LINKED_TWICE
-# These may hold pairs, or should have led to some:
+# Those passed over for one of these may hold pairs, or should have led to some:
 UNKNOWN_FORMAT = "unknown_format"
 OTHER_FORMAT = "other_format"
 UNLISTED = "unlisted"
@@ -82,7 +82,7 @@ SPECIAL_FILE = entries.SPECIAL_FILE
 UNREADABLE_FOLDER = entries.UNREADABLE_FOLDER
 TRAILING_BYTES = "trailing_bytes"
 
-# Those that no limit counts.
+# Reasons that no limit of the data gate counts.
 EXPECTED = (
     HIDDEN,
     DOCUMENT,

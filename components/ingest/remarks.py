@@ -1,17 +1,17 @@
-"""What is left out of pairs that are written all the same; `counts.json` has the numbers.
+"""Remarks on what is left out of pairs that are written nevertheless, counted in `counts.json`.
 
-A number is of what was left out or said twice: captions, labels or tags, not pairs.
+The numbers count captions, labels or tags that were left out or repeated, not pairs.
 """
 
-# Labels that are no class: they are kept in the metadata.
+# A label that is not a known class is kept in the metadata.
 LABELS_IN_META = "labels_in_meta"
-# Labels that stand for none, such as NaN and -1.
+# A label stands for a missing one, such as NaN or -1.
 LABELS_MISSING = "labels_missing"
-# Captions that are words for a missing value, such as `nan`.
+# A caption is a word for a missing value, such as `nan`.
 CAPTIONS_MISSING = "captions_missing"
-# Captions of which nothing is visible, beside others.
+# A caption has no visible characters; the pair has other captions.
 CAPTIONS_EMPTY = "captions_empty"
-# Further languages of captions that read the same in several: the caption is there once for each.
+# A caption that is the same in several languages is stored once for each.
 CAPTIONS_IN_FURTHER_LANGUAGES = "captions_in_further_languages"
-# Tags of languages that are not as many as the captions.
+# There is not one language tag per caption.
 LANGUAGES_UNMATCHED = "languages_unmatched"

@@ -13,9 +13,9 @@ from sigline.components.ingest import images, rules
 from sigline.components.ingest.sources import Place, is_no_file, unicode_text
 from sigline.components.upright import upright
 
-# Pairs to look at, of each split and for each reason.
+# Sample pairs in the report, per split and per reason of rejection.
 _SAMPLES = 12
-# Values that are counted of a feature, those of most pairs.
+# Number of the most frequent values of a feature that are counted.
 _FREQUENT = 200
 _SIDE = 112
 _QUALITY = 80
@@ -43,10 +43,10 @@ def _values(split: str, row: rules.Row):
 
 
 def _nested(items: Iterable[tuple[tuple[str, str], list[tuple[int, str]]]]) -> dict[str, Any]:
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    by_split: dict[str, dict[str, dict[str, int]]] = {}
     for (split, feature), numbers in sorted(items):
-        found.setdefault(split, {})[feature] = {value: number for number, value in numbers}
-    return found
+        by_split.setdefault(split, {})[feature] = {value: number for number, value in numbers}
+    return by_split
 
 
 class Samples(beam.PTransform):
@@ -114,7 +114,7 @@ def _picture(place: Place | None) -> str | None:
             handle.seek(place.offset)
             content = io.BytesIO(handle.read(place.size))
         image = Image.open(content, formats=images.ACCEPTED_FORMATS)
-        # Nothing large is decoded for a picture of this size.
+        # A small preview does not justify decoding a very large picture.
         if image.width * image.height > limits.max_pixels:
             return None
         image.draft("RGB", (_SIDE, _SIDE))
@@ -126,7 +126,7 @@ def _picture(place: Place | None) -> str | None:
         if is_no_file(error) or not error.errno:
             return None
         raise
-    except Exception:  # What was rejected may be anything, and a decoder may raise anything.
+    except Exception:  # Rejected images may be hostile, and a decoder may raise anything.
         return None
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)

@@ -1,4 +1,4 @@
-"""What becomes of one raw pair: a row to write or a rejection, and where a row goes."""
+"""Rules for one raw pair: whether it becomes a row or a rejection, and where a row goes."""
 
 import hashlib
 import itertools
@@ -20,7 +20,7 @@ from sigline.schemas import record
 
 # Whether a record must have a caption.
 REQUIRED, OPTIONAL = "required", "optional"
-# Characters of what is said of a rejection.
+# Maximum length of a rejection's detail, in characters.
 _MAX_DETAIL = 500
 
 
@@ -120,7 +120,7 @@ class Rejection:
     def to_json(self) -> str:
         """Returns one line of the `rejected` output."""
         names = ("key", "shard", "position", "reason", "detail")
-        # Keys may hold what is no Unicode; JSON escapes keep it.
+        # Keys may hold lone surrogates, which JSON's escapes preserve.
         return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
 
 
@@ -219,7 +219,7 @@ def _row(
     if pair.image is None:
         raise Refusal(reasons.MISSING_IMAGE, "the sample has no image")
     if number[0] < 0:
-        # Of evaluation sets only the picture must be good.
+        # A good picture suffices to find the copies of a pair of an evaluation set.
         metadata, captions = _as_far_as_good(pair, config)
         left_out = []
     else:
@@ -237,7 +237,7 @@ def _row(
     try:
         extra = plain(metadata | dict(pair.extra or {}))
         if others:
-            # Beside a column of that name it gets another one.
+            # A column of the metadata may have that name already; the label then gets the next one.
             name = next(x for x in ("label", "class_label", "source_label") if x not in extra)
             extra[name] = plain(others[0] if len(others) == 1 else others)
     except RecursionError:
@@ -273,17 +273,17 @@ def _row(
 def _labels(
     column: Any, beside: Any, classes: ClassNames
 ) -> tuple[tuple[int, ...], list[Any], list[str]]:
-    """Returns the class ids of a pair, what is no class of its labels, and remarks on both.
+    """Returns the class ids of a pair, labels that are not known classes, and remarks on both.
 
-    What a column or a file of its own says comes before what the metadata beside it says.
+    A label in a column or file of its own takes precedence over one in the metadata.
     """
     labels = [class_labels.resolve(value, classes) for value in (column, beside)]
     ids = next((label.ids for label in labels if label.ids), ())
     others = [item for label in labels for item in label.others]
     others += labels[1].ids if ids != labels[1].ids else ()
     missing = sum(label.missing for label in labels)
-    found = [remarks.LABELS_IN_META] * len(others) + [remarks.LABELS_MISSING] * missing
-    return ids, others, found
+    notes = [remarks.LABELS_IN_META] * len(others) + [remarks.LABELS_MISSING] * missing
+    return ids, others, notes
 
 
 def _as_far_as_good(pair: RawPair, config: IngestConfig) -> tuple[dict[str, Any], list[Caption]]:
@@ -383,7 +383,7 @@ def with_unique_keys(
         yield first
         return
     for split, row in itertools.chain((first, second), stream):
-        # By where they stood.
+        # A repeated key is made unique by a digest of where the pair stood in the input.
         yield split, replace(row, key=f"{row.key}~{order_key(row, config).hex()[:12]}")
 
 
@@ -439,7 +439,7 @@ def rank(row: Row, config: IngestConfig) -> tuple:
 
 
 def without_captions(row: Row, unwanted: Container[str]) -> Row | None:
-    """Returns a row without its captions among those given; None if none is left."""
+    """Returns a row without its unwanted captions; None if none is left."""
     pairs = zip(row.text, row.language, strict=True)
     kept = [(text, tag) for text, tag in pairs if filters.caption_key(text) not in unwanted]
     if not kept:

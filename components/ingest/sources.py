@@ -12,12 +12,12 @@ from sigline.components.ingest import reasons
 from sigline.schemas.entries import Entry
 
 AUTO = "auto"
-# Names of the formats that are read; `.jfif` and what follows it are other names of theirs.
+# Suffixes of the image formats that are read; `.jfif` and those after it are aliases.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"),
     *(".jfif", ".jif", ".jfi", ".jpe", ".pjpeg", ".pjp", ".apng", ".dib", ".avifs"),
 )
-# Captions and metadata larger than this are no captions.
+# Larger files beside an image are not captions or metadata.
 MAX_SIDE_BYTES = 2**20
 _URLS = ("http://", "https://")
 # A byte order mark and a zero-width space, which copied URLs come with.
@@ -79,10 +79,10 @@ class SourceConfig:
         key: Column of the key.
         language: Column of the captions' language.
         label: Column of class ids.
-        delimiter: Of tables; tab for `.tsv` and comma otherwise if empty.
-        quoting: Of tables: `none`, quotes are characters like others; or `minimal`, a field that
-            begins with a quote ends with one, and a doubled quote in it is one. If empty, `none`
-            for `.tsv` and `minimal` otherwise.
+        delimiter: Delimiter of tables; tab for `.tsv` and comma otherwise if empty.
+        quoting: Quoting of tables: `none`, quotes are characters like others; or `minimal`, a field
+            that begins with a quote ends with one, and a doubled quote in it is one. If empty,
+            `none` for `.tsv` and `minimal` otherwise.
         columns: Names of the columns of CSV and TSV files whose first line is a row already.
         class_folders: Whether the folders of an image folder are classes. Their position in order
             is the label, or, of an input with `classes.json`, the class of their name; their name
@@ -220,7 +220,7 @@ class RawPair:
     label: Any = None
     extra: Mapping[str, Any] | None = None
     problem: Problem | None = None
-    # Fetching knows its finished shards by how their rows are written.
+    # Left out of repr, by which fetching recognises finished shards.
     remarks: tuple[str, ...] = field(default=(), repr=False)
     lacks_captions: bool = field(default=False, repr=False)
 

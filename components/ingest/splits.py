@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 from sigline.components.ingest.sources import family
 
-# As data sets name the folders of their splits; sigline's own begin with `Split-`.
+# Names that data sets give the folders of splits; those of sigline begin with `Split-`.
 _NAMES = frozenset(
     ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
 )
 _PREFIX = "split-"
-# As in COCO's `train2017`.
+# A year behind the name, as in COCO's `train2017`.
 _YEAR = re.compile(r"[-_]?(19|20)\d\d$")
 
 

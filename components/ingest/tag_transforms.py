@@ -31,7 +31,7 @@ class Tag(beam.PTransform):
             | "CountParsed" >> _CountTags()
             | "Frequent" >> beam.Filter(lambda item: item[1] >= config.min_count)
             | "MostFrequent" >> beam.combiners.Top.Smallest(config.most, key=_by_count)
-            | "EachTag" >> beam.FlatMap(lambda found: found)
+            | "EachTag" >> beam.FlatMap(lambda top: top)
         )
         named = candidates | "KeepFrequent" >> beam.Map(_keep_tags, AsDict(counted))
         return named, counted

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sigline.schemas import record
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-# Base forms of words that name nothing: they hold a sentence together.
+# Base forms of function words, which carry grammar instead of naming things.
 _FUNCTION_WORDS_TEXT = """
     a about above across after again against all almost along already also although always among
     an and another any anybody anyone anything around as at away back be because become before
@@ -49,7 +49,10 @@ class TagConfig:
 
     def __post_init__(self) -> None:
         if self.entries and self.most is not None:
-            raise ValueError("tags.entries and tags.most exclude each other.")
+            raise ValueError(
+                "tags.entries and tags.most exclude each other. Received: "
+                f"tags.entries={self.entries!r}, tags.most={self.most}"
+            )
         for name in ("most", "min_count"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -68,15 +71,15 @@ def parsed(texts: Iterable[str], languages: Iterable[str]) -> tuple[str, ...]:
         texts: The captions.
         languages: Their languages; those in other languages than English give none.
     """
-    found = set()
+    content_words = set()
     for text, language in zip(texts, languages, strict=True):
         if language.split("-")[0].lower() in _ENGLISH:
-            found.update(word for word in _base_forms(text) if len(word) > 1)
-    return tuple(sorted(found - _FUNCTION_WORDS))
+            content_words.update(word for word in _base_forms(text) if len(word) > 1)
+    return tuple(sorted(content_words - _FUNCTION_WORDS))
 
 
 class TagList:
-    """Tags that are given, with the words that stand for them."""
+    """A list of tags, with the words that stand for them."""
 
     def __init__(self, lines: Iterable[str]):
         """Takes lines: a tag, and behind tabs what stands for it too.
@@ -85,6 +88,7 @@ class TagList:
             ValueError: If there is no tag.
         """
         self._tags: dict[tuple[str, ...], str] = {}
+        lines = list(lines)
         for line in lines:
             tag, *others = (part.strip() for part in line.split("\t"))
             for name in (tag, *others):
@@ -92,20 +96,23 @@ class TagList:
                 if tag and words:
                     self._tags.setdefault(words, tag)
         if not self._tags:
-            raise ValueError("tags.entries must name a file with a tag in each line.")
+            raise ValueError(
+                "tags.entries must name a file with a tag in each line. Received: "
+                f"{len(lines)} lines without one"
+            )
         self._lengths = sorted({len(words) for words in self._tags})
 
     def matched(self, texts: Iterable[str]) -> tuple[str, ...]:
         """Returns the tags whose words follow each other in one of the texts, sorted."""
-        found = set()
+        matches = set()
         for text in texts:
             words = tuple(_base_forms(text))
             for length in self._lengths:
                 for start in range(len(words) - length + 1):
                     tag = self._tags.get(words[start : start + length])
                     if tag is not None:
-                        found.add(tag)
-        return tuple(sorted(found))
+                        matches.add(tag)
+        return tuple(sorted(matches))
 
 
 def _base_forms(text: str) -> Iterator[str]:
@@ -115,7 +122,7 @@ def _base_forms(text: str) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=100_000)
 def _base_form(word: str) -> str:
-    # Its dictionary is loaded where words are parsed only.
+    # Imported here, so that its dictionary is loaded only where words are parsed.
     import simplemma
 
     return simplemma.lemmatize(word.removesuffix("'s"), lang="en").casefold()

@@ -57,17 +57,17 @@ from sigline.schemas.labels import LabelSet
 
 _ROW, _REJECTED, _READ, _APART = "row", "rejected", "read", "apart"
 _MEMBERS, _NAMED = "members", "named"
-# What pairs are counted by that were read; no reason.
+# Name of the count of all pairs read, which stands beside the counts by reason of rejection.
 _INPUT = "input"
-# Images that wait to be written.
+# Folder of images that wait to be written to a shard.
 _WAITING_FOLDER = "waiting"
-# Begins the names of shards that are not yet whole.
+# Prefix of the names of shards that are not complete yet.
 _UNFINISHED = "tmp-"
-# Read of an image's file at a time.
+# Bytes read from an image file at a time.
 _PIECE_BYTES = 2**16
-# Rejections in a file.
+# Rejections written to one file.
 _REJECTED_LINES = 10_000
-# Why files are passed over that may hold pairs and can be read.
+# Reasons for passing over files that can be read and may hold pairs.
 _COUNTED_FILES = (reasons.UNKNOWN_FORMAT, reasons.OTHER_FORMAT, reasons.UNLISTED)
 
 
@@ -86,15 +86,16 @@ def input_files(base: str, source: SourceConfig) -> list[str]:
         ValueError: If the input holds no file of a format that is read.
     """
     source = source.below(base)
-    found = inventory.take(base, BeamFiles(), source)
-    read = {path for paths in found.read.values() for path in paths}
-    if set(found.read) <= set(inventory.SELF_CONTAINED):
-        # A file that may hold pairs and is passed over changes what ingest says of its input.
-        others = (x.path for x in found.passed_over if x.reason in _COUNTED_FILES)
+    inputs = inventory.take(base, BeamFiles(), source)
+    read = {path for paths in inputs.read.values() for path in paths}
+    if set(inputs.read) <= set(inventory.SELF_CONTAINED):
+        # Ingest reports files that it passes over though they may hold pairs: its output depends
+        # on them too.
+        others = (x.path for x in inputs.passed_over if x.reason in _COUNTED_FILES)
         return sorted(read.union(others))
-    roots = {found.base}
+    roots = {inputs.base}
     if not source.dataset:
-        roots.add(source.root.rstrip("/") or found.base)
+        roots.add(source.root.rstrip("/") or inputs.base)
     entered = (entry for root in roots for entry in BeamFiles().entries(root))
     return sorted(read.union(entry.path for entry in entered if entry.kind == entries.FILE))
 
@@ -103,8 +104,8 @@ def class_names(base: str, source: SourceConfig) -> tuple[str, ...]:
     """Returns the names of the classes that the folders of an input are; none if they are none."""
     if not source.class_folders:
         return ()
-    found = inventory.take(base, BeamFiles(), source.below(base))
-    return next((part.classes for _, part in found.parts if part.classes), ())
+    inputs = inventory.take(base, BeamFiles(), source.below(base))
+    return next((part.classes for _, part in inputs.parts if part.classes), ())
 
 
 def copy_classes(base: str, examples_dir: str) -> None:
@@ -152,12 +153,12 @@ class Ingest(beam.PTransform):
         ]
         self._unread_of_sets = [
             (thing.reason, 1)
-            for _, found in sets
-            for thing in found.passed_over
+            for _, of_set in sets
+            for thing in of_set.passed_over
             if thing.reason not in reasons.EXPECTED
         ]
         others = [
-            *((base, "", part) for base, found in sets for part in found.parts),
+            *((base, "", part) for base, of_set in sets for part in of_set.parts),
             *(
                 (base, split, part)
                 for base in config.earlier
@@ -328,8 +329,8 @@ def _all_shards(split: str, sizes: dict[str, int], config: rules.IngestConfig):
 
 @functools.cache
 def _settle() -> None:
-    # Libraries stay, and going through all their objects with every so many pairs takes a fifth of
-    # the time. Once in a process, so that nothing else that is garbage by then piles up.
+    # Libraries are never freed, yet every full collection would visit all of their objects, which
+    # takes a fifth of the time. Frozen once per process only: frozen garbage is never collected.
     gc.freeze()
 
 
@@ -340,7 +341,7 @@ class _Examine(beam.DoFn):
         self._folder = posixpath.join(examples_dir, _WAITING_FOLDER)
         self._config = config
         self._classes = classes
-        # What is evaluated on is so whatever training leaves out.
+        # Filters and limits are for training: a pair is evaluated on whatever training leaves out.
         self._unfiltered = replace(config, filters=FilterConfig(), limits=ImageLimits())
         self._waiting: Any = None
         self._path, self._size = "", 0
@@ -357,18 +358,18 @@ class _Examine(beam.DoFn):
 
     def _outcome(self, part: int, number: int, pair: RawPair):
         config = self._config if part >= 0 else self._unfiltered
-        found = rules.examine(pair, config, (part, number), self._classes)
+        examined = rules.examine(pair, config, (part, number), self._classes)
         progress.advance(1, "pairs")
-        if isinstance(found, rules.Rejection):
-            return _REJECTED, ((part, number), found)
-        row, image = found
+        if isinstance(examined, rules.Rejection):
+            return _REJECTED, ((part, number), examined)
+        row, image = examined
         waits = row.place is None and part >= 0
         return _ROW, replace(row, place=self._keep(image)) if waits else row
 
     def _keep(self, image: bytes) -> Place:
         if self._waiting is None:
             make_folder(self._folder)
-            # Of its own, since a runner may do the same work twice at a time.
+            # A unique name, since a runner may execute the same work twice at a time.
             self._path = posixpath.join(self._folder, uuid.uuid4().hex)
             self._waiting = FileSystems.create(self._path, compression_type="uncompressed")
             self._size = 0
@@ -425,10 +426,10 @@ class _ExaminePart(_Examine):
             if pair.image_path is not None and pair.problem is None:
                 yield _APART, (part, read, pair)
             else:
-                tag, found = self._outcome(part, read, pair)
-                if earlier and isinstance(found, rules.Row):
-                    found = replace(found, earlier=earlier)
-                yield tag, found
+                tag, outcome = self._outcome(part, read, pair)
+                if earlier and isinstance(outcome, rules.Row):
+                    outcome = replace(outcome, earlier=earlier)
+                yield tag, outcome
             read += 1
         if members.num_members[0]:
             yield _MEMBERS, (part, *members.end())
@@ -499,7 +500,7 @@ class _WriteRejected(beam.DoFn):
             yield part, (reason, count)
 
 
-# What img2dataset would have failed to download; of the rest, images that it could not resize.
+# Reasons that img2dataset counts as failed downloads; it counts the others as failed resizes.
 _NOT_DOWNLOADED = (
     reasons.MISSING_IMAGE,
     reasons.UNSAFE_PATH,
@@ -546,7 +547,7 @@ class _WriteShard(beam.DoFn):
         self._config = config
 
     def process(self, item):
-        # TensorFlow is imported where shards are written only.
+        # Imported here, so that only workers that write shards load TensorFlow.
         from sigline.schemas import tf_example
 
         (split, shard, shards), rows = item
@@ -557,7 +558,7 @@ class _WriteShard(beam.DoFn):
         )
         stored = self._fetch(rows)
         name = f"data_tfrecord-{shard:05d}-of-{shards:05d}.gz"
-        # Written outside the split's folder, whose every file counts as a shard.
+        # Written outside the split's folder, because every file in that counts as a shard.
         scratch = posixpath.join(self._examples_dir, f"{_UNFINISHED}{uuid.uuid4().hex}-{name}")
         tf_example.write_shard(
             scratch,
@@ -574,7 +575,7 @@ class _WriteShard(beam.DoFn):
 
     def _fetch(self, rows: list[rules.Row]) -> dict[Place | None, bytes]:
         """Returns the images of rows as they are stored, reading each file front to back."""
-        found: dict[Place | None, bytes] = {}
+        images: dict[Place | None, bytes] = {}
         placed = [(row.place, row) for row in rows if row.place is not None]
         ordered = sorted(placed, key=lambda item: item[0])
         for path, group in itertools.groupby(ordered, key=lambda item: item[0].path):
@@ -584,13 +585,13 @@ class _WriteShard(beam.DoFn):
                     image = handle.read(place.size)
                     if hashlib.sha256(image).digest() != row.image_sha256:
                         raise RuntimeError(f"{path} changed while it was read, at {row.key!r}.")
-                    found[place] = image
-        return found
+                    images[place] = image
+        return images
 
 
-def _num_files(found: inventory.Inventory) -> tuple[int, int, int]:
+def _num_files(inputs: inventory.Inventory) -> tuple[int, int, int]:
     """Returns how many files there are, how many are read, and how many if a row names them."""
-    return found.num_things, sum(map(len, found.read.values())), len(found.named)
+    return inputs.num_things, sum(map(len, inputs.read.values())), len(inputs.named)
 
 
 def _unread_of_sets(item: tuple[int, account.Ledger, tuple[int, int]]):
@@ -656,10 +657,10 @@ def _write_report(
         name: sum(shard["records"] for shard in split["shards"].values())
         for name, split in splits.items()
     }
-    # Also what runs that were killed have left.
+    # Shards that killed runs left unfinished go, too.
     waiting = posixpath.join(examples_dir, _WAITING_FOLDER)
     unfinished = FileSystems.match([posixpath.join(examples_dir, _UNFINISHED + "*")])[0]
-    stale = [found.path for found in unfinished.metadata_list]
+    stale = [file.path for file in unfinished.metadata_list]
     FileSystems.delete(stale + ([waiting] if FileSystems.exists(waiting) else []))
     by_reason = {name: count for name, count in counted.items() if name != _INPUT}
     read, written_total, rejected_total = (
@@ -677,12 +678,12 @@ def _write_report(
         "written": written_total,
         "rejected": rejected_total,
         "rejected_by_reason": by_reason,
-        # Pairs of evaluation sets that could not be looked at.
+        # Pairs of evaluation sets that could not be read, or that are trained on already.
         "eval_sets_unreadable": not_protected,
         "splits": records,
-        # What was left out of pairs that are written.
+        # What was dropped from pairs that were written, such as captions that are empty.
         "remarks": dict(remarks),
-        # Files, and members of archives: those read and those passed over are all there are.
+        # Files and archive members; those read and those passed over add up to all of them.
         "passed_over": _account(files, members, *num_files),
     }
     if config.captions == rules.OPTIONAL:
@@ -697,7 +698,7 @@ def _write_report(
         posixpath.join(report_dir, artifacts.COUNTS_FILE),
         json.dumps(counts, sort_keys=True, indent=1).encode(),
     )
-    # The last, since it stands for all of it.
+    # The manifest is written last: if it is there, everything else is.
     manifest = json.dumps({"splits": splits}, sort_keys=True, indent=1)
     write_file(posixpath.join(examples_dir, record.MANIFEST_FILE), manifest.encode())
     return counts

@@ -11,7 +11,7 @@ from typing import Any
 
 from sigline.schemas import artifacts, digests, record, signatures, strength
 
-# They differ from one measurement to the next.
+# Metrics left out of the card, since they differ between measurements of the same model.
 _MEASURED = ("latency_ms",)
 _MODEL = (
     "model_digest",
@@ -29,7 +29,7 @@ _MODEL = (
 )
 _ORIGIN = ("sigline_version", "code_digest", "config_digest", "data_digest")
 _OF_METRIC = ("value", "low", "high", "chance", "baseline")
-# What a reader looks for first.
+# The metrics that the card's page shows.
 _SHOWN = (
     "classification_accuracy",
     "classification_mean_class_recall",
@@ -62,13 +62,14 @@ def card(
         parents: Digests of weights and teachers, by what they were to the model.
         baseline_dir: The SavedModel that it was judged against; None if there was none.
     """
-    told = _metadata(model_dir)
+    metadata = _metadata(model_dir)
     verdict = _json(Path(evaluation_dir) / artifacts.VERDICT_FILE)
     metrics = _json(Path(evaluation_dir) / artifacts.METRICS_FILE)
     against = _metadata(baseline_dir)["model_digest"] if baseline_dir else None
     return {
-        "model": {name: told[name] for name in _MODEL if name in told},
-        "training": {name: told[name] for name in _ORIGIN if name in told} | {"config": config},
+        "model": {name: metadata[name] for name in _MODEL if name in metadata},
+        "training": {name: metadata[name] for name in _ORIGIN if name in metadata}
+        | {"config": config},
         "data": {
             "input_digest": input_digest,
             "spans": [_span(*item) for item in sorted(spans, key=lambda item: item[:2])],
@@ -87,9 +88,9 @@ def card(
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(content: Mapping[str, Any]) -> str:
     """Returns a card as a page."""
-    model, training, evaluation = found["model"], found["training"], found["evaluation"]
+    model, training, evaluation = content["model"], content["training"], content["evaluation"]
     lines = [
         f"# {model.get('recipe', 'model')}",
         "",
@@ -103,15 +104,15 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"| config | `{training.get('config_digest', 'unknown')}` |",
         f"| code | sigline {training.get('sigline_version', 'unknown')}, "
         f"`{training.get('code_digest', 'unknown')}` |",
-        f"| data | bytes `{found['data']['input_digest']}` |",
+        f"| data | bytes `{content['data']['input_digest']}` |",
     ]
-    for item in found["data"]["spans"]:
+    for item in content["data"]["spans"]:
         records = ", ".join(f"{count} {name}" for name, count in item["records"].items())
         lines.append(
             f"| trained on | span {item['span']}, version {item['version']}: {records}; "
             f"`{item['digest']}` |"
         )
-    lines += [f"| {role} | `{digest}` |" for role, digest in found["parents"].items()]
+    lines += [f"| {role} | `{digest}` |" for role, digest in content["parents"].items()]
     lines += [
         f"| judged against | {_code(evaluation['judged_against'] or 'no model before it')} |",
         "",
@@ -189,7 +190,7 @@ def _json(path: Path) -> Any:
 
 
 def _written(name: str, value: Any) -> str:
-    """Returns a value of a metric; nothing for one that could not be told."""
+    """Returns a value of a metric; empty if it is not known."""
     return strength.written(name, value) if isinstance(value, int | float) else ""
 
 

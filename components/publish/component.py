@@ -41,7 +41,7 @@ def DescribeModel(
     del code_digest
     parents = {f"teacher {name}": x for name, x in json.loads(teacher_digests).items()}
     parents |= {"weights that it started from": weights_digest} if weights_digest else {}
-    found = cards.card(
+    content = cards.card(
         path_utils.serving_model_path(model.uri),
         evaluation.uri,
         [(item.span, item.version, item.uri) for item in trained_on],
@@ -51,9 +51,9 @@ def DescribeModel(
         baseline_dir=path_utils.serving_model_path(baseline.uri) if baseline else None,
     )
     with open(os.path.join(card.uri, artifacts.CARD_FILE), "w", encoding="utf-8") as handle:
-        json.dump(found, handle, indent=1, sort_keys=True)
+        json.dump(content, handle, indent=1, sort_keys=True)
     with open(os.path.join(card.uri, artifacts.CARD_PAGE), "w", encoding="utf-8") as handle:
-        handle.write(cards.markdown(found))
+        handle.write(cards.markdown(content))
 
 
 @component
@@ -87,7 +87,7 @@ def PublishModel(
     extras = {os.path.basename(x): Path(x).read_bytes() for x in files if os.path.isfile(x)}
     published = _publish(directory, serving_dir, keep_versions, signing_key, extras=extras)
     # Readers of PushedModel find the SavedModel at its URI, as after TFX's Pusher.
-    # Links, where the file system has them, so that a rerun costs no space.
+    # Hard links, if the file system has them, so that a rerun takes no further space.
     shutil.copytree(
         directory if versions.is_remote(serving_dir) else published.path,
         pushed_model.uri,

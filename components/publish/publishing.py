@@ -24,7 +24,7 @@ from sigline.schemas.signing import Signer
 
 SAVED_MODEL = "saved_model.pb"
 _LOCK = ".publish.lock"
-# What a publisher that was killed leaves; other files of the folder are not its own.
+# Scratch folders that killed publishers leave; all other files belong to someone else.
 _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{32}")
 _WITHDRAWN = re.compile(r"\.withdrawn-(\d+)")
 _NOTE_SUFFIX = ".json"
@@ -105,11 +105,11 @@ def publish(
     own = versions.content(model)
     with atomic.locked(base / _LOCK):
         _clear(base)
-        found = versions.directories(base)
-        newest = max(found, default=0)
-        digest = _digest_if_same(found[newest], own, added) if newest else None
-        if digest is not None and (signer is None or signer.has_signed(found[newest])):
-            return Published(newest, str(found[newest]), digest, copied=False)
+        directories = versions.directories(base)
+        newest = max(directories, default=0)
+        digest = _digest_if_same(directories[newest], own, added) if newest else None
+        if digest is not None and (signer is None or signer.has_signed(directories[newest])):
+            return Published(newest, str(directories[newest]), digest, copied=False)
         removed = withdrawn(base)
         for item in removed:
             if _digest_if_same(item.path, own, added):
@@ -193,7 +193,7 @@ def _copy(
     for name, content in added.items():
         (scratch / name).parent.mkdir(exist_ok=True)
         (scratch / name).write_bytes(content)
-    # Signed is what was read from the model, not what lies in a folder where others may write.
+    # The manifest is of the digests read from the model: others may write to the scratch folder.
     manifest = versions.manifest(joined(own, added))
     (scratch / versions.MANIFEST).write_text(manifest)
     for name in versions.SIGNATURES:
@@ -208,16 +208,16 @@ def _copy(
 
 def withdrawn(base: str | Path) -> list[Withdrawn]:
     """Returns the withdrawn versions of a serving folder, ascending."""
-    found = []
+    listed = []
     for path in Path(base).glob(".withdrawn-*"):
         match = _WITHDRAWN.fullmatch(path.name)
         if match is None or not path.is_dir():
             continue
         note = path.with_name(path.name + _NOTE_SUFFIX)
-        told = json.loads(note.read_text()) if note.is_file() else {}
-        reason, time = told.get("reason", "no reason given"), told.get("time", "")
-        found.append(Withdrawn(int(match[1]), path, reason, time))
-    return sorted(found, key=lambda item: item.version)
+        content = json.loads(note.read_text()) if note.is_file() else {}
+        reason, time = content.get("reason", "no reason given"), content.get("time", "")
+        listed.append(Withdrawn(int(match[1]), path, reason, time))
+    return sorted(listed, key=lambda item: item.version)
 
 
 def rollback(base: str | Path, *, to: int | None = None, reason: str = "") -> list[int]:
@@ -238,8 +238,8 @@ def rollback(base: str | Path, *, to: int | None = None, reason: str = "") -> li
     """
     base = _local(base)
     with atomic.locked(base / _LOCK):
-        found = versions.directories(base)
-        numbers = sorted(found)
+        directories = versions.directories(base)
+        numbers = sorted(directories)
         if to is None:
             if len(numbers) < 2:
                 raise ValueError(
@@ -247,12 +247,12 @@ def rollback(base: str | Path, *, to: int | None = None, reason: str = "") -> li
                     f"Received: base={base}, versions={numbers}"
                 )
             to = numbers[-2]
-        if to not in found:
+        if to not in directories:
             raise ValueError(
                 f"to must be a version that is there. Received: to={to}, versions={numbers}"
             )
-        has_manifest = (found[to] / versions.MANIFEST).is_file()
-        if has_manifest and versions.verify(found[to]) is None:
+        has_manifest = (directories[to] / versions.MANIFEST).is_file()
+        if has_manifest and versions.verify(directories[to]) is None:
             raise ValueError(
                 f"Version {to} does not match its manifest; choose another. Received: base={base}"
             )
@@ -262,7 +262,7 @@ def rollback(base: str | Path, *, to: int | None = None, reason: str = "") -> li
         for number in newer:
             path = base / f".withdrawn-{number}"
             note = {"version": number, "reason": reason or "no reason given", "time": now}
-            os.rename(found[number], path)
+            os.rename(directories[number], path)
             atomic.flush_folder(base)
             _note(path, note)
     return newer
@@ -289,13 +289,13 @@ def restore(base: str | Path, version: int) -> Path:
     """
     base = _local(base)
     with atomic.locked(base / _LOCK):
-        found = {item.version: item for item in withdrawn(base)}
-        if version not in found:
+        by_version = {item.version: item for item in withdrawn(base)}
+        if version not in by_version:
             raise ValueError(
                 f"version must be a withdrawn one. Received: version={version}, "
-                f"withdrawn={sorted(found)}"
+                f"withdrawn={sorted(by_version)}"
             )
-        path, target = found[version].path, base / str(version)
+        path, target = by_version[version].path, base / str(version)
         if (path / versions.MANIFEST).is_file() and versions.verify(path) is None:
             raise ValueError(f"Version {version} does not match its manifest. Received: {path}")
         os.rename(path, target)
@@ -311,10 +311,10 @@ def _remove_old(base: Path, keep: int) -> None:
     """
     live = versions.directories(base)
     oldest = sorted(live)[-keep:][0]
-    found = live | {item.version: item.path for item in withdrawn(base)}
-    found = {n: path for n, path in found.items() if (path / versions.MANIFEST).is_file()}
-    for number in sorted(x for x in found if x < oldest):
+    known = live | {item.version: item.path for item in withdrawn(base)}
+    known = {n: path for n, path in known.items() if (path / versions.MANIFEST).is_file()}
+    for number in sorted(x for x in known if x < oldest):
         scratch = base / f"{atomic.SCRATCH}{uuid.uuid4().hex}"
-        os.rename(found[number], scratch)
+        os.rename(known[number], scratch)
         (base / f".withdrawn-{number}{_NOTE_SUFFIX}").unlink(missing_ok=True)
         shutil.rmtree(scratch)

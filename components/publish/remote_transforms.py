@@ -47,27 +47,29 @@ def publish(
     model, base = Path(model), base.rstrip("/")
     own = versions.content(model)
     added = {f"{signatures.ASSETS_DIR}/{name}": x for name, x in (extras or {}).items()}
-    found = _versions(base)
-    whole = sorted(number for number, names in found.items() if marker in names)
+    names_by_version = _versions(base)
+    whole = sorted(number for number, names in names_by_version.items() if marker in names)
     if whole:
-        newest, names = f"{base}/{whole[-1]}", found[whole[-1]]
+        newest, names = f"{base}/{whole[-1]}", names_by_version[whole[-1]]
         manifest = _text(newest, versions.MANIFEST) if versions.MANIFEST in names else "{}"
         held = json.loads(manifest)
         if publishing.is_same(held.get("files", {}), own, added) and (
             signer is None or _has_signed(signer, newest, names, model, own)
         ):
             return Published(whole[-1], newest, held["digest"], copied=False)
-    number = max(found, default=0) + 1
+    number = max(names_by_version, default=0) + 1
     target = f"{base}/{number}"
     try:
         digest = _copy(model, target, own, added, marker, signer)
     except BaseException:
-        # What was written of it must not pass for the model.
+        # Without its marker a partial version is not taken for a model.
         _delete([posixpath.join(target, marker)])
         raise
-    # What has no manifest was put there by someone else, and stays.
-    own_numbers = {number for number, names in found.items() if versions.MANIFEST in names}
-    # Only now, so that a number that was begun is never given again.
+    # Versions without a manifest were put there by someone else, and stay.
+    own_numbers = {
+        number for number, names in names_by_version.items() if versions.MANIFEST in names
+    }
+    # Removed only after the new version is complete, so that no number is used twice.
     for half in sorted(own_numbers - set(whole)):
         _remove(f"{base}/{half}", marker)
     if keep is not None:
@@ -79,12 +81,12 @@ def publish(
 
 def _versions(base: str) -> dict[int, set[str]]:
     """Returns the names of objects by version, also of versions that are not whole."""
-    found: dict[int, set[str]] = {}
+    names_by_version: dict[int, set[str]] = {}
     for path in files.BeamFiles().find(base):
         match = re.fullmatch(r"([0-9]+)/(.+)", path.removeprefix(base + "/"))
         if match:
-            found.setdefault(int(match[1]), set()).add(match[2])
-    return found
+            names_by_version.setdefault(int(match[1]), set()).add(match[2])
+    return names_by_version
 
 
 def _text(directory: str, name: str) -> str:
@@ -136,7 +138,7 @@ def _copy(
     if signer is not None:
         with _folder(model, own, content) as folder:
             content[signer.file] = signer.sign(folder, manifest)
-    # The manifest first, by which a version that was begun is known as sigline's.
+    # The manifest is written first: it marks even an incomplete version as sigline's.
     ends = {versions.MANIFEST, marker}
     for name in [versions.MANIFEST, *sorted({*held, *content} - ends), marker]:
         path = posixpath.join(target, name)
@@ -148,8 +150,8 @@ def _copy(
                     while chunk := source.read(_CHUNK_BYTES):
                         handle.write(chunk)
         with files.BeamFiles().open(path) as handle:
-            found = digests.stream_digest(handle)
-        if name in held and found != held[name]:
+            digest = digests.stream_digest(handle)
+        if name in held and digest != held[name]:
             raise RuntimeError(f"{path} does not come back as it was written.")
     return json.loads(manifest)["digest"]
 

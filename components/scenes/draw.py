@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from sigline.components.scenes.grammar import Item, Scene
 
 SIZE = 64
-# Drawn larger and scaled down, for smooth edges.
+# Scenes are drawn at this scale and reduced, which smooths edges.
 _SCALE = 4
 _RGB = {
     "red": (214, 40, 40),
@@ -20,7 +20,7 @@ _RGB = {
 }
 _COLOR_NOISE = 12
 _RADIUS = {"small": (0.19, 0.22), "large": (0.28, 0.32)}
-# Two objects are drawn smaller, so that they do not touch.
+# Scale of the objects in a scene of two, so that they do not touch.
 _PAIR_SCALE = 0.75
 
 

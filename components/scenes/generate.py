@@ -37,7 +37,7 @@ FAULTS = (
 
 _HELD_OUT_SHARE = 0.05
 _SHARD_PAIRS = 1000
-# Separates the streams of randomness that one seed feeds.
+# Numbers of the independent random streams derived from one seed.
 _SCENE_STREAM, _FAULT_STREAM = 0, 1
 
 
@@ -116,7 +116,7 @@ def write_scenes(
                     _write_shard(path, pairs[start : start + _SHARD_PAIRS])
             (scratch / record.CLASSES_FILE).write_text(label_set().to_json())
             (scratch / FAULTS_FILE).write_text(json.dumps(planted, indent=1, sort_keys=True))
-        # Shards of an earlier call go, since they would mix with the new ones; so would others.
+        # Shards of an earlier call are removed, since they would mix with the new ones.
         for source in (TRAIN_SOURCE, HELD_OUT_SOURCE):
             names = {path.name for path in output.glob(f"{source}-[0-9]*")}
             folder.check(sorted(names - {path.name for path in scratch.iterdir()}))
@@ -146,7 +146,7 @@ def _plant(pairs: list[_Pair], shares: dict[str, float], rng: np.random.Generato
     for name in FAULTS[:-1]:
         for _ in range(round(shares.get(name, 0.0) * len(pairs))):
             index = int(next(free))
-            # Duplicates copy a pair that no fault replaces: the pairs left over come last.
+            # A duplicate copies a pair without a fault; such pairs come last in the order.
             pairs[index] = _spoil(pairs[index], name, other=pairs[int(next(free))])
     shuffled = shares.get(SHUFFLED_CAPTIONS, 0.0)
     if shuffled:
@@ -192,7 +192,7 @@ def _write_shard(path: Path, pairs: list[_Pair]) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for pair in pairs:
             for name, content in _members(pair):
-                # A bare TarInfo has no time, owner or mode of this machine.
+                # A new TarInfo has a fixed time, owner and mode: the bytes are always the same.
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))

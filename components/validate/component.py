@@ -62,30 +62,32 @@ def ReportData(
         parsed = text_format.Parse(handle.read(), schema_pb2.Schema())
     numbers = _read_statistics(statistics)
     before = {} if earlier_statistics is None else _read_statistics(earlier_statistics)
-    found = {}
-    # The schema asks for captions, which ingest need not.
+    sentences = {}
+    # The schema requires captions, though ingest may be configured not to.
     optional = (record.TEXT, record.LANGUAGE) if data.captions_are_optional else ()
-    for name, given, described in (
+    for name, thresholds, described in (
         (artifacts.PROBLEMS_FILE, limits, _read_anomalies(anomalies, optional)),
         (artifacts.WARNINGS_FILE, limits.warning, {}),
     ):
         compared = drift.anomalies(
-            numbers, before, parsed, max_drift=given.max_drift, max_skew=given.max_skew
+            numbers, before, parsed, max_drift=thresholds.max_drift, max_skew=thresholds.max_skew
         )
         for split, features in compared.items():
             described[split] = described.get(split, {}) | features
-        found[name] = gate.data_problems(data, described, given, earlier)
+        sentences[name] = gate.data_problems(data, described, thresholds, earlier)
         with open(os.path.join(report.uri, name), "w") as handle:
-            json.dump(found[name], handle, indent=1)
+            json.dump(sentences[name], handle, indent=1)
     report.set_int_custom_property(
-        artifacts.BLESSED_PROPERTY, int(not found[artifacts.PROBLEMS_FILE])
+        artifacts.BLESSED_PROPERTY, int(not sentences[artifacts.PROBLEMS_FILE])
     )
     samples = _read_json(os.path.join(ingest_report.uri, artifacts.SAMPLES_FILE))
     page = os.path.join(report.uri, artifacts.REPORT_FILE)
     with open(page, "w", encoding="utf-8") as handle:
         date = time.strftime("%Y-%m-%d", time.gmtime())
         reports = run_reports.address(report.uri)
-        handle.write(data_report.page(data, samples, *found.values(), date=date, reports=reports))
+        handle.write(
+            data_report.page(data, samples, *sentences.values(), date=date, reports=reports)
+        )
 
 
 @component
@@ -148,10 +150,10 @@ def _read_json(path: str):
 
 
 def _read_anomalies(artifact, optional: Collection[str] = ()) -> dict[str, dict[str, str]]:
-    found = {}
+    by_split = {}
     for split in artifact_utils.decode_split_names(artifact.split_names):
         path = os.path.join(artifact.uri, f"Split-{split}", _ANOMALIES_FILE)
         with open(path, "rb") as handle:
             message = anomalies_pb2.Anomalies.FromString(handle.read())
-        found[split] = schema_anomalies.described(message, optional=optional)
-    return found
+        by_split[split] = schema_anomalies.described(message, optional=optional)
+    return by_split

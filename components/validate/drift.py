@@ -22,16 +22,16 @@ def anomalies(
     numbers by the Jensen-Shannon divergence.
 
     Args:
-        statistics: Of this data, by split.
-        earlier: Of earlier data, by split; empty where there is none.
-        schema: Of the records.
+        statistics: Statistics of this data, by split.
+        earlier: Statistics of earlier data, by split; empty where there is none.
+        schema: Schema of the records.
         max_drift: Largest difference of a feature from the same split earlier.
         max_skew: Largest difference of a feature of the training split from the eval split.
 
     Raises:
         ValueError: If the schema has no such feature.
     """
-    found: dict[str, dict[str, str]] = {}
+    by_split: dict[str, dict[str, str]] = {}
     for split, own in sorted(statistics.items()):
         before = earlier.get(split) if max_drift else None
         against = statistics.get(record.EVAL_SPLIT) if split == record.TRAIN_SPLIT else None
@@ -46,8 +46,8 @@ def anomalies(
             _compare(comparing, "skew_comparator", max_skew)
         described = _described(own, before, against, comparing)
         if described:
-            found[split] = described
-    return found
+            by_split[split] = described
+    return by_split
 
 
 def _compare(schema: schema_pb2.Schema, comparator: str, limits: Mapping[str, float]) -> None:
@@ -71,7 +71,7 @@ def _described(
     against: DatasetFeatureStatisticsList | None,
     schema: schema_pb2.Schema,
 ) -> dict[str, str]:
-    # Of the pipeline's environment only, and heavy.
+    # Imported here: TFDV is slow to import, and installed for pipelines only.
     import tensorflow_data_validation as tfdv
     from tensorflow_metadata.proto.v0 import anomalies_pb2
 
@@ -79,7 +79,7 @@ def _described(
         own, schema, previous_statistics=before, serving_statistics=against
     )
     kinds = anomalies_pb2.AnomalyInfo
-    # All other anomalies are the validator's.
+    # Only drift and skew are reported; the example validator reports all other anomalies.
     comparisons = {
         kinds.COMPARATOR_L_INFTY_HIGH,
         kinds.COMPARATOR_JENSEN_SHANNON_DIVERGENCE_HIGH,

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from sigline.schemas import record, strict
 
 _LIMITS = ("max_shares", "max_change", "max_shift", "max_drift", "max_skew")
-# Of the difference of two shares.
+# Tolerance for rounding in the difference of two shares.
 _ROUNDING = 1e-9
-# Kinds of passed-over things that a sentence names.
+# Maximum number of kinds of passed-over files that a sentence names.
 _SHOWN = 5
-# All reasons together, among the changes.
+# Key of `max_change` that stands for all reasons of rejection together.
 REJECTED = "rejected"
 
 
@@ -84,7 +84,7 @@ class DataGate:
 
 
 class Described(NamedTuple):
-    """What ingest says of data: its counts, and its profile by split, feature and value."""
+    """Ingest's description of data: its counts, and its profile by split, feature and value."""
 
     counts: Mapping[str, Any]
     profile: Mapping[str, Any]
@@ -107,7 +107,7 @@ def data_problems(
         data: What ingest says of it.
         anomalies: TFDV's descriptions by feature, by split.
         gate: The limits.
-        earlier: What ingest said of the last data that was accepted, if there was any.
+        earlier: Ingest's description of the last accepted data, if there was any.
     """
     problems = []
     counts = data.counts
@@ -139,9 +139,11 @@ def data_problems(
                 f"limit is {limit:.1%}"
             )
     for split in record.SPLITS:
-        found = counts["splits"].get(split, 0)
-        if found < gate.min_records:
-            problems.append(f"split {split} holds {found} records, the least is {gate.min_records}")
+        records = counts["splits"].get(split, 0)
+        if records < gate.min_records:
+            problems.append(
+                f"split {split} holds {records} records, the least is {gate.min_records}"
+            )
     for split, by_feature in sorted(anomalies.items()):
         for feature, description in sorted(by_feature.items()):
             problems.append(f"split {split}, feature {feature}: {description}")
@@ -152,7 +154,7 @@ def data_problems(
 
 def _passed_over(counts: Mapping[str, Any], gate: DataGate) -> Iterator[str]:
     account = counts.get("passed_over")
-    # Reports of earlier versions have no account.
+    # Reports of earlier versions lack the account of files.
     if account is None or not account["counted"]:
         return
     number, total = account["counted"], account["counted"] + counts["input"]
@@ -176,7 +178,7 @@ def _changes(
     counts: Mapping[str, Any], earlier: Mapping[str, Any], gate: DataGate
 ) -> Iterator[str]:
     for name, limit in sorted(gate.max_change.items()):
-        now, before = (_share(found, name) for found in (counts, earlier))
+        now, before = (_share(of_data, name) for of_data in (counts, earlier))
         if abs(now - before) > limit + _ROUNDING:
             yield (
                 f"{now:.1%} of the pairs were rejected{'' if name == REJECTED else f' as {name}'}, "
@@ -193,7 +195,8 @@ def _shifts(data: Described, earlier: Described, gate: DataGate) -> Iterator[str
     for split in record.SPLITS:
         for name, limit in sorted(gate.max_shift.items()):
             now, before = (
-                _shares(found.profile.get(split, {}).get(name, {})) for found in (data, earlier)
+                _shares(described.profile.get(split, {}).get(name, {}))
+                for described in (data, earlier)
             )
             values = sorted(now.keys() | before.keys())
             if not values:

@@ -1,4 +1,4 @@
-"""Infers a schema from data: the curated one, narrowed to what was seen."""
+"""Infers a schema from data: the curated one, narrowed to the values that occur."""
 
 from collections.abc import Iterable
 
@@ -7,12 +7,12 @@ from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics
 
 from sigline.schemas import record
 
-# Of these the values that were seen are a domain; more of them than that are none.
+# Features whose domain is the set of values that occur, if there are at most `_MAX_VALUES`.
 _CATEGORIES = (record.LANGUAGE, record.SOURCE)
 _MAX_VALUES = 500
-# Of these the least and the largest that were seen are bounds.
+# Features bounded by the least and the largest value that occur.
 _BOUNDED = (record.WIDTH, record.HEIGHT, record.LABEL)
-# A record of a picture without captions has no values of these.
+# Features that records without captions have no values of.
 _OF_CAPTIONS = (record.TEXT, record.LANGUAGE)
 
 
@@ -26,20 +26,20 @@ def infer(
     captions are optional in the schema.
 
     Args:
-        curated: Of all records.
-        statistics: Of the splits.
+        curated: The schema of all records.
+        statistics: Statistics of the splits.
     """
-    # Of the pipeline's environment only, and heavy.
+    # Imported here: TFDV is slow to import, and installed for pipelines only.
     import tensorflow_data_validation as tfdv
 
-    found = schema_pb2.Schema()
-    found.CopyFrom(curated)
+    narrowed = schema_pb2.Schema()
+    narrowed.CopyFrom(curated)
     statistics = list(statistics)
     inferred = [
         tfdv.infer_schema(item, infer_feature_shape=False, max_string_domain_size=_MAX_VALUES)
         for item in statistics
     ]
-    for feature in found.feature:
+    for feature in narrowed.feature:
         if feature.name in _OF_CAPTIONS and _is_absent(feature.name, statistics):
             feature.ClearField("presence")
             feature.value_count.ClearField("min")
@@ -64,7 +64,7 @@ def infer(
             if ranges:
                 feature.int_domain.min = min(low for low, _ in ranges)
                 feature.int_domain.max = max(high for _, high in ranges)
-    return found
+    return narrowed
 
 
 def _is_absent(name: str, statistics: Iterable[DatasetFeatureStatisticsList]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 
 _KINDS = anomalies_pb2.AnomalyInfo
-# A feature that some records, or all, have no value of.
+# Anomalies of features that some or all records have no value of.
 _ABSENT = frozenset(
     (
         _KINDS.SCHEMA_MISSING_COLUMN,
@@ -22,7 +22,7 @@ def described(
     """Returns what is wrong with each feature of a split.
 
     Args:
-        message: What ExampleValidator found.
+        message: The anomalies that ExampleValidator reports.
         optional: Features that a record may lack, whatever the schema says: their absence is left
             out.
     """

@@ -40,7 +40,7 @@ def TrainVocabulary(
     from sigline.trainer.config import TextTowerConfig
 
     config = strict.build(TextTowerConfig, json.loads(recipe))
-    # TFX keeps no order of artifacts.
+    # TFX returns artifacts in no particular order.
     ordered = sorted(examples, key=lambda item: item.span)
     split_dirs = [artifact_utils.get_split_uri([item], record.TRAIN_SPLIT) for item in ordered]
     captions = itertools.chain.from_iterable(_captions(path, config) for path in split_dirs)

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import sentencepiece
 
-# The training of a vocabulary gains nothing from more; the sample is the same in every run.
+# More captions do not improve a vocabulary; a sample of this size is deterministic.
 MAX_CAPTIONS = 1_000_000
 
 
@@ -29,7 +29,7 @@ def train_vocabulary(
     if not any(sample):
         raise ValueError(
             "captions must hold at least one text that is not empty; a model of images alone needs "
-            "no vocabulary. Received none."
+            f"no vocabulary. Received: {len(sample)} captions, all of them empty"
         )
     model = io.BytesIO()
     try:
@@ -44,7 +44,7 @@ def train_vocabulary(
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            # More threads would sum in another order.
+            # With several threads sums are added in varying order.
             num_threads=1,
             minloglevel=2,
         )

@@ -15,7 +15,7 @@ from sigline.pipeline.kubeflow import packages
 
 # Environment variable with a token, which must not stand in a command line.
 TOKEN_VARIABLE = "SIGLINE_KUBEFLOW_TOKEN"
-# Of releases up to 2, and of those after.
+# Addresses of logs in releases up to 2, and in later ones.
 _LOGS = (
     "/apis/v1alpha1/runs/{run}/nodes/{pod}/log",
     "/apis/v2beta1/runs/{run}/nodes/{pod}/log",
@@ -60,16 +60,16 @@ def connect(access: Access) -> Any:
         raise ValueError(
             f"Kubeflow's client is not installed; `pip install sigline[kfp]`. {error}"
         ) from None
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "host": access.host or None,
         "ssl_ca_cert": access.ca_certificate or None,
         "existing_token": os.environ.get(TOKEN_VARIABLE) or None,
         "cookies": Path(access.cookie).read_text().strip() if access.cookie else None,
     }
     if access.in_cluster:
-        given["credentials"] = set_volume_credentials.ServiceAccountTokenVolumeCredentials()
+        options["credentials"] = set_volume_credentials.ServiceAccountTokenVolumeCredentials()
     try:
-        client = kfp.Client(**given)
+        client = kfp.Client(**options)
         client.get_kfp_healthz()
     except Exception as error:  # Whatever the client's layers raise: it is not reached.
         raise ValueError(
@@ -114,7 +114,7 @@ def submit(
             experiment_name=experiment or name,
             namespace=namespace or None,
             service_account=service_account or None,
-            # As the package says, unless it is turned off.
+            # None leaves the cache as the package has it.
             enable_caching=None if cache else False,
         )
     except Exception as error:
@@ -189,13 +189,13 @@ def status(client: Any, run: str) -> tuple[str, list[tuple[str, str, str]]]:
     Raises:
         ValueError: If there is no such run.
     """
-    found = _run(client, run)
+    run_detail = _run(client, run)
     tasks = [
         (task.display_name, task.state or "PENDING", (task.error and task.error.message) or "")
-        for task in sorted(_tasks(found), key=lambda task: str(task.start_time))
+        for task in sorted(_tasks(run_detail), key=lambda task: str(task.start_time))
         if not _INNER.fullmatch(task.display_name or "")
     ]
-    return found.state or "PENDING", tasks
+    return run_detail.state or "PENDING", tasks
 
 
 def logs(client: Any, run: str, task: str) -> str:
@@ -233,20 +233,20 @@ def _pods(tasks: list[Any], name: str) -> list[str]:
     that follow it, of which the last one is the command's.
     """
     by_id = {item.task_id: item for item in tasks if item.task_id}
-    found: list[str] = []
+    nodes: list[str] = []
     waiting = [item for item in tasks if item.display_name == name]
     while waiting:
         item = waiting.pop(0)
         for own in [child.pod_name for child in item.child_tasks or ()] + [item.pod_name]:
-            if own and own not in found:
-                found.append(own)
+            if own and own not in nodes:
+                nodes.append(own)
                 waiting += [by_id[own]] if own in by_id else []
     guessed = []
-    for node in reversed(found):
+    for node in reversed(nodes):
         workflow, _, number = node.rpartition("-")
         guessed += [pattern.format(workflow=workflow, number=number) for pattern in _PODS]
-    commands = [pod for pod in found if "-impl-" in pod]
-    return [*commands, *guessed, *(pod for pod in found if pod not in commands)]
+    commands = [pod for pod in nodes if "-impl-" in pod]
+    return [*commands, *guessed, *(pod for pod in nodes if pod not in commands)]
 
 
 def _run(client: Any, run: str) -> Any:

@@ -48,7 +48,7 @@ _SHARED = ("root", "input_base", "serving_dir", "index_dir", "weights")
 # What Dataflow runs: its workers see objects, not folders. The other tasks open files, and run
 # their transforms where they are themselves.
 _ON_DATAFLOW = ("IngestExamples", "StatisticsGen")
-# A retry would say the same.
+# Tasks that are not tried again, since they would decide the same.
 _NOT_RETRIED = ("PlanRun", "CheckData")
 
 
@@ -115,7 +115,7 @@ def compile_pipeline(
         raise ValueError(f"output must end in {suffix} for {engine}. Received: output={path}")
     spec = _compiled(environment, asked)
     _finish(spec, environment, asked, engine)
-    # As a backend would.
+    # Parse the specification as a backend does, which refuses unknown fields.
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
     if engine == VERTEX:
         runtime = {"gcsOutputDirectory": asked.pipeline_root} if asked.pipeline_root else {}
@@ -145,7 +145,7 @@ def pipeline_of(environment: Environment) -> tuple[tfx_pipeline.Pipeline, BaseNo
         steps=data_types.RuntimeParameter("steps", int),
         thresholds=data_types.RuntimeParameter("gate", str),
     )
-    # In place of what a plan holds, where to find it.
+    # At compile time a plan holds placeholders for the outputs of the task that makes it.
     planned: dict[str, Any] = {
         name: output.future()[0].value for name, output in plan_node.outputs.items()
     }
@@ -192,7 +192,7 @@ def _beam_args(environment: Environment, name: str) -> list[str]:
 
 def _check(environment: Environment, asked: Settings, engine: str) -> None:
     if "." not in environment.recipe:
-        # One of a package of one's own may be in the image alone.
+        # A recipe of a package of the user's own may be installed in the image alone.
         trainer_config.override(
             trainer_config.load_recipe(environment.recipe), environment.overrides
         )
@@ -225,8 +225,8 @@ def _check(environment: Environment, asked: Settings, engine: str) -> None:
     paths = {name: getattr(environment, name) for name in _SHARED}
     paths |= {f"teachers.{name}": path for name, path in environment.teachers.items()}
     for name, path in paths.items():
-        seen = path.startswith(shared + "/")
-        if path and not seen and (name == "root" or not versions.is_remote(path)):
+        is_shared = path.startswith(shared + "/")
+        if path and not is_shared and (name == "root" or not versions.is_remote(path)):
             raise ValueError(
                 f"{name} must lie below {shared}, which all tasks see. Received: {name}={path}"
             )
@@ -276,17 +276,18 @@ def _finish(spec: dict[str, Any], environment: Environment, asked: Settings, eng
             f"kubeflow.resources must name tasks: {', '.join(known)}, or {settings.DEFAULT}. "
             f"Received: {', '.join(unknown)}"
         )
-    # As a record of what made it, and the same for the same input.
+    # Record what made the package; the same input gives the same bytes.
     spec["sdkVersion"] = f"sigline-{sigline.__version__}"
     tasks = spec["components"][packages.GRAPH]["dag"]["tasks"]
     executors = spec["deploymentSpec"]["executors"]
     for name, task in {**tasks, **spec["root"]["dag"]["tasks"]}.items():
         if name == packages.GRAPH:
             continue
-        for given in task.get("inputs", {}).get("parameters", {}).values():
-            output = given.get("taskOutputParameter")
+        for source in task.get("inputs", {}).get("parameters", {}).values():
+            output = source.get("taskOutputParameter")
             if output is not None:
-                # TFX names tasks otherwise here than where it defines them.
+                # TFX refers to a producer by its name and `_task`, but defines it by the name
+                # alone.
                 output["producerTask"] = output["producerTask"].removesuffix("_task")
                 task["dependentTasks"] = sorted(
                     {*task.get("dependentTasks", []), output["producerTask"]}
@@ -304,7 +305,7 @@ def _finish(spec: dict[str, Any], environment: Environment, asked: Settings, eng
         own = ["--task", name, "--root", environment.root]
         own += ["--volume", f"{environment.root}/artifacts"] if asked.claim else []
         own += ["--objects"] if _is_on_dataflow(environment, name) else []
-        # Kubeflow says it by a label of the pod.
+        # Kubeflow gives pods the name of the run by a label; Vertex AI needs an argument.
         own += ["--run", packages.RUN_ID] if engine == VERTEX else []
         container["command"] = [*_COMMAND, *own]
         if resources := platform_config.resources(asked.resources_of(name)):
@@ -354,7 +355,7 @@ def _publish_if_released(spec: dict[str, Any], tasks: dict[str, Any]) -> None:
         component["inputDefinitions"].setdefault("parameters", {})["verdict"] = {
             "parameterType": "STRING"
         }
-    # Nothing asks for it as a parameter in TFX's pipeline.
+    # No task of TFX's pipeline takes the verdict as a parameter, so TFX leaves its type out.
     spec["components"]["RecordVerdict"]["outputDefinitions"]["parameters"] = {
         "verdict": {"parameterType": "STRING"}
     }
@@ -365,13 +366,13 @@ def _type_parameters(spec: dict[str, Any], tasks: dict[str, Any]) -> None:
     for task in tasks.values():
         component = spec["components"][task["componentRef"]["name"]]
         inputs = component.get("inputDefinitions", {})
-        for name, given in task.get("inputs", {}).get("parameters", {}).items():
-            if "taskOutputParameter" in given:
-                source = given["taskOutputParameter"]
-                producer = spec["components"][tasks[source["producerTask"]]["componentRef"]["name"]]
+        for name, source in task.get("inputs", {}).get("parameters", {}).items():
+            if "taskOutputParameter" in source:
+                output = source["taskOutputParameter"]
+                producer = spec["components"][tasks[output["producerTask"]]["componentRef"]["name"]]
                 inputs["parameters"][name] = dict(
-                    producer["outputDefinitions"]["parameters"][source["outputParameterKey"]]
+                    producer["outputDefinitions"]["parameters"][output["outputParameterKey"]]
                 )
         args = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]["args"]
-        # Where the entrypoint looks for them.
+        # TFX's entrypoint reads the types of inputs from this argument.
         args[args.index(_INPUTS_SPEC) + 1] = json.dumps(inputs, sort_keys=True)

@@ -73,7 +73,7 @@ class DryRun:
             package: What to run.
             folder: Where logs and what a backend keeps of a run go.
             parameters: Parameters of the run by name, as text.
-            report: Is told what became of each task.
+            report: Called with every task that has ended or was skipped.
             preload: Whether sigline's own tasks start from a process that has imported their
                 libraries, which takes longer than most tasks do.
 
@@ -87,7 +87,7 @@ class DryRun:
         self._folder = Path(folder) / self.name
         self._report = report
         self._preloaded = preloading.context() if preload else None
-        # Of the task that is running.
+        # Id of the process of the task that is running.
         self.process_id = 0
         self._parameters = package.parameters(parameters or {})
 
@@ -124,31 +124,34 @@ class DryRun:
     ) -> dict[str, Any]:
         """Returns the parameters of a task, its defaults among them."""
         defined = component.get("inputDefinitions", {}).get("parameters", {})
-        found = {
+        values = {
             name: item["defaultValue"] for name, item in defined.items() if "defaultValue" in item
         }
-        for name, given in task.get("inputs", {}).get("parameters", {}).items():
-            found[name] = self._value(given, parameters)
-        if missing := sorted(set(defined) - set(found)):
-            raise ValueError(f"a task has no value for its parameters {', '.join(missing)}")
-        for name, value in found.items():
+        for name, source in task.get("inputs", {}).get("parameters", {}).items():
+            values[name] = self._value(source, parameters)
+        if missing := sorted(set(defined) - set(values)):
+            raise ValueError(
+                f"a task has no value for its parameters {', '.join(missing)}. "
+                f"Received: {', '.join(sorted(values)) or 'none'}"
+            )
+        for name, value in values.items():
             kind = defined[name]["parameterType"]
             if kind == "NUMBER_INTEGER" and isinstance(value, float) and value.is_integer():
-                # Specifications have one kind of number.
-                found[name] = value = int(value)
+                # Specifications know no integers: whole numbers arrive as floating point.
+                values[name] = value = int(value)
             if not packages.is_of(kind, value):
                 raise ValueError(f"parameter {name} must be a {kind}. Received: {value!r}")
-        return found
+        return values
 
-    def _value(self, given: dict[str, Any], parameters: Mapping[str, Any]) -> Any:
-        if "componentInputParameter" in given:
-            return parameters[given["componentInputParameter"]]
-        if "taskOutputParameter" in given:
-            source = given["taskOutputParameter"]
-            return self.tasks[source["producerTask"]].parameters[source["outputParameterKey"]]
-        if "taskFinalStatus" in given:
-            return self._final_status(given["taskFinalStatus"]["producerTask"])
-        constant = given["runtimeValue"]["constant"]
+    def _value(self, source: dict[str, Any], parameters: Mapping[str, Any]) -> Any:
+        if "componentInputParameter" in source:
+            return parameters[source["componentInputParameter"]]
+        if "taskOutputParameter" in source:
+            output = source["taskOutputParameter"]
+            return self.tasks[output["producerTask"]].parameters[output["outputParameterKey"]]
+        if "taskFinalStatus" in source:
+            return self._final_status(source["taskFinalStatus"]["producerTask"])
+        constant = source["runtimeValue"]["constant"]
         return self.name if constant == packages.RUN_ID else constant
 
     def _final_status(self, name: str) -> str:
@@ -163,11 +166,12 @@ class DryRun:
         condition = task.get("triggerPolicy", {}).get("condition", "")
         if condition and not _holds(condition, values):
             return TaskRun(name, SKIPPED, reason=f"not: {condition}")
-        given = self._given(name, task, component, values)
+        executor_input = self._executor_input(name, task, component, values)
         label = component["executorLabel"]
         container = self._spec["deploymentSpec"]["executors"][label]["container"]
         command = [
-            _resolved(item, given) for item in (*container["command"], *container.get("args", []))
+            _resolved(item, executor_input)
+            for item in (*container["command"], *container.get("args", []))
         ]
         if command[0] == "python":
             command[0] = sys.executable
@@ -186,7 +190,7 @@ class DryRun:
         result.seconds = time.monotonic() - begin
         if result.state == SUCCEEDED:
             result.reason = ""
-            self._collect(result, given, component)
+            self._collect(result, executor_input, component)
         return result
 
     def _execute(self, command: list[str], log: Path, variables: dict[str, str]) -> int:
@@ -205,15 +209,15 @@ class DryRun:
             self.process_id = process.pid
             return process.wait()
 
-    def _given(
+    def _executor_input(
         self, name: str, task: dict[str, Any], component: dict[str, Any], values: dict[str, Any]
     ) -> dict[str, Any]:
         """Returns the `ExecutorInput` of a task, as the open-source backend writes it."""
         inputs = {}
         for key, source in task.get("inputs", {}).get("artifacts", {}).items():
             output = source["taskOutputArtifact"]
-            found = self.tasks[output["producerTask"]].artifacts[output["outputArtifactKey"]]
-            inputs[key] = {"artifacts": [found | {"type": {"instanceSchema": ""}}]}
+            artifact = self.tasks[output["producerTask"]].artifacts[output["outputArtifactKey"]]
+            inputs[key] = {"artifacts": [artifact | {"type": {"instanceSchema": ""}}]}
         defined = component.get("outputDefinitions", {})
         base = f"minio://mlpipeline/v2/artifacts/{self._spec['pipelineInfo']['name']}/{self.name}"
         place = self._folder / "outputs" / name
@@ -243,7 +247,7 @@ class DryRun:
     def _variables(self, label: str) -> dict[str, str]:
         """Returns the environment variables that Kubernetes would set."""
         asked = self._executors.get(label, {})
-        found = {
+        variables = {
             item["name"]: self.name
             for item in asked.get("fieldPathAsEnv", [])
             if item["fieldPath"] == packages.RUN_LABEL
@@ -254,22 +258,27 @@ class DryRun:
                     raise ValueError(
                         f"The package shows a secret as ${item['envVar']}; set it for a dry run."
                     )
-        return found
+        return variables
 
-    def _collect(self, result: TaskRun, given: dict[str, Any], component: dict[str, Any]) -> None:
-        """Takes over what a task has put out."""
-        path = Path(given["outputs"]["outputFile"])
+    def _collect(
+        self, result: TaskRun, executor_input: dict[str, Any], component: dict[str, Any]
+    ) -> None:
+        """Keeps the output artifacts and parameters of a task for those that need them."""
+        path = Path(executor_input["outputs"]["outputFile"])
         written = json.loads(path.read_text()) if path.is_file() else {}
-        for key, item in given["outputs"]["artifacts"].items():
-            found = dict(item["artifacts"][0])
+        for key, item in executor_input["outputs"]["artifacts"].items():
+            artifact = dict(item["artifacts"][0])
             for own in written.get("artifacts", {}).get(key, {}).get("artifacts", []):
-                found["metadata"] = found["metadata"] | own.get("metadata", {})
-                found["uri"] = own.get("uri") or found["uri"]
-            result.artifacts[key] = found
+                artifact["metadata"] = artifact["metadata"] | own.get("metadata", {})
+                artifact["uri"] = own.get("uri") or artifact["uri"]
+            result.artifacts[key] = artifact
         result.parameters = dict(written.get("parameterValues", {}))
         defined = component.get("outputDefinitions", {}).get("parameters", {})
         if missing := sorted(set(defined) - set(result.parameters)):
-            raise ValueError(f"{result.name} has not put out {', '.join(missing)}")
+            raise ValueError(
+                f"{result.name} has not put out {', '.join(missing)}. "
+                f"Received: {', '.join(sorted(result.parameters)) or 'none'}"
+            )
         for key, item in defined.items():
             if item["parameterType"] == "NUMBER_INTEGER":
                 result.parameters[key] = int(result.parameters[key])
@@ -285,37 +294,43 @@ def _upstream(task: Mapping[str, Any]) -> list[str]:
     """Returns the names of the tasks that a task needs."""
     inputs = task.get("inputs", {})
     sources = [*inputs.get("artifacts", {}).values(), *inputs.get("parameters", {}).values()]
-    found = set(task.get("dependentTasks", []))
+    names = set(task.get("dependentTasks", []))
     for source in sources:
         for kind in ("taskOutputArtifact", "taskOutputParameter"):
             if kind in source:
-                found.add(source[kind]["producerTask"])
-    return sorted(found)
+                names.add(source[kind]["producerTask"])
+    return sorted(names)
 
 
 def _in_order(tasks: Mapping[str, Any]) -> list[str]:
     """Returns the names of tasks, each after those that it needs."""
     left, order = {name: set(_upstream(task)) for name, task in tasks.items()}, []
     if unknown := sorted(set().union(*left.values()) - set(tasks)) if left else []:
-        raise ValueError(f"The package has no tasks {', '.join(unknown)}, which others need.")
+        raise ValueError(
+            f"The package has no tasks {', '.join(unknown)}, which others need. "
+            f"Received: tasks={sorted(tasks)}"
+        )
     while left:
         ready = sorted(name for name, needed in left.items() if not needed)
         if not ready:
-            raise ValueError(f"Tasks of the package need each other: {', '.join(sorted(left))}")
+            raise ValueError(
+                f"Tasks of the package need each other: {', '.join(sorted(left))}. "
+                f"Received: {', '.join(f'{x} needs {sorted(left[x])}' for x in sorted(left))}"
+            )
         order += ready
         left = {name: needed - set(ready) for name, needed in left.items() if name not in ready}
     return order
 
 
 def _holds(condition: str, values: Mapping[str, Any]) -> bool:
-    found = _CONDITION.fullmatch(condition)
-    if found is None:
+    match = _CONDITION.fullmatch(condition)
+    if match is None:
         raise ValueError(f"A dry run does not know the condition {condition!r}")
-    return values[found[1]] == found[2]
+    return values[match[1]] == match[2]
 
 
-def _resolved(item: str, given: dict[str, Any]) -> str:
-    text = item.replace(_INPUT_PLACEHOLDER, json.dumps(given))
+def _resolved(item: str, executor_input: dict[str, Any]) -> str:
+    text = item.replace(_INPUT_PLACEHOLDER, json.dumps(executor_input))
     if item.replace(_INPUT_PLACEHOLDER, "").startswith("{{$"):
         raise ValueError(f"A dry run does not know the placeholder {item!r}")
     return text

@@ -13,7 +13,7 @@ from sigline.schemas import digests, ownership
 
 # The graph of all tasks but the last, as TFX calls it.
 GRAPH = "tfx-dag"
-# What a backend puts the name of the run for, and where its pods have it.
+# Placeholder for the name of the run, and the field of a pod that holds it.
 RUN_ID, RUN_LABEL = "{{$.pipeline_job_uuid}}", "metadata.labels['pipeline/runid']"
 COMMAND = "sigline kubeflow compile"
 # Vertex AI's labels have at most 63 characters.
@@ -38,35 +38,35 @@ class Package:
     spec: dict[str, Any]
     executors: dict[str, Any]
 
-    def parameters(self, given: Mapping[str, str]) -> dict[str, Any]:
+    def parameters(self, changes: Mapping[str, str]) -> dict[str, Any]:
         """Returns the parameters of a run.
 
         Args:
-            given: Those that differ from their defaults, by name, as text.
+            changes: Those that differ from their defaults, by name, as text.
 
         Raises:
             ValueError: If there is no such parameter, or it is of another type.
         """
         defined = self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
-        if unknown := sorted(set(given) - set(defined)):
+        if unknown := sorted(set(changes) - set(defined)):
             raise ValueError(
                 f"The package has the parameters {', '.join(sorted(defined)) or 'none'}. "
                 f"Received: {', '.join(unknown)}"
             )
-        found = {
+        values = {
             name: item["defaultValue"] for name, item in defined.items() if "defaultValue" in item
         }
-        for name, text in given.items():
+        for name, text in changes.items():
             kind = defined[name]["parameterType"]
             try:
-                found[name] = _KINDS[kind][0](text)
+                values[name] = _KINDS[kind][0](text)
             except (KeyError, ValueError):
                 raise ValueError(f"{name} must be a {kind}. Received: {name}={text!r}") from None
         for name, item in defined.items():
             # YAML and JSON have one kind of number.
-            if item["parameterType"] == "NUMBER_INTEGER" and name in found:
-                found[name] = int(found[name])
-        return found
+            if item["parameterType"] == "NUMBER_INTEGER" and name in values:
+                values[name] = int(values[name])
+        return values
 
     def on(self, volume: str | Path) -> "Package":
         """Returns the package with a folder of this machine in place of its tasks' volume.
@@ -86,7 +86,8 @@ class Package:
         if not mounts:
             raise ValueError(
                 "A dry run needs a package with a volume, which one for Vertex AI has not; compile "
-                "the pipeline for Kubeflow."
+                "the pipeline for Kubeflow. "
+                f"Received: executors={sorted(self.executors)}"
             )
         for mount in mounts:
             spec = _moved(spec, mount.rstrip("/"), str(Path(volume).absolute()))

@@ -11,21 +11,21 @@ from sigline.pipeline.kubeflow.settings import Resources, Settings
 
 def resources(asked: Resources) -> dict[str, Any]:
     """Returns a `ResourceSpec`, in the fields of newer backends and of older ones."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if asked.cpu:
-        found |= {"cpuLimit": asked.cores, "cpuRequest": asked.cores}
-        found |= {"resourceCpuLimit": asked.cpu, "resourceCpuRequest": asked.cpu}
+        fields |= {"cpuLimit": asked.cores, "cpuRequest": asked.cores}
+        fields |= {"resourceCpuLimit": asked.cpu, "resourceCpuRequest": asked.cpu}
     if asked.memory:
-        found |= {"memoryLimit": asked.gigabytes, "memoryRequest": asked.gigabytes}
-        found |= {"resourceMemoryLimit": asked.memory, "resourceMemoryRequest": asked.memory}
+        fields |= {"memoryLimit": asked.gigabytes, "memoryRequest": asked.gigabytes}
+        fields |= {"resourceMemoryLimit": asked.memory, "resourceMemoryRequest": asked.memory}
     if asked.accelerator:
-        found["accelerator"] = {
+        fields["accelerator"] = {
             "type": asked.accelerator,
             "count": str(asked.accelerators),
             "resourceType": asked.accelerator,
             "resourceCount": str(asked.accelerators),
         }
-    return found
+    return fields
 
 
 def platform(spec: dict[str, Any], asked: Settings) -> dict[str, Any]:
@@ -60,10 +60,10 @@ def platform(spec: dict[str, Any], asked: Settings) -> dict[str, Any]:
             message.image_pull_secret.add(
                 secret_name=secret,
             )
-        given = asked.resources_of(name)
-        if given.node_selector:
-            message.node_selector.labels.update(given.node_selector)
-        for key in given.tolerations:
+        task_resources = asked.resources_of(name)
+        if task_resources.node_selector:
+            message.node_selector.labels.update(task_resources.node_selector)
+        for key in task_resources.tolerations:
             message.tolerations.add(key=key, operator="Exists")
         executors[component["executorLabel"]] = json_format.MessageToDict(message)
     return {"deploymentSpec": {"executors": executors}}

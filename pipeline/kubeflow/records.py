@@ -46,19 +46,19 @@ def run_folder(root: str | Path, run: str) -> Path:
 
 
 def add_task(root: str | Path, task: NodeRun, *, order: float) -> None:
-    """Records what became of a task of this run; a retry replaces what was said before."""
+    """Records what became of a task of this run; a retry replaces the record before it."""
     record = dataclasses.asdict(task) | {"order": order}
     _write(run_folder(root, run_name()) / "tasks" / f"{task.name}.json", record)
 
 
 def tasks(root: str | Path, run: str) -> list[NodeRun]:
     """Returns the tasks of a run, in the order in which they began."""
-    found = [
+    stored = [
         json.loads(path.read_text()) for path in (run_folder(root, run) / "tasks").glob("*.json")
     ]
-    found.sort(key=lambda item: item["order"])
+    stored.sort(key=lambda item: item["order"])
     return [
-        NodeRun(**{key: value for key, value in item.items() if key != "order"}) for item in found
+        NodeRun(**{key: value for key, value in item.items() if key != "order"}) for item in stored
     ]
 
 

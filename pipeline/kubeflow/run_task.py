@@ -30,12 +30,13 @@ from sigline.components import artifact_types
 from sigline.pipeline.kubeflow import records, tfx_nodes
 from sigline.pipeline.report import NodeRun
 
-# Where Kubeflow's launcher has its copies of what is in object stores, and Vertex AI its mounts.
+# Folders of the copies that Kubeflow's launcher makes of objects, and of Vertex AI's mounted
+# buckets.
 _LOCAL = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
 _POINTER = "volume.json"
 # Artifacts that are one file, not a folder.
 _VALUES = ("tfx.String", "tfx.Integer", "tfx.Float", "tfx.Boolean")
-# Artifact types that are not TFX's by the names that the specification has for them.
+# Classes of sigline's artifact types, by their names in the specification.
 _OWN_TYPES = {
     kind.TYPE_NAME: f"{kind.__module__}.{kind.__name__}"
     for kind in vars(artifact_types).values()
@@ -61,24 +62,24 @@ def main(argv: list[str]) -> int:
         os.environ[records.RUN_VARIABLE] = own.run
     compiler_utils.TITLE_TO_CLASS_PATH.update(_OWN_TYPES)
     arguments, beam_args = tfx_entrypoint._parse_flags(rest)
-    given = json.loads(arguments.json_serialized_invocation_args)
+    executor_input = json.loads(arguments.json_serialized_invocation_args)
     declared = json.loads(arguments.json_serialized_inputs_spec_args or "{}")
     begin, uris, error, refused = time.time(), {}, "", False
     try:
-        prepare_inputs(given, declared, own.volume)
-        uris = place_outputs(given, own.volume)
+        prepare_inputs(executor_input, declared, own.volume)
+        uris = place_outputs(executor_input, own.volume)
         arguments.json_serialized_invocation_args = json.dumps(
-            as_objects(given) if own.objects else given
+            as_objects(executor_input) if own.objects else executor_input
         )
-        _record(own, "running", begin, given)
+        _record(own, "running", begin, executor_input)
         tfx_entrypoint.main((arguments, beam_args))
     except BaseException as failure:  # Whatever it is, it is the task's; the run must know why.
         traceback.print_exc()
         error, refused = tfx_nodes.message_of(failure)
     try:
         state = "failed" if error else "done"
-        _record(own, state, begin, given, error, refused=refused)
-        name_outputs(given["outputs"]["outputFile"], uris)
+        _record(own, state, begin, executor_input, error, refused=refused)
+        name_outputs(executor_input["outputs"]["outputFile"], uris)
     except OSError as failure:
         error = error or str(failure)
     if error:
@@ -86,33 +87,33 @@ def main(argv: list[str]) -> int:
     return 1 if error else 0
 
 
-def prepare_inputs(given: dict[str, Any], declared: dict[str, Any], volume: str) -> None:
+def prepare_inputs(executor_input: dict[str, Any], declared: dict[str, Any], volume: str) -> None:
     """Gives input artifacts their types, and puts those in place that others stand for.
 
     Args:
-        given: Kubeflow's `ExecutorInput`; it is changed.
+        executor_input: Kubeflow's `ExecutorInput`; it is changed.
         declared: The component's `ComponentInputsSpec`.
         volume: Folder of the volume that artifacts lie in; empty for none.
     """
-    inputs = given.get("inputs", {}).get("artifacts", {})
+    inputs = executor_input.get("inputs", {}).get("artifacts", {})
     for name in list(inputs):
-        found = []
+        artifacts = []
         for item in inputs[name].get("artifacts", []):
             others = item.get("metadata", {}).get(tfx_nodes.STANDS_FOR)
-            found += [item] if others is None else json.loads(others)
-        if not found:
-            # An input that is not given.
+            artifacts += [item] if others is None else json.loads(others)
+        if not artifacts:
+            # An optional input that nothing provides.
             del inputs[name]
             continue
-        wanted = declared.get("artifacts", {}).get(name, {}).get("artifactType")
-        for item in found:
-            if wanted is not None and not _has_type(item.get("type") or {}):
-                item["type"] = wanted
+        artifact_type = declared.get("artifacts", {}).get(name, {}).get("artifactType")
+        for item in artifacts:
+            if artifact_type is not None and not _has_type(item.get("type") or {}):
+                item["type"] = artifact_type
             item["uri"] = path_of(item.get("uri", ""), volume)
-        inputs[name]["artifacts"] = found
-    values = given.get("inputs", {}).get("parameterValues", {})
+        inputs[name]["artifacts"] = artifacts
+    values = executor_input.get("inputs", {}).get("parameterValues", {})
     for name, value in values.items():
-        # The status of a run, of which some backends make a structure.
+        # The status of a run, which some backends hand over as a structure.
         if isinstance(value, dict):
             values[name] = json.dumps(value)
 
@@ -122,23 +123,23 @@ def _has_type(kind: dict[str, str]) -> bool:
     return bool(kind.get("instanceSchema") or (title and not title.startswith("system.")))
 
 
-def place_outputs(given: dict[str, Any], volume: str) -> dict[str, str]:
+def place_outputs(executor_input: dict[str, Any], volume: str) -> dict[str, str]:
     """Says where output artifacts, and what tells of them, are written.
 
     What a try before this has left there is removed: no task reads what it has half written.
 
     Args:
-        given: Kubeflow's `ExecutorInput`; it is changed.
+        executor_input: Kubeflow's `ExecutorInput`; it is changed.
         volume: Folder of the volume that artifacts lie in; empty for none.
 
     Returns:
         The URIs that the backend knows artifacts by, by their paths.
     """
-    uris, outputs = {}, given.get("outputs", {})
+    uris, outputs = {}, executor_input.get("outputs", {})
     if "outputFile" in outputs:
         outputs["outputFile"] = path_of(outputs["outputFile"], "")
-    for found in outputs.get("artifacts", {}).values():
-        for item in found.get("artifacts", []):
+    for output in outputs.get("artifacts", {}).values():
+        for item in output.get("artifacts", []):
             path = path_of(item["uri"], volume)
             uris[path] = item["uri"]
             item["uri"] = path
@@ -165,16 +166,16 @@ def path_of(uri: str, volume: str) -> str:
     return volume.rstrip("/") + posixpath.normpath("/" + rest.partition("/")[2])
 
 
-def as_objects(given: dict[str, Any]) -> dict[str, Any]:
+def as_objects(executor_input: dict[str, Any]) -> dict[str, Any]:
     """Returns what a task is handed with objects in place of the folders that stand for them.
 
     Workers elsewhere see no mounted bucket. What the task itself writes for the backend stays.
     """
     mount = _LOCAL["gs://"]
-    found = json.loads(json.dumps(given).replace(f'"{mount}', '"gs://'))
-    if "outputFile" in given.get("outputs", {}):
-        found["outputs"]["outputFile"] = given["outputs"]["outputFile"]
-    return found
+    objects = json.loads(json.dumps(executor_input).replace(f'"{mount}', '"gs://'))
+    if "outputFile" in executor_input.get("outputs", {}):
+        objects["outputs"]["outputFile"] = executor_input["outputs"]["outputFile"]
+    return objects
 
 
 def name_outputs(path: str, uris: dict[str, str]) -> None:
@@ -197,8 +198,8 @@ def name_outputs(path: str, uris: dict[str, str]) -> None:
         return
     with open(path) as handle:
         content = json.load(handle)
-    for found in content.get("artifacts", {}).values():
-        for item in found.get("artifacts", []):
+    for output in content.get("artifacts", {}).values():
+        for item in output.get("artifacts", []):
             item["uri"] = uris.get(item.get("uri", ""), item.get("uri", ""))
     with open(path, "w") as handle:
         json.dump(content, handle)
@@ -208,20 +209,20 @@ def _record(
     own: argparse.Namespace,
     state: str,
     begin: float,
-    given: dict,
+    executor_input: dict,
     error: str = "",
     *,
     refused: bool = False,
 ) -> None:
     """Writes what became of the task, for the report of the run."""
     outputs, properties = {}, {}
-    path = given["outputs"]["outputFile"]
+    path = executor_input["outputs"]["outputFile"]
     done = {}
     if state == "done" and os.path.isfile(path):
         with open(path) as handle:
             done = json.load(handle).get("artifacts", {})
-    for name, found in given["outputs"].get("artifacts", {}).items():
-        outputs[name] = found["artifacts"][0]["uri"]
+    for name, output in executor_input["outputs"].get("artifacts", {}).items():
+        outputs[name] = output["artifacts"][0]["uri"]
         properties[name] = next(
             (item.get("metadata", {}) for item in done.get(name, {}).get("artifacts", [])), {}
         )

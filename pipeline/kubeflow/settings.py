@@ -60,8 +60,8 @@ class Resources:
     @property
     def gigabytes(self) -> float:
         """The memory in units of 10^9 bytes; 0 for no request."""
-        found = _MEMORY.fullmatch(self.memory)
-        return int(found[1]) * _UNITS[found[2]] / 1e9 if found else 0.0
+        match = _MEMORY.fullmatch(self.memory)
+        return int(match[1]) * _UNITS[match[2]] / 1e9 if match else 0.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,6 @@ def read(section: Mapping[str, Any] | None) -> Settings:
     if section is None:
         raise ValueError(
             "The environment has no `kubeflow` section. Add one, with at least `image`; "
-            "docs/kubeflow.md says what it may hold."
+            "docs/kubeflow.md says what it may hold. Received: kubeflow=None"
         )
     return strict.build(Settings, section, "kubeflow.", number_as_text=True)

@@ -59,7 +59,7 @@ def PlanRun(
     a run may change: the recipe, the span (negative for the newest), `KEY=VALUE` overrides with a
     semicolon between them, the steps (0 for the recipe's), and thresholds as JSON.
     """
-    given = environments.from_json(environment)
+    compiled_for = environments.from_json(environment)
     changed = [item.strip() for item in overrides.split(";") if item.strip()]
     changed += [f"steps={steps}"] if steps else []
     try:
@@ -67,17 +67,17 @@ def PlanRun(
     except ValueError as error:
         raise ValueError(f"gate must be JSON. Received: gate={thresholds!r}: {error}") from None
     asked = dataclasses.replace(
-        given,
+        compiled_for,
         recipe=recipe,
-        span=given.span if chosen_span < 0 else chosen_span,
-        overrides=(*given.overrides, *changed),
+        span=compiled_for.span if chosen_span < 0 else chosen_span,
+        overrides=(*compiled_for.overrides, *changed),
     )
     plan = planning.plan(asked, thresholds=changes)
-    if bool(plan.text_tower) != checks.reads_texts(given):
+    if bool(plan.text_tower) != checks.reads_texts(compiled_for):
         raise ValueError(
             "The recipe of a run must have a text tower if that of the package has one, and none "
             "if that has none: the tasks differ. Compile a package for it. "
-            f"Received: recipe={recipe}, compiled for recipe={given.recipe}"
+            f"Received: recipe={recipe}, compiled for recipe={compiled_for.recipe}"
         )
     return dataclasses.asdict(plan)
 
@@ -91,8 +91,8 @@ def FindEarlierSpans(
     examples: OutputArtifact[Examples],
 ):
     """Finds the examples of the newest accepted spans before one."""
-    found = _accepted_examples(root, spans, span - 1)
-    _stand_for(examples, [found[x] for x in sorted(found)[-num_spans:]])
+    accepted = _accepted_examples(root, spans, span - 1)
+    _stand_for(examples, [accepted[x] for x in sorted(accepted)[-num_spans:]])
 
 
 @component
@@ -108,8 +108,8 @@ def FindWindow(
 
     Its own are those that were just made, not those of an earlier run of the same span.
     """
-    found = _accepted_examples(root, spans, span) | {candidate.span: _packed(candidate)}
-    _stand_for(examples, [found[x] for x in sorted(found)[-num_spans:]])
+    accepted = _accepted_examples(root, spans, span) | {candidate.span: _packed(candidate)}
+    _stand_for(examples, [accepted[x] for x in sorted(accepted)[-num_spans:]])
 
 
 @component
@@ -129,7 +129,8 @@ def FindAcceptedData(
         and all(_is_there(item[name]) for name in ("statistics", "ingest_report"))
         and (item["span"] < span if spans else item["statistics"]["uri"] != candidate.uri)
     ]
-    # The registry is in order of time, and of what is equal the first counts.
+    # The registry is in order of time, and `max` takes the first of equal spans, so look from the
+    # newest.
     newest = max(reversed(earlier), key=lambda item: item["span"], default=None)
     _stand_for(statistics, [newest["statistics"]] if newest else [])
     _stand_for(ingest_report, [newest["ingest_report"]] if newest else [])
@@ -173,7 +174,7 @@ def RecordData(
     records.add(root, records.DATA, record)
     run = records.run_name()
     if not any(task.name == INGEST for task in records.tasks(root, run)):
-        # It did not run: the cache answered.
+        # The task left no record, since the cache answered for it.
         task = NodeRun(INGEST, "cached", 0.0, {"report": ingest_report.uri}, {})
         records.add_task(root, task, order=0.0)
 
@@ -237,7 +238,7 @@ def _reasons(tasks: list[NodeRun], status: dict) -> tuple[list[str], list[str]]:
     failed = [task for task in tasks if task.state == "failed"]
     refusals = [task.error for task in failed if task.refused]
     failures = [f"{task.name}: {task.error}" for task in failed if not task.refused]
-    # Killed from outside, it could not.
+    # A task that was killed could not record a reason.
     failures += [
         f"{task.name}: ended without saying why" for task in tasks if task.state == "running"
     ]
@@ -275,9 +276,9 @@ def _model_digest(model: Artifact) -> str:
 def _packed(artifact: Artifact) -> dict:
     """Returns an artifact as Kubeflow writes it, by which it can be handed on."""
     message = kubeflow_v2_entrypoint_utils.to_runtime_artifact(artifact, {})
-    found = json_format.MessageToDict(message)
-    # What tells it from others; its ID is made of it.
-    return found | {"name": found.get("name") or artifact.uri}
+    fields = json_format.MessageToDict(message)
+    # The name identifies the artifact: its id is made of it.
+    return fields | {"name": fields.get("name") or artifact.uri}
 
 
 def _stand_for(artifact: Artifact, others: list[dict]) -> None:

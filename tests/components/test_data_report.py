@@ -1,8 +1,13 @@
+import copy
 import html.parser
+
+import jinja2
+import pytest
 
 from sigline.components.validate import report
 from sigline.components.validate.gate import Described
 
+HOSTILE = "<script>alert(1)</script>\"'& שלום"
 COUNTS = {
     "input": 1234,
     "written": 1200,
@@ -122,3 +127,122 @@ def test_captions_have_a_direction_of_their_own_and_bars_have_axes():
     assert 'href="../reports.html"' in page
     assert "<span>0%</span><span>50%</span><span>100%</span>" in page
     assert "% of train" in page
+
+
+class _Tags(html.parser.HTMLParser):
+    """Collects tags with the names of their attributes, and all texts and values."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.values = [], "", set()
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, [name for name, _ in attrs]))
+        self.values |= {value for _, value in attrs}
+
+    def handle_endtag(self, tag):
+        self.tags.append(f"/{tag}")
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _report_of(text):
+    """Returns data and samples with a text in every place, made from the place's name."""
+    group = {
+        "folder": text("folder"),
+        "suffix": text("suffix"),
+        "reason": text("reason of passed over"),
+        "names": [text("file"), text("other file")],
+        "count": 3,
+        "counted": True,
+    }
+    files = {"total": 5, "read": 2, "passed_over": 3}
+    counts = COUNTS | {
+        "rejected_by_reason": {text("reason"): 34},
+        "remarks": {text("remark"): 3},
+        "passed_over": {"files": files, "members": files, "groups": [group]},
+    }
+    profile = {"train": {text("feature"): {text("value"): 10}}}
+    rejected = {
+        "key": text("rejected key"),
+        "shard": text("shard"),
+        "position": [0, 5],
+        "detail": text("detail"),
+        "image": text("image"),
+        "other": text("other"),
+    }
+    kept = {
+        "key": text("key"),
+        "source": text("source"),
+        "text": [text("caption"), text("other caption")],
+        "image": "QUJD",
+    }
+    samples = {"eval": [kept], next(iter(counts["rejected_by_reason"])): [rejected]}
+    more = {
+        "problems": [text("problem")],
+        "warnings": [text("warning")],
+        "date": text("date"),
+        "reports": text("../reports.html#"),
+    }
+    return Described(counts, profile), samples, more
+
+
+def _page_of(text):
+    data, samples, more = _report_of(text)
+    return report.page(data, samples, **more)
+
+
+def test_every_text_of_the_data_is_escaped():
+    places = []
+
+    def hostile(place):
+        places.append(f"{place} {HOSTILE}")
+        return places[-1]
+
+    page = _page_of(hostile)
+    assert "<script" not in page
+    parser = _Tags(page)
+    # Nothing that the texts hold is a tag or an attribute, and none of them is lost.
+    assert parser.tags == _Tags(_page_of(str)).tags
+    assert len(places) == len(set(places))
+    pictures = {f"data:image/jpeg;base64,{place} {HOSTILE}" for place in ("image", "other")}
+    assert pictures | {f"../reports.html# {HOSTILE}"} <= parser.values
+    only_values = {f"{place} {HOSTILE}" for place in ("image", "other", "../reports.html#")}
+    assert [text for text in places if text not in parser.text and text not in only_values] == []
+
+
+@pytest.mark.parametrize("address", ["javascript:alert(1)", " JavaScript:alert(1)//"])
+def test_an_address_that_runs_something_is_no_link(address):
+    page = report.page(Described(COUNTS, PROFILE), SAMPLES, [], reports=address)
+    assert "href" not in page
+    assert "model report, model card and all else" in page
+
+
+def _names(value, path=()):
+    """Returns the ways to all names of dictionaries."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield (*path, name)
+            yield from _names(inner, (*path, name))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _names(inner, (*path, i))
+
+
+def test_what_is_missing_is_an_error():
+    data, samples, more = _report_of(str)
+    content = report.content(data, samples) | more
+    assert report.TEMPLATE.render(content) == _page_of(str)
+    names = list(_names(content))
+    assert ("features", 0, "rows", 0, "bars", 0, "share") in names
+    for path in names:
+        lacking = copy.deepcopy(content)
+        holder = lacking
+        for step in path[:-1]:
+            holder = holder[step]
+        del holder[path[-1]]
+        with pytest.raises(jinja2.UndefinedError):
+            report.TEMPLATE.render(lacking)

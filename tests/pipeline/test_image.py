@@ -15,9 +15,9 @@ DOCKERFILES = ("Dockerfile", "serving/deploy/Dockerfile", "pipeline/template/Doc
 MODULES = (
     "sigline.pipeline.kubeflow.run_task",
     "sigline.pipeline.kubeflow.tfx_nodes",
-    "sigline.pipeline.tfx_infra",
-    "sigline.pipeline.tfx_tower",
-    "sigline.pipeline.tfx_trainer",
+    "sigline.components.check_serving.component",
+    "sigline.components.export_tower.component",
+    "sigline.components.train.component",
     "sigline.components.embed.component",
     "sigline.components.evaluate.component",
     "sigline.components.index.component",

@@ -58,9 +58,9 @@ def done(given, tmp_path_factory):
 
 
 def test_other_interpreter_trains_the_same_model(given, done, tmp_path):
-    from sigline.pipeline import tfx_trainer
+    from sigline.components.train import component
 
-    tfx_trainer._run_by(sys.executable, given(tmp_path))
+    component._run_by(sys.executable, given(tmp_path))
     digests = []
     for folder in (done, tmp_path):
         metadata = folder / "model" / signatures.ASSETS_DIR / signatures.METADATA_FILE
@@ -95,20 +95,20 @@ def test_second_process_does_not_train_the_same(tmp_path):
 
 
 def test_reason_of_a_failure_is_handed_on(given, tmp_path, capfd):
-    from sigline.pipeline import tfx_trainer
+    from sigline.components.train import component
 
     wrong = dataclasses.replace(given(tmp_path), folders=["/nowhere"])
     with pytest.raises(RuntimeError, match=r"ended with 1: .*/nowhere"):
-        tfx_trainer._run_by(sys.executable, wrong)
+        component._run_by(sys.executable, wrong)
     assert "/nowhere" in capfd.readouterr().err
 
 
 # What a task of the pipeline is, for whoever kills it.
 _PARENT = """
 import json, sys
-from sigline.pipeline import tfx_trainer
+from sigline.components.train import component
 from sigline.trainer.run_file import Task
-tfx_trainer._run_by(sys.executable, Task(**json.loads(sys.argv[1])))
+component._run_by(sys.executable, Task(**json.loads(sys.argv[1])))
 """
 
 

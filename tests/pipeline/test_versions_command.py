@@ -64,7 +64,7 @@ def test_what_cannot_be_done_is_one_sentence(base, tmp_path, capsys):
 
 
 def test_labels_are_written_as_tf_serving_reads_them(base, tmp_path, capsys):
-    from sigline.serving import model_config
+    from sigline.serving.server import model_config
 
     config = tmp_path / "models.config"
     logged = "logging_config { sampling_config { sampling_rate: 0.5 } }"

@@ -16,7 +16,7 @@ def reliability(
     bins: int = BINS,
     weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parts predictions into bins of equal width and compares what was said with what happened.
+    """Bins predictions by probability, with bins of equal width, and compares them with outcomes.
 
     A bin holds its upper bound and not its lower one, but the first holds 0.
 
@@ -27,17 +27,17 @@ def reliability(
         weights: How often each counts, shape `(predictions,)`; once by default.
 
     Returns:
-        Of each bin, shape `(bins,)`: the weight in it, the mean probability and the share that
-        came true; the latter two NaN in an empty bin.
+        For each bin, shape `(bins,)`: the weight in it, the mean predicted probability, and the
+        share of predictions that came true; the latter two are NaN for an empty bin.
     """
     index = bin_of(probabilities, bins)
     if weights is None:
         weights = np.ones(len(probabilities))
     count = np.bincount(index, weights, bins)
     with np.errstate(invalid="ignore"):
-        said = np.bincount(index, weights * probabilities, bins) / count
+        predicted = np.bincount(index, weights * probabilities, bins) / count
         came = np.bincount(index, weights * happened, bins) / count
-    return count, said, came
+    return count, predicted, came
 
 
 def bin_of(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -50,7 +50,7 @@ def bin_of(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
 def calibration_error(
     units: Sequence[str], probabilities: np.ndarray, happened: np.ndarray
 ) -> Measure:
-    """Returns the expected calibration error: the bins' |said - came true|, by their weights.
+    """Returns the expected calibration error: the weighted mean of |predicted - true share|.
 
     ECE = sum_b n_b / n |said_b - came_b| (arXiv 1706.04599).
 
@@ -60,9 +60,9 @@ def calibration_error(
         happened: Shape `(units, predictions)`.
     """
     gap = np.empty((len(units), BINS))
-    for row, (said, came) in enumerate(zip(probabilities, happened, strict=True)):
-        gap[row] = np.bincount(bin_of(said), said.astype(np.float64) - came, BINS)
-    # Not the array itself, which would be kept.
+    for row, (predicted, came) in enumerate(zip(probabilities, happened, strict=True)):
+        gap[row] = np.bincount(bin_of(predicted), predicted.astype(np.float64) - came, BINS)
+    # The closure holds this number, not the array, which would stay in memory.
     predictions = probabilities.shape[1]
     return Measure(
         tuple(units),

@@ -23,26 +23,26 @@ def ranks(scores: np.ndarray, labels: list[np.ndarray]) -> np.ndarray:
     Returns:
         Shape `(examples,)`, int64.
     """
-    found = np.empty(len(scores), np.int64)
-    for row, wanted in enumerate(labels):
-        limit = scores[row, wanted].max() - retrieval.TIE
+    wrong_above = np.empty(len(scores), np.int64)
+    for row, right in enumerate(labels):
+        limit = scores[row, right].max() - retrieval.TIE
         others = np.count_nonzero(~(scores[row] < limit))
-        found[row] = others - np.count_nonzero(~(scores[row, wanted] < limit))
-    return found
+        wrong_above[row] = others - np.count_nonzero(~(scores[row, right] < limit))
+    return wrong_above
 
 
 def last_ranks(scores: np.ndarray, labels: list[np.ndarray]) -> np.ndarray:
-    """As `ranks`, of the worst right class: how many wrong ones score at least as high as it.
+    """Returns how many wrong classes score at least as high as the worst right one; see `ranks`.
 
     A model that sees one thing in each picture has rank 0 by `ranks` and not by this: the single
     tag bias of CLIP (arXiv 2404.00384).
     """
-    found = np.empty(len(scores), np.int64)
-    for row, wanted in enumerate(labels):
-        limit = scores[row, wanted].min() - retrieval.TIE
-        wrong = np.delete(scores[row], wanted)
-        found[row] = np.count_nonzero(~(wrong < limit))
-    return found
+    wrong_above = np.empty(len(scores), np.int64)
+    for row, right in enumerate(labels):
+        limit = scores[row, right].min() - retrieval.TIE
+        wrong = np.delete(scores[row], right)
+        wrong_above[row] = np.count_nonzero(~(wrong < limit))
+    return wrong_above
 
 
 def predictions(scores: np.ndarray) -> np.ndarray:
@@ -59,10 +59,10 @@ def class_scores(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
         image: Unit embeddings, shape `(images, dim)`.
         classes: Unit embeddings, shape `(classes, dim)`.
     """
-    found = np.empty((len(image), len(classes)), np.float32)
+    scores = np.empty((len(image), len(classes)), np.float32)
     for top in range(0, len(image), _ROWS):
-        found[top : top + _ROWS] = image[top : top + _ROWS] @ classes.T
-    return found
+        scores[top : top + _ROWS] = image[top : top + _ROWS] @ classes.T
+    return scores
 
 
 def average_precision(
@@ -82,18 +82,19 @@ def average_precision(
     """
     order = np.argsort(-scores, kind="stable")
     relevant = relevant[order]
-    # Where a run of equal scores ends; those without a relevant example gain nothing.
+    # Thresholds are the ends of runs of equal scores; those without a relevant example are left
+    # out, since they add no recall.
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     counts = np.cumsum(relevant)[last]
     last = last[np.diff(counts, prepend=0) > 0]
 
     def of(weights: np.ndarray) -> np.ndarray:
         counted = weights[:, order]
-        seen = np.cumsum(counted, axis=1)[:, last]
+        ranked = np.cumsum(counted, axis=1)[:, last]
         hits = np.cumsum(counted * relevant, axis=1)[:, last]
         gained = np.diff(hits, axis=1, prepend=0.0)
         with np.errstate(invalid="ignore"):
-            precision = np.where(seen > 0, hits / np.maximum(seen, 1e-300), 0.0)
+            precision = np.where(ranked > 0, hits / np.maximum(ranked, 1e-300), 0.0)
             return (gained * precision).sum(axis=1) / gained.sum(axis=1)
 
     return of

@@ -6,7 +6,7 @@ import numpy as np
 
 from sigline.components.evaluate.metrics.intervals import Measure
 
-# Examples that are looked at at a time.
+# Examples that are processed at a time.
 _ROWS = 8192
 
 
@@ -35,14 +35,14 @@ def _effective_rank(x: np.ndarray) -> tuple[float, np.ndarray]:
     """Returns the rank, and what one more of each example adds to it, shape `(examples,)`."""
     squares, directions = np.linalg.eigh(x.T @ x)
     singular = np.sqrt(np.clip(squares, 0.0, None))
-    # What rounding leaves of zeros.
+    # Singular values below this are zeros with rounding errors.
     real = singular > singular.max() * 1e-7
     singular, directions = singular[real], directions[:, real]
     share = singular / singular.sum()
     entropy = -(share * np.log(share)).sum()
     rank = np.exp(entropy)
-    # By the chain rule: of the entropy by a singular value, of that by its square, of which each
-    # example contributes what it has along the direction, squared.
+    # Chain rule: the derivative of the entropy by a singular value, times that of the singular
+    # value by its square. Each example adds the square of its component along the direction.
     slope = -rank * (np.log(share) + entropy) / singular.sum() / (2 * singular)
     slopes = np.empty(len(x))
     for top in range(0, len(x), _ROWS):
@@ -79,7 +79,7 @@ def mean_similarity(units: Sequence[str], embeddings: np.ndarray) -> Measure:
     own = (x**2).sum(axis=1)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        # An example that a draw holds several times is no pair with itself.
+        # Copies of an example in one draw are not pairs; their self-similarities are subtracted.
         squares = weights**2
         with np.errstate(invalid="ignore", divide="ignore"):
             whole = ((weights @ x) ** 2).sum(axis=1)

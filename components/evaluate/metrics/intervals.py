@@ -12,10 +12,10 @@ import numpy as np
 from scipy import stats
 
 DRAWS = 1000
-# Draws of a metric that takes long, such as one with a decomposition in it.
+# Number of draws for slow metrics, such as those with a matrix decomposition.
 COSTLY_DRAWS = 200
 CONFIDENCE = 0.95
-# Weights that are held at a time.
+# Weights held in memory at a time: 128 MiB of float64.
 _WEIGHTS = 1 << 24
 
 
@@ -32,7 +32,8 @@ class Measure:
             distances: the interval is then moved by what the draws lie off in the middle.
         clusters: Which units are drawn together, shape `(units,)`, integers from 0; each alone by
             default.
-        chances: What guessing has of each unit, where that is known, shape `(units,)`.
+        chances: The expected value of each unit under guessing, where that is known, shape
+            `(units,)`.
     """
 
     units: tuple[str, ...]
@@ -45,7 +46,7 @@ class Measure:
 
     @property
     def chance(self) -> float | None:
-        """What guessing has, where that is known."""
+        """The metric that guessing reaches, where that is known."""
         return None if self.chances is None else float(np.mean(self.chances))
 
     @property
@@ -126,12 +127,14 @@ def mean_of_means(
     values = np.asarray(values, np.float64)
     _, groups = np.unique(groups, return_inverse=True)
     order = np.argsort(groups, kind="stable")
+    # Sorted by group once, so that each draw sums over contiguous runs instead of over groups.
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         ordered = weights[:, order]
         sums = np.add.reduceat(ordered * values[order], starts, axis=1)
         counts = np.add.reduceat(ordered, starts, axis=1)
+        # A group that is absent from a draw gives 0 / 0; nanmean leaves it out of that draw.
         with np.errstate(invalid="ignore"):
             return np.nanmean(np.where(counts > 0, sums / counts, np.nan), axis=1)
 
@@ -147,7 +150,7 @@ def median(
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         reached = np.cumsum(weights[:, order], axis=1)
-        # The first at which half of the weight is reached.
+        # argmax returns the first position at which half of the total weight is reached.
         return values[order][np.argmax(reached >= reached[:, -1:] / 2, axis=1)]
 
     return Measure(tuple(units), statistic, clusters=clusters)
@@ -160,13 +163,13 @@ def estimate(
 
     Args:
         measure: The metric.
-        seed: Of the draws; the same for the same examples gives the same draws.
+        seed: Seeds the draws: the same seed and examples give the same draws.
         draws: How many; by default as many as the measure can afford.
         confidence: How often such intervals are to hold the true value.
     """
-    found = _bootstrap(measure.statistic, measure, seed, draws or _draws(measure))
+    drawn_values = _bootstrap(measure.statistic, measure, seed, draws or _draws(measure))
     value = measure.value
-    low, high = _percentiles(found, confidence, around=value if measure.biased else None)
+    low, high = _percentiles(drawn_values, confidence, around=value if measure.biased else None)
     return Estimate(value, low, high)
 
 
@@ -198,17 +201,21 @@ def compare(
     def difference(weights: np.ndarray) -> np.ndarray:
         return candidate.statistic(weights) - baseline.statistic(weights)
 
+    # The difference is drawn as one statistic, so that each draw weights the units of both models
+    # alike. Intervals of the two models taken apart would ignore that their errors correlate.
     count = draws or min(_draws(candidate), _draws(baseline))
-    found = _bootstrap(difference, candidate, seed, count)
+    drawn_values = _bootstrap(difference, candidate, seed, count)
     value = candidate.value - baseline.value
     biased = candidate.biased or baseline.biased
-    low, high = _percentiles(found, confidence, around=value if biased else None)
+    low, high = _percentiles(drawn_values, confidence, around=value if biased else None)
+    # With few units that differ, bootstrap draws are too narrow. The exact test then overrules an
+    # interval that leaves out 0.
     by_sign = _sign_test(candidate.values, baseline.values)
     if by_sign >= 1 - confidence:
         low, high = min(low, 0.0), max(high, 0.0)
-    found = found[~np.isnan(found)]
-    std = float(found.std()) if len(found) else float("nan")
-    # NaN stays NaN.
+    drawn_values = drawn_values[~np.isnan(drawn_values)]
+    std = float(drawn_values.std()) if len(drawn_values) else float("nan")
+    # np.maximum propagates NaN, which `max` may drop.
     p_value = float(np.maximum(by_sign, _p_value(value, std)))
     return Comparison(value, low, high, len(candidate.units), p_value)
 
@@ -227,33 +234,41 @@ def _sign_test(candidate: np.ndarray | None, baseline: np.ndarray | None) -> flo
         return 0.0
     if not np.isin(candidate, (0.0, 1.0)).all() or not np.isin(baseline, (0.0, 1.0)).all():
         return 0.0
+    # Units on which both models agree say nothing about which one is better.
     gained = np.count_nonzero(candidate > baseline)
     differ = np.count_nonzero(candidate != baseline)
     return float(stats.binomtest(gained, differ).pvalue) if differ else 1.0
 
 
-def widened(found: Comparison, seed_std: float, *, confidence: float = CONFIDENCE) -> Comparison:
+def widened(
+    comparison: Comparison, seed_std: float, *, confidence: float = CONFIDENCE
+) -> Comparison:
     """Returns a comparison whose interval also holds what another seed of training changes.
 
     Variances add: a half of the interval becomes sqrt(half^2 + (z s sqrt(2))^2), since both models
     were trained from some seed; so does the variance that the p-value is by.
 
     Args:
-        found: A comparison on examples.
+        comparison: A comparison on examples.
         seed_std: Standard deviation s of the metric between seeds.
-        confidence: That of the comparison.
+        confidence: The confidence of the comparison's interval.
     """
+    # Each half is widened on its own, so that an asymmetric interval stays so.
     seeds = seed_std * np.sqrt(2.0)
     spread = stats.norm.ppf((1 + confidence) / 2) * seeds
-    below, above = found.difference - found.low, found.high - found.difference
-    # The standard deviation that the p-value stands for.
-    std = abs(found.difference) / stats.norm.isf(found.p_value / 2) if found.p_value < 1 else 0.0
-    p_value = max(found.p_value, _p_value(found.difference, float(np.hypot(std, seeds))))
+    below, above = comparison.difference - comparison.low, comparison.high - comparison.difference
+    # The p-value is turned back into the standard deviation that it came from.
+    std = (
+        abs(comparison.difference) / stats.norm.isf(comparison.p_value / 2)
+        if comparison.p_value < 1
+        else 0.0
+    )
+    p_value = max(comparison.p_value, _p_value(comparison.difference, float(np.hypot(std, seeds))))
     return Comparison(
-        found.difference,
-        float(found.difference - np.hypot(below, spread)),
-        float(found.difference + np.hypot(above, spread)),
-        found.examples,
+        comparison.difference,
+        float(comparison.difference - np.hypot(below, spread)),
+        float(comparison.difference + np.hypot(above, spread)),
+        comparison.examples,
         p_value,
     )
 
@@ -267,10 +282,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     values = np.asarray(p_values, np.float64)
     order = np.argsort(values)
+    # Without the running maximum a larger p-value could be adjusted to less than a smaller one.
     adjusted = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    found = np.empty_like(values)
-    found[order] = np.minimum(adjusted, 1.0)
-    return found.tolist()
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(adjusted, 1.0)
+    return corrected.tolist()
 
 
 def over_seeds(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Estimate:
@@ -281,10 +297,12 @@ def over_seeds(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Es
     """
     if len(values) < 2:
         raise ValueError(f"An interval over seeds needs two of them. Received: {len(values)}")
-    found = np.asarray(values, np.float64)
-    error = found.std(ddof=1) / np.sqrt(len(found))
-    half = stats.t.ppf((1 + confidence) / 2, len(found) - 1) * error
-    return Estimate(float(found.mean()), float(found.mean() - half), float(found.mean() + half))
+    per_run = np.asarray(values, np.float64)
+    error = per_run.std(ddof=1) / np.sqrt(len(per_run))
+    half = stats.t.ppf((1 + confidence) / 2, len(per_run) - 1) * error
+    return Estimate(
+        float(per_run.mean()), float(per_run.mean() - half), float(per_run.mean() + half)
+    )
 
 
 def between_seeds(
@@ -303,6 +321,7 @@ def between_seeds(
             f"Received: {len(values)} and {len(others)}"
         )
     difference = float(np.mean(values) - np.mean(others))
+    # Welch's test divides by the variances, which all are 0 where runs agree exactly.
     if not (np.ptp(values) or np.ptp(others)):
         return Estimate(difference, difference, difference)
     tested = stats.ttest_ind(values, others, equal_var=False)
@@ -319,18 +338,21 @@ def _bootstrap(
 ) -> np.ndarray:
     """Returns the values of draws, shape `(draws,)`."""
     rng = np.random.default_rng(seed)
+    # Units of a cluster are not independent of each other, such as captions of one image. Drawing
+    # clusters as a whole keeps them from narrowing the interval as if they were.
     clusters = measure.clusters
     drawn_from = len(measure.units) if clusters is None else int(clusters.max()) + 1
-    found, rows = [], max(1, _WEIGHTS // max(drawn_from, len(measure.units), 1))
+    values, rows = [], max(1, _WEIGHTS // max(drawn_from, len(measure.units), 1))
     for start in range(0, draws, rows):
         count = min(rows, draws - start)
-        # As rng.multinomial with equal chances, without its quadratic time.
+        # The same distribution as rng.multinomial with equal chances, whose time is quadratic here.
+        # Offsets by row make one bincount count all draws of the block.
         drawn = rng.integers(drawn_from, size=(count, drawn_from))
         drawn += drawn_from * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * drawn_from)
         weights = weights.reshape(count, drawn_from).astype(np.float64)
-        found.append(statistic(weights if clusters is None else weights[:, clusters]))
-    return np.concatenate(found)
+        values.append(statistic(weights if clusters is None else weights[:, clusters]))
+    return np.concatenate(values)
 
 
 def _percentiles(
@@ -339,6 +361,8 @@ def _percentiles(
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan")
+    # Draws hold copies of units, which biases statistics of distances. The spread of the draws is
+    # kept, and they are moved until their median is the metric itself.
     if around is not None:
         values = values + (around - np.median(values))
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])

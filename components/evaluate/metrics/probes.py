@@ -1,13 +1,13 @@
-"""What a few labels make of frozen embeddings: neighbours, means, ridge and logistic regression."""
+"""Simple classifiers on frozen embeddings: neighbours, means, ridge and logistic regression."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from scipy import optimize
 
-# Similarities that are held at a time.
+# Similarities held in memory at a time.
 _HELD = 1 << 26
-# big_vision, evaluators/fewshot_lsr.py.
+# As in big_vision's evaluators/fewshot_lsr.py.
 SHOTS = (1, 5, 10, 25)
 SEEDS = 3
 _RIDGE = 2.0**10
@@ -46,9 +46,9 @@ def nearest_neighbors(
     if k < 1:
         raise ValueError(f"k must be at least 1. Received: k={k}")
     k = min(k, len(support))
-    found = np.empty(len(queries), np.int64)
+    predictions = np.empty(len(queries), np.int64)
     for rows, similarity in _similarities(queries, support):
-        # Stable, so that what ties for the last place does not depend on the sort.
+        # A stable sort makes ties for the last place deterministic.
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         near = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
         weight = np.ones_like(near) if temperature is None else np.exp(near / temperature)
@@ -57,8 +57,8 @@ def nearest_neighbors(
         np.add.at(votes[..., 0], (index, labels[nearest]), weight)
         np.add.at(votes[..., 1], (index, labels[nearest]), near)
         most = votes[..., 0] >= votes[..., 0].max(axis=1, keepdims=True) - 1e-9
-        found[rows] = np.where(most, votes[..., 1], -np.inf).argmax(axis=1)
-    return found
+        predictions[rows] = np.where(most, votes[..., 1], -np.inf).argmax(axis=1)
+    return predictions
 
 
 def nearest_mean(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -73,10 +73,10 @@ def nearest_mean(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -
     classes = np.unique(labels)
     means = np.stack([support[labels == c].mean(axis=0, dtype=np.float64) for c in classes])
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    found = np.empty(len(queries), np.int64)
+    predictions = np.empty(len(queries), np.int64)
     for rows, similarity in _similarities(queries, means):
-        found[rows] = classes[similarity.argmax(axis=1)]
-    return found
+        predictions[rows] = classes[similarity.argmax(axis=1)]
+    return predictions
 
 
 def _check_support(support: np.ndarray, labels: np.ndarray) -> None:
@@ -131,7 +131,8 @@ def ridge(
     if len(x) >= x.shape[1]:
         weights = np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ targets)
     else:
-        # The same in the space of examples, of which there are fewer.
+        # The dual form: its system has one row per example, and there are fewer examples than
+        # dimensions.
         weights = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), targets)
     return features(queries) @ weights
 
@@ -174,12 +175,12 @@ def logistic(
         gradient = np.concatenate([(x.T @ wrong + l2 * weights).ravel(), wrong.sum(axis=0)])
         return loss + l2 / 2 * (weights**2).sum(), gradient
 
-    found = optimize.minimize(
+    fit = optimize.minimize(
         objective,
         np.zeros((dim + 1) * classes),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": steps, "maxfun": 2 * steps, "gtol": 1e-6, "ftol": 1e-12},
     )
-    weights, bias = found.x[:-classes].reshape(dim, classes), found.x[-classes:]
+    weights, bias = fit.x[:-classes].reshape(dim, classes), fit.x[-classes:]
     return queries.astype(np.float64) @ weights + bias

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-# What lies no further below a positive's score ties with it: the sums of equal products in another
-# order differ by less, unit vectors assumed.
+# Scores within this distance of a positive's tie with it. For unit vectors, summing the same
+# products in another order changes the score by less.
 TIE = 5e-7
-# Rows and columns of the scores that are held at a time: 32 MiB.
+# Rows and columns of the block of scores held in memory at a time: 32 MiB.
 _ROWS, _COLUMNS = 1024, 8192
 
 
@@ -38,20 +38,20 @@ def ranks(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> tuple[np.nd
         with np.errstate(invalid="ignore"):
             np.maximum.at(best[side], pairs[:, side], scores)
         best[side] -= TIE
-    # Not "at least as high" but "not lower": NaN, too, counts against the model.
-    found = [np.zeros(n, np.int64) for n in (len(image), len(text))]
+    # Counted as not lower instead of at least as high, so that NaN counts against the model.
+    wrong = [np.zeros(n, np.int64) for n in (len(image), len(text))]
     for top in range(0, len(image), _ROWS):
         rows = slice(top, top + _ROWS)
         for left in range(0, len(text), _COLUMNS):
             columns = slice(left, left + _COLUMNS)
             block = image[rows] @ text[columns].T
-            found[0][rows] += np.count_nonzero(~(block < best[0][rows, None]), axis=1)
-            found[1][columns] += np.count_nonzero(~(block < best[1][None, columns]), axis=0)
+            wrong[0][rows] += np.count_nonzero(~(block < best[0][rows, None]), axis=1)
+            wrong[1][columns] += np.count_nonzero(~(block < best[1][None, columns]), axis=0)
     for side in (0, 1):
         own = pairs[~(scores < best[side][pairs[:, side]]), side]
-        found[side] -= np.bincount(own, minlength=len(found[side]))
-    # The last bit of a product depends on its place in the block.
-    return np.maximum(found[0], 0), np.maximum(found[1], 0)
+        wrong[side] -= np.bincount(own, minlength=len(wrong[side]))
+    # A matrix product's last bit depends on the place in the block, so a count may fall below 0.
+    return np.maximum(wrong[0], 0), np.maximum(wrong[1], 0)
 
 
 def _check(pairs: np.ndarray, images: int, texts: int) -> None:
@@ -62,8 +62,13 @@ def _check(pairs: np.ndarray, images: int, texts: int) -> None:
                 f"Every {name} must be in a pair. Received: {len(alone)} of {count} that are in "
                 f"none, the first at {alone[0]}"
             )
-    if len(np.unique(pairs, axis=0)) != len(pairs):
-        raise ValueError("pairs must not repeat. Received: a pair that comes twice")
+    distinct, counts = np.unique(pairs, axis=0, return_counts=True)
+    if len(distinct) != len(pairs):
+        image, text = distinct[counts > 1][0]
+        raise ValueError(
+            "pairs must not repeat. Received: a pair that comes twice, "
+            f"image {image} with text {text}"
+        )
 
 
 def _of_pairs(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -76,7 +81,7 @@ def _of_pairs(image: np.ndarray, text: np.ndarray, pairs: np.ndarray) -> np.ndar
 
 def pairs_of(positives: list[np.ndarray]) -> np.ndarray:
     """Returns the pairs, shape `(pairs, 2)`, of each row and its positives."""
-    rows = np.repeat(np.arange(len(positives)), [len(wanted) for wanted in positives])
+    rows = np.repeat(np.arange(len(positives)), [len(of_row) for of_row in positives])
     columns = np.concatenate(positives) if positives else np.empty(0, np.int64)
     return np.stack([rows, columns], axis=1).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""What is measured of a model: one file for each task, and the table of them."""
+"""The measurements of a model: one file for each task, and the table of them."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from sigline.components.evaluate.tasks import (
 )
 from sigline.components.evaluate.views import View
 
-# Each returns its measures by name; none where the model or the data does not allow them.
+# Each task returns measures by name, or none if the model or the data does not allow them.
 TASKS: tuple[Callable[[View], dict[str, Measure]], ...] = (
     zero_shot.measures,
     head.measures,

@@ -25,7 +25,7 @@ def measures(
         split: Labelled records.
         scores: Shape `(records, classes)`, larger is likelier.
         probabilities: As many, for calibration; None for none.
-        sliced: Whether top-1 is given for slices, too.
+        sliced: Whether to measure top-1 by slices, too.
 
     Raises:
         ValueError: If a label is no class.
@@ -63,11 +63,11 @@ def _by_class(
     labels: list[np.ndarray],
     counts: np.ndarray,
 ) -> dict[str, Measure]:
-    found, single = {}, counts == 1
+    measured, single = {}, counts == 1
     if single.any():
-        first = np.array([wanted[0] for wanted in labels])[single]
+        first = np.array([classes[0] for classes in labels])[single]
         right = classification.predictions(scores[single]) == first
-        found[f"{prefix}_mean_class_recall"] = intervals.mean_of_means(
+        measured[f"{prefix}_mean_class_recall"] = intervals.mean_of_means(
             _at(split.units, single),
             right,
             first,
@@ -76,9 +76,11 @@ def _by_class(
     if not single.all():
         several = ~single
         last = classification.last_ranks(scores[several], [x for x in labels if len(x) > 1])
-        found[f"{prefix}_all_labels"] = intervals.mean(_at(split.units, several), last == 0)
-        found[f"{prefix}_mean_average_precision"] = _mean_average_precision(split, scores, labels)
-    return found
+        measured[f"{prefix}_all_labels"] = intervals.mean(_at(split.units, several), last == 0)
+        measured[f"{prefix}_mean_average_precision"] = _mean_average_precision(
+            split, scores, labels
+        )
+    return measured
 
 
 def _at(units: tuple[str, ...], chosen: np.ndarray) -> list[str]:
@@ -89,8 +91,8 @@ def _mean_average_precision(
     split: Predictions, scores: np.ndarray, labels: list[np.ndarray]
 ) -> Measure:
     relevant = np.zeros(scores.shape, bool)
-    for row, wanted in enumerate(labels):
-        relevant[row, wanted] = True
+    for row, classes in enumerate(labels):
+        relevant[row, classes] = True
     by_class = [
         classification.average_precision(scores[:, c], relevant[:, c])
         for c in np.flatnonzero(relevant.any(axis=0))
@@ -102,12 +104,14 @@ def _mean_average_precision(
     return Measure(split.units, statistic, costly=True)
 
 
-def _calibration(prefix: str, split: Predictions, said: np.ndarray) -> dict[str, Measure]:
-    came = np.zeros(said.shape, bool)
+def _calibration(prefix: str, split: Predictions, probabilities: np.ndarray) -> dict[str, Measure]:
+    came = np.zeros(probabilities.shape, bool)
     for row, record in enumerate(split.records):
         came[row, list(record.label)] = True
-    brier = calibration.squared_error(said, came).mean(axis=1)
+    brier = calibration.squared_error(probabilities, came).mean(axis=1)
     return {
-        f"{prefix}_calibration_error": calibration.calibration_error(split.units, said, came),
+        f"{prefix}_calibration_error": calibration.calibration_error(
+            split.units, probabilities, came
+        ),
         f"{prefix}_brier_score": intervals.mean(split.units, brier),
     }

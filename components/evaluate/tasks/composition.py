@@ -8,13 +8,13 @@ from sigline.components.evaluate.views import View
 
 
 def measures(view: View) -> dict[str, Measure]:
-    """Returns how often an image's caption is told from ones that nearly fit."""
+    """Returns how often an image's caption scores above captions that nearly fit."""
     if not view.reads:
         return {}
     split = view.split.captioned()
     assert split.text is not None
     assert split.negative is not None
-    found, starts, negatives = {}, split.text_starts, split.negative_starts
+    measured, starts, negatives = {}, split.text_starts, split.negative_starts
     several = np.flatnonzero(np.diff(negatives))
     if len(several):
         image = split.image[several]
@@ -23,7 +23,7 @@ def measures(view: View) -> dict[str, Measure]:
             (split.negative[negatives[i] : negatives[i + 1]] @ split.image[i]).max()
             for i in several
         ]
-        found["negative_caption_accuracy"] = intervals.mean(
+        measured["negative_caption_accuracy"] = intervals.mean(
             [split.records[i].unit for i in several],
             composition.sugar_crepe(right, np.array(wrong)),
             chances=1.0 / (1.0 + np.diff(negatives)[several]),
@@ -32,14 +32,14 @@ def measures(view: View) -> dict[str, Measure]:
     for place, record in enumerate(split.records):
         if record.group:
             groups.setdefault(record.group, []).append(place)
-    # What has lost its partner cannot be told from it.
+    # A record whose partner is missing has nothing to be told apart from.
     whole = {name: places for name, places in sorted(groups.items()) if len(places) == 2}
     if whole:
         places = np.array(list(whole.values()))
         scores = np.einsum("gid,gjd->gij", split.image[places], split.text[starts[:-1][places]])
         for name, right in composition.winoground(scores).items():
             chance = 1 / 6 if name == "acc" else 1 / 4
-            found[f"winoground_{name}"] = intervals.mean(
+            measured[f"winoground_{name}"] = intervals.mean(
                 list(whole), right, chances=np.full(len(whole), chance)
             )
-    return found
+    return measured

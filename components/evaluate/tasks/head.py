@@ -22,14 +22,14 @@ def of_split(view: View, split: Predictions, *, sliced: bool) -> dict[str, Measu
     Args:
         view: The model.
         split: What it says.
-        sliced: Whether the accuracy is given for slices, too.
+        sliced: Whether to measure the accuracy by slices, too.
     """
     if split.class_logits is None:
         return {}
     split = split.only(labelled(split))
     assert split.class_logits is not None
-    said = probabilities(split.class_logits, view.class_loss)
-    return classes.measures(_NAME, split, split.class_logits, said, sliced=sliced)
+    predicted = probabilities(split.class_logits, view.class_loss)
+    return classes.measures(_NAME, split, split.class_logits, predicted, sliced=sliced)
 
 
 def probabilities(logits: np.ndarray, loss: str) -> np.ndarray:

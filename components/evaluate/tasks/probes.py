@@ -8,7 +8,7 @@ from sigline.components.evaluate.predictions import Predictions
 from sigline.components.evaluate.views import View
 
 NEIGHBORS = 20
-# Of the temperature of votes; arXiv 1805.01978.
+# Temperature by which neighbours' votes are weighted; arXiv 1805.01978.
 _VOTE_TEMPERATURE = 0.07
 _PROBED_SHOTS = (1, 5, 10)
 
@@ -17,23 +17,23 @@ def measures(view: View) -> dict[str, Measure]:
     """Returns what probes reach on records with one label; each learns from the support's."""
     if view.support is None:
         return {}
-    query, wanted = _one_label(view.split)
+    query, query_labels = _one_label(view.split)
     support, labels = _one_label(view.support)
-    if not len(wanted) or not len(labels):
+    if not len(query_labels) or not len(labels):
         return {}
     x, s = query.image, support.image
     neighbors = probes.nearest_neighbors(s, labels, x, k=NEIGHBORS, temperature=_VOTE_TEMPERATURE)
     linear = probes.logistic(s, labels, x).argmax(axis=1)
     right = {
-        f"knn_accuracy@{NEIGHBORS}": neighbors == wanted,
-        "nearest_mean_accuracy": probes.nearest_mean(s, labels, x) == wanted,
-        "linear_probe_accuracy": linear == wanted,
+        f"knn_accuracy@{NEIGHBORS}": neighbors == query_labels,
+        "nearest_mean_accuracy": probes.nearest_mean(s, labels, x) == query_labels,
+        "linear_probe_accuracy": linear == query_labels,
     }
     for count in _PROBED_SHOTS:
         hits = []
         for seed in range(probes.SEEDS):
             chosen = probes.shots(labels, count, seed=seed)
-            hits.append(probes.ridge(s[chosen], labels[chosen], x).argmax(axis=1) == wanted)
+            hits.append(probes.ridge(s[chosen], labels[chosen], x).argmax(axis=1) == query_labels)
         right[f"few_shot_accuracy@{count}"] = np.mean(hits, axis=0)
     return {name: intervals.mean(query.units, values) for name, values in right.items()}
 

@@ -25,7 +25,7 @@ def of_split(split: Predictions) -> dict[str, Measure]:
     texts = distinct_texts(split)
     to_text, to_image = retrieval.ranks(split.image, texts.embedding, texts.pairs)
     by_record = slices.transposed(slices.of_record(record) for record in split.records)
-    found: dict[str, Measure] = {}
+    measured: dict[str, Measure] = {}
     # Captions of one image are hard or easy together, and are drawn together.
     _, clusters = np.unique(texts.first, return_inverse=True)
     for name, units, ranks, gallery, side, by, together in (
@@ -36,9 +36,9 @@ def of_split(split: Predictions) -> dict[str, Measure]:
         for k in RECALL_AT:
             recall = f"{name}_recall@{k}"
             chances = retrieval.chance_at_k(gallery, positives, k)
-            found[recall] = intervals.mean(units, ranks < k, clusters=together, chances=chances)
+            measured[recall] = intervals.mean(units, ranks < k, clusters=together, chances=chances)
             if k == RECALL_AT[0]:
-                found |= slices.sliced(recall, found[recall], by)
-        found[f"{name}_mean_rank"] = intervals.mean(units, ranks + 1, clusters=together)
-        found[f"{name}_median_rank"] = intervals.median(units, ranks + 1, clusters=together)
-    return found
+                measured |= slices.sliced(recall, measured[recall], by)
+        measured[f"{name}_mean_rank"] = intervals.mean(units, ranks + 1, clusters=together)
+        measured[f"{name}_median_rank"] = intervals.median(units, ranks + 1, clusters=together)
+    return measured

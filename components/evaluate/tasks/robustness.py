@@ -18,7 +18,7 @@ def measures(view: View) -> dict[str, Measure]:
     """Returns the metrics of each corruption."""
     measured = {}
     for name, split in view.corrupted.items():
-        # The texts are those of the images before.
+        # Corrupted images keep the texts of the original ones.
         split = dataclasses.replace(view.split, image=split.image, class_logits=split.class_logits)
         part = dataclasses.replace(view, split=split, scale=None)
         of_part = retrieval.measures(part) | head.of_split(view, split, sliced=False)

@@ -27,9 +27,9 @@ def of_prompts(view: View, embeddings: np.ndarray, *, sliced: bool) -> dict[str,
     Args:
         view: The split as the model sees it.
         embeddings: Unit embeddings of the classes, shape `(classes, dim)`.
-        sliced: Whether the accuracy is given for slices, too.
+        sliced: Whether to measure the accuracy by slices, too.
     """
     split = view.split.only(labelled(view.split))
     scores = classification.class_scores(split.image, embeddings)
-    said = None if view.scale is None else view.scale.probabilities(scores)
-    return classes.measures(_NAME, split, scores, said, sliced=sliced)
+    predicted = None if view.scale is None else view.scale.probabilities(scores)
+    return classes.measures(_NAME, split, scores, predicted, sliced=sliced)

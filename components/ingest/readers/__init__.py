@@ -8,8 +8,8 @@ from sigline.components.ingest.readers.tables import ListReader, TableReader
 from sigline.components.ingest.readers.tfds import TfdsReader
 from sigline.components.ingest.readers.webdataset import WebDatasetReader
 
-# In the order in which an inventory asks them, so that companion files of shards, tables beside
-# images and texts beside images are what they are.
+# The order in which an inventory asks the readers: it keeps companion files of shards, tables
+# beside images and texts beside images from being taken for inputs of their own.
 READERS: dict[str, sources.Reader] = {
     "webdataset": WebDatasetReader(),
     "tfds": TfdsReader(),

@@ -21,18 +21,18 @@ from sigline.components.ingest.sources import (
     is_no_file,
 )
 
-# Rows held in memory at a time; they may hold images.
+# Rows held in memory at a time; a row may hold an image.
 _BATCH_ROWS = 16
 _FILE_MAGIC, _MESSAGES_PLACE = b"ARROW1", 8
-# Parquet's encodings of a column whose values stand in a dictionary, or plainly beside it.
+# Encodings of a Parquet column that uses a dictionary, including the fallback to plain values.
 _OF_DICTIONARIES = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
 _UNREADABLE = (pa.ArrowException, OSError, EOFError)
-# Texts that are none, dates and times out of range, unknown zones, fields of one name.
+# Raised for invalid UTF-8, dates and times out of range, unknown zones and duplicate fields.
 _NO_VALUE = (ValueError, OverflowError, LookupError)
 
 
 class _ArrowReader:
-    """What is read as batches of rows."""
+    """Base of readers that read batches of rows."""
 
     def scan(
         self, part: Part, files: Files, config: SourceConfig, max_image_bytes: int
@@ -95,7 +95,7 @@ class ParquetReader(_ArrowReader):
             file = pq.ParquetFile(handle)
             metadata = file.metadata
             groups = range(part.start, part.stop if part.stop is not None else file.num_row_groups)
-            # Else a text of a list's dictionary takes its memory once for each that it stands for.
+            # Otherwise a text in a dictionary would be copied for each occurrence in a list.
             file = pq.ParquetFile(handle, read_dictionary=_lists_by_dictionary(metadata, groups))
             for group in groups:
                 rows = parquet_pages.check_group(handle, metadata, group)
@@ -125,7 +125,8 @@ class HuggingFaceReader(_ArrowReader):
             for message in pa.ipc.MessageReader.open_stream(handle):
                 arrow_messages.check(message)
         with files.open(part.path) as handle:
-            # A file's index is not followed: it could name other messages than these.
+            # Read as a stream: the index in the footer could point to messages that were not
+            # checked.
             _skip_magic(handle)
             for batch in pa.ipc.open_stream(handle):
                 _checked(batch)
@@ -148,15 +149,15 @@ def _skip_magic(handle: BinaryIO) -> None:
 
 def _lists_by_dictionary(metadata: pq.FileMetaData, groups: Iterable[int]) -> list[str]:
     """Returns the columns of lists of texts or bytes that all have dictionaries."""
-    found = []
+    columns = []
     for index in range(metadata.num_columns):
         column = metadata.schema.column(index)
         if not column.max_repetition_level or column.physical_type != "BYTE_ARRAY":
             continue
         chunks = [metadata.row_group(group).column(index) for group in groups]
         if all(set(chunk.encodings) <= _OF_DICTIONARIES for chunk in chunks):
-            found.append(column.path)
-    return found
+            columns.append(column.path)
+    return columns
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -165,7 +166,7 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:
-            # Texts that are no UTF-8 cost their own rows only.
+            # Texts are read as bytes, so that invalid UTF-8 costs its own row only.
             kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
             if column.type not in kinds:
                 raise
@@ -174,8 +175,8 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _raise_if_it_may_pass(error: Exception) -> None:
-    # Damage has no number; what the file system reports has. That a file is away, or may not be
-    # read, is said when its rows are.
+    # Errors of the file system have an errno, damage has none. Missing and unreadable files are
+    # reported when their rows are read.
     if isinstance(error, OSError) and error.errno is not None and not is_no_file(error):
         raise error
 
@@ -232,7 +233,7 @@ def _written_out(array: pa.Array) -> int:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _written_out(array.flatten())
     if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        # Views may show the same values many times.
+        # Rows of a list view may share values, so their lengths may add up to more than is stored.
         count, values = pc.sum(pc.list_value_length(array)).as_py() or 0, array.values
         return count * (_written_out(values) // max(1, len(values)) + 1)
     return array.nbytes

@@ -37,7 +37,7 @@ def check(message: pa.Message) -> None:
         if length < _LENGTH.size or start < 0 or start + length > body.size:
             continue
         (written_out,) = _LENGTH.unpack(body.slice(start, _LENGTH.size).to_pybytes())
-        # It is -1 where a buffer is not compressed after all.
+        # A length of -1 marks a buffer that is stored uncompressed.
         total += written_out if written_out >= 0 else length
     bounds.check("a batch", total, body.size)
 
@@ -70,8 +70,8 @@ class _Table:
         offset = 4 + 2 * number
         if offset + 2 > self._size:
             return None
-        found = struct.unpack_from("<H", self._content, self._fields + offset)[0]
-        return self._place + found if found else None
+        distance = struct.unpack_from("<H", self._content, self._fields + offset)[0]
+        return self._place + distance if distance else None
 
     def byte(self, number: int) -> int:
         place = self._field(number)

@@ -1,4 +1,4 @@
-"""What compressed data may stand for: bounds that hold before memory is taken.
+"""Bounds on what compressed data expands to, checked before memory is allocated.
 
 A few kilobytes of Parquet or Arrow can stand for gigabytes. What is small when it is written out is
 always read; more must stand in a file that is not much smaller, as pictures and numbers do.
@@ -6,19 +6,19 @@ always read; more must stand in a file that is not much smaller, as pictures and
 
 import pyarrow as pa
 
-# Bytes that are read whatever they take in the file, how many times as large more may be, and the
-# most that is read at all.
+# Up to FREE_BYTES are always read. More must not exceed MOST_TIMES its size in the file, nor
+# MOST_BYTES: a limit on the ratio alone would refuse small columns of equal values.
 FREE_BYTES, MOST_TIMES, MOST_BYTES = 2**26, 100, 2**30
-# Bytes of a row: pictures, texts and all that is beside them.
+# Maximum size of a row in bytes, with its pictures, texts and other columns.
 ROW_BYTES = 2**28
 
 
 class TooLarge(pa.ArrowInvalid):
-    """What stands in a file would take more memory than it may; the message says how much."""
+    """Content that would take more memory than allowed; the message says how much."""
 
 
 def check(what: str, written_out: int, in_file: int) -> None:
-    """Refuses what is far larger in memory than in a file.
+    """Refuses content that is far larger in memory than in its file.
 
     Args:
         what: Names it in the message.

@@ -18,7 +18,7 @@ from sigline.components.ingest.sources import (
     url_of,
 )
 
-# No row spans more of them.
+# Maximum number of lines that a row spans; more mean an unclosed quote.
 _MAX_ROW_LINES = 100
 _USUAL = frozenset((*IMAGE_COLUMNS, *CAPTION_COLUMNS))
 _TAB = "\t"
@@ -112,7 +112,7 @@ class Rows:
 
     def _refused(self, detail: str) -> tuple[int, Problem]:
         first, *others = self._used
-        # What a quote swallowed are rows of their own.
+        # The lines that an unclosed quote swallowed are read again as rows of their own.
         self._again.extendleft(reversed(others))
         self._used.clear()
         return first.offset, Problem(reasons.INVALID_ROW, f"row in line {first.number}: {detail}")
@@ -132,7 +132,7 @@ class Rows:
 
 
 def _reason(error: csv.Error) -> str:
-    # The library's words are for programmers.
+    # The csv module's own message is meant for programmers.
     if "new-line character" in str(error):
         return "a carriage return stands in the line alone, and outside of quotes"
     return str(error)
@@ -155,7 +155,7 @@ def named_rows(
         if isinstance(row, Problem):
             yield offset, row
             if not header:
-                # Without the names of its columns the rest means nothing.
+                # Without a header the columns have no names, so no row can be read.
                 return
             continue
         if not header:

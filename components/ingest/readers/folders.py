@@ -21,7 +21,7 @@ from sigline.components.ingest.sources import (
 
 _SIDE_FIELDS = {".txt": "text", ".json": "metadata"}
 SIDE_SUFFIXES = tuple(_SIDE_FIELDS)
-# Samples that one worker reads at a time.
+# Samples per part; a worker reads one part at a time.
 _PART_SAMPLES = 500
 
 

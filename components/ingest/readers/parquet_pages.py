@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 
 from sigline.components.ingest.readers import bounds
 
-# Kinds of pages, and the fields of a header that are read.
+# Page types, and the field numbers of a page header that are read.
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _KIND, _UNCOMPRESSED, _COMPRESSED = 1, 2, 3
 _OF_KIND = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}
 _NUM_VALUES = 1
-# A header may hold the least and the largest value of its page.
+# Maximum size of a header, which may hold the minimum and maximum of its page.
 _HEADER_BYTES = 2**20
 _VALUE_BYTES = 8
-# Rows of a batch, and bytes that it may take.
+# Maximum number of rows in a batch, and of bytes.
 _MOST_ROWS, _BATCH_BYTES = 16, 2**28
 _STOP, _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(
     13
@@ -45,7 +45,7 @@ def check_group(handle: BinaryIO, metadata: pq.FileMetaData, group: int) -> int:
 
     Args:
         handle: The file; its place changes.
-        metadata: Of the file.
+        metadata: The file's metadata.
         group: Number of the row group.
 
     Raises:
@@ -61,7 +61,7 @@ def check_group(handle: BinaryIO, metadata: pq.FileMetaData, group: int) -> int:
         for page in pages:
             bounds.check(f"a page of {name}", page.uncompressed, page.compressed)
         if schema.column(index).max_repetition_level:
-            # All values may be one row's.
+            # In the worst case all values belong to one row.
             count = sum(page.num_values for page in pages if page.kind != _DICTIONARY)
             bounds.check(name, _VALUE_BYTES * count, sum(page.compressed for page in pages))
         largest += max((page.uncompressed for page in pages), default=0)
@@ -108,12 +108,12 @@ class _Compact:
     def struct(self, depth: int) -> dict[int, Any]:
         if depth > _DEEPEST:
             raise pa.ArrowInvalid("the header of a page is nested too deeply")
-        found: dict[int, Any] = {}
+        fields: dict[int, Any] = {}
         number = 0
         while (head := self._byte()) & 15 != _STOP:
             number = number + (head >> 4) if head >> 4 else self._zigzag()
-            found[number] = self._value(head & 15, depth)
-        return found
+            fields[number] = self._value(head & 15, depth)
+        return fields
 
     def _value(self, kind: int, depth: int) -> Any:
         if kind in (_TRUE, _FALSE):
@@ -138,30 +138,30 @@ class _Compact:
         raise pa.ArrowInvalid("the header of a page is damaged")
 
     def _element(self, kind: int, depth: int) -> None:
-        # Truth values have a byte of their own in lists.
+        # In lists, booleans take a byte; elsewhere the field header holds their value.
         self._value(_BYTE if kind in (_TRUE, _FALSE) else kind, depth + 1)
 
     def _take(self, count: int) -> bytes:
-        found = self._content[self.place : self.place + count]
-        if count < 0 or len(found) < count:
+        piece = self._content[self.place : self.place + count]
+        if count < 0 or len(piece) < count:
             raise pa.ArrowInvalid("the header of a page ends early, or is too long")
         self.place += count
-        return found
+        return piece
 
     def _byte(self) -> int:
         return self._take(1)[0]
 
     def _varint(self) -> int:
-        found, shift = 0, 0
+        number, shift = 0, 0
         while True:
             byte = self._byte()
-            found |= (byte & 127) << shift
+            number |= (byte & 127) << shift
             if not byte & 128:
-                return found
+                return number
             shift += 7
             if shift > 63:
                 raise pa.ArrowInvalid("the header of a page is damaged")
 
     def _zigzag(self) -> int:
-        found = self._varint()
-        return (found >> 1) ^ -(found & 1)
+        number = self._varint()
+        return (number >> 1) ^ -(number & 1)

@@ -19,7 +19,7 @@ from sigline.components.ingest.sources import (
 from sigline.schemas import tfrecord
 
 _NAME = re.compile(r"\.tfrecords?$|tfrecord[^/]*-\d+-of-\d+$")
-# What a record may hold besides its image.
+# Bytes that a record may hold besides its image.
 _OTHER_BYTES = 2**20
 
 
@@ -31,7 +31,7 @@ class TFRecordReader:
         return _NAME.search(without_suffix(path)) is not None
 
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
-        """Yields the file: records are found one after the other."""
+        """Yields the whole file as one part: records can only be read one after the other."""
         yield Part(path)
 
     def scan(
@@ -55,7 +55,7 @@ def pairs_of(
     to_pair: Callable[[dict[str, Any], int], RawPair],
 ) -> Iterator[RawPair]:
     """Yields a pair for each record of a file; `to_pair` takes its values and its number."""
-    # TensorFlow is imported where records are read only.
+    # Imported here, so that only workers that read records load TensorFlow.
     from sigline.schemas import tf_example
 
     number = 0
@@ -70,12 +70,12 @@ def pairs_of(
                     yield RawPair(**about, position=number, problem=problem)
                     continue
                 try:
-                    found = tf_example.features(record)
+                    features = tf_example.features(record)
                 except ValueError as error:
                     problem = Problem(reasons.INVALID_ROW, str(error))
                     yield RawPair(**about, position=number, problem=problem)
                     continue
-                values = {n: v[0] if len(v) == 1 else v for n, v in sorted(found.items())}
+                values = {n: v[0] if len(v) == 1 else v for n, v in sorted(features.items())}
                 yield to_pair(values, number)
         except DAMAGED as error:
             detail = f"the rest of the file is unreadable: {error}"

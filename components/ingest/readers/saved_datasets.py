@@ -17,7 +17,7 @@ from sigline.components.ingest.sources import Files, is_no_file
 DICT_FILE = "dataset_dict.json"
 STATE_FILE = "state.json"
 _INFO_FILE = "dataset_info.json"
-# A listing of this length names half a million files.
+# Maximum size of a listing; one of this size names half a million files.
 _MAX_LISTING_BYTES = 2**26
 _CACHE = re.compile(r"(cache-|indices|tmp).*\.arrow", re.IGNORECASE)
 
@@ -65,26 +65,26 @@ def listing(folder: str, names: Iterable[str], files: Files) -> Listing:
         listed = [item.get("filename") for item in items if isinstance(item, dict)]
         plain = [posixpath.basename(name) for name in listed if isinstance(name, str)]
         return Listing(tuple(dict.fromkeys(plain)), {})
-    if _INFO_FILE in names and (found := _of_cache(folder, arrows, files)):
-        return Listing(tuple(found), found)
+    if _INFO_FILE in names and (sources := _of_cache(folder, arrows, files)):
+        return Listing(tuple(sources), sources)
     return Listing(tuple(name for name in arrows if not is_cache(name)), {})
 
 
 def _of_cache(folder: str, arrows: list[str], files: Files) -> dict[str, str]:
     """Returns the files that `dataset_info.json` tells by their splits, with their sources."""
     splits = read_json(posixpath.join(folder, _INFO_FILE), files).get("splits")
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for split, about in (splits if isinstance(splits, dict) else {}).items():
         pattern = re.compile(rf"(.+)-{re.escape(str(split))}(-\d+-of-\d+)?\.arrow", re.IGNORECASE)
         matches = [match for name in arrows if (match := pattern.fullmatch(name))]
         for match in matches:
-            found[match[0]] = f"{match[1]}/{split}"
+            sources[match[0]] = f"{match[1]}/{split}"
         lengths = about.get("shard_lengths") if isinstance(about, dict) else None
         if matches and isinstance(lengths, list) and len(lengths) > 1:
             for number in range(len(lengths)):
                 name = f"{matches[0][1]}-{split}-{number:05d}-of-{len(lengths):05d}.arrow"
-                found.setdefault(name, f"{matches[0][1]}/{split}")
-    return dict(sorted(found.items()))
+                sources.setdefault(name, f"{matches[0][1]}/{split}")
+    return dict(sorted(sources.items()))
 
 
 def splits_of(folder: str, files: Files) -> tuple[str, ...]:

@@ -37,11 +37,11 @@ from sigline.components.ingest.sources import (
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _SUFFIXES = (".csv", ".tsv", *_JSON_SUFFIXES)
-# No line is longer; csv itself allows fields of an eighth of that.
+# Maximum length of a line; csv itself allows fields of an eighth of that.
 _MAX_LINE_BYTES = 2**20
-# Rows whose names are those of the columns of JSON Lines.
+# The columns of JSON Lines are the names that occur in so many first rows.
 _NAMING_ROWS = 1000
-# What one worker reads of JSON Lines and lists at a time.
+# Size of the parts that JSON Lines and lists are divided into.
 _PART_BYTES = 64 * 2**20
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -140,7 +140,7 @@ def _ranges(path: str, files: Files) -> Iterator[Part]:
             with files.open(path) as handle:
                 size = handle.seek(0, io.SEEK_END)
         except OSError as error:
-            # That it may not be read is said when its lines are.
+            # An unreadable file is reported when its lines are read.
             if not is_no_file(error):
                 raise
     if not size:
@@ -159,13 +159,13 @@ def _lines(part: Part, files: Files) -> Iterator[tuple[int, bytes | Problem]]:
     with contextlib.ExitStack() as stack:
         handle = stack.enter_context(_opened(part.path, files))
         try:
-            # A compressed file cannot be gone back in, so that it is opened once more.
+            # Compressed files cannot seek backwards, so the file is opened once more.
             with _opened(part.path, files) as other:
                 returns = _ends_lines_by_returns(other)
             if returns:
                 handle = cast(BinaryIO, io.BufferedReader(_Returns(handle)))
             if offset:
-                # The line that reaches into this part belongs to the part before.
+                # A line that begins before this part belongs to the part before.
                 handle.seek(offset - 1)
                 offset -= 1
                 while (part.stop is None or offset < part.stop) and (

@@ -8,10 +8,10 @@ from typing import BinaryIO, NamedTuple
 from sigline.components.ingest.compression import DAMAGED
 from sigline.components.ingest.sources import MAX_SIDE_BYTES
 
-# What tarfile raises on hostile headers, besides its own errors.
+# Errors that tarfile raises on hostile headers, including its own.
 UNREADABLE = (*DAMAGED, tarfile.TarError, ValueError, OverflowError, RecursionError)
-# `tar` fills its last record with zeros, of 10 KiB unless it is told otherwise. A longer tail is
-# room that was set aside for what never came.
+# `tar` pads its last record with zeros, by default to 10 KiB. A longer tail is space that was
+# allocated for content that never came.
 _MAX_PADDING_BYTES = 2**20
 _PIECE_BYTES = 2**16
 
@@ -127,7 +127,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yields the members in order; a header that leads nowhere is damage, not an endless loop."""
     last = -1
     while (member := archive.next()) is not None:
-        # The archive would otherwise keep every header it has seen.
+        # tarfile would otherwise keep every header in memory.
         archive.members = []  # type: ignore[attr-defined]  # typeshed hides the list
         if member.size < 0 or member.offset <= last:
             raise tarfile.ReadError(f"the header at byte {member.offset} has size {member.size}")

@@ -9,9 +9,9 @@ from typing import BinaryIO, NamedTuple, cast
 from sigline.components.ingest.compression import DAMAGED
 from sigline.components.ingest.readers import tar
 
-# Links that lead to links that lead to links.
+# Maximum length of a chain of links.
 _MAX_HOPS = 40
-# What is unpacked of a compressed archive to read what its links lead to.
+# Maximum number of bytes unpacked from a compressed archive to read the targets of its links.
 _MAX_UNPACKED_BYTES = 2**33
 _PIECE_BYTES = 2**20
 
@@ -54,16 +54,16 @@ def link_of(header: tar.Header) -> Link:
 
 
 def locate(
-    wanted: Collection[Link], links: Mapping[str, Link], handle: BinaryIO | tar.Forward
+    followed: Collection[Link], links: Mapping[str, Link], handle: BinaryIO | tar.Forward
 ) -> dict[Link, Location]:
     """Returns where the contents of links stand; those that lead to none are left out.
 
     Args:
-        wanted: The links.
+        followed: The links to follow.
         links: All links of the archive by their own names.
         handle: The archive, at its beginning.
     """
-    ends = {link: end for link in wanted if (end := _last(link, links)) is not None}
+    ends = {link: end for link in followed if (end := _last(link, links)) is not None}
     names = {end.target for end in ends.values()}
     places: dict[str, list[Location]] = {}
     try:
@@ -72,12 +72,12 @@ def locate(
                 continue
             member = header.member
             name = posixpath.normpath(member.name)
-            # What a sparse member holds does not stand in the file as it is.
+            # Sparse members are not stored contiguously, so they cannot be read by offset and size.
             if name in names and not member.issparse():
                 place = Location(header.number, member.offset, member.offset_data, member.size)
                 places.setdefault(name, []).append(place)
     except tar.UNREADABLE:
-        # Whoever read the archive first has said so.
+        # The first pass over the archive has reported the damage.
         pass
     chosen = {link: _chosen(end, places.get(end.target, [])) for link, end in ends.items()}
     return {link: place for link, place in chosen.items() if place is not None}
@@ -110,7 +110,7 @@ def unpacked(handle: BinaryIO | tar.Forward, *, seekable: bool) -> Iterator[Bina
         yield cast(BinaryIO, handle)
         return
     with TemporaryFile() as scratch:
-        # What a link names behind the damage is not there, which costs and names its sample.
+        # Targets behind the damage are missing; their samples are reported for that.
         with suppress(*DAMAGED):
             while scratch.tell() < _MAX_UNPACKED_BYTES and (piece := handle.read(_PIECE_BYTES)):
                 scratch.write(piece)

@@ -79,7 +79,7 @@ class TfdsReader:
             if not columns.captions and isinstance(label, int) and 0 <= label < len(classes):
                 named["class name"] = classes[label]
                 columns = columns._replace(captions=("class name",))
-            # A record may lack what the data set has.
+            # A record may lack features that the data set declares.
             return pair_of(
                 named,
                 columns,
@@ -115,26 +115,32 @@ def find_version(base: str, name: str, files: Files) -> str:
     if not place or inner.startswith(("/", "..")) or "\0" in place:
         raise ValueError(f"source.dataset must be the name of a data set. Received: {name!r}")
     root = posixpath.join(base, inner)
-    found: dict[str, list[tuple[int, ...]]] = {}
+    versions_by_folder: dict[str, list[tuple[int, ...]]] = {}
     for path in files.find(root):
         if posixpath.basename(path) == _FEATURES_FILE:
             above, number = posixpath.split(posixpath.dirname(path))
             if all(part.isdecimal() for part in number.split(".")):
-                found.setdefault(above, []).append(tuple(int(x) for x in number.split(".")))
-    if root in found:
-        found = {root: found[root]}
-    if len(found) > 1:
-        configs = ", ".join(sorted(f"{place}{folder.removeprefix(root)}" for folder in found))
+                versions_by_folder.setdefault(above, []).append(
+                    tuple(int(x) for x in number.split("."))
+                )
+    if root in versions_by_folder:
+        versions_by_folder = {root: versions_by_folder[root]}
+    if len(versions_by_folder) > 1:
+        configs = ", ".join(
+            sorted(f"{place}{folder.removeprefix(root)}" for folder in versions_by_folder)
+        )
         raise ValueError(
             f"source.dataset must name one of several configurations: {configs}. Received: {name!r}"
         )
-    for folder, versions in found.items():
+    for folder, versions in versions_by_folder.items():
         names = {".".join(map(str, number)): number for number in versions}
         if version and version not in names:
             break
         latest = max(names, key=lambda text: names[text])
         return posixpath.join(folder, version or latest)
-    there = sorted(".".join(map(str, x)) for versions in found.values() for x in versions)
+    there = sorted(
+        ".".join(map(str, x)) for versions in versions_by_folder.values() for x in versions
+    )
     raise ValueError(
         f"source.dataset must be a prepared data set below {base}. Received: {name!r}; "
         f"versions there: {', '.join(there) or 'none'}"
@@ -172,15 +178,15 @@ def _kinds(feature: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     inner = feature.get("featuresDict", {}).get("features", {})
     if not inner and "sequence" in feature:
         return _kinds(feature["sequence"].get("feature", {}), prefix)
-    found = {}
+    kinds = {}
     for name, value in inner.items():
         path = f"{prefix}/{name}" if prefix else name
         nested = _kinds(value, path)
         kind = next((x for x in ("image", "text", "classLabel") if x in value), None)
         sequence = value.get("sequence", {}).get("feature", {})
         kind = kind or next((x for x in ("image", "text") if x in sequence), "other")
-        found |= nested or {path: kind}
-    return found
+        kinds |= nested or {path: kind}
+    return kinds
 
 
 def _named(kinds: Mapping[str, str], config: SourceConfig) -> Columns:

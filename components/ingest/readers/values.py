@@ -1,4 +1,4 @@
-"""What readers of tables share: one row of values becomes one pair."""
+"""Shared by readers of tables: one row of values becomes one pair."""
 
 import posixpath
 import re
@@ -15,7 +15,7 @@ from sigline.components.ingest.sources import (
     image_below,
 )
 
-# A language tag as BCP 47 has them, with either mark between its parts.
+# BCP 47 language tags, with hyphens or underscores between subtags.
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 
 
@@ -85,7 +85,7 @@ def pair_of(
 def _captions(value: Any) -> list[tuple[Any, Any]]:
     """Returns the captions of a cell with their languages: one, a list, or either by language."""
     if isinstance(value, list) and value and all(isinstance(item, tuple) for item in value):
-        # As Arrow has maps.
+        # Arrow returns maps as lists of pairs.
         value = dict(value)
     if isinstance(value, Mapping) and all(_LANGUAGE.fullmatch(str(tag)) for tag in value):
         return [(text, tag) for tag, texts in value.items() for text in texts_of(texts)]
@@ -96,7 +96,7 @@ def texts_of(value: Any) -> list[Any]:
     """Returns the texts of a value, which may be one, or a list, also one written as text."""
     if isinstance(value, str | bytes) and (items := _listed(value)) is not None:
         value = items
-    # Not a number stands for nothing in data frames, and a word may.
+    # Data frames use NaN for missing values; words for them are left to the captions' own rules.
     if cells.is_missing(value) and not isinstance(value, str | bytes):
         return []
     return list(cells.flat(value))

@@ -28,7 +28,8 @@ from sigline.components.ingest.sources import (
 
 _PARTS = {"txt": "text", "json": "metadata", "cls": "label"}
 _SHORT_SUFFIXES = (".tgz", ".tbz2", ".tbz", ".tb2", ".tzst", ".txz")
-# Names below one key that may turn out to be parts of one sample; more are samples of their own.
+# Number of names with one key up to which they may still form one sample; with more, each name is
+# a sample of its own.
 _MAX_WAITING = 32
 
 
@@ -59,7 +60,7 @@ class WebDatasetReader:
         return path.lower().endswith(_SHORT_SUFFIXES) or without_suffix(path).endswith(".tar")
 
     def parts(self, path: str, files: Files, config: SourceConfig) -> Iterator[Part]:
-        """Yields the file: members are found one after the other."""
+        """Yields the whole file as one part: members can only be read one after the other."""
         yield Part(path)
 
     def scan(
@@ -95,9 +96,9 @@ class WebDatasetReader:
         self, path: str, files: Files, samples: "_Samples"
     ) -> Iterator[RawPair | PassedOver]:
         """Yields the samples that have links."""
-        wanted = [link for run in samples.linked for link in run.links.values()]
+        links = [link for run in samples.linked for link in run.links.values()]
         with _opened(path, files) as (handle, _):
-            places = tar_links.locate(wanted, samples.links, handle)
+            places = tar_links.locate(links, samples.links, handle)
         with (
             _opened(path, files) as (handle, seekable),
             tar_links.unpacked(handle, seekable=seekable) as archive,
@@ -150,9 +151,9 @@ class _Samples:
         self._plain: _Run | None = None
         self._run: _Run | None = None
         self._waiting: list[_Run] = []
-        # Whether the names below this key are known to be samples of their own.
+        # Whether names with the current key are known to be separate samples.
         self._apart = False
-        # The run whose member is being read, of which damage leaves nothing.
+        # The run whose member is being read; damage in it loses the whole sample.
         self._reading: _Run | None = None
         self.seekable = True
         self.linked: list[_Run] = []
@@ -178,7 +179,7 @@ class _Samples:
             yield from self._finish()
             self._key = key
         if middle:
-            # A second image, say, under one name belongs to another sample.
+            # A second member of the same kind, such as an image, belongs to another sample.
             name = f"{key}.{middle}"
             run = self._run
             if run is not None and (run.name != name or (kind and kind in run.kinds)):
@@ -217,15 +218,15 @@ class _Samples:
         self, run: _Run, places: Mapping[tar_links.Link, tar_links.Location], archive: BinaryIO
     ) -> Iterator[RawPair | PassedOver]:
         """Yields a sample with what its links lead to, and the links that lead nowhere."""
-        found = dict(run.places)
+        located = dict(run.places)
         for kind, link in run.links.items():
             if link in places:
-                found[kind] = places[link]
+                located[kind] = places[link]
             else:
                 run.members.remove(link.name)
                 run.kinds.discard(kind)
                 yield self._passed(link.name, reasons.BROKEN_LINK)
-        for kind, place in found.items():
+        for kind, place in located.items():
             content = None
             if place.size <= self._limit(kind):
                 content = tar_links.read_at(archive, place)
@@ -260,7 +261,7 @@ class _Samples:
         *,
         sparse: bool = False,
     ) -> None:
-        """Sets a field; of content that is too large, the problem."""
+        """Sets a field, or the problem if its content is too large."""
         if kind == "image":
             run.fields["position"] = (place.data, place.size)
         if not sparse:
@@ -278,7 +279,7 @@ class _Samples:
             run.fields["problem"] = Problem(reasons.INVALID_METADATA, detail)
 
     def _close(self) -> Iterator[RawPair | PassedOver]:
-        """Ends the run of a name with further dots."""
+        """Ends the run of a name that has further dots than its suffix's."""
         run, self._run = self._run, None
         if run is None:
             return
@@ -306,7 +307,7 @@ class _Samples:
                 yield from self._emit(run)
 
     def _finish(self) -> Iterator[RawPair | PassedOver]:
-        """Ends the key."""
+        """Ends the current key and yields its samples."""
         yield from self._close()
         yield from self._settle()
         if self._plain is not None:
@@ -316,7 +317,7 @@ class _Samples:
     def _emit(self, run: _Run) -> Iterator[RawPair | PassedOver]:
         """Yields a sample; one with links waits until they are resolved."""
         if run.links:
-            # What it holds is read again, so that no number of links fills the memory.
+            # Contents are dropped and read again later, so that many links do not fill the memory.
             for kind in run.kinds & run.fields.keys():
                 del run.fields[kind]
                 if kind not in run.places:
@@ -328,7 +329,7 @@ class _Samples:
             for name in run.extras:
                 yield self._passed(name, reasons.EXTRA_MEMBER)
         else:
-            # They belong to a sample that is rejected for the image that it lacks.
+            # The sample is rejected for its missing image, which covers these members too.
             run.extras = []
         self.read += len(run.members) - len(run.extras)
         yield RawPair(key=run.name, **self._about, **run.fields)

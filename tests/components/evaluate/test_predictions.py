@@ -63,7 +63,7 @@ def test_what_is_no_split_is_refused(content):
 def test_older_format_is_refused(monkeypatch):
     content = predictions.encode(_split(["a"]))
     monkeypatch.setattr(predictions, "FORMAT", "predictions-0")
-    with pytest.raises(ValueError, match="format is 'predictions-"):
+    with pytest.raises(ValueError, match="Received: format='predictions-1'"):
         predictions.decode(content)
 
 

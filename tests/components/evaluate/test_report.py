@@ -1,10 +1,13 @@
+import copy
 import html
+import html.parser
 import io
 import os
 import re
 import shutil
 import subprocess
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +21,7 @@ from sigline.components.evaluate.views import Scale, View
 NAMES = ("cat", "dog", "bird")
 RNG = np.random.default_rng(0)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+HOSTILE = "<script>alert(1)</script>\"'& שלום"
 
 
 def _unit(x):
@@ -233,3 +237,132 @@ def test_the_verdict_says_what_it_is_worth():
     page = report.page(Verdict((passed,)), found, findings.Findings(), Subject("m"))
     assert '<td class="number">6.8%</td><td>at least</td><td class="number">5.0%</td>' in page
     assert "Far above chance, below 35% of what the last model reached" in page
+
+
+class _Parser(html.parser.HTMLParser):
+    """Collects tags with the names of their attributes, and all texts and values."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.values = [], "", set()
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, [name for name, _ in attrs]))
+        self.values |= {value for _, value in attrs}
+
+    def handle_endtag(self, tag):
+        self.tags.append(f"/{tag}")
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _report_of(text):
+    """Returns the arguments of a report with a text in every place, made from the place's name."""
+
+    def example(name):
+        unit = text(f"{name} unit")
+        return findings.Example(
+            unit, (text(f"{name} expected"),), ((text(f"{name} other"), 0.5),), False, 3
+        )
+
+    result = results.Result(0.9, 0.8, 0.95, 50, 0.1, 0.8, 0.1, 0.02, 0.2)
+    checks = (
+        Check(text("checked metric"), text("rule"), 0.1, 0.2, False, text("note")),
+        Check(text("passed metric"), text("passed rule"), 0.3, 0.2, True, text("passed note")),
+    )
+    seen = findings.Findings(
+        worst=(example("worst"),),
+        right=(example("right"),),
+        wrong=(example("wrong"),),
+        searches=((text("search"), ((text("searched unit"), True),)),),
+        confusions=((text("confused class"), text("other class"), 4),),
+        reliability=((0.9, 0.1, 0.2),),
+        worst_slices=((text("accuracy/source="), result),),
+    )
+    subject = Subject(
+        title=text("title"),
+        pictures=dict.fromkeys(seen.units(), _png("teal")),
+        curves={text("curve"): [(0, 3.0), (10, 2.0)]},
+        data=[(text("data name"), text("data value"))],
+        lineage=[(text("lineage name"), text("lineage value"))],
+        date=text("date"),
+        reports=text("../reports.html#"),
+    )
+    return Verdict(checks), {text("accuracy"): result}, seen, subject
+
+
+def test_every_text_of_the_data_is_escaped():
+    places = []
+
+    def hostile(place):
+        places.append(f"{place} {HOSTILE}")
+        return places[-1]
+
+    page = report.page(*_report_of(hostile))
+    assert page.startswith("<!doctype html>")
+    assert "<script" not in page
+    parser = _Parser(page)
+    # Nothing that the texts hold is a tag or an attribute, and none of them is lost.
+    assert parser.tags == _Parser(report.page(*_report_of(str))).tags
+    assert len(places) == len(set(places))
+    in_values = {f"{name} unit" for name in ("worst", "right", "wrong", "searched")}
+    in_values = {f"{place} {HOSTILE}" for place in (*in_values, "../reports.html#")}
+    assert in_values <= parser.values
+    # The unit of an image of a search stands in no text.
+    only_values = {f"{place} {HOSTILE}" for place in ("searched unit", "../reports.html#")}
+    assert [text for text in places if text not in parser.text and text not in only_values] == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "javascript:alert(1)",
+        " JavaScript:alert(1)//",
+        "java\nscript:/alert(1)",
+        "\x01javascript:alert(1)",
+        "data:text/html,x",
+        "javascript://host/%0aalert(1)",
+    ],
+)
+def test_an_address_that_runs_something_is_no_link(address):
+    page = report.page(Verdict(()), {}, findings.Findings(), Subject("m", reports=address))
+    assert "href" not in page
+    assert "script:" not in page
+    assert "data report, model card and all else of the run" in page
+
+
+@pytest.mark.parametrize("address", ["../reports.html", "https://host:8/a", "a/b:c", "/x?a&b"])
+def test_an_address_of_a_page_is_a_link(address):
+    page = report.page(Verdict(()), {}, findings.Findings(), Subject("m", reports=address))
+    assert address in _Parser(page).values
+
+
+def _names(value, path=()):
+    """Returns the ways to all names of dictionaries."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield (*path, name)
+            yield from _names(inner, (*path, name))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _names(inner, (*path, i))
+
+
+def test_what_is_missing_is_an_error():
+    content = report.content(*_report_of(str))
+    assert report.TEMPLATE.render(content) == report.page(*_report_of(str))
+    # What a blessed model is worth is not said of one that is not.
+    names = [path for path in _names(content) if path != ("verdict", "worth")]
+    assert ("metrics", "rows", 0, "significant") in names
+    assert ("searches", 0, "images", 0, 0, "address") in names
+    for path in names:
+        lacking = copy.deepcopy(content)
+        holder = lacking
+        for step in path[:-1]:
+            holder = holder[step]
+        del holder[path[-1]]
+        with pytest.raises(jinja2.UndefinedError):
+            report.TEMPLATE.render(lacking)

@@ -1,0 +1,1 @@
+"""Serves a candidate and asks it, before it is published."""
