@@ -1,6 +1,7 @@
 """Who may import what: read from the sources, and proven in a fresh process."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tfx", "apache_beam", "tensorflow", "keras", "tensorflow_text", "grpc", "kfp"}
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_text"}
+
+
+# Files of components, besides `component.py`, that Beam's workers run, or that read files by Beam.
+RUN_BY_BEAM = {
+    "curate": ("transforms", "choice_transforms"),
+    "embed": ("transforms",),
+    "evaluate": ("transforms", "judge", "model_views", "report_subject", "tfma_results"),
+    "index": ("transforms", "build", "saved_index", "search"),
+    "ingest": (
+        "transforms",
+        "account_transforms",
+        "fetch_transforms",
+        "group_transforms",
+        "report_transforms",
+        "tag_transforms",
+    ),
+    "publish": ("remote",),
+}
 
 
 def _imports(path: Path) -> set[str]:
@@ -61,7 +80,7 @@ def _allowed(path: Path) -> tuple[set[str], set[str]]:
         return {"apache_beam"}, {"schemas"}
     if path.name == "served_model.py":
         return TENSORFLOW, {"schemas"}
-    if path.name.endswith("transforms.py"):
+    if path.stem in RUN_BY_BEAM.get(rest[0], ()):
         shared = {"components.files", "components.outputs", "components.served_model"}
         return {"apache_beam", *TENSORFLOW}, own | shared
     return set(), own
@@ -185,3 +204,15 @@ def test_every_file_of_serving_is_in_a_room():
     assert {path.name for path in folder.glob("*.py")} == {"__init__.py"}
     rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
     assert rooms == set(SERVING)
+
+
+def test_file_called_transforms_has_one():
+    names = r"PTransform|DoFn|CombineFn|ptransform_fn"
+    for path in (ROOT / "components").rglob("*transforms.py"):
+        assert re.search(rf"beam\.({names})", path.read_text()), path
+
+
+def test_files_that_beam_runs_are_there():
+    for folder, names in RUN_BY_BEAM.items():
+        for name in names:
+            assert (ROOT / "components" / folder / f"{name}.py").is_file(), (folder, name)

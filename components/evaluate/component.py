@@ -20,7 +20,7 @@ from tfx.types.standard_artifacts import (
 )
 from tfx.utils import path_utils
 
-from sigline.components.evaluate import judge_transforms
+from sigline.components.evaluate import judge
 from sigline.components.evaluate.inputs import Inputs
 from sigline.components.evaluate.options import Options
 from sigline.schemas import artifacts, record
@@ -64,7 +64,7 @@ def EvaluateModel(
         logs_dir=model_run.uri,
         parity_file=parity if os.path.exists(parity) else None,
     )
-    verdict = judge_transforms.judge(
+    verdict = judge.judge(
         inputs, Gate.from_json(gate), evaluation.uri, beam_pipeline, with_tfma=True
     ).verdict
     blessing.set_string_custom_property("current_model", model.uri)

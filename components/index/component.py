@@ -20,7 +20,7 @@ from tfx.types.standard_artifacts import (
 from tfx.utils import path_utils
 
 from sigline.components.artifact_types import EmbeddingIndex
-from sigline.components.index import build_transforms, transforms
+from sigline.components.index import build, transforms
 from sigline.components.index.options import IndexConfig
 from sigline.schemas import artifacts, strict
 
@@ -67,7 +67,7 @@ def IndexCorpus(
             )
             _ = pipeline | f"Embed-{item.id}" >> embed
     target = posixpath.join(index.uri, artifacts.INDEX_FOLDER)
-    about = build_transforms.build(corpora, directory, target, options)
+    about = build.build(corpora, directory, target, options)
     index.set_int_custom_property("records", about["records"])
     index.set_float_custom_property("recall", about["recall"])
     index.set_string_custom_property("model_digest", about["model_digest"])

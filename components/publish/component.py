@@ -19,7 +19,7 @@ from tfx.utils import path_utils
 
 from sigline.components.artifact_types import EmbeddingIndex, ModelCard
 from sigline.components.publish import card as cards
-from sigline.components.publish import indexes, publishing, remote_transforms
+from sigline.components.publish import indexes, publishing, remote
 from sigline.components.publish.publishing import Published
 from sigline.schemas import artifacts, signatures, signing, versions
 
@@ -122,7 +122,7 @@ def PublishIndex(
 
 
 def _publish(directory: str, base: str, keep: int, signing_key: str, **options) -> Published:
-    publisher = remote_transforms if versions.is_remote(base) else publishing
+    publisher = remote if versions.is_remote(base) else publishing
     signer = signing.Signer(signing_key) if signing_key else None
     return publisher.publish(directory, base, keep=keep or None, signer=signer, **options)
 

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     import apache_beam as beam
 
-    from sigline.components.evaluate import judge_transforms, results, summary
+    from sigline.components.evaluate import judge, results, summary
     from sigline.components.evaluate.inputs import Inputs
 
     with tempfile.TemporaryDirectory() as scratch, _output(arguments.output) as output:
@@ -114,9 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
         with progress.part("judge"):
-            judgement = judge_transforms.judge(
-                inputs, limits, str(output), pipeline, with_tfma=arguments.tfma
-            )
+            judgement = judge.judge(inputs, limits, str(output), pipeline, with_tfma=arguments.tfma)
         verdict = judgement.verdict
         spent = time.monotonic() - started
         (output / JUNIT_FILE).write_text(summary.junit(verdict, seconds=spent))

@@ -78,7 +78,7 @@ def _index(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     import apache_beam as beam
 
-    from sigline.components.index import build_transforms, faiss_index, transforms
+    from sigline.components.index import build, faiss_index, transforms
 
     if config.kind == retrieval.FAISS:
         faiss_index.module()
@@ -95,10 +95,8 @@ def _index(arguments: argparse.Namespace) -> int:
         _ = pipeline | embed
     try:
         with progress.part("build the index"):
-            about = build_transforms.build(
-                [str(corpus)], str(arguments.model), arguments.output, config
-            )
-    except build_transforms.IndexRefused as error:
+            about = build.build([str(corpus)], str(arguments.model), arguments.output, config)
+    except build.IndexRefused as error:
         print(f"sigline: {error}", file=sys.stderr)
         return 1
     print(
@@ -170,7 +168,7 @@ def _opened(arguments: argparse.Namespace):
         options = ask.options(arguments)
         return ServedIndex(arguments.target, arguments.model_name, **options)
     quiet.import_tensorflow()
-    from sigline.components.index.search_transforms import LocalIndex
+    from sigline.components.index.search import LocalIndex
 
     return LocalIndex(arguments.index, arguments.model)
 
@@ -184,7 +182,7 @@ def _ui(arguments: argparse.Namespace) -> int:
         from aiohttp import web
     except ImportError:
         raise ValueError("The page needs aiohttp; install sigline[ui].") from None
-    from sigline.components.index.search_transforms import LocalIndex
+    from sigline.components.index.search import LocalIndex
     from sigline.serving.search_page import search_page
 
     with progress.part("load the index"):

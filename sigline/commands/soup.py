@@ -115,7 +115,7 @@ class _Score:
     def __call__(self, weights) -> float:
         import apache_beam as beam
 
-        from sigline.components.evaluate import evaluation, view_transforms
+        from sigline.components.evaluate import evaluation, model_views
         from sigline.components.evaluate.inputs import CANDIDATE, Inputs
         from sigline.trainer.training import start
 
@@ -131,9 +131,9 @@ class _Score:
                 captioned=self._data.captioned,
             )
             pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-            embedded, _ = view_transforms.embed(inputs, f"{scratch}/embedded", pipeline)
-            labels = view_transforms.all_labels(inputs)
-            view = view_transforms.views(inputs, embedded, labels)[CANDIDATE]
+            embedded, _ = model_views.embed(inputs, f"{scratch}/embedded", pipeline)
+            labels = model_views.all_labels(inputs)
+            view = model_views.views(inputs, embedded, labels)[CANDIDATE]
             found = evaluation.measures(view)
         if self._metric not in found:
             raise ValueError(

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sigline.components import served_model
-from sigline.components.index import build_transforms as build
+from sigline.components.index import build as build
 from sigline.components.index import corpus, faiss_index, transforms
-from sigline.components.index import saved_index_transforms as saved_index
-from sigline.components.index.build_transforms import IndexRefused
+from sigline.components.index import saved_index as saved_index
+from sigline.components.index.build import IndexRefused
 from sigline.components.index.options import IndexConfig
 from sigline.schemas import digests, record, retrieval, signatures, strict, tf_example
 
@@ -403,7 +403,7 @@ def _captionless(examples, folder, count):
 def test_images_without_captions_are_in_the_index_and_measure_nothing(
     examples, model_dir, tmp_path
 ):
-    from sigline.components.index import search_transforms
+    from sigline.components.index import search
 
     corpus_of_few = _embed(
         _captionless(examples, tmp_path / "in", 20), model_dir, tmp_path / "corpus"
@@ -412,7 +412,7 @@ def test_images_without_captions_are_in_the_index_and_measure_nothing(
     about = build.build([corpus_of_few.folder], model_dir, output, IndexConfig(top=20))
     assert (about["records"], about["without_captions"]) == (30, 20)
     assert 0 < about["queries"] <= 10
-    matches = search_transforms.LocalIndex(output).by_image(next(_records(examples)).image, top=20)
+    matches = search.LocalIndex(output).by_image(next(_records(examples)).image, top=20)
     assert matches[0].text == ()
     assert matches[0].score == pytest.approx(1)
 

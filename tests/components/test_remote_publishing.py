@@ -9,7 +9,7 @@ from apache_beam.io.filesystems import FileSystems
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from sigline.components.publish import remote_transforms
+from sigline.components.publish import remote
 from sigline.schemas import digests, signing, versions
 
 
@@ -128,7 +128,7 @@ def _whole():
 
 
 def test_graph_comes_last_when_all_else_is_there(model, bucket):
-    found = remote_transforms.publish(model, BASE, extras={"warm_up": b"requests"})
+    found = remote.publish(model, BASE, extras={"warm_up": b"requests"})
     assert (found.version, found.uri, found.copied) == (1, f"{BASE}/1", True)
     assert bucket.changes[-1] == ("write", f"{BASE}/1/saved_model.pb")
     assert bucket.objects[f"{BASE}/1/assets.extra/warm_up"] == b"requests"
@@ -140,24 +140,24 @@ def test_graph_comes_last_when_all_else_is_there(model, bucket):
 
 
 def test_the_same_model_is_not_published_twice(model, bucket):
-    first = remote_transforms.publish(model, BASE, extras={"warm_up": b"requests"})
+    first = remote.publish(model, BASE, extras={"warm_up": b"requests"})
     changes = list(bucket.changes)
-    again = remote_transforms.publish(model, BASE, extras={"warm_up": b"others"})
+    again = remote.publish(model, BASE, extras={"warm_up": b"others"})
     assert (again.version, again.digest, again.copied) == (1, first.digest, False)
     assert bucket.changes == changes
 
 
 @pytest.mark.parametrize("dies_at", ["variables/data", versions.MANIFEST, "saved_model.pb"])
 def test_half_a_version_is_never_loaded_nor_its_number_used(model, tmp_path, bucket, dies_at):
-    remote_transforms.publish(model, BASE)
+    remote.publish(model, BASE)
     other = _model(tmp_path / "other", b"other weights")
     bucket.dies_at = f"2/{dies_at}"
     with pytest.raises(Killed):
-        remote_transforms.publish(other, BASE)
+        remote.publish(other, BASE)
     assert _whole() == ["1"]
     bucket.dies_at = ""
     half = any(path.startswith(f"{BASE}/2/") for path in bucket.objects)
-    found = remote_transforms.publish(other, BASE)
+    found = remote.publish(other, BASE)
     # Of a version of which nothing was written nothing is known.
     assert found.version == (3 if half else 2)
     assert _whole() == ["1", str(found.version)]
@@ -168,10 +168,10 @@ def test_half_a_version_is_never_loaded_nor_its_number_used(model, tmp_path, buc
 def test_object_that_comes_back_otherwise_stops_it(model, bucket, damages):
     bucket.damages = damages
     with pytest.raises(RuntimeError, match="does not come back as it was written"):
-        remote_transforms.publish(model, BASE)
+        remote.publish(model, BASE)
     assert _whole() == []
     bucket.damages = ""
-    assert remote_transforms.publish(model, BASE).version == 2
+    assert remote.publish(model, BASE).version == 2
     assert _whole() == ["2"]
 
 
@@ -190,18 +190,18 @@ def signer(tmp_path, request):
 
 def test_version_without_the_signature_is_published_again(model, bucket, signer):
     extras = {"model.json": b"{}"}
-    remote_transforms.publish(model, BASE, extras=extras)
-    assert remote_transforms.publish(model, BASE, extras=extras, signer=signer).version == 2
+    remote.publish(model, BASE, extras=extras)
+    assert remote.publish(model, BASE, extras=extras, signer=signer).version == 2
     again = {"model.json": b'{"time": 2}'}
-    assert remote_transforms.publish(model, BASE, extras=again, signer=signer).version == 2
+    assert remote.publish(model, BASE, extras=again, signer=signer).version == 2
     bucket.objects[f"{BASE}/2/{signer.file}"] = b"{}"
-    assert remote_transforms.publish(model, BASE, extras=again, signer=signer).version == 3
+    assert remote.publish(model, BASE, extras=again, signer=signer).version == 3
 
 
 def test_old_versions_go_graph_first(tmp_path, bucket):
     for number in range(1, 5):
         model = _model(tmp_path / str(number), bytes([number]))
-        remote_transforms.publish(model, BASE, keep=2)
+        remote.publish(model, BASE, keep=2)
     assert _whole() == ["3", "4"]
     removed = [path for kind, path in bucket.changes if kind == "delete"]
     assert removed[0] == f"{BASE}/1/saved_model.pb"
@@ -209,7 +209,7 @@ def test_old_versions_go_graph_first(tmp_path, bucket):
 
 
 def test_version_is_signed(model, bucket, signer, tmp_path):
-    uri = remote_transforms.publish(model, BASE, extras={"x": b"1"}, signer=signer).uri
+    uri = remote.publish(model, BASE, extras={"x": b"1"}, signer=signer).uri
     folder = tmp_path / "fetched"
     for name, content in bucket.objects.items():
         path = folder / name.removeprefix(f"{uri}/")
@@ -221,7 +221,7 @@ def test_version_is_signed(model, bucket, signer, tmp_path):
 
 def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must hold a saved_model\.pb"):
-        remote_transforms.publish(tmp_path, BASE)
+        remote.publish(tmp_path, BASE)
 
 
 def test_beam_finds_this_file_system():
@@ -233,6 +233,6 @@ def test_objects_of_someone_else_stay(tmp_path, bucket):
     bucket.objects.update(dict.fromkeys(foreign, b"mine"))
     for weights in (b"3", b"4"):
         model = _model(tmp_path / weights.decode(), weights)
-        remote_transforms.publish(model, BASE, keep=1)
+        remote.publish(model, BASE, keep=1)
     assert all(bucket.objects[path] == b"mine" for path in foreign)
     assert not any(path.startswith(f"{BASE}/3/") for path in bucket.objects)

@@ -8,7 +8,8 @@ import apache_beam as beam
 import numpy as np
 import pytest
 
-from sigline.components.evaluate import evaluation, judge_transforms, results
+from sigline.components.evaluate import evaluation, results
+from sigline.components.evaluate import judge as judging
 from sigline.components.evaluate.inputs import Inputs
 from sigline.components.scenes import draw, grammar
 from sigline.components.vocabulary.vocabulary import train_vocabulary
@@ -133,7 +134,7 @@ def judge(folder, model, judged_by, trained_on):
             **{"train_dirs": (str(trained_on),)} | more,
         )
         pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-        return judge_transforms.judge(inputs, LIMITS, str(folder / "output"), pipeline)
+        return judging.judge(inputs, LIMITS, str(folder / "output"), pipeline)
 
     return _judge
 

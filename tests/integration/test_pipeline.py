@@ -56,7 +56,7 @@ def test_first_run_publishes_a_gated_model(first, folder):
 
 
 def test_first_run_publishes_an_index_of_its_records(first, folder):
-    from sigline.components.index.search_transforms import LocalIndex
+    from sigline.components.index.search import LocalIndex
 
     path = folder / "root/index/1"
     assert first.index == {"path": str(path), "version": 1, "copied": True}

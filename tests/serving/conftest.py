@@ -26,7 +26,7 @@ def index(tmp_path_factory, contract_base, examples):
     """An index of the scenes, made by the tiny model of the contract."""
     import apache_beam as beam
 
-    from sigline.components.index import build_transforms, transforms
+    from sigline.components.index import build, transforms
     from sigline.components.index.options import IndexConfig
 
     folder, model = tmp_path_factory.mktemp("index"), str(contract_base / "3")
@@ -35,5 +35,5 @@ def index(tmp_path_factory, contract_base, examples):
             str(examples), model, str(folder / "corpus"), splits=("train",)
         )
     config = IndexConfig(top=12, splits=("train",))
-    build_transforms.build([str(folder / "corpus")], model, folder / "index", config)
+    build.build([str(folder / "corpus")], model, folder / "index", config)
     return folder / "index"

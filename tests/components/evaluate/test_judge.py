@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigline.components.evaluate import judge_transforms, predictions
+from sigline.components.evaluate import judge, predictions
 from sigline.components.evaluate.corruptions import Corruption
 from sigline.components.evaluate.inputs import Inputs
 from sigline.components.scenes import grammar
@@ -52,7 +52,7 @@ def cache(tmp_path_factory):
 def _judge(split_dir, model_dir, cache, output, limits=LOOSE, **more):
     inputs = Inputs(str(split_dir), str(model_dir), str(cache), **more)
     pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-    return judge_transforms.judge(inputs, limits, str(output), pipeline)
+    return judge.judge(inputs, limits, str(output), pipeline)
 
 
 def test_model_is_judged_with_a_baseline_and_a_support(split_dir, model_dir, cache, tmp_path):
@@ -224,7 +224,7 @@ def test_cut_shard_is_named(split_dir, model_dir, cache, tmp_path):
 def test_tfma_reads_the_same_means_and_slices(split_dir, model_dir, cache, tmp_path):
     inputs = Inputs(str(split_dir), str(model_dir), str(cache))
     pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-    found = judge_transforms.judge(inputs, LOOSE, str(tmp_path), pipeline, with_tfma=True)
+    found = judge.judge(inputs, LOOSE, str(tmp_path), pipeline, with_tfma=True)
     import tensorflow_model_analysis as tfma
 
     slices = dict(tfma.load_eval_result(str(tmp_path)).slicing_metrics)

@@ -16,12 +16,12 @@ from sigline.components.evaluate import (
     findings,
     gate,
     leaks,
+    model_views,
     parity,
     report,
-    report_transforms,
+    report_subject,
     results,
     transforms,
-    view_transforms,
 )
 from sigline.components.evaluate.inputs import BASELINE, CANDIDATE, Inputs
 from sigline.components.evaluate.predictions import EvalRecord
@@ -72,9 +72,9 @@ def judge(
     Raises:
         ValueError: If there is nothing to judge by, or a label has no class.
     """
-    labels = view_transforms.all_labels(inputs)
+    labels = model_views.all_labels(inputs)
     scratch = posixpath.join(output_dir, ".embedded")
-    embedded, trained = view_transforms.embed(inputs, scratch, pipeline)
+    embedded, trained = model_views.embed(inputs, scratch, pipeline)
     # Corrupted splits may repeat a problem of the clean one; it is listed once.
     own = embedded[CANDIDATE]
     problems = list(dict.fromkeys(p for split in own.values() for p in split.problems()))
@@ -83,11 +83,11 @@ def judge(
         with BeamFiles().open(inputs.parity_file) as handle:
             content = handle.read()
         same = parity.checks(
-            own[view_transforms.SPLIT], content, tolerance=limits.max_parity_difference
+            own[model_views.SPLIT], content, tolerance=limits.max_parity_difference
         )
     views, metrics = {}, {}
     if not problems:
-        views = view_transforms.views(inputs, embedded, labels)
+        views = model_views.views(inputs, embedded, labels)
         measured = {role: evaluation.measures(view) for role, view in views.items()}
         metrics = results.summarize(
             measured[CANDIDATE],
@@ -102,10 +102,10 @@ def judge(
             metrics |= results.summarize(leaked, None, confidence=limits.confidence)
         if with_tfma:
             # Importing TFMA takes long.
-            from sigline.components.evaluate import tfma_transforms
+            from sigline.components.evaluate import tfma_results
 
             names = _class_names(labels)
-            tfma_transforms.write(views[CANDIDATE], measured[CANDIDATE], names, output_dir)
+            tfma_results.write(views[CANDIDATE], measured[CANDIDATE], names, output_dir)
     verdict = gate.judge(
         metrics,
         limits,
@@ -140,7 +140,7 @@ def _report(
         remarkable = findings.collect(
             view, names, metrics, min_slice_examples=limits.min_slice_examples
         )
-    subject = report_transforms.subject(
+    subject = report_subject.subject(
         inputs.model_dir,
         None if view is None else view.split,
         transforms.shards(inputs.split_dir),

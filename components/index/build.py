@@ -102,9 +102,9 @@ def _write(
         return _recall(rows, vectors, asked, exact)
 
     if config.kind == retrieval.EXACT:
-        from sigline.components.index import saved_index_transforms
+        from sigline.components.index import saved_index
 
-        saved_index_transforms.save(
+        saved_index.save(
             str(scratch),
             model_dir,
             vectors,
