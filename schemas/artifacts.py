@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# Of records, curated; TFDV's text.
+# The schema of records, curated by hand, as TFDV's text.
 SCHEMA = Path(__file__).parent / "image_text.pbtxt"
 COUNTS_FILE = "counts.json"
 REJECTED_FOLDER = "rejected"
@@ -18,7 +18,7 @@ VOCABULARY_FILE = "sentencepiece.model"
 PROBLEMS_FILE = "problems.json"
 WARNINGS_FILE = "warnings.json"
 TRAINING_FILE = "training.json"
-# What the model made of eval records while it was in the trainer; safetensors of this and that.
+# Outputs of the model in the trainer on eval records, as safetensors, and the names in them.
 PARITY_FILE = "parity.safetensors"
 PARITY_IMAGE, PARITY_TEXT, PARITY_UNITS = "image", "text", "units"
 PARITY_CLASSES = "class_logits"
@@ -32,9 +32,9 @@ INDEX_FOLDER = "index"
 BUILT_PROPERTY = "built"
 
 BLESSED_PROPERTY = "blessed"
-# Of the acceptance of data: ids of artifacts.
+# Properties of an acceptance of data: the ids of what was accepted.
 ACCEPTED_EXAMPLES = "examples_id"
 ACCEPTED_STATISTICS = "statistics_id"
 ACCEPTED_REPORT = "ingest_report_id"
-# What its spans are spans of; empty without spans.
+# Pattern of the input that the spans belong to; empty without spans.
 ACCEPTED_SPANS = "spans"

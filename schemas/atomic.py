@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-# What the names of files and folders begin with that are not whole yet.
+# Prefix of the names of files and folders that are not whole yet.
 SCRATCH = ".tmp-"
-# What a note of an error begins with that names what was written.
+# Prefix of the note on an error that names what was being written.
 WRITING = "While writing "
 
 

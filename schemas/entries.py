@@ -37,7 +37,7 @@ class _Walk:
     def __init__(self, folder: str):
         self._base = folder.rstrip("/") or "/"
         self._links: list[str] = []
-        # Device and number of each folder that was listed.
+        # Device and inode of every folder that was listed.
         self._visited: set[tuple[int, int]] = set()
         self.entries: list[Entry] = []
 
@@ -62,8 +62,8 @@ class _Walk:
         while stack:
             path = stack.pop()
             try:
-                with os.scandir(path) as found:
-                    children = sorted(found, key=lambda item: item.name, reverse=True)
+                with os.scandir(path) as entries:
+                    children = sorted(entries, key=lambda item: item.name, reverse=True)
             except OSError as error:
                 if not isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError):
                     raise

@@ -19,13 +19,16 @@ def shards(manifest: str, splits: tuple[str, ...]) -> list[tuple[str, str, int]]
             f"Unknown splits. Received: {', '.join(unknown)}. Known splits: {', '.join(known)}"
         )
     if record.MANIFEST_EMBEDDINGS in content:
-        raise ValueError("The examples hold embeddings already; give the ones with images.")
-    found = [
+        raise ValueError(
+            "The examples hold embeddings already; give the ones with images. "
+            f"Received: {record.MANIFEST_EMBEDDINGS}={content[record.MANIFEST_EMBEDDINGS]}"
+        )
+    listed = [
         (split, name, shard["records"])
         for split in splits
         for name, shard in sorted(known[split]["shards"].items())
     ]
     # The manifest is input like any other: nothing is written outside of the output's folder.
-    if bad := [name for _, name, _ in found if posixpath.basename(name) != name]:
+    if bad := [name for _, name, _ in listed if posixpath.basename(name) != name]:
         raise ValueError(f"The manifest must name files of its splits. Received: {bad[0]!r}")
-    return found
+    return listed

@@ -9,7 +9,7 @@ from sigline.schemas import atomic
 ADVICE = "Make room and run the same command again."
 
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT)
-# As Python, TensorFlow, shutil and SQLite say it.
+# How Python, TensorFlow, shutil and SQLite word a full disk.
 _WORDS = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full")
 # TensorFlow names the file before it says why.
 _PATH = re.compile(r"(/[^\s;]+); (?:No space left|Disk quota)")
@@ -31,9 +31,9 @@ def sentence(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
@@ -47,6 +47,6 @@ def _path(error: BaseException) -> str | None:
     for note in getattr(error, "__notes__", ()):
         if note.startswith(atomic.WRITING):
             return note.removeprefix(atomic.WRITING)
-    found = _PATH.search(str(error))
+    match = _PATH.search(str(error))
     named = error.filename if isinstance(error, OSError) else None
-    return named or (found[1] if found else None)
+    return named or (match[1] if match else None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sigline.schemas import strict
 
-# What metrics are sliced by.
+# Properties of examples that metrics are sliced by.
 DIMENSIONS = ("source", "language", "caption_words", "image_size", "prompts", "corruption")
 
 
@@ -65,7 +65,10 @@ class Gate:
                     )
         _check_numbers("seed_std", self.seed_std)
         if not any(getattr(self, name) for name in (*_BY_METRIC, *_BY_DIMENSION)):
-            raise ValueError("A gate must have at least one threshold; it would bless every model.")
+            raise ValueError(
+                "A gate must have at least one threshold; it would bless every model. "
+                f"Received: none of {', '.join((*_BY_METRIC, *_BY_DIMENSION))}"
+            )
         scalars = ("confidence", "min_slice_examples", "max_parity_difference")
         _check_numbers("A gate", {name: getattr(self, name) for name in scalars})
         if not 0.0 < self.confidence < 1.0 or self.min_slice_examples < 1:
@@ -111,15 +114,15 @@ _BY_DIMENSION = ("slice_minimum", "slice_max_drop")
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    found = dict(values)
+    merged = dict(values)
     for key, change in changes.items():
         if change is None:
-            found.pop(key, None)
-        elif isinstance(change, dict) and isinstance(found.get(key), dict):
-            found[key] = _merged(found[key], change)
+            merged.pop(key, None)
+        elif isinstance(change, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], change)
         else:
-            found[key] = change
-    return found
+            merged[key] = change
+    return merged
 
 
 def _check_mapping(name: str, value: Any) -> None:

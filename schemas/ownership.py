@@ -132,7 +132,7 @@ def check_stamped(path: str | Path, command: str, option: str = "--output") -> N
     if not (path.exists() or path.is_symlink()):
         return
     try:
-        # As it lies there: a line end that an editor changed is a change.
+        # Hash the bytes as they are: a line end that an editor changed is a change.
         text = path.read_bytes().decode() if path.is_file() and not path.is_symlink() else ""
     except UnicodeDecodeError:
         text = ""

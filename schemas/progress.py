@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 # No silence is longer than five seconds, though a heartbeat may be late on a busy machine.
 _LOG_SECONDS, _BEAT_SECONDS = 4.0, 0.5
-# A part that is over before gets one line, when it ends, or none.
+# A part that ends sooner gets one line, at its end, or none.
 _BRIEF_SECONDS = 1.0
-# The rate of a shorter time tells little of the rest.
+# A rate over less time tells little about the time that is left.
 _ESTIMATE_SECONDS = 5.0
 _CLEAR = "\r\033[K"
-# Set, it keeps a process and those that it starts from showing anything.
+# Environment variable that, if set, keeps a process and its children from showing progress.
 QUIET_VARIABLE = "SIGLINE_QUIET"
 
 
@@ -81,7 +81,7 @@ class _Screen:
     def write(self, line: str, *, is_last: bool) -> None:
         """Writes a line; on a terminal the next one takes its place, unless it is the last."""
         self._written = time.monotonic()
-        # Whoever read it may have gone, which must end no training.
+        # The reader of the stream may have gone, which must end no training.
         with contextlib.suppress(OSError):
             if self._is_terminal:
                 columns = os.get_terminal_size(self._descriptor).columns or 80
@@ -123,7 +123,7 @@ def shown(*, quiet: bool = False) -> Iterator[None]:
         return
     descriptor = None
     if _screen is None and not os.environ.get(QUIET_VARIABLE):
-        # What stands for standard error may be no file, or be closed.
+        # The object in place of standard error may be no file, or be closed.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             descriptor = sys.stderr.fileno()
     if descriptor is None:
@@ -185,7 +185,7 @@ def part(
             is_worth_a_line = spent >= _BRIEF_SECONDS or not is_silent_if_brief
             if _screen is not None and not _PARTS and is_worth_a_line:
                 if made.total is None:
-                    # What it was at last says nothing of the whole.
+                    # Without a total, the last note says nothing about the part as a whole.
                     made.note = ""
                 words = [*made.how_far(), f"{ending} {duration(spent)}"]
                 _screen.write(f"{name}: {', '.join(words)}", is_last=True)
@@ -207,7 +207,7 @@ def advance(count: int = 1, unit: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Says what the innermost part is at, in place of what was said before."""
+    """Replaces the note of the innermost part, which says what it is doing."""
     with _LOCK:
         if _PARTS:
             _PARTS[-1].note = text

@@ -14,7 +14,7 @@ IMAGE_PHASH = "image_phash"
 LABEL = "label"
 TAG = "tag"
 META = "meta"
-# In place of `image` where a frozen tower has embedded it.
+# The feature in place of `image` where a frozen tower has embedded it.
 IMAGE_EMBEDDING = "image_embedding"
 
 TRAIN_SPLIT = "train"

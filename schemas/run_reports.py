@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PAGE = "reports.html"
-# From an artifact to the root of a run on one machine, where the metadata store lies.
+# Path from an artifact to the root of runs on one machine, and the metadata store that lies there.
 _ROOT, _STORE = "../../../..", "metadata.sqlite"
 _STYLE = "body { font: 15px/1.6 system-ui, sans-serif; margin: 2rem auto; max-width: 50rem; }"
 
@@ -32,7 +32,7 @@ def page(title: str, date: str, lines: Sequence[str], links: Sequence[tuple[str,
         lines: What is said of it, a sentence each.
         links: What each link leads to, and its address relative to the run's folder.
     """
-    said = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     items = "".join(
         f'<li><a href="{html.escape(target, quote=True)}">{html.escape(name)}</a></li>'
         for name, target in links
@@ -40,6 +40,6 @@ def page(title: str, date: str, lines: Sequence[str], links: Sequence[tuple[str,
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1><p>{html.escape(date)}</p>{said}"
+        f"<body><h1>{html.escape(title)}</h1><p>{html.escape(date)}</p>{paragraphs}"
         f"<ul>{items}</ul></body></html>\n"
     )

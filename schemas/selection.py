@@ -82,7 +82,7 @@ class Selection:
                 )
                 for name, shard in content["shards"].items()
             }
-            found = cls(str(content["split_dir"]), str(content["shards_digest"]), shards)
+            selection = cls(str(content["split_dir"]), str(content["shards_digest"]), shards)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{SELECTION_FILE} is no selection: {error!r}") from None
         for name, shard in shards.items():
@@ -93,12 +93,12 @@ class Selection:
                     f"{SELECTION_FILE} does not fit itself. Received: {name} with {shard.records} "
                     f"records, {shard.selected} selected, {len(shard.bits)} bytes of bits"
                 )
-        return found
+        return selection
 
 
 def bits_of(positions: set[int], records: int) -> bytes:
     """Returns a bit for each record, set for the positions given."""
-    found = bytearray(-(-records // 8))
+    bits = bytearray(-(-records // 8))
     for position in positions:
-        found[position // 8] |= 128 >> position % 8
-    return bytes(found)
+        bits[position // 8] |= 128 >> position % 8
+    return bytes(bits)

@@ -215,7 +215,7 @@ def _why_not_by(key: bytes, directory: Path, signature: Path) -> str:
             # A signature by other tools may leave files out.
             manifest = (directory / versions.MANIFEST).read_text()
             missing = _expected(manifest).items() - _covered(signature.read_bytes()).items()
-        # Whoever can write the file decides what the library stumbles over; all of it is a refusal.
+        # A hostile file can make the library raise anything, so that every exception is a refusal.
         except Exception as error:
             return f": {type(error).__name__}: {str(error) or 'it is by another key'}"
     return f": {versions.MODEL_SIGNATURE} leaves out {min(missing)[0]}" if missing else ""

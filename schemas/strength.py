@@ -35,10 +35,10 @@ def sentence(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     weakest = min(measured, key=lambda name: measured[name]["value"])
     parts = [*_above_chance(measured), *_beside_baseline(measured)]
-    told = f"{label(weakest)} {measured[weakest]['value']:.1%}"
+    measurement = f"{label(weakest)} {measured[weakest]['value']:.1%}"
     if _is_number(measured, weakest, "chance"):
-        told += f" where chance has {measured[weakest]['chance']:.1%}"
-    return f"{', '.join(parts)}: {told}" if parts else told
+        measurement += f" where chance has {measured[weakest]['chance']:.1%}"
+    return f"{', '.join(parts)}: {measurement}" if parts else measurement
 
 
 def is_share(name: str) -> bool:
@@ -93,7 +93,7 @@ def _beside_baseline(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
     least = min(ratios)
     if least >= _EQUAL:
         return ["no worse than the last model"]
-    # Rounded up, so that it is not below what is said.
+    # Round up, so that the ratio is indeed below the per cent of the sentence.
     return [f"below {int(round(least * 100, 6)) + 1}% of what the last model reached"]
 
 

@@ -1,9 +1,10 @@
-"""The name that was meant where one is unknown."""
+"""Suggests the known name that is nearest to an unknown one."""
 
 import difflib
 from collections.abc import Iterable
 
-# As `difflib.get_close_matches`; lower ones suggest what nobody meant.
+# The least similarity, as in `difflib.get_close_matches`; lower ones suggest names that nobody
+# meant.
 _CUTOFF = 0.6
 
 
@@ -36,8 +37,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean NAME?` for the end of a sentence, or nothing."""
-    found = nearest(name, known)
-    return f" Did you mean {found}?" if found is not None else ""
+    suggestion = nearest(name, known)
+    return f" Did you mean {suggestion}?" if suggestion is not None else ""
 
 
 def _last(name: str) -> str:

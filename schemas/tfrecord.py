@@ -46,17 +46,17 @@ def records(
             return
         end = offset + _HEADER + length + _CHECKSUM
         if length > largest:
-            found = _skip(read, length + _CHECKSUM)
-            if found:
+            is_whole = _skip(read, length + _CHECKSUM)
+            if is_whole:
                 yield Place(number, offset, f"it has {length} bytes, the limit is {largest}")
         else:
             record = read(length + _CHECKSUM)
-            found = len(record) == length + _CHECKSUM
-            if found and _is_intact(record):
+            is_whole = len(record) == length + _CHECKSUM
+            if is_whole and _is_intact(record):
                 yield record[:length]
-            elif found:
+            elif is_whole:
                 yield Place(number, offset, "its checksum is wrong")
-        if not found:
+        if not is_whole:
             yield Place(number, offset, "it is cut short; the rest of the shard is lost")
             return
         number, offset = number + 1, end

@@ -13,7 +13,7 @@ MANIFEST = "sigline_manifest.json"
 SIGNATURE = "sigline_manifest.sig"
 MODEL_SIGNATURE = "model.sig"
 SIGNATURES = (SIGNATURE, MODEL_SIGNATURE)
-# Beside the files that the manifest names.
+# Files of a version that its manifest does not name.
 _BESIDE = {MANIFEST, *SIGNATURES}
 # A folder that TensorFlow makes and leaves empty.
 _OF_TENSORFLOW = {"assets"}
@@ -84,22 +84,22 @@ def problems(path: str | Path, known_digests: Mapping[str, str] | None = None) -
     path, known_digests = Path(path), known_digests or {}
     if path.is_symlink() or not path.is_dir():
         return [f"{path} is no folder"]
-    known, found = _known(path / MANIFEST), _Tree()
+    known, tree = _known(path / MANIFEST), _Tree()
     if isinstance(known, str):
         return [known]
-    _walk(path, "", found)
-    told = [f"{name} is {kind}" for name, kind in sorted(found.others.items())]
+    _walk(path, "", tree)
+    sentences = [f"{name} is {kind}" for name, kind in sorted(tree.others.items())]
     folders = {str(parent) for name in known for parent in PurePosixPath(name).parents}
-    empty = found.folders - folders - _OF_TENSORFLOW
-    told += [f"{name} is a folder of no file" for name in sorted(empty)]
-    told += [f"{name} is added" for name in sorted(found.files - set(known) - _BESIDE)]
+    empty = tree.folders - folders - _OF_TENSORFLOW
+    sentences += [f"{name} is a folder of no file" for name in sorted(empty)]
+    sentences += [f"{name} is added" for name in sorted(tree.files - set(known) - _BESIDE)]
     for name, digest in sorted(known.items()):
-        if name in found.files:
+        if name in tree.files:
             if (known_digests.get(name) or digests.file_digest(path / name)) != digest:
-                told.append(f"{name} is changed")
-        elif name not in found.others:
-            told.append(f"{name} is missing")
-    return told
+                sentences.append(f"{name} is changed")
+        elif name not in tree.others:
+            sentences.append(f"{name} is missing")
+    return sentences
 
 
 def _known(manifest: Path) -> dict[str, str] | str:
@@ -126,19 +126,19 @@ class _Tree:
         self.others: dict[str, str] = {}
 
 
-def _walk(folder: Path, prefix: str, found: _Tree) -> None:
+def _walk(folder: Path, prefix: str, tree: _Tree) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             name = f"{prefix}{entry.name}"
             if entry.is_symlink():
-                found.others[name] = "a link"
+                tree.others[name] = "a link"
             elif entry.is_dir(follow_symlinks=False):
-                found.folders.add(name)
-                _walk(Path(entry.path), f"{name}/", found)
+                tree.folders.add(name)
+                _walk(Path(entry.path), f"{name}/", tree)
             elif entry.is_file(follow_symlinks=False):
-                found.files.add(name)
+                tree.files.add(name)
             else:
-                found.others[name] = "no file: a pipe, a socket or a device"
+                tree.others[name] = "no file: a pipe, a socket or a device"
 
 
 def _is_version(path: Path) -> bool:

@@ -66,15 +66,15 @@ class Job:
     @functools.cached_property
     def provenance(self) -> dict[str, str]:
         """What the exported model says of its making."""
-        found = {
+        provenance = {
             "data_digest": data.data_digest(self.folders),
             "code_digest": self.code_digest,
         }
         if self.weights is not None:
-            found["weights_digest"] = self.weights.digest()
+            provenance["weights_digest"] = self.weights.digest()
         for name, teacher in self.teachers.items():
-            found[f"teacher_digest/{name}"] = teacher.digest()
-        return found
+            provenance[f"teacher_digest/{name}"] = teacher.digest()
+        return provenance
 
     @property
     def identity(self) -> str:
@@ -83,14 +83,14 @@ class Job:
         Neither the code is in it, which may be changed meanwhile, nor how the run goes
         (`RunConfig`).
         """
-        found: dict[str, Any] = {k: v for k, v in self.provenance.items() if k != "code_digest"}
-        found["config"] = self.config.identity()
-        found["vocabulary"] = hashlib.sha256(self.vocabulary or b"").hexdigest()
+        identity: dict[str, Any] = {k: v for k, v in self.provenance.items() if k != "code_digest"}
+        identity["config"] = self.config.identity()
+        identity["vocabulary"] = hashlib.sha256(self.vocabulary or b"").hexdigest()
         headless = [x for x in self.teachers.values() if x.config.image.classes is None]
         if headless and self.labels is not None:
-            # They tell classes by its texts.
-            found["labels"] = self.labels.to_json()
-        return json.dumps(found, sort_keys=True)
+            # Teachers without a head classify by the texts of the label set.
+            identity["labels"] = self.labels.to_json()
+        return json.dumps(identity, sort_keys=True)
 
     def is_of(self, claim: str, description: str | Path) -> bool:
         """Returns whether this run may go on from checkpoints.
@@ -111,7 +111,8 @@ class Job:
             return False
         theirs["config"] = held.identity()
         ours = json.loads(self.identity)
-        # Digests of configurations are in those of weights and teachers, too.
+        # The digests of weights and teachers cover their configurations, whose form has changed
+        # too.
         others = {x for x in ours if x == "weights_digest" or x.startswith("teacher_digest/")}
         is_same = theirs | {name: ours[name] for name in others & theirs.keys()} == ours
         if is_same and others:

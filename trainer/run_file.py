@@ -22,7 +22,7 @@ import sigline.quiet
 from sigline.schemas import artifacts, atomic, full_disk, progress, strict, versions
 from sigline.schemas.labels import LabelSet
 
-# Below a run's checkpoints.
+# Prefix of the trained model's folder among a run's checkpoints.
 _MODEL = "model"
 
 
@@ -96,7 +96,7 @@ def run(task: Task) -> None:
         _keep_first(Path(work_dir) / f"{_MODEL}-{config.steps}", Path(task.model_dir))
     shutil.copytree(os.path.join(work_dir, "logs"), task.run_dir, dirs_exist_ok=True)
     if task.parity_split:
-        # Of a GPU, which a serving machine does not have.
+        # Turn off the TensorFloat-32 of GPUs, which a serving machine does not have.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         path = os.path.join(task.run_dir, artifacts.PARITY_FILE)
         progress.note("embedding records for the infra check")
@@ -162,8 +162,8 @@ def main(argv: Sequence[str]) -> int:
             run(strict.build(Task, json.loads(Path(argv[0]).read_text())))
     except Exception as error:  # The border to the process that started it.
         traceback.print_exc()
-        said = full_disk.sentence(error) or str(error)
-        print(" ".join(said.split()) or type(error).__name__, file=sys.stderr)
+        reason = full_disk.sentence(error) or str(error)
+        print(" ".join(reason.split()) or type(error).__name__, file=sys.stderr)
         return 1
     return 0
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from sigline.trainer.config import checks
 
-# A regular expression that a parameter's whole name matches, and what it gets; the first one wins.
+# Rules are pairs of a regular expression, which must match a parameter's whole name, and a value.
+# The first rule that matches wins.
 Rules = tuple[tuple[str, float | None], ...]
 
 

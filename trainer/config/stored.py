@@ -7,7 +7,7 @@ long as these are. Version 0.1 had no group `run`; then, until there were `objec
 
 from typing import Any
 
-# Version 0.1 had these among what decides the outcome.
+# Fields that version 0.1 counted among those that decide the outcome.
 _RUN = (
     "checkpoint_steps",
     "checkpoint_minutes",
@@ -34,7 +34,7 @@ _DISTILLATION = {"target": "classes", "weight": 1.0, "temperature": 1.0}
 _OF_PAIRS = ("weight", "chunk_size", "negatives", "negatives_per_image")
 _OF_SIMILARITY = ("temperature_init", "bias_init")
 
-# Keys of before, and where their values stand now.
+# Former keys, and the keys that hold their values now.
 RENAMED = {
     "loss.name": "objectives.pairs.loss",
     "loss.exchange": "run.exchange",

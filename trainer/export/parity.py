@@ -47,7 +47,7 @@ def write(
         The number of records written.
     """
     if config.precision != "float32":
-        # What is exported computes in float32.
+        # The exported model computes in float32.
         model = two_tower.for_serving(model)
     tokenizer = None
     if config.text is not None:
@@ -73,10 +73,10 @@ def write(
             kept.append(record)
         if not kept:
             continue
-        said = model.look(tf.stack(pixels))
-        rows[artifacts.PARITY_IMAGE].append(said[two_tower.EMBEDDING].numpy())
+        outputs = model.look(tf.stack(pixels))
+        rows[artifacts.PARITY_IMAGE].append(outputs[two_tower.EMBEDDING].numpy())
         if config.image.classes is not None:
-            rows[artifacts.PARITY_CLASSES].append(said[two_tower.CLASSES].numpy())
+            rows[artifacts.PARITY_CLASSES].append(outputs[two_tower.CLASSES].numpy())
         if tokenizer is not None:
             captions = [record.text[0] if record.text else "" for record in kept]
             text = model.embed_text(tokenizer(tf.constant(captions))).numpy()

@@ -26,8 +26,8 @@ from sigline.trainer.models.two_tower import TwoTower, named_variables
 
 # What an image tower alone can do.
 _OF_TOWERS = (signatures.EMBED_IMAGE, signatures.EMBED_IMAGE_SAFE)
-# Fields that stand in the digest of an image tower whatever their values. Those that came later
-# stand there if they differ from their defaults: what was embedded before them stays valid.
+# Fields that always enter the digest of an image tower. Fields that came later enter it only where
+# they differ from their defaults, so that earlier embeddings stay valid.
 _ALWAYS = frozenset(
     [
         "size",
@@ -54,7 +54,8 @@ _ALWAYS = frozenset(
 _ALWAYS_OF_BLOCKS = frozenset(
     ["activation", "norm_epsilon", "norm_bias", "qkv_bias", "mlp_bias", "qk_norm", "parallel"]
 )
-# What is dropped in training changes no answer, nor does the head, which reads the embedding.
+# Neither dropout, which acts in training alone, nor the head, which reads the embedding, changes an
+# embedding.
 _NO_ANSWER = frozenset({"token_dropout", "classes", "head_bias_init"})
 _NO_ANSWER_OF_BLOCKS = frozenset({"dropout", "stochastic_depth"})
 
@@ -96,13 +97,13 @@ def _answering(config: Any, always: Set[str], never: Set[str]) -> dict[str, Any]
 
 
 def _weight_digests(model: TwoTower, prefix: str) -> dict[str, Any]:
-    found = {}
+    weight_digests = {}
     for name, variable in named_variables(model).items():
         if name.startswith(prefix):
             value = variable.numpy()
             digest = hashlib.sha256(value.tobytes()).hexdigest()
-            found[name] = [str(value.dtype), value.shape, digest]
-    return found
+            weight_digests[name] = [str(value.dtype), value.shape, digest]
+    return weight_digests
 
 
 def export(

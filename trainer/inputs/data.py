@@ -15,7 +15,7 @@ from sigline.trainer.inputs.needs import IMAGE, LABEL, TEXT, Needs
 Folders = str | Path | Sequence[str | Path]
 
 _FILE_SEED, _RECORD_SEED, _CAPTION_SEED, _IMAGE_SEED, _MIXTURE_SEED = 1, 2, 3, 4, 5
-# More visits than any run makes.
+# Distance between the numbers of visits of two folders: more than any run visits.
 _NUMBERS_PER_FOLDER = 1 << 40
 
 
@@ -47,7 +47,7 @@ def listed(folders: Folders) -> list[Path]:
 
 def data_digest(folders: Folders) -> str:
     """Returns the digest of the splits' shards: names and bytes."""
-    found = []
+    split_digests = []
     for split_dir in listed(folders):
         manifest = _manifest(split_dir)
         shards = (
@@ -59,14 +59,14 @@ def data_digest(folders: Folders) -> str:
         if selection is not None:
             chosen = {name: shard.bits.hex() for name, shard in selection.shards.items()}
             shards = {"shards": shards, "chosen": chosen}
-        found.append(digests.json_digest(shards))
-    return found[0] if len(found) == 1 else digests.json_digest(found)
+        split_digests.append(digests.json_digest(shards))
+    return split_digests[0] if len(split_digests) == 1 else digests.json_digest(split_digests)
 
 
 def count_examples(split_dir: str | Path, replaced: Mapping[str, str] | None = None) -> int:
     """Returns the number of records of a split: from ingest's manifest, else by reading it.
 
-    Of a selection it is the number of records that it chooses.
+    For a selection this is the number of records that it chooses.
 
     Raises:
         tf.errors.OpError: If it has to be read and cannot be.
@@ -94,12 +94,12 @@ def shard_names(folders: Folders) -> dict[str, str]:
 
 def expected_records(folders: Folders) -> dict[str, int | None]:
     """Returns how many records each shard should have, None where no manifest says it."""
-    found: dict[str, int | None] = {}
+    counts: dict[str, int | None] = {}
     for split_dir in listed(folders):
         manifest = _manifest(split_dir)
         for path in shard_files(split_dir):
-            found[path] = manifest["shards"][Path(path).name]["records"] if manifest else None
-    return found
+            counts[path] = manifest["shards"][Path(path).name]["records"] if manifest else None
+    return counts
 
 
 def embeddings(folders: Folders) -> dict | None:
@@ -108,16 +108,16 @@ def embeddings(folders: Folders) -> dict | None:
     Raises:
         ValueError: If they differ in that.
     """
-    found = [
+    towers = [
         _whole_manifest(_records_dir(split_dir)).get(record.MANIFEST_EMBEDDINGS)
         for split_dir in listed(folders)
     ]
-    if any(item != found[0] for item in found):
+    if any(tower != towers[0] for tower in towers):
         raise ValueError(
             "The images of all folders must be embedded by the same tower, or none. "
             f"Received: {', '.join(map(str, listed(folders)))}"
         )
-    return found[0]
+    return towers[0]
 
 
 def training_batches(
@@ -134,8 +134,8 @@ def training_batches(
     """Returns an endless stream of batches, from any step on.
 
     The order is a function of files and seed alone. Every epoch visits each record once: files in a
-    new order, records through a shuffle buffer, one caption drawn per image. Of several folders
-    every batch holds the same numbers, in an order drawn for each batch. A run that resumes at step
+    new order, records through a shuffle buffer, one caption drawn per image. From several folders
+    every batch takes the same numbers, in an order drawn for each batch. A run that resumes at step
     k reads the very batches that an uninterrupted run reads from step k on: whole epochs are
     skipped by arithmetic, the rest of the current one as encoded records, before any is decoded.
 
@@ -168,6 +168,8 @@ def training_batches(
     def _pixels(example: dict[str, tf.Tensor], number: tf.Tensor) -> dict[str, tf.Tensor]:
         if embedded is not None:
             return {IMAGE: example[record.IMAGE_EMBEDDING]}
+        # What is drawn for an example depends on the seed, the visit and the purpose alone. Eight
+        # numbers for each seed keep the purposes apart.
         seed = tf.stack([number, config.seed * 8 + _IMAGE_SEED])
         return preprocess.load_views(example[record.IMAGE], needs.images, config.data, seed=seed)
 
@@ -194,13 +196,14 @@ def training_batches(
 
     dataset = _records(folders, config, first_step=first_step, replaced=replaced)
     if num_hosts > 1:
+        # Hosts share records before `map`, so that none decodes those of another.
         dataset = dataset.shard(num_hosts, host)
     dataset = dataset.map(_load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(
         batch_size or config.global_batch_size // num_hosts, drop_remainder=True
     )
-    # Examples are prepared beside each other, which keeps all cores busy without handing parts of
-    # one picture around.
+    # Examples that are prepared in parallel keep all cores busy; parallelism within an operation
+    # would only hand parts of one picture around.
     options = tf.data.Options()
     options.threading.max_intra_op_parallelism = 1
     return dataset.map(_tokenize).prefetch(2).with_options(options)
@@ -227,17 +230,17 @@ def shares(weights: Sequence[float], batch_size: int) -> list[int]:
         ValueError: If one of them gets none.
     """
     exact = [batch_size * weight / sum(weights) for weight in weights]
-    found = [int(x) for x in exact]
+    numbers = [int(x) for x in exact]
     # The largest remainders are rounded up, the earlier one of equal ones.
-    order = sorted(range(len(exact)), key=lambda i: found[i] - exact[i])
-    for i in order[: batch_size - sum(found)]:
-        found[i] += 1
-    if 0 in found:
+    order = sorted(range(len(exact)), key=lambda i: numbers[i] - exact[i])
+    for i in order[: batch_size - sum(numbers)]:
+        numbers[i] += 1
+    if 0 in numbers:
         raise ValueError(
             "Each folder must have an example in every batch; raise its weight in data.mixture or "
             f"global_batch_size. Received: weights={list(weights)}, global_batch_size={batch_size}"
         )
-    return found
+    return numbers
 
 
 def _records(
@@ -259,6 +262,8 @@ def _records(
             "data.mixture must have a weight for each folder, or be empty. "
             f"Received: data.mixture={list(weights)}, folders={len(splits)}"
         )
+    # The number of examples by folder is the same in every batch, so that the visits of a folder
+    # before any step follow by multiplication.
     parts = shares(weights, config.global_batch_size)
     streams = [
         _visits(
@@ -273,6 +278,7 @@ def _records(
     ]
     if len(streams) == 1:
         return streams[0]
+    # Only the order of the sources is drawn for a batch, by the seed and the step.
     sources = tf.repeat(tf.range(len(parts), dtype=tf.int64), parts)
 
     @tf.autograph.experimental.do_not_convert
@@ -312,6 +318,7 @@ def _visits(
         source: Which of the folders this is.
         bits: For each shard, which of its records are visited; None for all.
     """
+    # Whole epochs are skipped at no cost; `skip` records of the current one are read again.
     first_epoch, skip = divmod(seen, num_examples)
     files, lengths = tf.constant(list(shards)), [-1 if n is None else n for n in shards.values()]
 
@@ -322,17 +329,19 @@ def _visits(
         )
         if None in shards.values():
             return dataset
-        # A shard that is shorter than the manifest says would shift all that follows. It is found
-        # where it ends, so that nothing of what follows has been read too early.
+        # A shard that is shorter than the manifest says would shift all records behind it. The
+        # assertion fails at its end, before any record behind it is read too early.
         length = tf.gather(tf.constant(lengths, tf.int64), place)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
         return dataset if bits is None else selections.only(dataset, place, bits)
 
     @tf.autograph.experimental.do_not_convert
     def _epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        # All randomness is a function of seed and epoch, so that a run can enter at any epoch.
         seed = tf.stack([tf.constant(config.seed, tf.int64), epoch])
         order = tf.argsort(tf.random.stateless_uniform([len(shards)], seed + _FILE_SEED))
         dataset = tf.data.Dataset.from_tensor_slices(order).flat_map(_read)
+        # Resuming relies on this number of records in every epoch.
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_examples))
         shuffle_seed = tf.random.stateless_uniform(
             [], seed + _RECORD_SEED, maxval=2**31 - 1, dtype=tf.int64
@@ -343,8 +352,10 @@ def _visits(
             config.data.shuffle_records,
             seed=shuffle_seed,  # pyright: ignore[reportArgumentType]  # A tensor works too.
         )
-        # Other numbers for other folders.
+        # The numbers of visits seed crops and captions; the offset keeps two folders apart.
         dataset = dataset.enumerate(start=epoch * num_examples + source * _NUMBERS_PER_FOLDER)
+        # Skip behind the shuffle: only a buffer that was filled from the start of the epoch gives
+        # the order of an uninterrupted run.
         return dataset.skip(tf.where(epoch == first_epoch, tf.cast(skip, tf.int64), 0))
 
     return tf.data.Dataset.range(first_epoch, 2**31).flat_map(_epoch)
@@ -411,7 +422,7 @@ def unreadable(
 
 def damaged_shards(folders: Folders) -> list[str]:
     """Returns a line for every shard that is not whole, by reading them all."""
-    found = []
+    lines = []
     for path, expected in expected_records(folders).items():
         count = 0
         try:
@@ -419,11 +430,11 @@ def damaged_shards(folders: Folders) -> list[str]:
                 count += 1
         except tf.errors.OpError as error:
             reason = str(error.message).splitlines()[0]
-            found.append(f"{path} after {count} whole records: {reason}")
+            lines.append(f"{path} after {count} whole records: {reason}")
             continue
         if expected is not None and count != expected:
-            found.append(f"{path} has {count} records instead of {expected}")
-    return found
+            lines.append(f"{path} has {count} records instead of {expected}")
+    return lines
 
 
 def _records_dir(split_dir: str | Path) -> Path:

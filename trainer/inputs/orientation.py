@@ -89,6 +89,7 @@ def _read_parts(encoded: tf.Tensor, is_jpeg: tf.Tensor) -> tf.Tensor:
 
 def upright_sides(sides: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Returns `(height, width)` of the upright picture, from those that are stored."""
+    # The orientations from 5 on exchange rows and columns.
     return tf.where(orientation >= 5, tf.reverse(sides, [0]), sides)
 
 
@@ -152,7 +153,7 @@ def _jpeg_exif(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _png_exif(encoded: tf.Tensor) -> tf.Tensor:
-    """As `_jpeg_exif`, of a PNG: in a chunk of its own, else as text."""
+    """Returns the EXIF of a PNG as `_jpeg_exif` does: from a chunk of its own, else from text."""
     chunk = _walk(encoded, _PNG_SIGNATURE_BYTES, _png_chunk(encoded, _PNG_EXIF), _PNG_EXIF)
     return tf.cond(
         tf.strings.length(chunk) > 0,
@@ -176,8 +177,8 @@ def _find(encoded: tf.Tensor, keyword: bytes) -> tf.Tensor:
     )
 
 
-# From a place to: where the next part begins, and where the content lies in this one, if it is of
-# those that are looked for; its length is -1 if not.
+# What a reader of parts returns for a place: where the next part begins, where the content of this
+# one lies, and its length, which is -1 for parts that are not looked for.
 _Part = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
@@ -203,6 +204,8 @@ def _walk(
 
     def _walked() -> tf.Tensor:
         behind = first + len(keyword)
+        # Mostly the keyword occurs once, and the walk ends with its part. Where it occurs again,
+        # perhaps by chance within a picture, all parts are visited.
         again = _find(tf.strings.substr(encoded, behind, -1), keyword) < size - behind
         end = tf.where(again, size, behind)
 
@@ -243,7 +246,7 @@ def _jpeg_content(encoded: tf.Tensor, keyword: bytes, *, join: bool) -> tf.Tenso
         head = _bytes_at(encoded, place, 4 + len(keyword))
         marker, length = head[1], head[2] * 256 + head[3]
         is_marker = tf.equal(head[0], 0xFF)
-        # Filling before a marker, and what is between segments, is passed over byte by byte.
+        # Fill bytes before a marker, and stray bytes between segments, are passed over one by one.
         step = tf.where(_is_in(marker, 0xFF), 1, 2 + tf.maximum(length, 2))
         has_no_length = tf.reduce_any(
             [(marker >= low) & (marker <= high) for low, high in _NO_LENGTH]
@@ -318,7 +321,7 @@ def _text_of(chunk: tf.Tensor, keyword: bytes) -> tf.Tensor:
 def _decompressed(text: tf.Tensor) -> tf.Tensor:
     """Returns what zlib compressed; empty if it is too long or damaged."""
     text = tf.where(tf.strings.length(text) <= _MAX_COMPRESSED_BYTES, text, "")
-    # Nothing else in a graph goes on after an error.
+    # Only a data set goes on after an error: where the stream is damaged, the empty text remains.
     plain = (
         tf.data.Dataset.from_tensors(text)
         .map(lambda item: tf.io.decode_compressed(item, "ZLIB"))
@@ -339,7 +342,7 @@ def _from_raw_profile(text: tf.Tensor) -> tf.Tensor:
         valid = tf.strings.regex_full_match(digits, r"(?:\s*[0-9a-fA-F]{2})*\s*")
         digits = tf.strings.lower(tf.strings.regex_replace(digits, r"\s", ""))
         digits = tf.strings.regex_replace(digits, f"^(?:{_EXIF.hex()})+", "")
-        # What is no number is no TIFF file.
+        # Text that holds no digits becomes one zero, which is no TIFF file.
         values = tf.cast(tf.io.decode_raw(tf.where(valid, digits, "00"), tf.uint8), tf.int32)
         values -= tf.where(values >= ord("a"), ord("a") - 10, ord("0"))
         pairs = tf.reshape(values, (-1, 2))
@@ -389,8 +392,10 @@ def _of_tiff(content: tf.Tensor) -> tf.Tensor:
         unit = tf.gather(_TYPE_BYTES, tf.minimum(kind, len(_TYPE_BYTES) - 1))
         length = _number(entries[:, 4:8]) * tf.cast(unit, tf.int64)
         place = _number(entries[:, 8:12])
+        # Up to four bytes of a value lie in the entry itself; of more, the entry has the place.
         outside = length > 4
         rows = tf.range(count)
+        # Index of the first entry whose value lies outside of the file; Pillow reads no further.
         cut = tf.reduce_min(tf.where(outside & (place + length > large), rows, count))
         holds = tf.equal(_number(entries[:, :2]), _ORIENTATION_TAG) & (length > 0) & (rows < cut)
         row = tf.reduce_max(tf.where(holds, rows, -1))
@@ -422,7 +427,7 @@ def _of_value(
         number: Makes unsigned numbers of bytes.
     """
     low, high = number(octets[:4]), number(octets[4:])
-    # Signed rationals may be negative twice.
+    # Both halves of a signed rational may be negative, which makes a positive number.
     signed = tf.equal(kind, _SIGNED_RATIONAL)
     above, below = (tf.where(signed & (x >= 1 << 31), x - (1 << 32), x) for x in (low, high))
     ratios = tf.not_equal(below, 0) & tf.equal(above, below * _ORIENTATIONS)
@@ -444,7 +449,7 @@ def _of_value(
     matches = tf.where(tf.equal(kind, _FLOAT), singles, matches)
     matches = tf.where(tf.equal(kind, _DOUBLE), doubles, matches)
     matches &= tf.logical_not(_is_in(kind, *_NOT_NUMBERS))
-    # One at most is equal; 0 is no orientation.
+    # At most one orientation is equal, so that the sum is that one; 0 is none.
     value = tf.reduce_sum(tf.where(matches, _ORIENTATIONS, 0))
     return tf.cast(tf.maximum(value, _UPRIGHT), tf.int32)
 

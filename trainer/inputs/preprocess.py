@@ -183,7 +183,7 @@ def _resized(image: tf.Tensor, size: tf.Tensor, config: ImageTowerConfig) -> tf.
         return tf.cast(resized, tf.uint8)
     resized = tf.image.resize(image, size, method=config.interpolation, antialias=config.antialias)
     if config.interpolation != "bilinear":
-        # Others overshoot.
+        # Filters other than bilinear overshoot the levels of the picture.
         resized = tf.clip_by_value(resized, 0.0, 255.0)
     return tf.cast(resized, tf.uint8)
 
@@ -197,7 +197,7 @@ def load_image(encoded: tf.Tensor, config: ImageTowerConfig, *, max_pixels: int)
 def load_views(
     encoded: tf.Tensor, views: Mapping[str, View], data: DataConfig, *, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """As `load_image`, with what training changes at random: crops and flips.
+    """Loads an image as `load_image` does, with the random crops and flips of training.
 
     Args:
         encoded: JPEG or PNG bytes, a scalar string.
@@ -228,14 +228,14 @@ def _load_augmented(
     if data.crop_min_area is not None:
         crop = functools.partial(_random_crop, min_area=data.crop_min_area, seed=seed)
     image = decode_image(encoded, max_pixels=data.max_image_pixels, crop=crop)
-    # Another number than the crop's.
+    # Seed + 1, so that the flip is independent of the crop.
     mirrored = tf.random.stateless_uniform([], seed + 1) < 0.5
 
     def resized(tower: ImageTowerConfig) -> tf.Tensor:
-        found = tf.ensure_shape(resize_image(image, tower), (tower.size, tower.size, 3))
+        pixels = tf.ensure_shape(resize_image(image, tower), (tower.size, tower.size, 3))
         if data.flip:
-            found = tf.cond(mirrored, lambda: tf.reverse(found, axis=[1]), lambda: found)
-        return found
+            pixels = tf.cond(mirrored, lambda: tf.reverse(pixels, axis=[1]), lambda: pixels)
+        return pixels
 
     return {name: resized(tower) for name, tower in towers.items()}
 
@@ -312,12 +312,12 @@ class Tokenizer(tf.Module):
         self.pad_id = self._id("text.pad_piece", config.pad_piece)
 
     def _id(self, key: str, piece: str | None) -> int:
-        found = self.pieces.id_of(str(piece))
-        if found is None:
+        number = self.pieces.id_of(str(piece))
+        if number is None:
             raise ValueError(
                 f"The vocabulary must have the piece that {key} names. Received: {key}={piece!r}"
             )
-        return found
+        return number
 
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
         """Returns token ids of shape `(batch, length)`, int32, for texts of shape `(batch,)`."""
@@ -331,9 +331,9 @@ class Tokenizer(tf.Module):
 
     def texts_of(self, ids: tf.Tensor) -> list[str]:
         """Returns what is left of texts after tokens `(batch, length)` have been made of them."""
-        found = []
+        texts = []
         for row in ids.numpy().tolist():
             row = row[len(self.start_ids) :]
             row = row[: row.index(self.end_id)] if self.end_id in row else row
-            found.append(self.pieces.text_of(row))
-        return found
+            texts.append(self.pieces.text_of(row))
+        return texts

@@ -15,10 +15,10 @@ from sigline.trainer.inputs import data
 from sigline.trainer.inputs.usable import Check
 
 DAMAGE_FILE = "damage.json"
-# Of gzip without a name in it, as TensorFlow writes it; what is decompressed at a time, so that not
-# much before the damage is lost with it.
+# Bytes of a gzip header without a file name, as TensorFlow writes it. Bytes that are decompressed
+# at a time: few, so that little before the damage is lost with it.
 _GZIP_HEADER, _PIECE = 10, 512
-# Records that are tried at a time, and places that an error shows of a shard.
+# Records that are checked at a time; damaged places of a shard that an error lists.
 _TRIED, _SHOWN = 256, 20
 
 
@@ -41,9 +41,9 @@ class _Reader:
             except zlib.error:
                 self._whole = False
             self._whole &= bool(piece)
-        found = bytes(self._plain[:count])
+        chunk = bytes(self._plain[:count])
         del self._plain[:count]
-        return found
+        return chunk
 
 
 def read(path: str | Path) -> Iterator[bytes | Place]:
@@ -94,7 +94,7 @@ class Repairs:
     @property
     def count(self) -> int:
         """Records replaced so far."""
-        return sum(found["lost"] for found in self._shards.values())
+        return sum(damage["lost"] for damage in self._shards.values())
 
     def mend(self, *, use: bool = False) -> bool:
         """Copies what is damaged; returns whether the run can go on with the copies.
@@ -117,24 +117,25 @@ class Repairs:
             known = self._shards.get(name)
             if known and not _damage(self._folder / known["copy"], known["records"], name, check):
                 continue
-            # What could not be used when the copy was made, cannot be used now.
-            if found := _damage(path, self._expected[path], name, self._check if known else check):
-                fresh[path] = found
+            # The copy may stand for records that only the check refuses, so a new copy needs the
+            # check again.
+            if damage := _damage(path, self._expected[path], name, self._check if known else check):
+                fresh[path] = damage
         if not fresh:
             return False
-        shards = self._shards | {self._names[path]: found for path, found in fresh.items()}
-        lost = sum(found["lost"] for found in shards.values())
-        lines = [_line(path, found) for path, found in fresh.items()]
-        if lost > self._limit or any(found["copy"] is None for found in fresh.values()):
+        shards = self._shards | {self._names[path]: damage for path, damage in fresh.items()}
+        lost = sum(damage["lost"] for damage in shards.values())
+        lines = [_line(path, damage) for path, damage in fresh.items()]
+        if lost > self._limit or any(damage["copy"] is None for damage in fresh.values()):
             raise RuntimeError(
                 "Training data cannot be read; write these shards again, or allow more by "
                 f"run.max_damaged_records. Received: {lost} damaged records, "
                 f"run.max_damaged_records={self._limit}: " + "; ".join(lines)
             )
         self._folder.mkdir(parents=True, exist_ok=True)
-        for path, found in fresh.items():
-            with atomic.new_file(self._folder / found["copy"]) as scratch:
-                tf_example.write_shard(str(scratch), _repaired(path, found))
+        for path, damage in fresh.items():
+            with atomic.new_file(self._folder / damage["copy"]) as scratch:
+                tf_example.write_shard(str(scratch), _repaired(path, damage))
         self._shards = shards
         written = json.dumps(shards, indent=1, sort_keys=True)
         atomic.write_file(self._folder / DAMAGE_FILE, written)
@@ -161,8 +162,8 @@ def _damage(path: str | Path, expected: int | None, name: str, check: Check | No
         places = places or [Place(number, -1, "the shard ends before it")]
     copy = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.gz"
     return {
-        # Without a whole record there is nothing to put in its place, and with too many the
-        # manifest is of another shard.
+        # No copy where no whole record can take the place of the damaged ones, or where too many
+        # records show that the manifest is of another shard.
         "copy": copy if whole and number <= records else None,
         "records": records,
         "lost": abs(records - whole),
@@ -180,28 +181,28 @@ def _tried(path: str | Path, check: Check | None) -> Iterator[bytes | Place]:
         yield from (bad.get(number, item) for number, item in part)
 
 
-def _line(path: str, found: dict) -> str:
+def _line(path: str, damage: dict) -> str:
     places = []
-    for place in found["places"][:_SHOWN]:
+    for place in damage["places"][:_SHOWN]:
         offset = f" at byte {place['offset']}" if place["offset"] >= 0 else ""
         places.append(f"record {place['record']}{offset}: {place['reason']}")
-    more = len(found["places"]) - _SHOWN
+    more = len(damage["places"]) - _SHOWN
     places += [f"and {more} more"] if more > 0 else []
-    return f"{path}: {found['lost']} of {found['records']} records ({'; '.join(places)})"
+    return f"{path}: {damage['lost']} of {damage['records']} records ({'; '.join(places)})"
 
 
-def _repaired(path: str, found: dict) -> Iterator[bytes]:
+def _repaired(path: str, damage: dict) -> Iterator[bytes]:
     """Yields as many records as the shard should have."""
     last, written, owed = b"", 0, 0
-    damaged = {place["record"] for place in found["places"]}
+    damaged = {place["record"] for place in damage["places"]}
     for number, item in enumerate(read(path)):
         if isinstance(item, Place) or number in damaged:
             owed += 1
             continue
-        # What was damaged before the first whole record becomes a copy of that.
+        # Damaged records before the first whole one become copies of it.
         for _ in range(owed):
             yield last or item
         written, owed, last = written + owed + 1, 0, item
         yield item
-    for _ in range(found["records"] - written):
+    for _ in range(damage["records"] - written):
         yield last

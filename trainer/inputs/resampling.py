@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# Bits behind the point of a weight: 8 bits of a level and two more for the sign and for sums that
-# overshoot leave this many of 32.
+# Fractional bits of a fixed-point weight: of 32 bits, 8 hold a level, and 2 the sign and the
+# overshoot of sums.
 _PRECISION_BITS = 32 - 8 - 2
 # Largest side that is resized exactly, which no JPEG exceeds. Weights of longer ones would fill
 # memory, which a PNG of a single row could ask for.
@@ -128,7 +128,7 @@ def _narrowed(image: tf.Tensor, columns: tf.SparseTensor, width: tf.Tensor) -> t
             lambda i, _: i < count,
             lambda i, parts: (i + 1, parts.write(i, narrow(image[i * step : (i + 1) * step]))),
             (0, parts),
-            # More at a time would be in memory at once.
+            # One part after the other, since parallel parts would be in memory at once.
             parallel_iterations=1,
         )
         return parts.concat()

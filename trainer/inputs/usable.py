@@ -57,7 +57,7 @@ class Check:
         good = {int(place) for place, _ in dataset.as_numpy_iterator()}
         bad = sorted(set(range(len(records))) - good)
         problems = {}
-        # Apart, one by one: an error ends no iterator of a map.
+        # Records are mapped one by one: an element that fails does not end the iterator.
         again = iter(
             tf.data.Dataset.from_tensor_slices([records[place] for place in bad]).map(self._use)
             if bad

@@ -84,9 +84,10 @@ class Ring:
         """See `Exchange.sweep`."""
         collected = None
         for round_number in range(self.num_replicas):
-            found, state = visit(rows, state, round_number == 0)
+            collected_here, state = visit(rows, state, round_number == 0)
+            # What arrived with these rows was collected at the replicas before this one.
             if collected is not None:
-                found = tf.nest.map_structure(merge, collected, found)
+                collected_here = tf.nest.map_structure(merge, collected, collected_here)
             # Rows are done after the last visit, but what they collected still has to go home.
             if round_number < self.num_replicas - 1:
                 # Not before this visit is over: an executor that follows data only would fetch all
@@ -94,7 +95,8 @@ class Ring:
                 with tf.control_dependencies(tf.nest.flatten(state)):
                     rows = tf.nest.map_structure(tf.identity, rows)
                 rows = self._shift_all(rows)
-            collected = self._shift_all(found)
+            # As many shifts as replicas make a full circle: the last one brings everything home.
+            collected = self._shift_all(collected_here)
         return collected, state
 
     def _shift_all(self, structure: Rows) -> Rows:
@@ -129,12 +131,15 @@ class AllGather:
         everyone = tf.nest.map_structure(self._gather, rows)
         rounds = []
         for round_number in range(self.num_replicas):
+            # Own rows come first, so that `home` is known when the graph is built. Whose rows
+            # follow depends on the replica and is a tensor.
             home = round_number == 0
             owner = (me + round_number) % self.num_replicas
             theirs = rows if home else tf.nest.map_structure(lambda x, o=owner: x[o], everyone)
-            found, state = visit(theirs, state, home)
-            rounds.append(found)
-        # From the order of visits to that of the owners.
+            collected_here, state = visit(theirs, state, home)
+            rounds.append(collected_here)
+        # Round r visited the rows of replica me + r. Rolled by `me`, the stack has the entry of
+        # each owner at its number.
         outgoing = tf.nest.map_structure(lambda *x: tf.roll(tf.stack(x), me, axis=0), *rounds)
         return tf.nest.map_structure(lambda x: self._deliver(x, me, merge), outgoing), state
 
@@ -145,6 +150,8 @@ class AllGather:
 
     def _deliver(self, outgoing: tf.Tensor, me: tf.Tensor, merge: Merge) -> tf.Tensor:
         """Hands `(owners, rows, ...)` to the owners; joins what each receives from all."""
+        # An all-reduce suffices where parts are summed; any other merge needs the parts of all
+        # replicas.
         if merge is tf.add:
             return self.sum(outgoing)[me]
         received = self._gather(outgoing)[:, me]
@@ -233,6 +240,7 @@ def _mirrored_ring(context: tf.distribute.ReplicaContext) -> Ring:
             rotated = []
             for position, device in enumerate(devices):
                 with tf.device(device):
+                    # Replica i gets the part of replica i - 1; position -1 closes the ring.
                     rotated.append(tf.identity(parts[position - 1]))
             moved.append(rotated)
         return tuple(

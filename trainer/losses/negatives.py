@@ -14,7 +14,7 @@ from sigline.trainer.losses.collectives import Exchange
 from sigline.trainer.losses.pair_labels import PairLabels
 
 KINDS = ("random", "hard", "easy")
-# Of a cosine, in another order of its sum.
+# Bound on the rounding of a cosine, whose sum may be taken in another order.
 _ROUNDING = 1e-6
 
 
@@ -83,6 +83,9 @@ class Negatives:
 
             return tiling.over_chunks(visit_chunk, rows, best, found=[], chunk_size=chunk_size)
 
+        # The first walk keeps the best scores of each image, from the texts of all replicas; texts
+        # collect nothing. The last of the best is the threshold in the walk of the loss, which
+        # computes the scores again: memory grows by image, never by pair.
         best = tf.fill((batch, self.per_image), tf.constant(float("-inf")))
         _, best = exchange.sweep(visit, texts, best, merge=tf.add)
 
@@ -118,11 +121,14 @@ def _hash(image: tf.Tensor, text: tf.Tensor, seed: Any) -> tf.Tensor:
     """Returns a number in [0, 1) for each pair of positions: MurmurHash3's finaliser, chained."""
     value = tf.cast(tf.convert_to_tensor(seed), tf.uint32)
     for part in (image, text):
+        # The added constant keeps position 0 under seed 0 from 0, the fixed point of the mixing.
         value = _mix(tf.bitwise.bitwise_xor(value, tf.cast(part, tf.uint32) + _uint32(0x9E3779B9)))
+    # A float32 holds 24 bits exactly.
     return tf.cast(tf.bitwise.right_shift(value, _uint32(8)), tf.float32) * 2.0**-24
 
 
 def _mix(value: tf.Tensor) -> tf.Tensor:
+    # Shifts and factors of MurmurHash3's fmix32; its last shift follows the loop.
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         value = tf.bitwise.bitwise_xor(value, tf.bitwise.right_shift(value, _uint32(shift)))
         value *= _uint32(factor)

@@ -1,4 +1,4 @@
-"""What each pair of the global batch should be, computed block by block where it is needed.
+"""Labels of all pairs of the global batch, computed block by block where they are needed.
 
 The identity, image i belongs to text i and to no other, is the losses' default and needs nothing
 from here. Everything else is a function of what each image and each text carries: the features of
@@ -132,7 +132,7 @@ def masked(labels: PairLabels, *, image: tf.Tensor, text: tf.Tensor) -> PairLabe
         counts = text_counts[:, tf.newaxis] * image_counts
         return targets, counts if weights is None else weights * counts
 
-    # As numbers: collectives do not move booleans.
+    # Cast to numbers, since collectives do not move booleans.
     image, text = tf.cast(image, tf.float32), tf.cast(text, tf.float32)
     return PairLabels((labels.image, image), (labels.text, text), block)
 

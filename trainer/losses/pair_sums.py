@@ -36,8 +36,8 @@ class SigmoidWalk:
     """The mathematics of one block of the sigmoid loss.
 
     With the identity as labels, blocks hold negatives only, and the positives, one an image, are
-    added apart. So neither has to be told from the other away from home, each has its own sign, and
-    neither softplus(l) - l nor sigmoid(l) - 1 loses digits where l is large.
+    added apart. So blocks away from home need no mask, each kind has its own sign, and neither
+    softplus(l) - l nor sigmoid(l) - 1 loses digits where l is large.
     """
 
     def __init__(self, image, text, temperature, bias, labels: PairLabels | None, chunk_size: int):
@@ -47,7 +47,7 @@ class SigmoidWalk:
         self.labels = labels
         self.chunk_size = chunk_size
         self.rows = (text, () if labels is None else labels.text)
-        self.found = tf.TensorSpec((text.shape[1],), tf.float32)
+        self.row_spec = tf.TensorSpec((text.shape[1],), tf.float32)
         if labels is None:
             self._own = _identity_positives(self.image, self.text, temperature, bias)
 
@@ -57,6 +57,7 @@ class SigmoidWalk:
         if self.labels is not None:
             nothing = tf.zeros_like(self.image)
             return SigmoidState(zeros, zeros, nothing, (zeros, zeros, zeros, zeros))
+        # The positives are summed before any text is met, and blocks at home leave them out.
         losses, slopes = self._own
         statistics = (tf.zeros_like(self.text[0]),)
         return SigmoidState(losses, slopes, slopes[:, tf.newaxis] * self.text, statistics)
@@ -72,12 +73,13 @@ class SigmoidWalk:
             return self._visit_chunk(chunk, start, state, home)
 
         return tiling.over_chunks(
-            visit_chunk, rows, state, found=self.found, chunk_size=self.chunk_size
+            visit_chunk, rows, state, found=self.row_spec, chunk_size=self.chunk_size
         )
 
     def _visit_chunk(self, chunk, start, state: SigmoidState, home: bool):
         text, features = chunk
         text = tf.cast(text, tf.float32)
+        # Scaling the texts is a pass over `(texts, dim)`, not over all logits `(texts, images)`.
         logits = tf.matmul(text * self.temperature, self.image, transpose_b=True)
         if self.labels is None:
             # Text i of the chunk belongs to image start + i; a visitor's to none of them.
@@ -85,8 +87,10 @@ class SigmoidWalk:
             statistics = (state.statistics[0] + tf.reduce_sum(text, 0),)
         else:
             targets, weights = self.labels.checked_block(features, logits.shape)
-            slopes, sums, found = _labelled_block(logits, self.bias, targets, weights)
-            statistics = tuple(a + b for a, b in zip(state.statistics, found, strict=True))
+            slopes, sums, block_statistics = _labelled_block(logits, self.bias, targets, weights)
+            statistics = tuple(
+                a + b for a, b in zip(state.statistics, block_statistics, strict=True)
+            )
         state = SigmoidState(
             state.loss + sums[0],
             state.slopes + sums[1],
@@ -102,6 +106,7 @@ class SigmoidWalk:
             return identity_logit_means(
                 self.image, self.text, text_sum, self.temperature, self.bias, global_batch
             )
+        # Sums of weighted logits and of weights alternate, the positives first.
         sums = tf.stack([tf.reduce_sum(x) for x in state.statistics])
         return sums[::2] / tf.maximum(sums[1::2], 1e-30)
 
@@ -110,6 +115,7 @@ def identity_logit_means(image, text, text_sum, temperature, bias, global_batch)
     """Returns the mean logits of positives and negatives from the sum of all texts, `(2,)`."""
     batch = tf.cast(tf.shape(image)[0], tf.float32)
     positive = tf.reduce_sum(image * text)
+    # The sum of all dot products is the dot product of the sums, so the mean needs no block.
     negative = tf.reduce_sum(tf.reduce_sum(image, 0) * text_sum) - positive
     others = batch * (global_batch - 1.0)
     # Without negatives the mean is zero, not the bias.
@@ -145,14 +151,16 @@ def _identity_positives(image, text, temperature, bias):
 
 @tf.function(jit_compile=True, autograph=False)
 def _labelled_block(logits, bias, targets, weights):
-    """As `_negatives_block` for any labels; sums up the logits by label, too."""
+    """Does the work of `_negatives_block` for any labels, and sums the logits by label."""
     logits += bias
     positive_weights, negative_weights = weights * targets, weights * (1.0 - targets)
+    # A positive costs softplus(-logit), a negative softplus(logit). Both forms keep their digits
+    # where they are small, which 1 - sigmoid would not.
     losses, sigmoids = _softplus_and_sigmoid(-logits)
     positives = positive_weights * losses, -positive_weights * sigmoids
     losses, sigmoids = _softplus_and_sigmoid(logits)
     negatives = negative_weights * losses, negative_weights * sigmoids
-    # Summed apart, since the ones are few and large and the others many and small.
+    # Sum positives and negatives apart: the former are few and large, the latter many and small.
     sums = [
         tiling.sum_rows(x) + tiling.sum_rows(y) for x, y in zip(positives, negatives, strict=True)
     ]
@@ -230,10 +238,13 @@ class SoftmaxWalk:
             )
             return tf.matmul(slopes, self.image), state
 
-        found = tf.TensorSpec((self.text.shape[1],), tf.float32)
-        return tiling.over_chunks(visit_chunk, rows, state, found=found, chunk_size=self.chunk_size)
+        row_spec = tf.TensorSpec((self.text.shape[1],), tf.float32)
+        return tiling.over_chunks(
+            visit_chunk, rows, state, found=row_spec, chunk_size=self.chunk_size
+        )
 
     def _diagonal(self, start, home: bool):
+        # A diagonal behind the last image lies outside of a block: a visitor has no positives here.
         return start if home else tf.shape(self.image)[0]
 
     def _logits(self, text):
@@ -248,6 +259,7 @@ def _logsumexps(logits, diagonal):
     logits = tf.where(positive, _NO_LOGIT, logits)
 
     def over_rows(x):
+        # Subtracting the largest logit keeps every exponential at most 1.
         largest = tf.reduce_max(x, 0)
         return tf.math.log(tiling.sum_rows(tf.exp(x - largest))) + largest
 
@@ -263,6 +275,7 @@ def _softmax_positives(image, text, temperature, image_others, text_others):
     return (
         0.5 * (image_losses + text_losses),
         -0.5 * (image_sigmoids + text_sigmoids),
+        # logsumexp(all) = positive + softplus(logsumexp(others) - positive).
         positives + image_losses,
         positives + text_losses,
     )
@@ -272,6 +285,8 @@ def _softmax_positives(image, text, temperature, image_others, text_others):
 def _softmax_block(logits, image_sums, text_sums, own_slopes, diagonal):
     """Returns the slopes of a block."""
     positive = tiling.positives(logits, diagonal)
+    # Half the softmax over texts and half that over images. The positives get the slopes of
+    # `_softmax_positives`, which lose no digits to a difference from 1.
     slopes = 0.5 * (tf.exp(logits - image_sums) + tf.exp(logits - text_sums[:, tf.newaxis]))
     return tf.where(positive, own_slopes, slopes)
 
@@ -284,6 +299,7 @@ def logaddexp(x, y):
 
 def _softplus_and_sigmoid(x):
     """Returns both from one exponential, without overflow."""
+    # The exponential is at most 1, and serves both: softplus(x) = max(x, 0) + log1p(exp(-|x|)).
     small = tf.exp(-tf.abs(x))
     larger = 1.0 / (1.0 + small)
     return tf.maximum(x, 0.0) + tf.math.log1p(small), tf.where(x >= 0, larger, small * larger)

@@ -50,6 +50,8 @@ def over_chunks(
     count = num_rows(tf.nest.flatten(rows)[0])
     if isinstance(count, int) and count <= chunk_size:
         return visit(rows, tf.zeros((), tf.int32), state)
+    # Only equal chunks go through the loop, where XLA needs static shapes; a smaller rest follows
+    # it.
     num_chunks = count // chunk_size
     specs = tf.nest.flatten(found)
     arrays = [
@@ -74,6 +76,7 @@ def over_chunks(
         lambda number, *_: number < num_chunks,
         body,
         (tf.zeros((), tf.int32), arrays, state),
+        # Parallel iterations would hold several blocks in memory.
         parallel_iterations=1,
     )
     # Equal chunks are stacked and flattened, since XLA has no `TensorArray.concat`.

@@ -14,7 +14,7 @@ def parameter_specs(config: TrainConfig) -> dict[str, tf.TensorSpec]:
     Args:
         config: The configuration.
     """
-    # In a graph variables are made when it is run, which it never is.
+    # A graph makes its variables when it runs, and this one never does.
     with tf.Graph().as_default():
         parameters = two_tower.named_parameters(two_tower.build(config))
         return {name: tf.TensorSpec(x.shape, x.dtype) for name, x in parameters.items()}

@@ -70,7 +70,7 @@ class TextTransformer(Container):
             return self.encoder(x, seed, tokens=slice(0, 1))[:, 0]
         x = self.encoder(x, seed)
         if pool == "end":
-            # The first one; what follows is padding.
+            # `argmax` finds the first end token; padding follows it.
             places = tf.argmax(ids == self.config.end_id, axis=1)
             return tf.gather(x, places, batch_dims=1)
         if pool == "gap":

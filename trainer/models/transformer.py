@@ -51,7 +51,7 @@ def dense(units: int, *, precision: str, **kwargs) -> keras.layers.Dense:
 def rematerialized(
     layer: keras.layers.Layer, x: tf.Tensor, *rest: Any, **options: Any
 ) -> tf.Tensor:
-    """Applies a layer whose inside the backward pass computes again instead of keeping it.
+    """Applies a layer, and recomputes its activations in the backward pass instead of keeping them.
 
     `tf.recompute_grad` passes gradients to arguments only, so the variables become such.
 
@@ -63,6 +63,8 @@ def rematerialized(
     """
     variables = layer.trainable_variables
 
+    # `stateless_call` takes the values of variables as arguments, which `tf.recompute_grad`
+    # differentiates.
     def apply(x, *values):
         return layer.stateless_call(list(values), [], x, *rest, **options)[0]
 
@@ -87,6 +89,7 @@ def drop(x: tf.Tensor, rate: float, seed: tf.Tensor | None, *, examples: bool = 
         return x
     shape = tf.shape(x)
     if examples:
+        # One number for each example, broadcast over all of its entries.
         shape = tf.concat([shape[:1], tf.ones_like(shape[1:])], 0)
     kept = tf.random.stateless_uniform(shape, seed) >= rate
     return tf.where(kept, x / (1.0 - rate), tf.zeros([], x.dtype))
@@ -115,7 +118,9 @@ def _mix_values(q, k, v, mask=None):
     """
     q, k, v = (tf.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
     head_dim: Any = q.shape[-1]
+    # Scaling the queries is a pass over fewer numbers than the scores.
     scores = tf.matmul(q * (head_dim**-0.5), k, transpose_b=True)
+    # A softmax in bfloat16 would lose digits of its sum.
     scores = tf.cast(scores, tf.float32)
     if mask is not None:
         scores = tf.where(mask, scores, -1e9)
@@ -183,15 +188,18 @@ class Attention(Container):
         """
         q, k = self._split(self.query(query)), self._split(self.key(source))
         if self.norms:
+            # The norms return float32; the cast lets the products compute in the precision of the
+            # projections.
             q, k = (tf.cast(norm(x), x.dtype) for norm, x in zip(self.norms, (q, k), strict=True))
         attend = _attend
         if self.causal:
             square = tf.ones((source.shape[1], source.shape[1]), tf.bool)
             mask = tf.linalg.band_part(square, -1, 0)[tokens]
-            # Not as an argument, which would need a gradient to be computed again.
+            # Bind the mask: `tf.recompute_grad` would ask for the gradient of an argument.
             attend = functools.partial(_attend, mask=mask)
-        # Within a block that is computed again, this keeps the weights of all heads from waiting
-        # for the MLP's backward pass; on a TPU short rows of weights are padded, too.
+        # Recompute attention apart within a block that is recomputed. Otherwise the attention
+        # weights of all heads stay in memory until the backward pass of the MLP is done; on a TPU
+        # their short rows are padded, too.
         attend = tf.recompute_grad(attend) if self.rematerialize else attend
         mixed = attend(q, k, self._split(self.value(source)))
         return self.out(tf.reshape(mixed, (tf.shape(query)[0], query.shape[1], self.out.units)))
@@ -279,12 +287,14 @@ class Block(Container):
     def call(self, x, seed=None, tokens: slice = ALL):
         """Maps `(batch, tokens, width)` to the same shape, or to some of the tokens.
 
-        Of tokens that are not returned only keys and values are computed.
+        Tokens that are not returned contribute keys and values only.
         """
         y = self.attention_norm(x)
         source = y
         if tokens != ALL:
             x, y = x[:, tokens], y[:, tokens]
+        # Numbers that are folded into the seed: 0 and 1 for the two residuals, 2 for the inside of
+        # the MLP.
         attended = self._residual(self.attention(y, source, tokens=tokens), x.dtype, fold(seed, 0))
         if self.mlp_norm is None:
             return x + attended + self._residual(self.mlp(y, fold(seed, 2)), x.dtype, fold(seed, 1))
@@ -321,7 +331,7 @@ class Encoder(Container):
                 mlp_dim,
                 num_heads,
                 options=options,
-                # From nothing at the first block to all of it at the last.
+                # The rate grows linearly, from 0 at the first block to all of it at the last.
                 stochastic_depth=options.stochastic_depth * i / max(depth - 1, 1),
                 causal=causal,
                 precision=precision,
@@ -347,7 +357,10 @@ class Encoder(Container):
             tokens: Those to return. The last block and norm are spared the others.
         """
         for i, block in enumerate(self.blocks):
+            # A block is the unit of recomputation: only its input is kept. Its seed depends on its
+            # number alone, so that it drops the same entries when it is computed again.
             apply = functools.partial(rematerialized, block) if self.rematerialize else block
+            # Blocks before the last one need all tokens, as keys and values of the next.
             x = apply(x, fold(seed, i), tokens=tokens if i + 1 == len(self.blocks) else ALL)
         return self.norm(x)
 

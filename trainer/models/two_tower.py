@@ -92,10 +92,10 @@ class TwoTower(Container):
     def look(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Returns the unit embeddings of images and, from a head, logits `(batch, classes)`."""
         x = self.image(images, seed)
-        said = {EMBEDDING: normalize(x)}
+        outputs = {EMBEDDING: normalize(x)}
         if self.config.image.classes is not None:
-            said[CLASSES] = self.image.classify(x)
-        return said
+            outputs[CLASSES] = self.image.classify(x)
+        return outputs
 
     def embed_text(self, ids: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Embeds token ids `(batch, length)` as unit vectors `(batch, dim)`; see `embed_image`."""

@@ -140,10 +140,10 @@ class VisionTransformer(Container):
 
 
 def _some_tokens(x, share: float, seed):
-    """Leaves out a share of the tokens, others for every image (arXiv 2212.00794)."""
+    """Drops a share of the tokens, drawn apart for every image (arXiv 2212.00794)."""
     kept = max(round(x.shape[1] * (1.0 - share)), 1)
     scores = tf.random.stateless_uniform(tf.shape(x)[:2], seed)
-    # In their old order, which matters to nothing but the last token's pool.
+    # Keep the order of the tokens, although only the pool of the last token depends on it.
     places = tf.sort(tf.math.top_k(scores, kept).indices, axis=1)
     return tf.ensure_shape(tf.gather(x, places, batch_dims=1), (None, kept, x.shape[2]))
 

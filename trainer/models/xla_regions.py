@@ -20,7 +20,7 @@ Apply = Callable[..., tf.Tensor]
 
 @contextlib.contextmanager
 def fusing(fuses: bool) -> Iterator[None]:
-    """Within it, fusible functions are compiled, or not. By default they are not."""
+    """Says whether fusible functions are compiled in its block; by default they are not."""
     token = _FUSES.set(fuses)
     try:
         yield

@@ -17,7 +17,7 @@ from sigline.trainer.inputs import needs, preprocess
 from sigline.trainer.losses.collectives import Exchange
 from sigline.trainer.objectives.frozen import FrozenModel
 
-# By name; tensors, or variables in their place.
+# Tensors by name, or variables in their place.
 Tensors = Mapping[str, Any]
 
 LOSS = "loss"
@@ -60,7 +60,6 @@ class Call(abc.ABC):
         inputs: What the batch holds of these examples; see `Needs`.
         parameters: Values of the model's parameters and of the objectives' own.
         step: Scalar, steps done.
-        seed: Two integers, others for each step, replica and part.
         exchange: How replicas meet. Only for objectives over pairs, and only in `loss`.
         count: Examples of the global batch that count for this objective, float32.
         state: This objective's state without gradient.
@@ -70,11 +69,15 @@ class Call(abc.ABC):
     inputs: Tensors
     parameters: Tensors
     step: tf.Tensor
-    seed: tf.Tensor
     exchange: Exchange
     count: tf.Tensor
     state: Tensors
     variant: Hashable
+
+    @property
+    @abc.abstractmethod
+    def seed(self) -> tf.Tensor:
+        """Two integers, others for each step, replica and part."""
 
     @abc.abstractmethod
     def image(self, view: str = needs.IMAGE) -> dict[str, tf.Tensor]:

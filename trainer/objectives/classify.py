@@ -36,8 +36,8 @@ class Classify(base.Objective):
         if self._config.loss == "sigmoid":
             make = cross_entropy.sigmoid_targets
         smoothing = self._config.smoothing
-        found = make(inputs[needs.LABEL], classes=self._classes, smoothing=smoothing)
-        return {_TARGETS: found}
+        targets = make(inputs[needs.LABEL], classes=self._classes, smoothing=smoothing)
+        return {_TARGETS: targets}
 
     def count(self, inputs: base.Tensors) -> tf.Tensor:
         """Returns how many examples are labelled."""

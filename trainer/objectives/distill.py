@@ -36,10 +36,10 @@ class DistillClasses(base.Objective):
 
     def loss(self, outputs: base.Tensors, call: base.Call) -> base.Outcome:
         """Returns the mean divergence; see `losses.divergence`."""
-        found = divergence.kl_divergence(
+        divergences = divergence.kl_divergence(
             outputs["teacher"], outputs["student"], temperature=self._config.temperature
         )
-        return base.Outcome({base.LOSS: tf.reduce_sum(found) / call.count})
+        return base.Outcome({base.LOSS: tf.reduce_sum(divergences) / call.count})
 
 
 class DistillPairs(base.Objective):
@@ -77,7 +77,7 @@ class DistillPairs(base.Objective):
             bias=theirs["bias"],
         )
         temperature, bias = base.similarity(call.parameters)
-        found = pair_losses.sigmoid_loss(
+        loss_and_means = pair_losses.sigmoid_loss(
             outputs["image"],
             outputs["text"],
             temperature=temperature,
@@ -86,4 +86,4 @@ class DistillPairs(base.Objective):
             chunk_size=self._config.chunk_size,
             exchange=call.exchange,
         )
-        return base.Outcome({base.LOSS: found.loss})
+        return base.Outcome({base.LOSS: loss_and_means.loss})

@@ -21,7 +21,7 @@ from sigline.trainer.models import two_tower
 from sigline.trainer.weights import tokenizer_json, weight_folders
 from sigline.trainer.weights.weight_folders import Weights
 
-# What it says of texts.
+# Names of a frozen model's embeddings of texts, and of the variable with those of classes.
 TEXT = "text"
 _CLASS_EMBEDDINGS = "class_embeddings"
 
@@ -94,7 +94,7 @@ def _make_one(
         precision=config.precision,
         rematerialize=False,
         text=weights.config.text if reads else None,
-        # How it was trained itself does not matter.
+        # The teacher's own settings of data and augmentation do not matter here.
         data=DataConfig(),
         objectives=(PairsConfig(loss=weights.config.pair_loss) if reads else DistillConfig(name),),
     )
@@ -111,8 +111,8 @@ def _make_one(
     model = two_tower.build(settings)
     variables = two_tower.named_variables(model)
     shapes = {key: tuple(value.shape) for key, value in variables.items()}
-    wanted = [r"image/.*"] + ([r"(?!image/).*"] if reads else [])
-    for key, value in weight_folders.fitted(weights, shapes, wanted).items():
+    patterns = [r"image/.*"] + ([r"(?!image/).*"] if reads else [])
+    for key, value in weight_folders.fitted(weights, shapes, patterns).items():
         variables[key].assign(value)
     tokenizer = _tokenizer(name, weights.vocabulary, settings) if reads else None
     if by_texts:
@@ -202,23 +202,23 @@ def look(
         `embedding` and, if it is asked for them, `classes`, logits `(batch, classes)`, and `text`,
         unit embeddings of texts.
     """
-    tower, said = model.model, {}
+    tower, outputs = model.model, {}
     parameters = two_tower.named_parameters(tower)
     mapping = [(parameters[key], variables[key]) for key in parameters]
     with keras.StatelessScope(state_mapping=mapping):
         pixels = preprocess.to_model_range(inputs[model.image], tower.config.image)
-        seen = tower.look(pixels)
-        said[two_tower.EMBEDDING] = seen[two_tower.EMBEDDING]
+        image_outputs = tower.look(pixels)
+        outputs[two_tower.EMBEDDING] = image_outputs[two_tower.EMBEDDING]
         if "pairs" in model.asked:
-            said[TEXT] = tower.embed_text(inputs[model.text])
+            outputs[TEXT] = tower.embed_text(inputs[model.text])
     if "classes" in model.asked:
-        said[two_tower.CLASSES] = seen.get(two_tower.CLASSES)
+        outputs[two_tower.CLASSES] = image_outputs.get(two_tower.CLASSES)
     if _CLASS_EMBEDDINGS in variables:
         products = tf.matmul(
-            said[two_tower.EMBEDDING], variables[_CLASS_EMBEDDINGS], transpose_b=True
+            outputs[two_tower.EMBEDDING], variables[_CLASS_EMBEDDINGS], transpose_b=True
         )
-        said[two_tower.CLASSES] = tf.exp(variables["log_temperature"]) * products
-    return {name: tf.stop_gradient(value) for name, value in said.items()}
+        outputs[two_tower.CLASSES] = tf.exp(variables["log_temperature"]) * products
+    return {name: tf.stop_gradient(value) for name, value in outputs.items()}
 
 
 def scalars(variables: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

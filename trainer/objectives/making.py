@@ -24,11 +24,11 @@ def make(context: base.Context) -> tuple[base.Objective, ...]:
 
 def named_parameters(objectives: Sequence[base.Objective]) -> dict[str, keras.Variable]:
     """Returns the variables of the objectives' own layers, below `objectives/NAME/`."""
-    found = {}
+    variables = {}
     for objective in objectives:
         if objective.layer is not None:
             prefix = f"{objective.layer.name}/"
             for item in objective.layer.variables:
                 path = item.path.removeprefix(prefix)
-                found[f"objectives/{objective.name}/{path}"] = item
-    return found
+                variables[f"objectives/{objective.name}/{path}"] = item
+    return variables

@@ -35,11 +35,13 @@ class Pairs(base.Objective):
         temperature, bias = base.similarity(call.parameters)
         options = {"chunk_size": self._config.chunk_size, "exchange": call.exchange}
         if self._config.loss == "softmax":
-            found = pair_losses.softmax_loss(image, text, temperature=temperature, **options)
+            loss_and_means = pair_losses.softmax_loss(
+                image, text, temperature=temperature, **options
+            )
             # The same bias in all logits changes no softmax: its gradient is zero.
-            found = found._replace(loss=found.loss + 0.0 * bias)
+            loss_and_means = loss_and_means._replace(loss=loss_and_means.loss + 0.0 * bias)
         else:
-            found = pair_losses.sigmoid_loss(
+            loss_and_means = pair_losses.sigmoid_loss(
                 image,
                 text,
                 temperature=temperature,
@@ -47,7 +49,7 @@ class Pairs(base.Objective):
                 negatives=self._negatives(call.step),
                 **options,
             )
-        scalars = found._asdict()
+        scalars = loss_and_means._asdict()
         return base.Outcome({base.LOSS: scalars.pop(base.LOSS)}, scalars)
 
     def _negatives(self, step: tf.Tensor) -> Negatives | None:
@@ -56,6 +58,7 @@ class Pairs(base.Objective):
         return Negatives(
             self._config.negatives,
             per_image=self._config.negatives_per_image,
-            # Another choice at every step, the same whenever the step is repeated.
+            # The seed is the step: every step chooses anew, and a step that is repeated chooses the
+            # same.
             seed=tf.cast(step, tf.int32) + self._seed,
         )

@@ -18,7 +18,7 @@ from sigline.trainer.config import (
 )
 from sigline.trainer.models import sizes
 
-# Of the vocabularies that sigline trains.
+# Id of the end of a text in the vocabularies that sigline trains.
 _END_OF_TEXT = 1
 
 

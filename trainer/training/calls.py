@@ -17,7 +17,7 @@ from sigline.trainer.objectives import base, frozen, making
 from sigline.trainer.objectives.base import Call, Objective, Tensors
 from sigline.trainer.objectives.frozen import FrozenModel
 
-# Numbers that seeds are made of: those of the towers, of mixup, and of objectives.
+# Numbers that are folded into seeds, so that towers, mixup and objectives draw apart.
 _TOWERS, _MIXUP, _OBJECTIVES = {"image": 0, "text": 1}, 2, 3
 
 
@@ -63,25 +63,29 @@ class Seeds(NamedTuple):
     """Seeds of one step and replica, two integers each; a tower without one drops nothing."""
 
     towers: Mapping[str, tf.Tensor]
-    objectives: tf.Tensor
+    # Computed when an objective asks for it: most draw nothing.
+    objectives: Callable[[], tf.Tensor]
 
     @classmethod
     def of(
         cls, config: TrainConfig, trained: Tensors, step: tf.Tensor, exchange: Exchange
     ) -> "Seeds":
         """Returns others for every step and replica, the same whenever the step is repeated."""
-        seed = _fold(_common(config, step), exchange.replica_id())
+
+        def seed() -> tf.Tensor:
+            return _fold(_common(config, step), exchange.replica_id())
+
         towers = {
-            name: _fold(seed, number)
+            name: _fold(seed(), number)
             for name, number in _TOWERS.items()
             if _drops(config, name, trained)
         }
-        return cls(towers, _fold(seed, _OBJECTIVES))
+        return cls(towers, lambda: _fold(seed(), _OBJECTIVES))
 
     def part(self, number: int | tf.Tensor) -> "Seeds":
         """Returns those of one part of the batch."""
         towers = {name: _fold(seed, number) for name, seed in self.towers.items()}
-        return Seeds(towers, _fold(self.objectives, number))
+        return Seeds(towers, lambda: _fold(self.objectives(), number))
 
 
 def _fold(seed: Any, number: int | tf.Tensor) -> Any:
@@ -124,7 +128,7 @@ class ModelCall(Call):
         self.inputs = inputs
         self.parameters = parameters
         self.step = step
-        self.seed = seeds.objectives
+        self._seeds = seeds
         self.exchange = exchange
         self.variant = variant
         self._models = models
@@ -137,6 +141,11 @@ class ModelCall(Call):
         own = copy.copy(self)
         own.count, own.state = count, state
         return own
+
+    @property
+    def seed(self) -> tf.Tensor:
+        """Two integers, others for each step, replica and part."""
+        return self._seeds.objectives()
 
     def image(self, view: str = needs.IMAGE) -> dict[str, tf.Tensor]:
         """Returns what the model says of a view: unit embeddings, and logits of its head."""
@@ -168,7 +177,7 @@ class ModelCall(Call):
 
     def _seed(self, tower: str, name: str) -> tf.Tensor | None:
         seed = self._towers.get(tower)
-        # Other views drop other things.
+        # Every view has a seed of its own, so that dropout differs between the views of an image.
         return (
             seed if seed is None or name == tower else _fold(seed, zlib.crc32(name.encode()) >> 1)
         )

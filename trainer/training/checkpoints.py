@@ -20,7 +20,7 @@ DESCRIPTION_FOLDER = "description"
 # How TensorFlow names the variables of a state's dictionaries, and what it makes of a name there.
 _SAVED = re.compile(r"(parameters|ema)/(.*)/\.ATTRIBUTES/VARIABLE_VALUE")
 _ESCAPED = {".S": "/", "..": "."}
-# TensorFlow's own name and text of what names the newest checkpoint.
+# TensorFlow's pointer to the newest checkpoint: the name of the file, and its line with the path.
 _POINTER = "checkpoint"
 _POINTED = re.compile(r'^model_checkpoint_path: "([^"]+)"$', re.MULTILINE)
 
@@ -49,7 +49,7 @@ class Checkpoints:
             keep: How many of the newest to keep.
             keep_every_steps: Those at multiples of this are kept for good, in the folder `kept`.
         """
-        # Without what nothing keeps: checkpoints of earlier versions have no extras.
+        # Leave `extras` out where no objective has any: checkpoints of earlier versions lack them.
         held = {name: value for name, value in state._asdict().items() if name != "extras" or value}
         self._state = tf.train.Checkpoint(**held)
         # Checkpoints of earlier versions hold the counter, so all do.
@@ -64,7 +64,8 @@ class Checkpoints:
         """Restores the newest whole checkpoint, if there is one, and returns the step it holds.
 
         The newest is what the pointer names. If that is damaged, the one before it is taken, and if
-        the pointer is missing or empty, the newest that is whole; either is said on standard error.
+        the pointer is missing or empty, the newest that is whole. Both are reported on
+        standard error.
 
         Raises:
             RuntimeError: If the newest is of another model, or all are damaged.
@@ -89,7 +90,7 @@ class Checkpoints:
                     )
                 return int(self._step.numpy())
             damaged.append(f"The checkpoint {path} is damaged: {reason}")
-        # What a cut of the power leaves of a run's first checkpoint, which nothing names yet.
+        # A power cut during a run's first checkpoint leaves files that no pointer names yet.
         is_unnamed = not is_there and len({step for step, _ in candidates}) == 1
         if damaged and not is_unnamed:
             raise RuntimeError(
@@ -106,11 +107,11 @@ class Checkpoints:
             status = self._state.restore(str(path))
             status.assert_existing_objects_matched()
             status.assert_consumed()
-        # An index error is TensorFlow's word for a file that is too short.
+        # TensorFlow raises an IndexError for a file that is too short.
         except (tf.errors.OpError, IndexError) as error:
             return _first_line(error)
-        # A value error is its word for another shape, such as of Adafactor's slots from before they
-        # followed the heads.
+        # TensorFlow raises a ValueError for another shape, such as that of Adafactor's slots in
+        # checkpoints from before they followed the heads.
         except (AssertionError, ValueError) as error:
             raise RuntimeError(
                 f"The checkpoint {path} is of another model. Received: {_first_line(error)}"
@@ -128,7 +129,7 @@ class Checkpoints:
             return
         try:
             with atomic.named(self._directory):
-                # First, so that no interruption leaves it out.
+                # Write the copy to keep first, so that an interruption cannot leave it out.
                 if self._keep_every_steps is not None and step % self._keep_every_steps == 0:
                     self._write(self._directory / KEPT_FOLDER / f"step-{step}")
                 path = self._write(self._directory / f"ckpt-{step}")
@@ -176,12 +177,12 @@ def _files(path: Path) -> list[Path]:
 def _named(pointer: Path) -> tuple[int, Path] | None:
     """Returns the step and the path of the checkpoint that a pointer names, None if it does not."""
     try:
-        found = _POINTED.search(pointer.read_text())
+        match = _POINTED.search(pointer.read_text())
     except (OSError, UnicodeDecodeError):
         return None
-    if found is None:
+    if match is None:
         return None
-    path = pointer.parent / found[1]
+    path = pointer.parent / match[1]
     step = path.name.rpartition("-")[2]
     return (int(step), path) if step.isdigit() else None
 
@@ -190,8 +191,8 @@ def _steps(directory: Path) -> list[tuple[int, Path]]:
     """Returns the steps and paths of a run's checkpoints, the newest first."""
     paths = [*directory.glob("ckpt-*.index"), *(directory / KEPT_FOLDER).glob("step-*.index")]
     steps = [(path.stem.rpartition("-")[2], path.with_suffix("")) for path in paths]
-    found = [(int(step), path) for step, path in steps if step.isdigit()]
-    return sorted(found, key=lambda item: item[0], reverse=True)
+    numbered = [(int(step), path) for step, path in steps if step.isdigit()]
+    return sorted(numbered, key=lambda item: item[0], reverse=True)
 
 
 def _say(text: str) -> None:
@@ -232,16 +233,16 @@ def read(path: str | Path) -> Weights:
             f"{folder} must have a folder {DESCRIPTION_FOLDER} with the run's configuration, which "
             "the run writes at its start; let it go on for a step."
         )
-    found: dict[str, dict[str, np.ndarray]] = {"parameters": {}, "ema": {}}
+    values: dict[str, dict[str, np.ndarray]] = {"parameters": {}, "ema": {}}
     try:
         reader = tf.train.load_checkpoint(str(path))
         for key in reader.get_variable_to_shape_map():
             if match := _SAVED.fullmatch(key):
                 name = re.sub(r"\.[S.]", lambda escaped: _ESCAPED[escaped[0]], match[2])
-                found[match[1]][name] = np.asarray(reader.get_tensor(key))
+                values[match[1]][name] = np.asarray(reader.get_tensor(key))
     except (tf.errors.OpError, IndexError) as error:
         raise ValueError(f"The checkpoint {path} is damaged: {_first_line(error)}") from error
-    parameters = dict(sorted((found["parameters"] | found["ema"]).items()))
+    parameters = dict(sorted((values["parameters"] | values["ema"]).items()))
     return dataclasses.replace(
         weight_folders.load_description(folder / DESCRIPTION_FOLDER), parameters=parameters
     )

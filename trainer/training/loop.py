@@ -127,7 +127,7 @@ def train(
         described = Weights(
             config, {}, vocabulary, initial_digest, inheritance.tokenizer(config, weights)
         )
-        # Of a run that goes on, what was written when it began holds.
+        # A run that resumes keeps the digest that it wrote when it began.
         initial_digest = describe(checkpoint_dir, described).initial_digest or initial_digest
     check = usable.Check(config, models.needs, embedded=embedded)
     repairs = Repairs(
@@ -256,8 +256,8 @@ def _not_finite(
     count, first = (int(x) for x in state.skipped.numpy())
     path = Path(checkpoint_dir) / f"not_finite_step_{first}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {"step": first, "last_scalars": repr(values), "keys": keys_of(number=first)}
-    atomic.write_file(path, json.dumps(found, indent=1))
+    incident = {"step": first, "last_scalars": repr(values), "keys": keys_of(number=first)}
+    atomic.write_file(path, json.dumps(incident, indent=1))
     return RuntimeError(
         f"The run is no longer finite. Received: {count} steps without a finite loss or gradient, "
         f"the first of them step {first}, whose records are named in {path}. Lower "
@@ -282,7 +282,8 @@ def make_train_step(
     update = functools.partial(steps.apply_gradients, config=config)
     compiled = _compiled(config, strategy)
     if compiled != "none":
-        # Apart, since XLA on CPU and GPU accepts neither variable writes nor collectives.
+        # Compile the update apart: XLA on CPU and GPU accepts neither variable writes nor
+        # collectives.
         update = tf.function(update, jit_compile=True, autograph=False)
 
     def assign_everywhere(strategy, values):

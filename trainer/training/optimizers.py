@@ -16,7 +16,7 @@ from sigline.trainer.config import OptimizerConfig, Rules, TrainConfig
 
 Slots = Mapping[str, tf.Tensor]
 
-# Adafactor: dimensions below this are not worth factoring; added to squared gradients.
+# Adafactor: axes shorter than the first are not factored; the second is added to squared gradients.
 _LEAST_FACTORED_DIM = 32
 _ADAFACTOR_EPSILON = 1e-30
 
@@ -56,11 +56,11 @@ def matched(rules: Rules, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: If a name matches no pattern; the message lists all such names.
     """
-    found, missing = {}, []
+    value_by_name, missing = {}, []
     for name in names:
         values = (value for pattern, value in rules if re.fullmatch(pattern, name))
         try:
-            found[name] = next(values)
+            value_by_name[name] = next(values)
         except StopIteration:
             missing.append(name)
     if missing:
@@ -68,7 +68,7 @@ def matched(rules: Rules, names: Iterable[str]) -> dict[str, Any]:
             f"No pattern matches {', '.join(missing)}. Received: {[p for p, _ in rules]}. "
             'Add a last pattern ".*".'
         )
-    return found
+    return value_by_name
 
 
 def clip_by_global_norm(
@@ -95,22 +95,23 @@ def shapes(parameters: Mapping[str, Any], config: TrainConfig) -> dict[str, tupl
         parameters: Shapes by name.
         config: The configuration, for the heads and the side of a patch.
     """
-    found = {name: tuple(shape) for name, shape in parameters.items()}
+    own_shapes = {name: tuple(shape) for name, shape in parameters.items()}
     if config.optimizer.name != "adafactor":
-        return found
-    return {name: _shape_by_heads(name, shape, config) for name, shape in found.items()}
+        return own_shapes
+    return {name: _shape_by_heads(name, shape, config) for name, shape in own_shapes.items()}
 
 
 def _shape_by_heads(name: str, shape: tuple[int, ...], config: TrainConfig) -> tuple[int, ...]:
     if name == "image/embedding/kernel":
         return (config.image.patch, config.image.patch, 3, shape[-1])
-    found = re.fullmatch(r"(image|text)/.*attention/(query|key|value|out)/(kernel|bias)", name)
-    if found is None:
+    match = re.fullmatch(r"(image|text)/.*attention/(query|key|value|out)/(kernel|bias)", name)
+    if match is None:
         return shape
-    heads = (config.image if found[1] == "image" else config.text_tower).num_heads
-    if found[2] != "out":
+    # The width of all heads is the last axis of query, key and value, and the first of the output.
+    heads = (config.image if match[1] == "image" else config.text_tower).num_heads
+    if match[2] != "out":
         return (*shape[:-1], heads, shape[-1] // heads)
-    return (heads, shape[0] // heads, shape[1]) if found[3] == "kernel" else shape
+    return (heads, shape[0] // heads, shape[1]) if match[3] == "kernel" else shape
 
 
 def make_update(
@@ -126,7 +127,9 @@ def make_update(
         step: Scalar, steps done before this one.
         config: The configuration.
     """
+    # Updates are counted from one: at zero the corrections of the bias would divide by zero.
     direct = _OPTIMIZERS[config.name].direct(tf.cast(step, tf.float32) + 1.0, config)
+    # Equal constants are one operation, not one for each parameter.
     constant = functools.cache(_constant)
 
     def update(
@@ -149,10 +152,10 @@ def make_update(
             shape: That of `shapes`, which the slots are made for; the parameter's own by default.
         """
         gradient = tf.cast(gradient, tf.float32)
-        seen = tuple(value.shape) if shape is None else shape
-        reshaped = seen != tuple(value.shape)
+        optimizer_shape = tuple(value.shape) if shape is None else shape
+        reshaped = optimizer_shape != tuple(value.shape)
         direction, new = direct(
-            tf.reshape(gradient, seen) if reshaped else gradient,
+            tf.reshape(gradient, optimizer_shape) if reshaped else gradient,
             {name: tf.cast(slot, tf.float32) for name, slot in slots.items()},
         )
         if reshaped:
@@ -160,6 +163,7 @@ def make_update(
         change = constant(config.learning_rate * rate) * direction
         if decay:
             change += constant(config.weight_decay * decay) * tf.cast(value, tf.float32)
+        # Cast once, at the end: a narrower type would round every term of the formula.
         value -= tf.cast(factor * change, value.dtype)
         return value, {name: tf.cast(new[name], slot.dtype) for name, slot in slots.items()}
 
@@ -192,13 +196,13 @@ def make_slots(
     parameters: Mapping[str, tf.Variable], config: TrainConfig
 ) -> dict[str, dict[str, tf.Variable]]:
     """Returns slots at zero as variables, by parameter; under a strategy, call it in its scope."""
-    seen = shapes({name: value.shape for name, value in parameters.items()}, config)
+    optimizer_shapes = shapes({name: value.shape for name, value in parameters.items()}, config)
     return {
         name: {
             slot: tf.Variable(tf.zeros(spec.shape, spec.dtype), trainable=False)
             for slot, spec in slot_specs(shape, config.optimizer).items()
         }
-        for name, shape in seen.items()
+        for name, shape in optimizer_shapes.items()
     }
 
 
@@ -243,6 +247,7 @@ def _lion(count: tf.Tensor, config: OptimizerConfig) -> _Direct:
 
     def direct(gradient, slots):
         momentum = slots["first"]
+        # The direction mixes by `beta_1`, the momentum that is kept decays by `beta_2`.
         direction = tf.sign(beta_1 * momentum + new_1 * gradient)
         return direction, {"first": beta_2 * momentum + new_2 * gradient}
 
@@ -257,6 +262,8 @@ def _adafactor(count: tf.Tensor, config: OptimizerConfig) -> _Direct:
     The momentum is not bias-corrected.
     """
     beta_1, new_1 = _constants(config.beta_1, 1.0 - config.beta_1)
+    # At the first update this is 0: the second moment begins as the squared gradient itself, so
+    # that it needs no correction of its bias.
     beta_2 = tf.minimum(config.beta_2, 1.0 - tf.pow(count, -0.8))
     new_2, epsilon = 1.0 - beta_2, _constant(_ADAFACTOR_EPSILON)
 
@@ -267,6 +274,8 @@ def _adafactor(count: tf.Tensor, config: OptimizerConfig) -> _Direct:
             new["second"] = beta_2 * slots["second"] + new_2 * squared
             scaled = gradient * tf.math.rsqrt(new["second"])
         else:
+            # For two axes of n and m, n + m means are kept in place of n * m moments. Their outer
+            # product over the mean of all is the rank-one estimate with the least I-divergence.
             larger, smaller = _factored_axes(gradient.shape)
             rows, columns = tf.reduce_mean(squared, larger), tf.reduce_mean(squared, smaller)
             new["rows"] = beta_2 * slots["rows"] + new_2 * rows
@@ -274,6 +283,7 @@ def _adafactor(count: tf.Tensor, config: OptimizerConfig) -> _Direct:
             # Rows lack the larger axis, and the axes behind it have moved up.
             axis = smaller - (smaller > larger)
             mean = tf.reduce_mean(new["rows"], axis, keepdims=True)
+            # One factor after the other: the matrix of the estimate itself is never made.
             scaled = gradient * tf.expand_dims(tf.math.rsqrt(new["rows"] / mean), larger)
             scaled *= tf.expand_dims(tf.math.rsqrt(new["columns"]), smaller)
         new["first"] = beta_1 * slots["first"] + new_1 * scaled
@@ -293,6 +303,8 @@ def _adafactor_slots(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 
 def _factored_axes(shape: Iterable[int]) -> tuple[int, int]:
     """Returns the axes of the largest and of the second largest size."""
+    # The sort is stable: of equal axes the later one counts as larger. The slots in checkpoints
+    # rely on it.
     order = sorted(enumerate(shape), key=lambda item: item[1])
     return order[-1][0], order[-2][0]
 

@@ -64,17 +64,20 @@ def forward_backward(
     outcome, slopes = None, {}
     gradients: Any = {name: None for name in trained}
     if pairs:
+        # The first pass runs without a tape, so that it keeps outputs but no activations.
         specs = _specs(say_part)
         stacked = tf.map_fn(
             say_part, tf.range(num_parts), fn_output_signature=specs, parallel_iterations=1
         )
-        said = tf.nest.map_structure(_merged, stacked, specs)
+        pair_outputs = tf.nest.map_structure(_merged, stacked, specs)
         with tf.GradientTape() as tape:
-            tape.watch((said, trained))
-            outcome = learn(pairs, said, call(inputs, 0))
-        found: Any = tape.gradient(outcome.shares[LOSS], (said, trained))
-        slopes, gradients = found
-        # What no loss reads, such as what frozen models say, has no slope.
+            # The loss reads some parameters itself, such as the temperature; their direct gradients
+            # are found here.
+            tape.watch((pair_outputs, trained))
+            outcome = learn(pairs, pair_outputs, call(inputs, 0))
+        slopes_and_gradients: Any = tape.gradient(outcome.shares[LOSS], (pair_outputs, trained))
+        slopes, gradients = slopes_and_gradients
+        # Outputs that no loss reads, such as those of frozen models, have no gradient.
         slopes = {
             (objective, name): _split(value, num_parts)
             for objective, outputs in slopes.items()
@@ -88,18 +91,23 @@ def forward_backward(
         with tf.GradientTape() as tape:
             tape.watch(trained)
             shared = part_of(number)
-            said = say(pairs, shared)
-            targets = [said[objective][name] for objective, name in slopes]
+            pair_outputs = say(pairs, shared)
+            # The second pass runs a part again under a tape. The chain rule goes on from the
+            # gradients of its outputs.
+            targets = [pair_outputs[objective][name] for objective, name in slopes]
             upstream = [value[number] for value in slopes.values()]
             if examples:
                 of_part = learn(examples, say(examples, shared), shared)
                 targets.append(of_part.shares[LOSS])
+                # The loss of the whole batch is the sum of the shares of its parts.
                 upstream.append(tf.ones_like(of_part.shares[LOSS]))
                 learnt = tf.nest.map_structure(tf.add, learnt, of_part)
-        found = tape.gradient(targets, trained, output_gradients=upstream)
-        connected.update(name for name, value in found.items() if value is not None)
+        part_gradients = tape.gradient(targets, trained, output_gradients=upstream)
+        # The names are collected while the body is traced, since the loop returns a sum for every
+        # parameter, if only of zeros.
+        connected.update(name for name, value in part_gradients.items() if value is not None)
         added = {
-            name: total if found[name] is None else total + found[name]
+            name: total if part_gradients[name] is None else total + part_gradients[name]
             for name, total in sums.items()
         }
         return number + 1, added, learnt
@@ -117,8 +125,11 @@ def forward_backward(
         maximum_iterations=num_parts,
     )
     if examples:
+        # Shares of the loss add up; means are averaged, since the parts are of equal size.
         means = {name: value / num_parts for name, value in learnt.means.items()}
         outcome = _added(outcome, learnt._replace(means=means))
+    # The whole gradient: through the outputs and direct. Parameters that neither reaches keep None,
+    # so that the caller can refuse them.
     for name in connected:
         direct = gradients[name]
         gradients[name] = sums[name] if direct is None else sums[name] + direct
@@ -139,6 +150,7 @@ def _added(outcome: Outcome | None, more: Outcome) -> Outcome:
 
 def _specs(compute: Callable[[tf.Tensor], Any]) -> Any:
     """Returns what comes out of a part, which loops have to know before they run."""
+    # The function is traced for its output shapes and never run.
     traced = tf.function(compute, autograph=False)
     outputs = traced.get_concrete_function(tf.TensorSpec((), tf.int32)).structured_outputs
     return tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), outputs)

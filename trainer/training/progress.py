@@ -83,7 +83,7 @@ class Report:
                 f"train {config.name}", total=config.steps, unit="steps", first=first_step
             )
             self._stack.enter_context(training)
-            # On the first step the program of all of them is made.
+            # The first step compiles the whole program, which takes long.
             progress.note("compiling")
         self._writer = tf.summary.create_file_writer(str(log_dir)) if log_dir is not None else None
 

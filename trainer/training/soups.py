@@ -52,13 +52,13 @@ def find(sources: list[Path]) -> dict[str, Load]:
     Raises:
         ValueError: If a folder of a run holds no checkpoint, or one comes twice.
     """
-    found: dict[str, Load] = {}
+    loads: dict[str, Load] = {}
     for source in sources:
         for name, load in _of_source(source).items():
-            if name in found:
+            if name in loads:
                 raise ValueError(f"An ingredient must come once. Received: {name} twice")
-            found[name] = load
-    return found
+            loads[name] = load
+    return loads
 
 
 def _of_source(source: Path) -> dict[str, Load]:
@@ -114,11 +114,11 @@ def greedy(ingredients: Mapping[str, Load], score: Score) -> Soup:
     pot, alone = _Pot(), {}
     for name, load in ingredients.items():
         weights = load()
-        # All of them, before hours of scoring.
+        # Check all ingredients first: scoring takes hours.
         pot.check(name, weights)
     for name, load in ingredients.items():
         alone[name] = score(load())
-    # Sorting is stable: of equals the first comes first.
+    # The sort is stable, so ingredients of equal score keep their order.
     order = sorted(alone, key=lambda name: -alone[name])
     pot.add(order[0], ingredients[order[0]]())
     reached, tried = alone[order[0]], []
@@ -174,11 +174,11 @@ class _Pot:
         if self._first is None:
             self._first = name, dataclasses.replace(weights, parameters={}), kin
             self._origins = ancestors
-        first, _, wanted = self._first
+        first, _, first_kin = self._first
         different = [
             item.name
             for item in dataclasses.fields(_Kin)
-            if getattr(kin, item.name) != getattr(wanted, item.name)
+            if getattr(kin, item.name) != getattr(first_kin, item.name)
         ]
         if not self._origins & ancestors:
             different.append("initialisation")
@@ -198,14 +198,14 @@ class _Pot:
     def mean(self, more: Weights | None = None) -> Weights:
         """Returns the mean of what is in it, and of one more model."""
         assert self._first is not None
-        count, found = len(self.names) + (more is not None), {}
+        count, means = len(self.names) + (more is not None), {}
         for key, value in self._sums.items():
             total = value if more is None else value + more.parameters[key]
-            found[key] = np.asarray(total / count, np.float32)
+            means[key] = np.asarray(total / count, np.float32)
         held = self._first[1]
         known = held.initial_digest in self._origins
         origin = held.initial_digest if known else min(self._origins)
-        return dataclasses.replace(held, parameters=found, initial_digest=origin)
+        return dataclasses.replace(held, parameters=means, initial_digest=origin)
 
 
 def _answers(config: TrainConfig) -> Any:

@@ -100,7 +100,7 @@ def tower_config(config: TrainConfig) -> TrainConfig:
         steps=1,
         global_batch_size=1,
         image=dataclasses.replace(config.image, classes=None),
-        # It is not used.
+        # The loss of pairs asks for a text tower; this model never runs it.
         text=text,
         data=DataConfig(max_image_pixels=config.data.max_image_pixels),
         pretrained=("image/(?!head/).*",),
@@ -176,7 +176,7 @@ def make_state(models: Models) -> TrainState:
     parameters = two_tower.named_variables(models.model) | {n: x.value for n, x in own.items()}
     first = tf.VariableAggregation.ONLY_FIRST_REPLICA
     trained = {name: parameters[name] for name in trained_names(parameters, config)}
-    # A name without a factor of the decay is an error before the first step, too.
+    # Fail before the first step where a parameter matches no pattern of the weight decay.
     optimizers.matched(config.optimizer.decays, trained)
     averaged = trained if config.optimizer.ema_decay is not None else {}
     extras = {item.name: item.state() for item in models.objectives}

@@ -22,7 +22,7 @@ from sigline.trainer.training.state import TrainState, trained_names
 
 
 class StepOutcome(NamedTuple):
-    """What a replica's part of the batch comes to.
+    """The outcome of a step on one replica's part of the batch.
 
     Attributes:
         shares: Scalars whose sum over replicas is that of the global batch, among them `loss`.
@@ -95,10 +95,10 @@ def forward_backward(
             return {item.name: item.outputs(own(shared, item)) for item in asked}
 
     def learn(
-        asked: Sequence[Objective], said: Mapping[str, Tensors], shared: ModelCall
+        asked: Sequence[Objective], outputs: Mapping[str, Tensors], shared: ModelCall
     ) -> StepOutcome:
         with keras.StatelessScope(state_mapping=mapping):
-            outcomes = [item.loss(said[item.name], own(shared, item)) for item in asked]
+            outcomes = [item.loss(outputs[item.name], own(shared, item)) for item in asked]
         return _together(asked, outcomes, listed=len(objectives) > 1)
 
     if config.microbatches == 1:

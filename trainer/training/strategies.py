@@ -12,7 +12,7 @@ import tensorflow as tf
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
     """Returns the strategy that a configuration names; see `TrainConfig.strategy`."""
-    # First, since nothing may run in TensorFlow before it.
+    # This comes first, since nothing may run in TensorFlow before a multi-worker strategy is made.
     if name == "multi_worker" or (name == "auto" and _num_workers() > 1):
         return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU")
@@ -40,7 +40,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
         return True
-    # One worker is not started as one of several.
+    # A single worker has no task type and counts as the chief.
     kind = resolver.task_type or "worker"
     if "chief" in resolver.cluster_spec().as_dict():
         return kind == "chief"
@@ -84,7 +84,7 @@ def leave_together(strategy: tf.distribute.Strategy) -> None:
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
-    # All have the sums before this one once any worker has this one, which is for nothing else.
+    # This sum is a barrier only: once any worker has it, all workers have the sums before it.
     with contextlib.suppress(tf.errors.OpError):
         _sum_over_workers(strategy)([0.0])
 

@@ -1,7 +1,7 @@
 """Checkpoints of big_vision in `.npz`: two towers, the image tower of LiT, and plain ViTs.
 
-What the towers are is read from names and shapes. What these do not tell is said by the user, or
-assumed and listed.
+Names and shapes of the tensors tell what the towers are. What they do not tell, the user states, or
+it is assumed and listed.
 """
 
 import re
@@ -15,7 +15,7 @@ from sigline.trainer.weights import big_vision_layouts, choices, grids
 from sigline.trainer.weights.links import Link, reshaped, same
 
 _ATTENTION = big_vision_layouts.ATTENTION
-# What no file tells.
+# Settings that no file tells, and that the user may state.
 _CHOICES = (
     "image.size",
     "image.pool",
@@ -64,11 +64,11 @@ def settings(
     loss = "softmax" if "t" in tensors and "b" not in tensors else "sigmoid"
     text = TextTowerConfig()
     if has_text(tensors):
-        text, of_text = _text_tower(tensors, chosen)
-        assumed += of_text
+        text, assumed_of_text = _text_tower(tensors, chosen)
+        assumed += assumed_of_text
     elif keys := sorted(key for key in chosen if key.startswith("text.")):
         raise ValueError(f"The checkpoint has no text tower. Received: --set {keys[0]}=...")
-    found = TrainConfig(
+    config = TrainConfig(
         name="big_vision_imported",
         steps=1,
         global_batch_size=1,
@@ -76,7 +76,7 @@ def settings(
         text=text,
         objectives=(PairsConfig(loss=loss),),
     )
-    return choices.applied(found, chosen), assumed
+    return choices.applied(config, chosen), assumed
 
 
 def has_text(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -115,10 +115,12 @@ def _image_tower(
     """
     patch = _patch(tensors["img/embedding/kernel"])
     side, assumed = _size(tensors.get("img/pos_embedding"), patch, size)
-    told = "map" if "img/MAPHead_0/probe" in tensors else "tok" if "img/cls" in tensors else None
-    pool = chosen.get("image.pool", told or "gap")
-    if told is not None or pool in ("map", "tok"):
-        _check_pool("image", pool, told)
+    pool_of_file = (
+        "map" if "img/MAPHead_0/probe" in tensors else "tok" if "img/cls" in tensors else None
+    )
+    pool = chosen.get("image.pool", pool_of_file or "gap")
+    if pool_of_file is not None or pool in ("map", "tok"):
+        _check_pool("image", pool, pool_of_file)
     elif "image.pool" not in chosen:
         assumed.append("image.pool=gap")
     if not any(key in chosen for key in choices.PIXELS):
@@ -189,12 +191,12 @@ def _size(table: np.ndarray | None, patch: int, asked: str | None) -> tuple[int,
     return int(asked), []
 
 
-def _check_pool(tower: str, pool: str, told: str | None) -> None:
+def _check_pool(tower: str, pool: str, pool_of_file: str | None) -> None:
     """Refuses a pool that the file has no parameters for, or that leaves some of it unused."""
-    if pool != told:
+    if pool != pool_of_file:
         raise ValueError(
-            f"{tower}.pool must be {told or 'one without parameters'}, which is what the file "
-            f"holds. Received: {tower}.pool={pool}"
+            f"{tower}.pool must be {pool_of_file or 'one without parameters'}, which is what the "
+            f"file holds. Received: {tower}.pool={pool}"
         )
 
 
@@ -209,11 +211,11 @@ def _text_tower(
 ) -> tuple[TextTowerConfig, list[str]]:
     """Returns the text tower, and what is assumed of it; see `_image_tower`."""
     rows = tensors["txt/Embed_0/embedding"].shape[0]
-    told = "map" if "txt/MAPHead_0/probe" in tensors else None
-    pool = chosen.get("text.pool", told or "last")
+    pool_of_file = "map" if "txt/MAPHead_0/probe" in tensors else None
+    pool = chosen.get("text.pool", pool_of_file or "last")
     assumed = []
-    if told is not None or pool == "map":
-        _check_pool("text", pool, told)
+    if pool_of_file is not None or pool == "map":
+        _check_pool("text", pool, pool_of_file)
     elif "text.pool" not in chosen:
         assumed.append("text.pool=last")
     texts: dict[str, Any] = _SIGLIP_2_TEXTS if rows == _SIGLIP_2_VOCABULARY else {}
@@ -224,7 +226,7 @@ def _text_tower(
         vocabulary_size=rows,
         length=tensors["txt/pos_embedding"].shape[1],
         pool=pool,
-        # What it is exactly is checked with the other choices.
+        # A placeholder, which `choices.applied` replaces by the value that the user states.
         end_id=0 if end_id is not None and pool == "end" else None,
         **texts,
         **_sizes(tensors, "txt/Encoder_0"),
@@ -240,28 +242,28 @@ def links(config: TrainConfig, *, text: bool, scalars: bool) -> list[Link]:
         text: Whether the checkpoint has a text tower.
         scalars: Whether it has a temperature (and a bias, with the sigmoid loss).
     """
-    found = _image_links(config.image)
+    all_links = _image_links(config.image)
     if text:
-        found += [
+        all_links += [
             same("txt/Embed_0/embedding", "text/tokens"),
             same("txt/pos_embedding", "text/positions"),
             *_encoder("txt/Encoder_0", "text", config.text_tower),
             *_dense("txt/head", "text/head"),
         ]
         if config.text_tower.pool == "map":
-            found += _pool("txt/MAPHead_0", "text/pool", config.text_tower)
+            all_links += _pool("txt/MAPHead_0", "text/pool", config.text_tower)
     if scalars:
         names = {"t": "log_temperature"} | ({"b": "bias"} if config.pair_loss == "sigmoid" else {})
-        found += [
+        all_links += [
             reshaped(theirs, ours, theirs_shape=(1,), ours_shape=())
             for theirs, ours in names.items()
         ]
-    return found
+    return all_links
 
 
 def _image_links(image: ImageTowerConfig) -> list[Link]:
     patch, width = image.patch, image.width
-    found = [
+    image_links = [
         reshaped(
             "img/embedding/kernel",
             "image/embedding/kernel",
@@ -272,16 +274,16 @@ def _image_links(image: ImageTowerConfig) -> list[Link]:
         *_encoder("img/Transformer", "image", image),
     ]
     if image.positions == "learned":
-        found.append(same("img/pos_embedding", "image/positions"))
+        image_links.append(same("img/pos_embedding", "image/positions"))
     if image.pool == "tok":
-        found.append(same("img/cls", "image/token"))
+        image_links.append(same("img/cls", "image/token"))
     if image.pool == "map":
-        found += _pool("img/MAPHead_0", "image/pool", image)
+        image_links += _pool("img/MAPHead_0", "image/pool", image)
     if image.projection is not None:
-        found += _dense("img/head", "image/projection")
+        image_links += _dense("img/head", "image/projection")
     if image.classes is not None:
-        found += _dense("img/head", "image/head")
-    return found
+        image_links += _dense("img/head", "image/head")
+    return image_links
 
 
 def _pool(theirs: str, ours: str, tower: ImageTowerConfig | TextTowerConfig) -> list[Link]:
@@ -311,9 +313,9 @@ def _mlp(theirs: str, ours: str) -> list[Link]:
 def _attention(theirs: str, ours: str, tower: ImageTowerConfig | TextTowerConfig) -> list[Link]:
     width, heads = tower.width, tower.num_heads
     size = width // heads
-    found = []
+    projections = []
     for name in ("query", "key", "value"):
-        found += [
+        projections += [
             reshaped(
                 f"{theirs}/{name}/kernel",
                 f"{ours}/{name}/kernel",
@@ -328,7 +330,7 @@ def _attention(theirs: str, ours: str, tower: ImageTowerConfig | TextTowerConfig
             ),
         ]
     return [
-        *found,
+        *projections,
         reshaped(
             f"{theirs}/out/kernel",
             f"{ours}/out/kernel",
@@ -340,11 +342,11 @@ def _attention(theirs: str, ours: str, tower: ImageTowerConfig | TextTowerConfig
 
 
 def _encoder(theirs: str, ours: str, tower: ImageTowerConfig | TextTowerConfig) -> list[Link]:
-    found = _norm(f"{theirs}/encoder_norm", f"{ours}/encoder/norm")
+    encoder_links = _norm(f"{theirs}/encoder_norm", f"{ours}/encoder/norm")
     for i in range(tower.depth):
         layer, block = f"{theirs}/encoderblock_{i}", f"{ours}/encoder/block_{i}"
-        found += _norm(f"{layer}/LayerNorm_0", f"{block}/attention_norm")
-        found += _norm(f"{layer}/LayerNorm_1", f"{block}/mlp_norm")
-        found += _attention(f"{layer}/{_ATTENTION}", f"{block}/attention", tower)
-        found += _mlp(f"{layer}/MlpBlock_0", f"{block}/mlp")
-    return found
+        encoder_links += _norm(f"{layer}/LayerNorm_0", f"{block}/attention_norm")
+        encoder_links += _norm(f"{layer}/LayerNorm_1", f"{block}/mlp_norm")
+        encoder_links += _attention(f"{layer}/{_ATTENTION}", f"{block}/attention", tower)
+        encoder_links += _mlp(f"{layer}/MlpBlock_0", f"{block}/mlp")
+    return encoder_links

@@ -13,7 +13,8 @@ import numpy as np
 
 _SIDES = ("params/", "opt/target/")
 ATTENTION = "MultiHeadDotProductAttention_0"
-# Of the first ViTs, whose sub-layers were numbered through (`fix_old_checkpoints` there).
+# Names in the first ViTs, which numbered the sub-layers of a block through (big_vision:
+# `fix_old_checkpoints`), and their names now.
 _OLD_BLOCKS = (
     ("MultiHeadDotProductAttention_1", ATTENTION),
     ("LayerNorm_2", "LayerNorm_1"),
@@ -28,17 +29,17 @@ def normalized(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     Optimizer state is left out. Names of a plain ViT get the prefix `img/`.
     """
-    found = {}
+    parameters = {}
     for side in _SIDES:
-        found = {n.removeprefix(side): x for n, x in tensors.items() if n.startswith(side)}
-        if found:
+        parameters = {n.removeprefix(side): x for n, x in tensors.items() if n.startswith(side)}
+        if parameters:
             break
-    found = {n: _plain_type(x) for n, x in (found or dict(tensors)).items()}
-    if not any(name.startswith(("img/", "txt/")) for name in found):
-        found = {f"img/{name}": value for name, value in found.items()}
-    found = _unstacked(found)
-    image = {n.removeprefix("img/"): x for n, x in found.items() if n.startswith("img/")}
-    others = {n: x for n, x in found.items() if not n.startswith("img/")}
+    parameters = {n: _plain_type(x) for n, x in (parameters or dict(tensors)).items()}
+    if not any(name.startswith(("img/", "txt/")) for name in parameters):
+        parameters = {f"img/{name}": value for name, value in parameters.items()}
+    parameters = _unstacked(parameters)
+    image = {n.removeprefix("img/"): x for n, x in parameters.items() if n.startswith("img/")}
+    others = {n: x for n, x in parameters.items() if not n.startswith("img/")}
     return {f"img/{n}": x for n, x in _today(image).items()} | _texts_today(others)
 
 
@@ -48,7 +49,7 @@ def _texts_today(others: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if second not in others or others[second].shape != getattr(others.get(first), "shape", None):
         return others
     rest = {name: value for name, value in others.items() if name != second}
-    # As wide as training had them: half precision would round the sum once more.
+    # Add in float32, as training did: half precision would round the sum once more.
     return rest | {first: others[first].astype(np.float32) + others[second].astype(np.float32)}
 
 
@@ -61,38 +62,39 @@ def _plain_type(x: np.ndarray) -> np.ndarray:
 
 def _unstacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Parts blocks that are stacked along a first axis."""
-    found = {}
+    unstacked = {}
     for name, value in tensors.items():
         before, stacked, after = name.partition("/encoderblock/")
         if not stacked:
-            found[name] = value
+            unstacked[name] = value
             continue
         for i, one in enumerate(value):
-            found[f"{before}/encoderblock_{i}/{after}"] = one
-    return found
+            unstacked[f"{before}/encoderblock_{i}/{after}"] = one
+    return unstacked
 
 
 def _today(image: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Brings older layouts of an image tower into the present one."""
-    found = {}
+    renamed = {}
     for name, value in image.items():
-        found["pos_embedding" if name in _OLD_POSITIONS else name] = value
-    if any("encoderblock_0/MlpBlock_3" in name for name in found):
+        renamed["pos_embedding" if name in _OLD_POSITIONS else name] = value
+    if any("encoderblock_0/MlpBlock_3" in name for name in renamed):
         for old, new in _OLD_BLOCKS:
             pattern = re.compile(rf"(Transformer/encoderblock_\d+)/{old}/")
-            found = {pattern.sub(rf"\1/{new}/", name): x for name, x in found.items()}
-    if "probe" in found:
-        found = {
+            renamed = {pattern.sub(rf"\1/{new}/", name): x for name, x in renamed.items()}
+    if "probe" in renamed:
+        renamed = {
             f"MAPHead_0/{name}" if name.split("/")[0] in _POOL else name: value
-            for name, value in found.items()
+            for name, value in renamed.items()
         }
-    table = found.get("pos_embedding")
-    # A table that is a square and one more has a position for the class token, as there.
+    table = renamed.get("pos_embedding")
+    # A table of n * n + 1 positions begins with one for the class token. The present layout adds it
+    # to the token itself.
     if (
-        "cls" in found
+        "cls" in renamed
         and table is not None
         and math.isqrt(table.shape[1] - 1) ** 2 + 1 == (table.shape[1])
     ):
-        found["cls"] = found["cls"] + table[:, :1]
-        found["pos_embedding"] = table[:, 1:]
-    return found
+        renamed["cls"] = renamed["cls"] + table[:, :1]
+        renamed["pos_embedding"] = table[:, 1:]
+    return renamed

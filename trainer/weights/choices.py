@@ -31,7 +31,7 @@ def parsed(assignments: Iterable[str], allowed: Iterable[str]) -> dict[str, str]
         ValueError: If an assignment has no `=`, or its key is another one.
     """
     allowed = tuple(allowed)
-    found = {}
+    values = {}
     for assignment in assignments:
         key, separator, value = assignment.partition("=")
         if not separator or key not in allowed:
@@ -39,8 +39,8 @@ def parsed(assignments: Iterable[str], allowed: Iterable[str]) -> dict[str, str]
                 "--set reads KEY=VALUE and says what the file does not tell: "
                 f"{', '.join(allowed)}. Received: {assignment!r}"
             )
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def applied(config: TrainConfig, chosen: Mapping[str, str]) -> TrainConfig:

@@ -34,7 +34,7 @@ def size(grid: int, patch: int) -> int:
 
 
 def check_square(table: np.ndarray) -> None:
-    """Refuses positions that are as many as those of a square, but of another form.
+    """Refuses positions whose number is a square, but whose grid is none.
 
     Neighbours in a row are alike, and the last of a row and the first of the next are not. So rows
     show where learned positions are read in their order. Positions at random show nothing.

@@ -106,7 +106,8 @@ def settings(config: dict[str, Any]) -> TrainConfig:
             projection_bias=False,
         )
         end_id = of_text["eos_token_id"]
-        # Older files name a token that the model never looked for: it took the highest one.
+        # Older files name an end token that the model never looked for: it pooled at the highest
+        # id.
         end_id = of_text["vocab_size"] - 1 if end_id == _LEGACY_CLIP_END_ID else end_id
         text = dataclasses.replace(
             text, pool="end", end_id=end_id, causal=True, head_bias=False, strip_punctuation=False
@@ -188,7 +189,7 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
     described = _as_siglip(config) if siglip else _as_clip(config)
     written = settings(described)
     image, text = _serving(config.image), _serving(config.text_tower)
-    # Pixels are no part of a model there.
+    # `transformers` keeps the settings of pixels with the processor, not with the model.
     pixels = {name: getattr(image, name) for name in processor.FIELDS}
     same_image = dataclasses.replace(written.image, **pixels) == image
     if not same_image or not _same_text(written.text_tower, text):
@@ -211,7 +212,7 @@ def _serving(tower: Any) -> Any:
     return dataclasses.replace(tower, block=block, **dropped)
 
 
-# How texts become tokens, which is no part of a model there.
+# Fields that say how texts become tokens, which `transformers` keeps with the tokenizer.
 _OF_WORDS = (
     "lowercase",
     "strip_punctuation",
@@ -277,7 +278,7 @@ def _their_sizes(tower: ImageTowerConfig | TextTowerConfig) -> dict[str, Any]:
 def links(config: TrainConfig) -> list[Link]:
     """Returns how the tensors of a checkpoint are the parameters of a model."""
     image, text = config.image, config.text_tower
-    found = [
+    shared_links = [
         same("text_model.embeddings.token_embedding.weight", "text/tokens"),
         _table("text_model.embeddings.position_embedding.weight", "text/positions"),
         *_encoder("text_model", "text", text.depth, norm="final_layer_norm"),
@@ -287,7 +288,7 @@ def links(config: TrainConfig) -> list[Link]:
     ]
     if image.pool == "map":
         return [
-            *found,
+            *shared_links,
             *_dense("text_model.head", "text/head"),
             same("vision_model.embeddings.patch_embedding.bias", "image/embedding/bias"),
             _table("vision_model.embeddings.position_embedding.weight", "image/positions"),
@@ -295,12 +296,12 @@ def links(config: TrainConfig) -> list[Link]:
             _scalar("logit_bias", "bias", one=True),
         ]
     return [
-        *found,
+        *shared_links,
         transposed("text_projection.weight", "text/head/kernel"),
         transposed("visual_projection.weight", "image/projection/kernel"),
         *_norm("vision_model.pre_layrnorm", "image/embedding_norm"),
         _class_token(),
-        # Of a softmax over texts or images a bias changes nothing, and CLIP has none.
+        # A bias changes no softmax over texts or images, so CLIP has none.
         Link((), ("bias",), lambda: (np.zeros((), np.float32),), lambda bias: ()),
     ]
 
@@ -331,15 +332,15 @@ def _mlp(theirs: str, ours: str) -> list[Link]:
 
 
 def _encoder(theirs: str, ours: str, depth: int, *, norm: str) -> list[Link]:
-    found = _norm(f"{theirs}.{norm}", f"{ours}/encoder/norm")
+    encoder_links = _norm(f"{theirs}.{norm}", f"{ours}/encoder/norm")
     for i in range(depth):
         layer, block = f"{theirs}.encoder.layers.{i}", f"{ours}/encoder/block_{i}"
-        found += _norm(f"{layer}.layer_norm1", f"{block}/attention_norm")
-        found += _norm(f"{layer}.layer_norm2", f"{block}/mlp_norm")
-        found += _mlp(f"{layer}.mlp", f"{block}/mlp")
+        encoder_links += _norm(f"{layer}.layer_norm1", f"{block}/attention_norm")
+        encoder_links += _norm(f"{layer}.layer_norm2", f"{block}/mlp_norm")
+        encoder_links += _mlp(f"{layer}.mlp", f"{block}/mlp")
         for short, name in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
-            found += _dense(f"{layer}.self_attn.{short}_proj", f"{block}/attention/{name}")
-    return found
+            encoder_links += _dense(f"{layer}.self_attn.{short}_proj", f"{block}/attention/{name}")
+    return encoder_links
 
 
 def _pool(theirs: str, ours: str) -> list[Link]:
@@ -377,7 +378,7 @@ def _patches(theirs: str, image: ImageTowerConfig) -> Link:
 
 
 def _class_token() -> Link:
-    """The class token and its position, ours in one; written as a position of zero."""
+    """Links the class token and its position, which are one here, and writes a position of zero."""
 
     def read(token, table):
         return (token + table[0]).reshape(1, 1, -1), table[np.newaxis, 1:]

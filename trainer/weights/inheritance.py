@@ -17,7 +17,7 @@ from sigline.trainer.weights.weight_folders import Weights
 
 TOKEN_TABLE = "text/tokens"
 
-# Fields of a tower that belong to its parameters of these names.
+# A tower, a pattern of its parameters, and the fields that come with these parameters.
 _WORDS = ("vocabulary_size", *tokenizer_files.RULES)
 _PIXELS = processor.FIELDS
 _FIELDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -27,9 +27,10 @@ _FIELDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("image", "image/embedding/kernel", _PIXELS),
     ("image", "image/encoder/.*", ("width", "mlp_dim", "num_heads")),
 )
-# Of the blocks, those that show in no shape.
+# Fields of the blocks that no shape of a parameter shows.
 _BLOCK_FIELDS = ("activation", "norm_epsilon")
-# What parts of a tower are called. A pattern that matches all of them means the tower as it is.
+# One parameter for each part of a tower. A pattern that matches all of them takes the tower over as
+# it is.
 _PARTS = {
     "text": ("tokens", "positions", "encoder/norm/gamma", "pool/probe", "head/kernel"),
     "image": (
@@ -104,7 +105,7 @@ def _fields(tower: str, config: TrainConfig, weights: Weights, names: list[str])
         }
         own = {x for x in weights.parameters if x.startswith(f"{tower}/encoder/")}
         if own and own <= set(names):
-            # Else a deeper encoder may start from the first blocks of another one.
+            # Only with the whole encoder: a deeper one may start from the first blocks of another.
             taken["depth"] = theirs.depth
         if own & set(names):
             block = {field: getattr(theirs.block, field) for field in _BLOCK_FIELDS}
@@ -132,7 +133,7 @@ def _sides(ours: ImageTowerConfig, theirs: ImageTowerConfig, patch: int) -> dict
             "drop_remainder": theirs.drop_remainder,
             "resize_side": theirs.resize_side,
         }
-    # As much is cut off at another resolution.
+    # At another resolution the same share of the picture is cut off.
     cut = theirs.resize_side
     scaled = None if cut is None else max(round(cut * ours.size / theirs.size), ours.size)
     return {"resize_side": scaled}

@@ -65,9 +65,9 @@ def read(
         ValueError: If a tensor is missing or left over; the message lists them all.
     """
     links = list(links)
-    wanted = {name for link in links for name in link.theirs}
+    needed = {name for link in links for name in link.theirs}
     kept = set(dropped(tensors, drop))
-    missing, left_over = sorted(wanted - kept), sorted(kept - wanted)
+    missing, left_over = sorted(needed - kept), sorted(kept - needed)
     if missing or left_over:
         raise ValueError(
             "The checkpoint does not hold what the model needs. "
@@ -75,17 +75,17 @@ def read(
             f"Left over: {', '.join(left_over) or 'nothing'}. "
             "Tensors that are not wanted can be named by --drop."
         )
-    no_floats = sorted(name for name in wanted if tensors[name].dtype.kind != "f")
+    no_floats = sorted(name for name in needed if tensors[name].dtype.kind != "f")
     if no_floats:
         raise ValueError(
             "Weights must be floating point numbers, not quantised. Received: "
             f"{', '.join(f'{name} {tensors[name].dtype}' for name in no_floats)}"
         )
-    found = {}
+    parameters = {}
     for link in links:
         values = link.read(*(tensors[name].astype(np.float32) for name in link.theirs))
-        found |= dict(zip(link.ours, values, strict=True))
-    return found
+        parameters |= dict(zip(link.ours, values, strict=True))
+    return parameters
 
 
 def write(links: Iterable[Link], parameters: Tensors) -> dict[str, np.ndarray]:
@@ -103,8 +103,8 @@ def write(links: Iterable[Link], parameters: Tensors) -> dict[str, np.ndarray]:
             f"Missing: {', '.join(missing) or 'nothing'}. "
             f"Without a place there: {', '.join(homeless) or 'nothing'}."
         )
-    found = {}
+    tensors = {}
     for link in links:
         values = link.write(*(parameters[name] for name in link.ours))
-        found |= dict(zip(link.theirs, values, strict=True))
-    return found
+        tensors |= dict(zip(link.theirs, values, strict=True))
+    return tensors

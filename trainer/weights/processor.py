@@ -46,7 +46,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
     },
 }
 _DEFAULT_CLASSES = {"siglip": "SiglipImageProcessor", "clip": "CLIPImageProcessor"}
-# What classes were called before.
+# Former names of the classes.
 _OLD_CLASSES = {
     "SiglipFeatureExtractor": "SiglipImageProcessor",
     "CLIPFeatureExtractor": "CLIPImageProcessor",
@@ -102,8 +102,8 @@ def _read(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 def fields(described: dict[str, Any], kind: str, size: int) -> dict[str, Any]:
     """Returns the fields of `ImageTowerConfig` that a description asks for; see `pixels`."""
     name = _class_of(described, kind)
-    told = {key: value for key, value in described.items() if value is not None}
-    settings = _CLASSES[name] | told
+    stated = {key: value for key, value in described.items() if value is not None}
+    settings = _CLASSES[name] | stated
     if not settings["do_resize"]:
         raise ValueError("do_resize must be true. Received: do_resize=False")
     if settings["do_pad"]:

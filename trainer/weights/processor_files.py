@@ -22,7 +22,7 @@ def described(image: ImageTowerConfig, *, clip: bool) -> dict[str, Any]:
     crop = image.resize == "crop"
     cut = crop or side != image.size
     return {
-        # Of the two, CLIP's keeps the aspect. Both serve either model.
+        # Only CLIP's image processor keeps the aspect. Both serve either model.
         "image_processor_type": "CLIPImageProcessor" if crop else "SiglipImageProcessor",
         "processor_class": "CLIPProcessor" if clip else "SiglipProcessor",
         "do_convert_rgb": True,

@@ -23,10 +23,10 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
 PIECES_FILE, MERGES_FILE = "vocab.json", "merges.txt"
-# What is kept of a tokenizer as it was imported.
+# Files that are kept of an imported tokenizer, unchanged.
 KEPT_FILES = (TOKENIZER_FILE, CONFIG_FILE)
 
-# How texts become pieces; of a `TextTowerConfig`.
+# Fields of `TextTowerConfig` that say how texts become pieces.
 RULES = (
     "lowercase",
     "strip_punctuation",
@@ -50,7 +50,7 @@ _LAST_SIGMA = (
     r"[\p{Cased}&&[^\p{Case_Ignorable}]]\p{Case_Ignorable}*\K\x{3a3}"
     r"(?!\p{Case_Ignorable}*[\p{Cased}&&[^\p{Case_Ignorable}]])"
 )
-# Is no character, and so no part of a piece.
+# A code point that is no character, and so is in no piece.
 _NO_CHARACTER = "\uffff"
 # CLIP's words, as `pieces` has them.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -113,7 +113,7 @@ def rules(described: Mapping[str, Any]) -> dict[str, Any]:
     own = described.get(_RULES_KEY, {})
     if not isinstance(own, dict) or (own and set(own) != set(RULES)):
         raise ValueError(f"{_RULES_KEY} must have {', '.join(RULES)}. Received: {own}")
-    # For the types of the values.
+    # Built only to check the types of the values.
     strict.build(TextTowerConfig, own, "text.")
     return own
 

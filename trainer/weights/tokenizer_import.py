@@ -9,7 +9,7 @@ from sigline.trainer.inputs import vocabularies as pieces
 from sigline.trainer.weights import tokenizer_files as files
 from sigline.trainer.weights import tokenizer_json
 
-# Classes of those that end and fill texts otherwise than SigLIP's.
+# Classes of tokenizers that end and pad texts otherwise than SigLIP's.
 _SIGLIP_2_TOKENIZERS = ("GemmaTokenizer", "Siglip2Tokenizer")
 _CLIP_TOKENIZER = "CLIPTokenizer"
 
@@ -17,7 +17,7 @@ _CLIP_TOKENIZER = "CLIPTokenizer"
 def read(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
     """Returns a vocabulary, if there is one, and how texts are read with it."""
     described = _read_object(folder / files.CONFIG_FILE)
-    # Of a folder that sigline wrote.
+    # Rules for texts that sigline wrote, if the folder is its own.
     own = files.rules(described)
     if (folder / files.SENTENCEPIECE_FILE).is_file():
         return (folder / files.SENTENCEPIECE_FILE).read_bytes(), own

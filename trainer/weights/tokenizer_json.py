@@ -21,7 +21,7 @@ from sigline.schemas import digests
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNKNOWN = "<unk>"
 BPE = 2
-# What a SentencePiece model that is silent does; see its `sentencepiece_model.proto`.
+# Defaults of a SentencePiece model that does not state them; see its `sentencepiece_model.proto`.
 UNIGRAM = 1
 _TRAINER_DEFAULTS = {
     "model_type": UNIGRAM,
@@ -41,7 +41,7 @@ _NORMALIZER_DEFAULTS = {
 
 
 class Kind(enum.IntEnum):
-    """Of a piece, as SentencePiece numbers them."""
+    """The type of a piece, by SentencePiece's number."""
 
     NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
     BYTE = 6
@@ -102,7 +102,7 @@ def read_model(vocabulary: bytes) -> Any:
         model = _model_class().FromString(vocabulary)
     except message.DecodeError:
         model = None
-    # Whatever is no model at all has no pieces.
+    # Some bytes that are no model parse as one without pieces.
     if model is None or not model.pieces:
         raise ValueError(
             "The vocabulary must be a serialized SentencePiece model. "
@@ -160,8 +160,8 @@ def from_tokenizer_json(content: bytes) -> bytes:
     trainer, normalizer = written.trainer_spec, written.normalizer_spec
     trainer.model_type, trainer.vocab_size, trainer.byte_fallback = BPE, len(pieces), True
     for name in ("unk", "bos", "eos", "pad"):
-        found = pieces.index(f"<{name}>") if f"<{name}>" in pieces else -1
-        setattr(trainer, f"{name}_id", found)
+        piece_id = pieces.index(f"<{name}>") if f"<{name}>" in pieces else -1
+        setattr(trainer, f"{name}_id", piece_id)
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
     normalizer.escape_whitespaces = True
@@ -220,12 +220,18 @@ def _model_class() -> Any:
 def _pieces(vocabulary: Mapping[str, int], added: list[Mapping[str, Any]]) -> list[str]:
     """Returns all pieces in the order of their ids."""
     ids = dict(vocabulary) | {item["content"]: item["id"] for item in added}
-    found = sorted(ids, key=ids.__getitem__)
-    if [ids[piece] for piece in found] != list(range(len(found))):
-        raise ValueError("The ids of tokenizer.json must run from 0 without a gap.")
-    if _UNKNOWN not in ids or not any(_BYTE.fullmatch(piece) for piece in found):
-        raise ValueError(f"tokenizer.json must have the piece {_UNKNOWN} and those of bytes.")
-    return found
+    pieces = sorted(ids, key=ids.__getitem__)
+    if [ids[piece] for piece in pieces] != list(range(len(pieces))):
+        raise ValueError(
+            "The ids of tokenizer.json must run from 0 without a gap. Received: "
+            f"{len(pieces)} pieces with {ids[pieces[0]]} to {ids[pieces[-1]]}"
+        )
+    if _UNKNOWN not in ids or not any(_BYTE.fullmatch(piece) for piece in pieces):
+        raise ValueError(
+            f"tokenizer.json must have the piece {_UNKNOWN} and those of bytes. "
+            f"Received: {len(pieces)} pieces, the first of them {pieces[:3]}"
+        )
+    return pieces
 
 
 def _ranks(merges: list, vocabulary: Mapping[str, int]) -> dict[str, int]:

@@ -42,7 +42,7 @@ LINEAGE_FILE = "lineage.json"
 TOKENIZER_FOLDER = "tokenizer"
 _INITIAL_DIGEST = "initial_digest"
 
-# Of Hugging Face's folders.
+# Names of files in folders of Hugging Face.
 _THEIR_CONFIG = "config.json"
 _THEIR_WEIGHTS = "model.safetensors"
 _THEIR_INDEX = "model.safetensors.index.json"
@@ -212,10 +212,10 @@ def load_description(folder: str | Path) -> Weights:
 
 
 def _initial_digest(path: Path) -> str:
-    found = json.loads(path.read_text())
-    digest = found.get(_INITIAL_DIGEST) if isinstance(found, dict) else None
+    lineage = json.loads(path.read_text())
+    digest = lineage.get(_INITIAL_DIGEST) if isinstance(lineage, dict) else None
     if not isinstance(digest, str):
-        raise ValueError(f"{path} must hold a text {_INITIAL_DIGEST}. Received: {found}")
+        raise ValueError(f"{path} must hold a text {_INITIAL_DIGEST}. Received: {lineage}")
     return digest
 
 
@@ -273,9 +273,9 @@ def fitted(
     """Returns the weights that a model takes over, in its shapes.
 
     Args:
-        weights: What is given.
+        weights: The weights to take parameters from.
         shapes: Shapes of the model's parameters by name.
-        patterns: Regular expressions of whole names of what is to be taken over.
+        patterns: Regular expressions of the whole names of parameters to take over.
 
     Returns:
         Values by name. Learned positions of patches are resampled to another resolution.
@@ -285,19 +285,19 @@ def fitted(
             or its shape does not fit; the message lists all of it.
     """
     patterns = list(patterns)
-    wanted = {name for name in shapes if _matches(patterns, name)}
-    given = {name for name in weights.parameters if _matches(patterns, name)}
-    if not wanted:
+    needed = {name for name in shapes if _matches(patterns, name)}
+    available = {name for name in weights.parameters if _matches(patterns, name)}
+    if not needed:
         raise ValueError(f"No parameter of the model matches. Received: pretrained={patterns}")
-    missing, left_over = sorted(wanted - given), sorted(given - wanted)
-    found, misfits = {}, []
-    for name in sorted(wanted & given):
+    missing, left_over = sorted(needed - available), sorted(available - needed)
+    values, misfits = {}, []
+    for name in sorted(needed & available):
         value = weights.parameters[name]
         if name == "image/positions" and value.shape != tuple(shapes[name]):
             value = _resampled(value, tuple(shapes[name]))
         if value.shape != tuple(shapes[name]):
             misfits.append(f"{name} {tuple(shapes[name])} but given {value.shape}")
-        found[name] = value
+        values[name] = value
     if missing or left_over or misfits:
         raise ValueError(
             "The weights do not fit the model. "
@@ -305,7 +305,7 @@ def fitted(
             f"Left over: {', '.join(left_over) or 'nothing'}. "
             f"Of another shape: {', '.join(misfits) or 'nothing'}."
         )
-    return found
+    return values
 
 
 def _matches(patterns: Iterable[str], name: str) -> bool:
@@ -323,7 +323,8 @@ def _load_hugging_face(folder: Path, drop: list[str], assignments: Iterable[str]
     settings = hugging_face.settings(described)
     chosen = choices.parsed(assignments, (*choices.PIXELS, *choices.TEXTS))
     assumed: list[str] = []
-    # A processor that cannot be followed is passed over where the user says what it should do.
+    # Where the user states the pixels, the processor is not read: it may be one that cannot be
+    # followed.
     if not any(key in chosen for key in choices.PIXELS):
         pixels, assumed = processor.pixels(folder, described["model_type"], settings.image.size)
         settings = dataclasses.replace(
@@ -338,11 +339,11 @@ def _load_hugging_face(folder: Path, drop: list[str], assignments: Iterable[str]
     settings = choices.applied(settings, chosen)
     parameters = links.read(hugging_face.links(settings), tensors, drop=drop)
     patches = settings.image.grid**2
-    found = parameters["image/positions"].shape[1]
-    if found != patches:
+    num_positions = parameters["image/positions"].shape[1]
+    if num_positions != patches:
         raise ValueError(
-            f"{folder / _THEIR_CONFIG} must be that of the weights. Received: positions of {found} "
-            f"patches, image_size and patch_size of {patches}"
+            f"{folder / _THEIR_CONFIG} must be that of the weights. Received: positions of "
+            f"{num_positions} patches, image_size and patch_size of {patches}"
         )
     return Weights(
         config=settings,
@@ -374,8 +375,8 @@ def _load_big_vision(path: Path, drop: list[str], assignments: Iterable[str]) ->
         tensors = big_vision_layouts.normalized({name: file[name] for name in file.files})
     kept = links.dropped(tensors, drop)
     settings, assumed = big_vision.settings(kept, assignments)
-    found = big_vision.links(settings, text=big_vision.has_text(kept), scalars="t" in kept)
-    parameters = links.read(found, kept)
+    tensor_links = big_vision.links(settings, text=big_vision.has_text(kept), scalars="t" in kept)
+    parameters = links.read(tensor_links, kept)
     if "t" in kept and settings.pair_loss == "softmax":
         parameters["bias"] = np.zeros((), np.float32)
     return Weights(config=settings, parameters=parameters, assumed=tuple(assumed))
@@ -387,7 +388,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         entries = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-    found = {}
+    tensors = {}
     for name, entry in entries:
         if entry["dtype"] == "BF16":
             bits = np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16
@@ -396,8 +397,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             value = np.frombuffer(entry["data"], _TYPES[entry["dtype"]])
         else:
             raise ValueError(f"{path} holds {name} of unknown type {entry['dtype']}.")
-        found[name] = value.reshape(entry["shape"])
-    return found
+        tensors[name] = value.reshape(entry["shape"])
+    return tensors
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], **options) -> None:

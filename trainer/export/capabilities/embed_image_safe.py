@@ -1,4 +1,4 @@
-"""Embeds encoded images; one that does not decode gets zeros, and is told to be invalid."""
+"""Embeds encoded images; one that does not decode gets zeros, and is marked as invalid."""
 
 from typing import Any
 
