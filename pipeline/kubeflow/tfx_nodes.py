@@ -72,14 +72,13 @@ def PlanRun(
         span=compiled_for.span if chosen_span < 0 else chosen_span,
         overrides=(*compiled_for.overrides, *changed),
     )
-    plan = planning.plan(asked, thresholds=changes)
-    if bool(plan.text_tower) != checks.reads_texts(compiled_for):
+    if checks.reads_texts(asked) != checks.reads_texts(compiled_for):
         raise ValueError(
             "The recipe of a run must have a text tower if that of the package has one, and none "
             "if that has none: the tasks differ. Compile a package for it. "
             f"Received: recipe={recipe}, compiled for recipe={compiled_for.recipe}"
         )
-    return dataclasses.asdict(plan)
+    return dataclasses.asdict(planning.plan(asked, thresholds=changes))
 
 
 @component

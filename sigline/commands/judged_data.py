@@ -55,7 +55,7 @@ def open_split(folder: Path, split: str | None, option: str, scratch: Path) -> J
 
 def _converted(benchmark, scratch: Path) -> JudgedData:
     """Writes a benchmark as TFRecord shards, one for each of its own, all samples in order."""
-    from sigline.components.evaluate.evaluation import DEFAULT_PROMPTS
+    from sigline.components.evaluate.views import DEFAULT_PROMPTS
     from sigline.components.files import BeamFiles
     from sigline.components.ingest import clip_benchmark
     from sigline.schemas import tf_example
@@ -73,7 +73,7 @@ def _converted(benchmark, scratch: Path) -> JudgedData:
 
 def label_sets(assignments: Sequence[str]) -> dict[str, LabelSet]:
     """Returns label sets by the name of their prompts, from `[NAME=]FILE`."""
-    from sigline.components.evaluate.evaluation import DEFAULT_PROMPTS
+    from sigline.components.evaluate.views import DEFAULT_PROMPTS
 
     found = {}
     for assignment in assignments:

@@ -148,7 +148,7 @@ def test_student_is_distilled_on_a_cluster(report, folder, tmp_path):
     assert "teacher_digest/vit" in model
     # Another kind of recipe has other tasks.
     other = dry_run.DryRun(
-        package, tmp_path / "other", parameters={"recipe": "siglip_small"}, preload=True
+        package, tmp_path / "other", parameters={"recipe": "siglip_demo"}, preload=True
     )
     assert other.run() == "FAILED"
     assert "must have a text tower if that of the package" in other.tasks["PlanRun"].log.read_text()
