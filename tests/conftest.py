@@ -63,6 +63,15 @@ LONGEST = (
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names a parameter of many bytes by its argument, as pytest does for objects.
+
+    Compressed bytes hold the time at which they were made, and all workers must give a test the
+    same name.
+    """
+    return argname if isinstance(val, bytes) and len(val) > 16 else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the tests of the longest files first, all of them slow; leaves others as they are."""
     here = Path(__file__).parent
