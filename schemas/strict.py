@@ -2,7 +2,8 @@
 
 Fields may be texts, numbers, booleans, None, dataclasses, tuples and mappings of these, or anything
 where the type says `Any`. Where a field may hold one of several dataclasses, each has a class
-attribute `kind: ClassVar[str]`, and the data has the key `kind`.
+attribute `kind: ClassVar[str]`, and the data has the key `kind`. One of them may go without: it is
+what data without a kind are.
 """
 
 import dataclasses
@@ -111,13 +112,13 @@ class _Builder:
         known = {_kind(cls): cls for cls in classes}
         if not isinstance(value, Mapping) or value.get(KIND) not in known:
             kind = value.get(KIND) if isinstance(value, Mapping) else value
-            names = [str(name) for name in known]
+            names = [name for name in known if name is not None]
             raise ValueError(
                 f"{key}.{KIND} must be one of {', '.join(names)}. Received: {key}.{KIND}={kind!r}."
                 f"{suggestions.did_you_mean(str(kind), names)}"
             )
         rest = {name: item for name, item in value.items() if name != KIND}
-        return self.build(known[value[KIND]], rest, f"{key}.")
+        return self.build(known[value.get(KIND)], rest, f"{key}.")
 
     def _sequence(self, hint: Any, value: Any, key: str) -> tuple:
         items = typing.get_args(hint)
@@ -188,11 +189,13 @@ def keys(cls: type, path: str = "") -> list[str]:
     """Returns the keys that `override` takes, with those of groups below them."""
     names = []
     for name, hint in fields(cls).items():
-        group = _group(hint)
-        names += [path + name] if group is None else keys(group, f"{path}{name}.")
+        groups = _groups(hint)
+        names += [key for group in groups for key in keys(group, f"{path}{name}.")]
+        if not groups:
+            names.append(path + name)
         for kind, item in _items(hint).items():
             names += keys(item, f"{path}{name}.{kind}.")
-    return names
+    return list(dict.fromkeys(names))
 
 
 def override(cls: type, data: dict[str, Any], assignments: Iterable[str]) -> Any:
@@ -238,7 +241,7 @@ def _assign(cls: type, data: dict[str, Any], path: list[str], text: str, full_ke
     if head not in hints:
         raise _Unknown(f"Unknown key {full_key}. Known keys: {known}.")
     # A group that may be left out is reached into only where it is there.
-    group = _group(hints[head])
+    group = _group(hints[head], data[head])
     nested = group is not None and data[head] is not None
     if nested and not rest and group is not hints[head] and text.lower() == "none":
         nested = False
@@ -307,10 +310,18 @@ def _options(hint: Any) -> tuple:
     return typing.get_args(hint) if is_union else (hint,)
 
 
-def _group(hint: Any) -> type | None:
-    """Returns the dataclass that a hint names, alone or beside None."""
-    classes = [item for item in _options(hint) if _is_group(item)]
-    return classes[0] if len(classes) == 1 else None
+def _groups(hint: Any) -> list[type]:
+    """Returns the dataclasses that a hint names, apart from those in lists and mappings."""
+    return [item for item in _options(hint) if _is_group(item)]
+
+
+def _group(hint: Any, held: Any) -> type | None:
+    """Returns the dataclass that a hint names; if there are several, that of the data's kind."""
+    classes = _groups(hint)
+    if len(classes) > 1:
+        kind = held.get(KIND) if isinstance(held, Mapping) else None
+        classes = [item for item in classes if _kind(item) == kind]
+    return classes[0] if classes else None
 
 
 def _is_group(hint: Any) -> bool:

@@ -229,6 +229,11 @@ class TextTowerConfig:
             )
 
 
+# What the towers may be: unions by kind; data without a kind are a ViT's and a transformer's.
+ImageTower = ImageTowerConfig
+TextTower = TextTowerConfig
+
+
 def _check_heads(key: str, tower: ImageTowerConfig | TextTowerConfig) -> None:
     if tower.width % tower.num_heads:
         raise ValueError(

@@ -22,7 +22,7 @@ from sigline.trainer.config.objectives import (
 )
 from sigline.trainer.config.optimizer import OptimizerConfig
 from sigline.trainer.config.run import RunConfig
-from sigline.trainer.config.towers import ImageTowerConfig, TextTowerConfig
+from sigline.trainer.config.towers import ImageTower, ImageTowerConfig, TextTower, TextTowerConfig
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class TrainConfig:
     name: str
     steps: int
     global_batch_size: int
-    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    text: TextTowerConfig | None = field(default_factory=TextTowerConfig)
+    image: ImageTower = field(default_factory=ImageTowerConfig)
+    text: TextTower | None = field(default_factory=TextTowerConfig)
     objectives: tuple[ObjectiveConfig, ...] = (PairsConfig(),)
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
