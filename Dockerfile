@@ -6,9 +6,10 @@
 #   docker build -t sigline-tpu --target tpu .
 # Workers of Flink, Spark and Dataflow (docs/clusters.md):
 #   docker build -t sigline-worker --target worker .
-# Tags of base images move. What `docker buildx imagetools inspect python:3.11-slim-bookworm` prints
-# pins one: --build-arg PYTHON=3.11-slim-bookworm@sha256:...
-ARG PYTHON=3.11-slim-bookworm
+# The base image is pinned, as its publisher lists it (docker-library/repo-info): Python 3.11.16 of
+# 25 August 2026. Another: --build-arg PYTHON=3.11-slim-bookworm@sha256:..., of what `docker buildx
+# imagetools inspect python:3.11-slim-bookworm` prints.
+ARG PYTHON=3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 
 FROM python:${PYTHON} AS sources
 ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
