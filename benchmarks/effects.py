@@ -7,6 +7,8 @@
 3. Teaching: a small SigLIP does better with a teacher's probabilities of the pairs than without;
    beside its own labels, or in their place; when every caption belongs to its picture, and when a
    third of them belong to others, as on the web.
+4. FlexiViT: one model of several grids of patches does much better off the size of a model of one,
+   whose kernel and positions are resized; at that one's own size it is behind at as many steps.
 
 Everything is measured on the same new scenes: accuracy among the 36 classes (chance 2.8 %), and for
 patience the divergence from the teacher, KL(teacher || student), and the agreement with it. Means
@@ -44,7 +46,7 @@ from sigline.trainer.inputs import preprocess
 from sigline.trainer.losses import divergence
 from sigline.trainer.models import two_tower
 from sigline.trainer.training import loop
-from sigline.trainer.weights import weight_folders
+from sigline.trainer.weights import model_weights, weight_folders
 
 SEEDS = (0, 1, 2)
 TEACHER_STEPS, TEACHER_PAIRS = 1_500, 4_000
@@ -52,6 +54,8 @@ FEW_PAIRS, FEW_STEPS = 200, 500
 PATIENCE, UNLABELLED = (100, 400, 1_600), 1_000
 TAUGHT_PAIRS, TAUGHT_STEPS = 1_000, 1_500
 MISMATCHED = {"matched": 0.0, "mismatched": 1 / 3}
+# Grids of the flexible model; the other one has the second of them.
+GRIDS, GRID_SCENES, GRID_STEPS = (2, 4, 8), 1_000, 750
 TESTED = 1_000
 _SMALL = {"width": 48, "depth": 2, "mlp_dim": 192, "num_heads": 2}
 
@@ -122,7 +126,7 @@ class Bench:
             settings = dataclasses.replace(self.base, steps=TEACHER_STEPS, seed=100)
             model = self._train(settings, TEACHER_PAIRS, first=0)
             weight_folders.save(
-                folder, weight_folders.Weights(settings, _values(model), self.vocabulary)
+                folder, model_weights.Weights(settings, _values(model), self.vocabulary)
             )
         self.teacher = weight_folders.load(folder)
         settings = dataclasses.replace(self.teacher.config, pretrained=(".*",))
@@ -185,7 +189,7 @@ class Bench:
         classes = two_tower.embed_classes(
             lambda texts: model.embed_text(tokenizer(texts)), self.labels
         )
-        scores = tf.matmul(said["image"], classes, transpose_b=True)
+        scores = tf.matmul(said[two_tower.EMBEDDING], classes, transpose_b=True)
         return (tf.exp(model.log_temperature.value) * scores).numpy()
 
     def lit(self, seed: int, *, pretrained: bool) -> dict[str, float]:
@@ -239,6 +243,39 @@ class Bench:
         options["mismatched"] = mismatched
         return self.train(settings, TAUGHT_PAIRS, first=1_000_000 * (seed + 1), **options)
 
+    def of_grids(self, seed: int, *, grids: tuple[int, ...]) -> dict[str, float]:
+        """Trains a small model on labels, and returns its accuracy at every grid of `GRIDS`.
+
+        Args:
+            seed: Of the weights, the order and the scenes.
+            grids: Those that steps draw from.
+        """
+        image = dataclasses.replace(
+            self.base.image,
+            pool="gap",
+            classes=len(self.labels.names),
+            patch=self.base.image.size // GRIDS[1],
+            grids=grids,
+            position_grid=GRIDS[1],
+            **_SMALL,
+        )
+        settings = dataclasses.replace(
+            self.base,
+            steps=GRID_STEPS,
+            seed=seed,
+            image=image,
+            text=None,
+            objectives=(config.ClassifyConfig(unlabelled="skip"),),
+        )
+        model = self._train(settings, GRID_SCENES, first=1_000_000 * (seed + 1))
+        pixels = preprocess.to_model_range(self._pixels, model.config.image)
+        right = {
+            grid: model.look(pixels, variant=grid)[two_tower.CLASSES].numpy().argmax(1)
+            == self._answers
+            for grid in GRIDS
+        }
+        return {f"accuracy@{grid}": float(hits.mean()) for grid, hits in right.items()}
+
 
 def _source_digest() -> str:
     root = Path(__file__).resolve().parents[1]
@@ -283,6 +320,10 @@ def main() -> None:
         }
     for steps in PATIENCE:
         runs[f"patient-{steps}"] = functools.partial(bench.patient, steps=steps)
+    runs |= {
+        "one-grid": functools.partial(bench.of_grids, grids=GRIDS[1:2]),
+        "flexible": functools.partial(bench.of_grids, grids=GRIDS),
+    }
     found = {
         name: [bench.outcome(f"{name}-{seed}", functools.partial(run, seed)) for seed in SEEDS]
         for name, run in runs.items()
@@ -308,11 +349,9 @@ def markdown(results: dict) -> str:
         digits = 1 if scale == 100.0 else 3
         return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
-    def difference(better: str, worse: str) -> str:
+    def difference(better: str, worse: str, key: str = "accuracy") -> str:
         pairs = zip(runs[better], runs[worse], strict=True)
-        mean, low, high = (
-            100 * x for x in interval([a["accuracy"] - b["accuracy"] for a, b in pairs])
-        )
+        mean, low, high = (100 * x for x in interval([a[key] - b[key] for a, b in pairs]))
         verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart"
         return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}): {verdict}"
 
@@ -371,6 +410,18 @@ def markdown(results: dict) -> str:
                 f"| {title} | {cell(run, 'accuracy')} | {compared} | {cell(run, 'agreement')} | "
                 f"{cell(run, 'divergence', 1.0)} |"
             )
+    lines += [
+        "",
+        f"| labels, {GRID_SCENES} scenes, {GRID_STEPS} steps: accuracy at | trained at "
+        f"{GRIDS[1]} x {GRIDS[1]} alone | FlexiViT | difference |",
+        "|---|---|---|---|",
+    ]
+    for grid in GRIDS:
+        key = f"accuracy@{grid}"
+        lines.append(
+            f"| {grid} x {grid} patches | {cell('one-grid', key)} | {cell('flexible', key)} | "
+            f"{difference('flexible', 'one-grid', key)} |"
+        )
     return "\n".join(lines) + "\n"
 
 

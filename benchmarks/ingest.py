@@ -29,11 +29,11 @@ import resource
 from sigline import quiet
 quiet.silence()
 import apache_beam as beam
-from sigline.components.files import BeamFiles
-from sigline.components.ingest import component, readers, sources, transforms
+from sigline.components.shared.files import BeamFiles
+from sigline.components.ingest import component, input_files, readers, sources, transforms
 from sigline.schemas import tf_example
 mode, base, config = sys.argv[1:]
-files = transforms.input_files(base, sources.SourceConfig())
+files = input_files.input_files(base, sources.SourceConfig())
 before = resource.getrusage(resource.RUSAGE_SELF)
 if mode == "decode":
     import io

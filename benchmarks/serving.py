@@ -187,12 +187,12 @@ def check(server: Server, kind: str) -> None:
     """Asks once, and reads the answer; the first request of a kind takes longer than others."""
     import grpc
 
-    from sigline.serving.client.transport import answer_of
+    from sigline.serving.client.transport import to_answer
     from sigline.serving.protocol import protos
 
     with grpc.insecure_channel(server.address) as channel:
         answer = channel.unary_unary(protos.PREDICT)(_requests(kind)[0], timeout=300.0)
-    found = answer_of(protos.PredictResponse.FromString(answer))
+    found = to_answer(protos.PredictResponse.FromString(answer))
     assert found.outputs["embedding"].shape[0] == 1
 
 

@@ -50,7 +50,7 @@ def _sigline(batch: int, *, jit_compile: bool | None):
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
     from sigline.trainer import config
     from sigline.trainer.models import two_tower
-    from sigline.trainer.training import loop, start
+    from sigline.trainer.training import start, train_step
     from sigline.trainer.training.calls import Models
 
     sizes = {"width": WIDTH, "depth": DEPTH, "mlp_dim": MLP, "num_heads": HEADS}
@@ -84,7 +84,7 @@ def _sigline(batch: int, *, jit_compile: bool | None):
     )
     models = Models.of(settings, two_tower.build(settings))
     state = start.make_state(models)
-    step = loop.make_train_step(models, state, tf.distribute.get_strategy())
+    step = train_step.make_train_step(models, state, tf.distribute.get_strategy())
     pixels, ids = (tf.constant(x) for x in make_batch(batch))
 
     def run(count: int) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 SCHEMA = Path(__file__).parent / "image_text.pbtxt"
 COUNTS_FILE = "counts.json"
 REJECTED_FOLDER = "rejected"
-# Below an ingest report: the names of all things of the input that were passed over.
+# Below an ingest report: the names of all entries of the input that were passed over.
 PASSED_OVER_FOLDER = "passed_over"
-# Below a data report: what became of each part of the input, in img2dataset's form.
+# Below a data report: counts of outcomes for each part of the input, in img2dataset's format.
 STATS_FOLDER = "stats"
-# What the pairs that were written are like, and some pairs to look at.
+# Statistics of the pairs that were written, and a sample of them.
 PROFILE_FILE = "profile.json"
 SAMPLES_FILE = "samples.json"
 REPORT_FILE = "report.html"

@@ -1,7 +1,8 @@
-"""Files and folders that are the old ones or the new ones, whatever is cut: process, power, disk.
+"""Atomic writes: a file or folder is the old or the new one, even after a crash or power loss.
 
-All that is written for others to read goes one way: aside, flushed to the disk, moved to its name,
-and the folder flushed that holds the name. A pointer to other files is written last.
+Everything that others read is written in the same way: under a temporary name, flushed to the disk,
+renamed, then the folder that holds the name is flushed. A file that refers to others is written
+after them.
 """
 
 import contextlib
@@ -20,14 +21,14 @@ WRITING = "While writing "
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Writes a file in the place of the one of its name, if there is one.
+    """Writes a file, replacing an existing one atomically.
 
     Args:
         path: The file; its folder exists.
         content: Its bytes, or a text, which is encoded as UTF-8.
 
     Raises:
-        OSError: If it cannot be written; nothing is left, and the old file is as it was.
+        OSError: If it cannot be written; no partial file is left, and the old file is unchanged.
     """
     with new_file(path) as scratch:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -35,15 +36,15 @@ def write_file(path: str | Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def new_file(path: str | Path, suffix: str = "") -> Iterator[Path]:
-    """Gives a path to write a file to, and moves it to its name when the block is done.
+    """Yields a temporary path to write a file to, and renames it when the block is done.
 
     Args:
-        path: The file's name, where another may be; its folder exists.
-        suffix: Of the path, for writers that go by it.
+        path: Final path of the file, which may exist; its folder exists.
+        suffix: Suffix of the temporary path, for writers that depend on it.
 
     Raises:
-        OSError: If it cannot be written; as after any other error, nothing is left, and the old
-            file is as it was.
+        OSError: If it cannot be written; as after any other error, no partial file is left, and the
+            old file is unchanged.
     """
     path = Path(path)
     scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}{suffix}")
@@ -58,7 +59,7 @@ def new_file(path: str | Path, suffix: str = "") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """Notes on errors of a block what was written; those of a full disk do not tell."""
+    """Adds the path that was being written to errors of a block: a full disk's do not name it."""
     try:
         yield
     except Exception as error:
@@ -67,7 +68,7 @@ def named(path: str | Path) -> Iterator[None]:
 
 
 def move_file(scratch: str | Path, target: str | Path) -> None:
-    """Moves a file that is written to its name, in the place of one that is there."""
+    """Flushes a file and renames it to its final path, replacing an existing file."""
     flush_file(scratch)
     os.replace(scratch, target)
     flush_folder(Path(target).parent)
@@ -75,14 +76,14 @@ def move_file(scratch: str | Path, target: str | Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """Gives a folder to write to, and moves it to its name when the block is done.
+    """Yields a temporary folder to write to, and renames it when the block is done.
 
     Args:
-        folder: Its name, at which there is none or an empty one.
+        folder: Final path of the folder, which must not exist or be empty.
 
     Raises:
-        OSError: If it cannot be written, or there is a folder that is not empty; as after any other
-            error, nothing is left.
+        OSError: If it cannot be written, or the folder exists and is not empty; as after any other
+            error, no partial folder is left.
     """
     folder = Path(folder)
     scratch = folder.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
@@ -93,20 +94,20 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
             yield scratch
             move_folder(scratch, folder)
     except BaseException:
-        # A disk that is full has room again.
+        # Frees the space that the partial folder took on a full disk.
         shutil.rmtree(scratch, ignore_errors=True)
         raise
 
 
 def move_folder(scratch: str | Path, target: str | Path) -> None:
-    """Moves a folder that is written to its name, at which there is none or an empty one."""
+    """Flushes a folder and renames it to its final path, which must not exist or be empty."""
     flush_tree(scratch)
     os.rename(scratch, target)
     flush_folder(Path(target).parent)
 
 
 def make_folder(path: str | Path) -> None:
-    """Makes a folder and those above it, as far as they are not there, so that they stay."""
+    """Creates a folder and its missing parents, and flushes each new entry to the disk."""
     path = Path(path)
     if path.is_dir():
         return
@@ -124,7 +125,7 @@ def flush_tree(root: str | Path) -> None:
 
 
 def flush_file(path: str | Path) -> None:
-    """Flushes what a file holds to the disk."""
+    """Flushes the content of a file to the disk."""
     with open(path, "rb") as handle:
         os.fsync(handle.fileno())
 
@@ -140,14 +141,14 @@ def flush_folder(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def locked(lock: str | Path, *, wait: bool = True) -> Iterator[TextIO]:
-    """Holds a lock, which ends with the process, and gives its file.
+    """Holds a file lock, which the system releases if the process dies; yields the open file.
 
     Args:
-        lock: The lock's file, which stays as it is; its folder exists.
+        lock: Path of the lock file, whose content is not changed; its folder exists.
         wait: Whether to wait until no other process holds it.
 
     Raises:
-        BlockingIOError: If another process holds it, and this one is not to wait.
+        BlockingIOError: If another process holds it and `wait` is false.
     """
     with open(lock, "a+") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -22,7 +22,7 @@ def json_digest(value: Any) -> str:
 
 
 def stream_digest(handle: BinaryIO) -> str:
-    """Returns the digest of what is left to read of an open file."""
+    """Returns the digest of the rest of an open file."""
     digest = hashlib.sha256()
     while block := handle.read(_BLOCK_BYTES):
         digest.update(block)
@@ -55,7 +55,7 @@ def source_digest(root: str | Path, names: Iterable[str]) -> str:
         names: Files, or folders whose source files count at any depth.
 
     Raises:
-        ValueError: If a name leads to no source file.
+        ValueError: If a name has no source file.
     """
     root, file_digests = Path(root), {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Everything that lies below a local folder: files, links, and what is neither."""
+"""Lists everything below a local folder: files, links and special files."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 FILE = "file"
 FOLDER = "folder"
-# Kinds of entries that hold nothing to read. They are reasons to pass an entry over, too.
+# Kinds of entries without readable content. They are also reasons for passing an entry over.
 EMPTY_FOLDER = "empty_folder"
 BROKEN_LINK = "broken_link"
 LINK_CYCLE = "link_cycle"
@@ -16,7 +16,7 @@ UNREADABLE_FOLDER = "unreadable_folder"
 
 
 class Entry(NamedTuple):
-    """A thing below a folder: its path, and one of the kinds above."""
+    """An entry below a folder: its path, and one of the kinds above."""
 
     path: str
     kind: str = FILE
@@ -26,7 +26,7 @@ def local_entries(folder: str) -> list[Entry]:
     """Returns everything below a folder, sorted by path.
 
     Links to folders are followed, each folder once: in the order of the paths, real folders first.
-    Nothing but folders is opened, so that a named pipe stops nobody.
+    Only folders are opened, since opening a named pipe would block.
     """
     walk = _Walk(folder)
     walk.run()
@@ -49,7 +49,7 @@ class _Walk:
             return
         self._list(self._base)
         while self._links:
-            # The links that this round meets wait for the next one.
+            # Links inside of these folders are followed in the next round.
             links, self._links = sorted(self._links), []
             for path in links:
                 self._follow(path)

@@ -1,4 +1,4 @@
-"""Errors of a disk that is full, which libraries word in many ways, as one sentence."""
+"""Recognises the many errors that a full disk causes in libraries, and explains them."""
 
 import errno
 import re
@@ -9,17 +9,17 @@ from sigline.schemas import atomic
 ADVICE = "Make room and run the same command again."
 
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT)
-# How Python, TensorFlow, shutil and SQLite word a full disk.
+# Messages of Python, TensorFlow, shutil and SQLite for a full disk.
 _WORDS = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full")
-# TensorFlow names the file before it says why.
+# TensorFlow's message has the path before the reason.
 _PATH = re.compile(r"(/[^\s;]+); (?:No space left|Disk quota)")
 
 
 def sentence(error: BaseException) -> str | None:
-    """Returns what to say of an error that a full disk is the cause of; None of any other.
+    """Returns a sentence for an error that a full disk caused; None for any other error.
 
     Args:
-        error: An exception; those that it came from count, too.
+        error: An exception; its causes are checked, too.
     """
     if ADVICE in str(error):
         return str(error)

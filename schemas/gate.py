@@ -7,35 +7,35 @@ from typing import Any
 from sigline.schemas import strict
 
 # Properties of examples that metrics are sliced by.
-DIMENSIONS = ("source", "language", "caption_words", "image_size", "prompts", "corruption")
+DIMENSIONS = ("source", "language", "caption_words", "image_size", "prompts", "corruption", "grid")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a model must reach.
+    """The thresholds of a model.
 
-    Names are those of metrics; of a slice, `METRIC/DIMENSION=VALUE`. Rules about the last blessed
-    model hold where there is one: the first model has nothing to fall behind.
+    Keys are names of metrics, or `METRIC/DIMENSION=VALUE` for a slice. Rules that compare with the
+    last blessed model apply only if there is one.
 
     Attributes:
         minimum: Smallest value.
-        maximum: Largest value, for what is better low: errors, times, sizes, leaks.
-        above_chance: Smallest factor by which a metric exceeds what guessing has.
+        maximum: Largest value, for metrics that are better low: errors, times, sizes, leaks.
+        above_chance: Smallest factor by which a metric must exceed its value under guessing.
         max_drop: Largest amount by which a metric may fall below the last blessed model's on the
-            same examples. A larger one is refused if its interval leaves out 0, so that what
-            chance explains refuses nothing.
-        max_rise: As `max_drop`, for what is better low.
+            same examples. A larger drop is refused only if its interval excludes 0, so that chance
+            alone refuses no model.
+        max_rise: As `max_drop`, for metrics that are better low.
         max_ratio: Largest factor by which a cost may exceed the last blessed model's.
         slice_minimum: Smallest value of the metric in every slice of a dimension, as
             `{metric: {dimension: value}}`.
         slice_max_drop: As `max_drop`, in every slice of a dimension.
-        max_parity_difference: Largest difference between a number of an embedding in the trainer
-            and of the SavedModel, where the trainer has left what it made of some records.
+        max_parity_difference: Largest absolute difference between the components of embeddings
+            in the trainer and in the SavedModel, if the trainer has stored some embeddings.
         min_slice_examples: Slices with fewer examples are not judged.
-        confidence: Of the intervals.
-        seed_std: Standard deviation of a metric between runs that differ in their seed alone, where
-            it was measured. Intervals of differences are widened by it: another seed is no
-            regression.
+        confidence: Confidence level of the intervals.
+        seed_std: Standard deviation of a metric between runs that differ only in their seed, if it
+            was measured. It widens the intervals of differences, so that another seed alone is not
+            taken for a regression.
     """
 
     minimum: dict[str, float] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Gate:
         """Returns the gate with other thresholds.
 
         Args:
-            changes: As `from_dict` reads it; what it leaves out stays, and null takes one away.
+            changes: In the form that `from_dict` reads. Other thresholds stay; null removes one.
 
         Raises:
             ValueError: If a key is unknown, or a value is no number.
@@ -96,7 +96,7 @@ class Gate:
 
     @classmethod
     def from_dict(cls, data: Any) -> "Gate":
-        """Reads a gate from what JSON or YAML holds.
+        """Reads a gate from the parsed content of a JSON or YAML file.
 
         Raises:
             ValueError: If a key is unknown, or a value is no number.

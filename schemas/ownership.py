@@ -1,7 +1,7 @@
-"""Which files a command may write over: those that it wrote before, and that nobody changed since.
+"""Protects files of users: a command overwrites only its own files that are unchanged since.
 
-A folder of outputs holds a hidden list of what was written there, with the SHA-256 of each file. A
-text file of its own carries a first line with the SHA-256 of what follows.
+An output folder has a hidden list of the files that were written there, with the SHA-256 of each. A
+single text file has a first line with the SHA-256 of the rest.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _STAMP = re.compile(r"# Written by (sigline[a-z -]*); SHA-256 of what follows: (
 
 
 class OutputFolder:
-    """A folder that a command writes files to, again and again.
+    """A folder that a command writes files to, perhaps repeatedly.
 
     Example:
         `output = OutputFolder(folder, "sigline gate")`, then `output.check(names)` before the work
@@ -24,12 +24,12 @@ class OutputFolder:
     """
 
     def __init__(self, folder: str | Path, command: str, *, option: str = "--output"):
-        """Reads the list of what was written there.
+        """Reads the list of files that were written there.
 
         Args:
             folder: The folder; it need not exist.
-            command: Who writes, as the list says.
-            option: What a user names another folder with, for messages.
+            command: Name of the command that writes, for the list.
+            option: Option that names the folder, for messages.
 
         Raises:
             ValueError: If the folder is a file.
@@ -42,13 +42,13 @@ class OutputFolder:
         self._digests = _listed(self._folder / LIST_FILE)
 
     def check(self, names: list[str]) -> None:
-        """Refuses to write over files that sigline did not write, or that were changed since.
+        """Checks that files may be overwritten: sigline wrote them, and they are unchanged.
 
         Args:
             names: Files or folders to be written, relative to the folder.
 
         Raises:
-            ValueError: With the path of the first file that stays as it is.
+            ValueError: With the path of the first file that must not be overwritten.
         """
         for name in names:
             path = self._folder / name
@@ -58,9 +58,9 @@ class OutputFolder:
                     raise not_own(file, self._command, self._option)
 
     def place(self, written: str | Path) -> None:
-        """Moves all files of another folder here, in place of those of the command's last call.
+        """Moves all files of another folder here, and removes those of the command's last call.
 
-        A file that is there already with the same bytes stays as it is.
+        A file that exists with the same bytes is left as it is.
 
         Args:
             written: A folder on the same file system; its files are gone afterwards.
@@ -83,12 +83,12 @@ class OutputFolder:
         self.record(list(fresh))
 
     def _digest(self, name: str) -> str | None:
-        """Returns the digest of a file that is there; None for anything else."""
+        """Returns the digest of an existing regular file; None for anything else."""
         path = self._folder / name
         return digests.file_digest(path) if path.is_file() and not path.is_symlink() else None
 
     def record(self, names: list[str]) -> None:
-        """Notes that files are as the command wrote them; folders count with all below them."""
+        """Records the digests of files that the command wrote, with all files below folders."""
         for name in names:
             path = self._folder / name
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -109,7 +109,7 @@ class OutputFolder:
 
 
 def not_own(path: str | Path, command: str, option: str = "--output") -> ValueError:
-    """Returns the error of a command that would write over a file of someone else."""
+    """Returns the error for a file that a command must not overwrite."""
     return ValueError(
         f"{path} is in the way: {command} did not write it, or it was changed since. "
         f"Move it away, or name another place with {option}."
@@ -117,13 +117,13 @@ def not_own(path: str | Path, command: str, option: str = "--output") -> ValueEr
 
 
 def stamped(text: str, command: str) -> str:
-    """Returns a text with a first line, a comment, by which `check_stamped` knows it again."""
+    """Adds a first line to a text, a comment, by which `check_stamped` recognises it."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"# Written by {command}; SHA-256 of what follows: {digest}\n{text}"
 
 
 def check_stamped(path: str | Path, command: str, option: str = "--output") -> None:
-    """Refuses to write over a text file that `stamped` did not make, or that was changed since.
+    """Checks that a text file may be overwritten: `stamped` made it, and it is unchanged.
 
     Raises:
         ValueError: With the path.
@@ -143,14 +143,14 @@ def check_stamped(path: str | Path, command: str, option: str = "--output") -> N
 
 
 def _listed(path: Path) -> dict[str, str]:
-    """Returns digests by name; of a list that cannot be read none, so that nothing is own."""
+    """Returns digests by name; none for an unreadable list, so that no file is overwritten."""
     try:
         files = json.loads(path.read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     if not isinstance(files, dict):
         return {}
-    # A name that leads out of the folder is nothing that was written there.
+    # The list is input too: a path out of the folder would allow overwriting other files.
     inside = {
         name: x for name, x in files.items() if not (Path(name).is_absolute() or ".." in name)
     }

@@ -1,7 +1,7 @@
-"""What a command is doing: one line for each part of it, which ends with the time that it took.
+"""Progress of a command on standard error: a line for each part, which ends with its duration.
 
-Nothing is shown until a command asks for it by `shown`. A terminal gets a live line; a log file, or
-another program, gets a line whenever nothing was said for some seconds. Lines go to standard error.
+Nothing is printed outside of `shown`. A terminal shows a live line; a log file or another program
+gets a line whenever none was printed for some seconds.
 
 Example:
     with progress.part("read", total=len(files), unit="files"):
@@ -18,11 +18,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# No silence is longer than five seconds, though a heartbeat may be late on a busy machine.
+# Seconds between two lines of a log, and between two updates. Below five seconds together, even if
+# a busy machine delays an update.
 _LOG_SECONDS, _BEAT_SECONDS = 4.0, 0.5
-# A part that ends sooner gets one line, at its end, or none.
+# A part that takes less time gets one line, at its end, or none.
 _BRIEF_SECONDS = 1.0
-# A rate over less time tells little about the time that is left.
+# Least time for an estimate of the remaining time: over less time, the rate is too uncertain.
 _ESTIMATE_SECONDS = 5.0
 _CLEAR = "\r\033[K"
 # Environment variable that, if set, keeps a process and its children from showing progress.
@@ -37,13 +38,14 @@ class _Part:
     is_silent_if_brief: bool
     started: float
     count: int
-    # When the first was counted, and how many there were then: before it, programs are compiled.
+    # Time and count of the first `advance`. The rate is measured from there, since programs are
+    # compiled before it.
     counted: tuple[float, int] | None = None
     note: str = ""
     is_announced: bool = False
 
     def how_far(self) -> list[str]:
-        """Returns the count and the note, where there are some."""
+        """Returns the count and the note, if any."""
         words = []
         if self.total is not None:
             words.append(f"{self.count:,} of {self.total:,} {self.unit}".rstrip())
@@ -52,7 +54,7 @@ class _Part:
         return [*words, *([self.note] if self.note else [])]
 
     def seconds_left(self) -> float | None:
-        """Returns an estimate from the rate so far; None where there is none yet."""
+        """Returns an estimate from the rate so far; None if there is none yet."""
         if self.total is None or self.counted is None:
             return None
         spent, done = time.monotonic() - self.counted[0], self.count - self.counted[1]
@@ -65,7 +67,7 @@ class _Screen:
     """Standard error, as a terminal or as a file of lines, and the thread that writes to it."""
 
     def __init__(self, descriptor: int):
-        # A descriptor of its own: standard error is hidden while libraries are imported.
+        # A duplicate, since standard error is redirected while libraries are imported.
         self._descriptor = os.dup(descriptor)
         self._is_terminal = os.isatty(self._descriptor)
         self._written = time.monotonic()
@@ -79,9 +81,9 @@ class _Screen:
         os.close(self._descriptor)
 
     def write(self, line: str, *, is_last: bool) -> None:
-        """Writes a line; on a terminal the next one takes its place, unless it is the last."""
+        """Writes a line; on a terminal, the next line replaces it, unless it is the last."""
         self._written = time.monotonic()
-        # The reader of the stream may have gone, which must end no training.
+        # A closed stream must not end a training.
         with contextlib.suppress(OSError):
             if self._is_terminal:
                 columns = os.get_terminal_size(self._descriptor).columns or 80
@@ -104,17 +106,17 @@ class _Screen:
 
 
 _LOCK = threading.RLock()
-# The parts that are under way, the outermost first.
+# The parts that are running, the outermost first.
 _PARTS: list[_Part] = []
 _screen: _Screen | None = None
 
 
 @contextlib.contextmanager
 def shown(*, quiet: bool = False) -> Iterator[None]:
-    """Shows parts on standard error while the context lasts; inside of another one, does nothing.
+    """Shows progress in this context; does nothing inside of another such context.
 
     Args:
-        quiet: Whether to show nothing after all, nor to let processes that are started meanwhile.
+        quiet: Whether to show nothing, in this process and in its child processes.
     """
     global _screen
     if quiet:
@@ -123,7 +125,7 @@ def shown(*, quiet: bool = False) -> Iterator[None]:
         return
     descriptor = None
     if _screen is None and not os.environ.get(QUIET_VARIABLE):
-        # The object in place of standard error may be no file, or be closed.
+        # Standard error may have been replaced by an object that is not a file, or be closed.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             descriptor = sys.stderr.fileno()
     if descriptor is None:
@@ -159,43 +161,43 @@ def part(
     first: int = 0,
     is_silent_if_brief: bool = True,
 ) -> Iterator[None]:
-    """Says that a part of the work has begun, how far it is, and what time it took.
+    """Shows the beginning, progress and duration of a part of the work.
 
     A part inside of another one shares its line. Parts belong to the process, not to a thread.
 
     Args:
-        name: Of the part.
-        total: How many `advance` counts to; None where that is not known.
+        name: Name of the part.
+        total: Final count of `advance`; None if it is unknown.
         unit: What is counted, in the plural.
-        first: How many were done before.
+        first: Count at the beginning, of a part that is resumed.
         is_silent_if_brief: Whether a part of less than a second leaves no line.
     """
     now = time.monotonic()
-    made = _Part(name, total, unit, is_silent_if_brief, now, first)
+    new_part = _Part(name, total, unit, is_silent_if_brief, now, first)
     with _LOCK:
-        _PARTS.append(made)
+        _PARTS.append(new_part)
     ending = "failed after"
     try:
         yield
         ending = "done in"
     finally:
         with _LOCK:
-            _PARTS.remove(made)
+            _PARTS.remove(new_part)
             spent = time.monotonic() - now
             is_worth_a_line = spent >= _BRIEF_SECONDS or not is_silent_if_brief
             if _screen is not None and not _PARTS and is_worth_a_line:
-                if made.total is None:
+                if new_part.total is None:
                     # Without a total, the last note says nothing about the part as a whole.
-                    made.note = ""
-                words = [*made.how_far(), f"{ending} {duration(spent)}"]
+                    new_part.note = ""
+                words = [*new_part.how_far(), f"{ending} {duration(spent)}"]
                 _screen.write(f"{name}: {', '.join(words)}", is_last=True)
 
 
 def advance(count: int = 1, unit: str = "") -> None:
-    """Counts on the innermost part; where there is none, does nothing.
+    """Adds to the count of the innermost part; does nothing without a part.
 
     Args:
-        count: How many more are done.
+        count: Number to add.
         unit: What is counted, for a part that was begun without a unit.
     """
     with _LOCK:
@@ -207,14 +209,14 @@ def advance(count: int = 1, unit: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Replaces the note of the innermost part, which says what it is doing."""
+    """Sets the note of the innermost part, which says what it is doing."""
     with _LOCK:
         if _PARTS:
             _PARTS[-1].note = text
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as people read it: `0.3 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Formats a duration: `0.3 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -225,7 +227,7 @@ def duration(seconds: float) -> str:
 
 
 def _line() -> str:
-    """Returns the line of all parts that are under way."""
+    """Returns the line of all parts that are running."""
     names = ", ".join(item.name for item in _PARTS)
     # The innermost part that has something to say.
     words = next((words for item in reversed(_PARTS) if (words := item.how_far())), [])

@@ -27,9 +27,14 @@ UNKNOWN_LANGUAGE = "und"
 MANIFEST_FILE = "manifest.json"
 CLASSES_FILE = "classes.json"
 TAGS_FILE = "tags.json"
-# Keys of the manifest: shards by split, and what embedded the images, if something did.
+# Keys of the manifest: shards by split, and the tower that embedded the images, if one did.
 MANIFEST_SPLITS = "splits"
 MANIFEST_EMBEDDINGS = "embeddings"
+# Key of a shard's size in the manifest; manifests of earlier versions have none.
+SHARD_BYTES = "bytes"
+# Default number of lanes in which training reads a split. Ingest writes as many shards, or a
+# multiple or divisor of it, so that lanes share as few shards as possible.
+LANES = 16
 # Where captions are optional: among the counts of ingest, how many records have none.
 WITHOUT_CAPTIONS = "without_captions"
 
@@ -50,8 +55,8 @@ class ImageTextRecord:
         image_sha256: SHA-256 of `image`, 32 bytes.
         image_phash: Perceptual hash of the image, a signed 64-bit integer.
         label: Class ids where the source is labelled; empty otherwise.
-        tag: What the captions name, where ingest was asked for that; empty otherwise.
-        meta: JSON text of what the source carried besides.
+        tag: Things that the captions name, if ingest was configured to find them; else empty.
+        meta: JSON text of the source's other fields.
     """
 
     key: str

@@ -1,6 +1,6 @@
 """An index of images: names of its signatures, tensors and files.
 
-An index holds the digest of the model that embedded it, and is of use with no other.
+An index holds the digest of the model that embedded it, and works with that model only.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ KEY = "key"
 SOURCE = "source"
 SCORE = "score"
 ROW = "row"
-# Temperature and bias of the sigmoid that makes a probability of a cosine.
+# Temperature and bias of the sigmoid that turns a cosine into a probability.
 TEMPERATURE, BIAS = "temperature", "bias"
 
 # Kinds of index.
@@ -23,10 +23,10 @@ EXACT = "exact"
 FAISS = "faiss"
 KINDS = (EXACT, FAISS)
 
-# Files below `assets.extra`: what the index says of itself, and its images in the order of rows.
+# Files below `assets.extra`: the description of the index, and its images in the order of rows.
 INDEX_FILE = "sigline_index.json"
 GALLERY_FILE = "gallery.parquet"
-# Beside them, in place of a SavedModel.
+# The index of the kind `faiss`, which has this file instead of a SavedModel.
 FAISS_FILE = "index.faiss"
 
 # Name that an index is served under, unless another one is given.
@@ -35,7 +35,7 @@ DEFAULT_NAME = "sigline-index"
 
 @dataclass(frozen=True)
 class Match:
-    """An image that was found.
+    """An image that matches a query.
 
     Attributes:
         key: The record's key.

@@ -1,6 +1,6 @@
-"""The page of a run's folder that links its reports: data report, model report, model card.
+"""The page in a run's folder that links its reports: data report, model report, model card.
 
-Reports lie in artifacts, `ROOT/artifacts/NODE/OUTPUT/N`, which are made before the page is.
+Reports are in artifacts, `ROOT/artifacts/NODE/OUTPUT/N`, which are written before the page.
 """
 
 import html
@@ -27,10 +27,10 @@ def page(title: str, date: str, lines: Sequence[str], links: Sequence[tuple[str,
     """Returns the page.
 
     Args:
-        title: Of the run.
-        date: When it ran.
-        lines: What is said of it, a sentence each.
-        links: What each link leads to, and its address relative to the run's folder.
+        title: Title of the run.
+        date: Date of the run.
+        lines: Sentences about the run.
+        links: Text of each link, and its address relative to the run's folder.
     """
     paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     items = "".join(

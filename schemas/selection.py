@@ -36,7 +36,7 @@ class Selection:
     Attributes:
         split_dir: Folder of the split's shards.
         shards_digest: Digest of the split's shards as their manifest names them.
-        shards: By name of the shard.
+        shards: The chosen records by name of the shard.
     """
 
     split_dir: str
@@ -70,7 +70,7 @@ class Selection:
         """Reads a selection.
 
         Raises:
-            ValueError: If it is none, or its numbers do not fit its bits.
+            ValueError: If the text is not a selection, or its counts do not match its bits.
         """
         try:
             content = json.loads(text)
@@ -84,20 +84,24 @@ class Selection:
             }
             selection = cls(str(content["split_dir"]), str(content["shards_digest"]), shards)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{SELECTION_FILE} is no selection: {error!r}") from None
+            raise ValueError(
+                f"{SELECTION_FILE} must be a selection, as `sigline data select` writes it. "
+                f"Received: {error!r}"
+            ) from None
         for name, shard in shards.items():
             size = -(-shard.records // 8)
             number = int.from_bytes(shard.bits, "big")
             if len(shard.bits) != size or number.bit_count() != shard.selected:
                 raise ValueError(
-                    f"{SELECTION_FILE} does not fit itself. Received: {name} with {shard.records} "
-                    f"records, {shard.selected} selected, {len(shard.bits)} bytes of bits"
+                    f"{SELECTION_FILE} must have as many bits as it says; select again. "
+                    f"Received: {name} with {shard.records} records, {shard.selected} selected, "
+                    f"{len(shard.bits)} bytes of bits"
                 )
         return selection
 
 
 def bits_of(positions: set[int], records: int) -> bytes:
-    """Returns a bit for each record, set for the positions given."""
+    """Returns a bit for each record, which is set for the chosen positions."""
     bits = bytearray(-(-records // 8))
     for position in positions:
         bits[position // 8] |= 128 >> position % 8

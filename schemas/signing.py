@@ -1,4 +1,4 @@
-"""Signs versions and checks who signed them: a server refuses what others put into its folder.
+"""Signs versions and verifies signatures, so that a server refuses versions of strangers.
 
 The kind of a key decides the format:
 
@@ -24,8 +24,8 @@ from sigline.schemas import versions
 _PUBLIC_END = b"-----END PUBLIC KEY-----"
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _KINDS = "Ed25519, or of the elliptic curve P-256, P-384 or P-521"
-# A signature that names a hundred thousand files has 20 MB.
-_MOST_BYTES = 64 * 2**20
+# Largest signature that is read. One that names a hundred thousand files has 20 MB.
+_MAX_SIGNATURE_BYTES = 64 * 2**20
 
 
 class Signer:
@@ -65,11 +65,11 @@ class Signer:
 
         Args:
             folder: All files of the version, with its manifest.
-            manifest: What the manifest must be. Signed is what was read from the model, not what
-                lies in a folder where others may write.
+            manifest: The expected manifest. The signature is for the model that was read, even if
+                others can write to the folder.
 
         Raises:
-            RuntimeError: If the folder holds something else.
+            RuntimeError: If the folder does not match the manifest.
         """
         if self._signs_manifest:
             return base64.b64encode(self._key.sign(manifest.encode())) + b"\n"
@@ -87,7 +87,7 @@ class Signer:
         return signature
 
     def has_signed(self, folder: Path) -> bool:
-        """Returns whether a version has a signature by this key, over what it holds now."""
+        """Returns whether a version has a signature by this key that matches its files."""
         try:
             self._verifier.check(folder)
         except ValueError:
@@ -96,7 +96,7 @@ class Signer:
 
 
 class Verifier:
-    """Knows the public keys of those who may publish."""
+    """Verifies signatures by the public keys of those who may publish."""
 
     def __init__(self, key_file: str | Path):
         """Reads a file of one or more public keys in PEM.
@@ -105,7 +105,7 @@ class Verifier:
             key_file: Public keys: Ed25519, P-256, P-384 or P-521, also several kinds.
 
         Raises:
-            ValueError: If it holds none, or others too.
+            ValueError: If it holds no key, or a key of another kind.
         """
         serialization, _, _ = _cryptography("verify_key")
         parts = Path(key_file).read_bytes().split(_PUBLIC_END)
@@ -120,12 +120,12 @@ class Verifier:
 
     @classmethod
     def of_keys(cls, keys: Sequence[Any], expectation: str, source: str | Path) -> "Verifier":
-        """Returns one for public keys of the cryptography library.
+        """Returns a verifier for public keys of the cryptography library.
 
         Args:
             keys: The keys.
-            expectation: How the error begins that is raised if there is none, or another kind.
-            source: Where they are from, for that error.
+            expectation: Beginning of the error message if there is no key, or another kind.
+            source: Where the keys are from, for that message.
 
         Raises:
             ValueError: If there is no key, or one of another kind.
@@ -153,7 +153,7 @@ class Verifier:
     def check(self, directory: Path) -> None:
         """Raises ValueError unless one of the keys signed a version.
 
-        An Ed25519 key signs the manifest: that the files are those of it is for others to see.
+        An Ed25519 key signs only the manifest. That the files match it must be checked separately.
         """
         if not (directory / versions.MANIFEST).is_file():
             raise ValueError(
@@ -212,7 +212,7 @@ def _why_not_by(key: bytes, directory: Path, signature: Path) -> str:
         config = library.verifying.Config().use_elliptic_key_verifier(public_key=public.name)
         try:
             config.verify(directory, signature)
-            # A signature by other tools may leave files out.
+            # Other tools may write signatures that cover only some of the files.
             manifest = (directory / versions.MANIFEST).read_text()
             missing = _expected(manifest).items() - _covered(signature.read_bytes()).items()
         # A hostile file can make the library raise anything, so that every exception is a refusal.
@@ -222,7 +222,7 @@ def _why_not_by(key: bytes, directory: Path, signature: Path) -> str:
 
 
 def _expected(manifest: str) -> dict[str, str]:
-    """Returns the SHA-256 by name of what a signature must be over, from the manifest's text."""
+    """Returns the SHA-256 by name of the files that a signature must cover, by the manifest."""
     own = hashlib.sha256(manifest.encode()).hexdigest()
     return {**json.loads(manifest)["files"], versions.MANIFEST: own}
 
@@ -235,7 +235,7 @@ def _covered(signature: bytes) -> Mapping[str, str]:
 
 
 def _is_small_file(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and path.stat().st_size <= _MOST_BYTES
+    return path.is_file() and not path.is_symlink() and path.stat().st_size <= _MAX_SIGNATURE_BYTES
 
 
 def _cryptography(argument: str) -> tuple[Any, Any, Any]:

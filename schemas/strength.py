@@ -1,13 +1,13 @@
-"""How much a model is worth in a sentence: how far above chance, and beside the last model.
+"""Describes the quality of a model in a sentence: compared with chance and with the last model.
 
-A gate lets pass what reaches its thresholds, and thresholds may be low. Whoever reads "blessed"
-should also read what that means.
+A gate blesses a model that reaches its thresholds, which may be low. The sentence tells readers of
+"blessed" how good the model is.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-# What a user of the model meets first; the lowest of them says how weak it is.
+# The metrics that matter most to users; the lowest of them is reported.
 _MAIN = (
     "classification_accuracy",
     "zero_shot_accuracy",
@@ -15,20 +15,21 @@ _MAIN = (
     "text_to_image_recall@1",
 )
 _FAR, _CLEAR = 10.0, 2.0
-# Parts of the names of metrics that are shares of something, and are read as per cent.
+# Parts of the names of metrics that are shares, which are written as per cent.
 _SHARES = ("accuracy", "recall@", "class_recall", "precision", "share", "all_labels")
 # Ratios to the last model's that a reader would call equal.
 _EQUAL = 0.995
 
 
 def sentence(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns such as `far above chance, below 80.0% of what the last model reached: ...`.
+    """Returns a sentence such as `far above chance, below 80% of what the last model reached: ...`.
 
     Args:
-        metrics: As `metrics.json` has them: `value`, perhaps `chance` and `baseline`, by name.
+        metrics: The content of `metrics.json`: by name, `value` and perhaps `chance` and
+            `baseline`.
 
     Returns:
-        The sentence without an end; empty where no main metric was measured.
+        The sentence without its full stop; empty if no main metric was measured.
     """
     measured = {name: metrics[name] for name in _MAIN if _is_number(metrics, name, "value")}
     if not measured:
@@ -42,7 +43,7 @@ def sentence(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def is_share(name: str) -> bool:
-    """Returns whether a metric is a share, which people read as per cent."""
+    """Returns whether a metric is a share, which is written as per cent."""
     return any(part in name for part in _SHARES)
 
 
@@ -50,7 +51,7 @@ def written(name: str, value: float | None, *, sign: str = "") -> str:
     """Returns a value of a metric: per cent for shares, four digits for others, nothing for None.
 
     Args:
-        name: Of the metric.
+        name: Name of the metric.
         value: Its value, or a difference of two.
         sign: `+` for a difference.
     """

@@ -3,15 +3,15 @@
 import difflib
 from collections.abc import Iterable
 
-# The least similarity, as in `difflib.get_close_matches`; lower ones suggest names that nobody
+# Least similarity, the default of `difflib.get_close_matches`. Names below it are rarely what was
 # meant.
 _CUTOFF = 0.6
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that is nearest to an unknown one; None where none is near.
+    """Returns the known name that is nearest to an unknown one; None if none is near.
 
-    A name may be a path of keys with dots between. A key of any depth is found by its last part
+    A name may be a path of keys with dots between. A key of any depth is matched by its last part
     (`learning_rate` is `optimizer.learning_rate`), by its words (`batch_size` is
     `global_batch_size`), by its initials (`lr`), and by its spelling, in this order.
     """
@@ -27,7 +27,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         lambda key: set(_last(key).split("_")) < words and _ratio(name, key) >= _CUTOFF,
     )
     for rule in rules:
-        # The one that is nearest as a whole, such as of the same group; then the shortest path.
+        # The most similar full path, such as one of the same group; then the shortest path.
         if matches := [key for key in candidates if rule(key)]:
             return max(matches, key=lambda key: (_ratio(name, key), -len(key), key))
     spelled = {key: max(_ratio(name, key), _ratio(last, _last(key))) for key in candidates}

@@ -20,8 +20,7 @@ _LEVEL = 0
 def encode(value: record.ImageTextRecord) -> bytes:
     """Serializes a record as a `tf.Example`, byte for byte the same for equal records.
 
-    Every feature is there; one without values, such as the captions of a picture that has none, is
-    an empty list.
+    Every feature is present; one without values, such as missing captions, is an empty list.
     """
 
     def _bytes(*items: bytes | str) -> tf.train.Feature:
@@ -61,7 +60,7 @@ def with_embedding(serialized: bytes, embedding: Iterable[float]) -> bytes:
 def decode(serialized: bytes) -> record.ImageTextRecord:
     """Parses one serialized record outside a graph; the inverse of `encode`.
 
-    Captions, languages, labels and tags may be absent, too, which reads as none.
+    Captions, languages, labels and tags may be absent, which is read as an empty list.
     """
     feature = tf.train.Example.FromString(serialized).features.feature
 
@@ -88,12 +87,12 @@ def features(serialized: bytes) -> dict[str, list]:
     """Returns the values of any serialized `tf.Example` by the names of its features.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the bytes are not a `tf.Example`.
     """
     try:
         message = tf.train.Example.FromString(serialized)
     except DecodeError as error:
-        raise ValueError(f"no tf.Example: {error}") from None
+        raise ValueError(f"The bytes must be a tf.Example. Received: {error}") from None
     return {
         name: list(getattr(feature, kind).value) if (kind := feature.WhichOneof("kind")) else []
         for name, feature in message.features.feature.items()
@@ -107,17 +106,16 @@ def key(serialized: bytes) -> str:
 
 
 def parse(serialized: tf.Tensor, *, embedding_dim: int | None = None) -> dict[str, tf.Tensor]:
-    """Parses what training reads of one record, inside a graph.
+    """Parses the features of a record that training reads, inside a graph.
 
     Args:
         serialized: A scalar string tensor.
-        embedding_dim: Width of the embedding that stands in place of the image; None for an image.
+        embedding_dim: Width of the embedding that replaces the image; None for an image.
 
     Returns:
-        `text`, the captions, a string tensor of shape `(captions,)`, of a picture without any
-        `(0,)`; `label`, class ids, int64 of
-        shape `(labels,)`; and `image`, a scalar string, or `image_embedding`, float32 of shape
-        `(embedding_dim,)`.
+        `text`, the captions, a string tensor of shape `(captions,)`, which is `(0,)` without any;
+        `label`, class ids, int64 of shape `(labels,)`; and `image`, a scalar string, or
+        `image_embedding`, float32 of shape `(embedding_dim,)`.
     """
     spec: dict[str, Any] = {
         record.TEXT: tf.io.RaggedFeature(tf.string),
@@ -133,7 +131,7 @@ def parse(serialized: tf.Tensor, *, embedding_dim: int | None = None) -> dict[st
 def write_shard(path: str, serialized: Iterable[bytes]) -> int:
     """Writes a compressed TFRecord file and returns the number of records.
 
-    The file is written in place: write to a temporary name and rename where a reader may look.
+    The file is not written atomically: use a temporary name and rename it if others may read it.
     """
     count = 0
     options = tf.io.TFRecordOptions(compression_type=COMPRESSION, compression_level=_LEVEL)
@@ -145,7 +143,7 @@ def write_shard(path: str, serialized: Iterable[bytes]) -> int:
 
 
 def read_batches(path: str, size: int) -> Iterator[list[bytes]]:
-    """Yields the serialized records of one shard, so many at a time.
+    """Yields the serialized records of one shard in lists of `size`; the last may be shorter.
 
     Raises:
         RuntimeError: If the shard is damaged.

@@ -1,15 +1,15 @@
-"""TFRecord's framing without TensorFlow, so that damage costs no more than it must."""
+"""Reads and writes TFRecord's framing without TensorFlow, and skips only damaged records."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import google_crc32c
 
-# A TFRecord: its length, 8 bytes, and the checksum of that, 4; the record; its checksum, 4.
+# Layout of a TFRecord: length (8 bytes), checksum of the length (4), record, its checksum (4).
 _LENGTH, _CHECKSUM = 8, 4
 _HEADER = _LENGTH + _CHECKSUM
-_LARGEST_RECORD = 1 << 30
-_PIECE = 1 << 20
+_MAX_RECORD_BYTES = 1 << 30
+_SKIP_BYTES = 1 << 20
 
 
 class Place(NamedTuple):
@@ -18,7 +18,7 @@ class Place(NamedTuple):
     Attributes:
         record: Number of the record in the file, from zero.
         offset: Where it starts, in the decompressed file.
-        reason: What is wrong; if the rest of the shard is lost with it, it says so.
+        reason: What is wrong, and whether the rest of the shard is lost.
     """
 
     record: int
@@ -27,12 +27,12 @@ class Place(NamedTuple):
 
 
 def records(
-    read: Callable[[int], bytes], *, largest: int = _LARGEST_RECORD
+    read: Callable[[int], bytes], *, largest: int = _MAX_RECORD_BYTES
 ) -> Iterator[bytes | Place]:
     """Yields the records of a file, and a place for each that is damaged or too large.
 
-    A record whose own checksum is wrong costs no other; behind a length that is wrong nothing can
-    be found, and the place is the last thing that is yielded.
+    A wrong checksum of a record affects only that record. After a wrong length no further record
+    can be located, so that its place is the last item.
 
     Args:
         read: Returns as many of the file's next bytes as asked, or as there are.
@@ -63,22 +63,22 @@ def records(
 
 
 def framed(record: bytes) -> bytes:
-    """Returns a record as it stands in a file."""
+    """Returns a record with its framing, as in a file."""
     length = len(record).to_bytes(_LENGTH, "little")
     return length + _checksum(length) + record + _checksum(record)
 
 
 def _skip(read: Callable[[int], bytes], count: int) -> bool:
     while count:
-        piece = read(min(count, _PIECE))
-        if not piece:
+        skipped = read(min(count, _SKIP_BYTES))
+        if not skipped:
             return False
-        count -= len(piece)
+        count -= len(skipped)
     return True
 
 
 def _is_intact(content: bytes) -> bool:
-    """Whether the last four bytes are TFRecord's masked checksum of those before."""
+    """Returns whether the last four bytes are TFRecord's masked checksum of those before."""
     return _checksum(content[:-_CHECKSUM]) == content[-_CHECKSUM:]
 
 

@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 from sigline.schemas import digests
 
 MANIFEST = "sigline_manifest.json"
-# Who published a version vouches for its manifest, or for all of its files; see `signing`.
+# Signatures of a version, which cover its manifest or all of its files; see `signing`.
 SIGNATURE = "sigline_manifest.sig"
 MODEL_SIGNATURE = "model.sig"
 SIGNATURES = (SIGNATURE, MODEL_SIGNATURE)
 # Files of a version that its manifest does not name.
-_BESIDE = {MANIFEST, *SIGNATURES}
-# A folder that TensorFlow makes and leaves empty.
-_OF_TENSORFLOW = {"assets"}
+_UNLISTED = {MANIFEST, *SIGNATURES}
+# A folder that TensorFlow creates even if it stays empty.
+_MAY_BE_EMPTY = {"assets"}
 
 
 def is_remote(base: str | Path) -> bool:
@@ -25,7 +25,7 @@ def is_remote(base: str | Path) -> bool:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Links a file, which costs no space, or copies it where the file system has no links."""
+    """Links a file, which takes no space, or copies it if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
@@ -49,37 +49,37 @@ def list_versions(base: str | Path) -> list[int]:
 
 
 def content(path: str | Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file of a model by relative path, but what vouches for it."""
+    """Returns the SHA-256 of every file by relative path, except manifest and signatures."""
     files = digests.tree_files(path)
-    return {name: digest for name, digest in files.items() if name not in _BESIDE}
+    return {name: digest for name, digest in files.items() if name not in _UNLISTED}
 
 
 def manifest(files: dict[str, str]) -> str:
-    """Returns the manifest of a model's files, as JSON; its `digest` is that of all of them."""
+    """Returns the manifest of a model's files as JSON; its `digest` covers all of them."""
     digest = digests.json_digest(files)
     return json.dumps({"digest": digest, "files": files}, indent=1, sort_keys=True)
 
 
 def recorded(path: str | Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file by relative path, as a version's manifest has them."""
+    """Returns the SHA-256 of every file by relative path, from a version's manifest."""
     return json.loads((Path(path) / MANIFEST).read_text())["files"]
 
 
 def verify(path: str | Path) -> str | None:
-    """Returns the content digest of a version that agrees with its manifest, else None."""
+    """Returns the content digest of a version that matches its manifest, else None."""
     path = Path(path)
     return None if problems(path) else json.loads((path / MANIFEST).read_text())["digest"]
 
 
 def problems(path: str | Path, known_digests: Mapping[str, str] | None = None) -> list[str]:
-    """Returns what of a version is not as its manifest says, in sentences; nothing if all is.
+    """Returns a sentence for each difference between a version and its manifest.
 
-    The set is closed: what the manifest does not name must not be there, and all must be files, no
-    links, pipes or devices, and folders that hold such files.
+    A version must hold exactly the files that the manifest names. They must be regular files: no
+    links, pipes or devices, and no folders without such files.
 
     Args:
         path: The version's folder.
-        known_digests: What `content` returned of it; by default all files are read.
+        known_digests: The result of `content` for it; by default all files are read.
     """
     path, known_digests = Path(path), known_digests or {}
     if path.is_symlink() or not path.is_dir():
@@ -90,9 +90,9 @@ def problems(path: str | Path, known_digests: Mapping[str, str] | None = None) -
     _walk(path, "", tree)
     sentences = [f"{name} is {kind}" for name, kind in sorted(tree.others.items())]
     folders = {str(parent) for name in known for parent in PurePosixPath(name).parents}
-    empty = tree.folders - folders - _OF_TENSORFLOW
+    empty = tree.folders - folders - _MAY_BE_EMPTY
     sentences += [f"{name} is a folder of no file" for name in sorted(empty)]
-    sentences += [f"{name} is added" for name in sorted(tree.files - set(known) - _BESIDE)]
+    sentences += [f"{name} is added" for name in sorted(tree.files - set(known) - _UNLISTED)]
     for name, digest in sorted(known.items()):
         if name in tree.files:
             if (known_digests.get(name) or digests.file_digest(path / name)) != digest:
@@ -118,7 +118,7 @@ def _known(manifest: Path) -> dict[str, str] | str:
 
 
 class _Tree:
-    """What lies below a folder, by relative path."""
+    """The entries below a folder, by relative path."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()

@@ -14,10 +14,11 @@ from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.export import saved_model
-from sigline.trainer.inputs import data
+from sigline.trainer.inputs import shards
 from sigline.trainer.training import loop
 from sigline.trainer.weights import inheritance
-from sigline.trainer.weights.weight_folders import CONFIG_FILE, Weights
+from sigline.trainer.weights.model_weights import Weights
+from sigline.trainer.weights.weight_folders import CONFIG_FILE
 
 
 def code_digest() -> str:
@@ -41,7 +42,7 @@ class Job:
     """
 
     config: TrainConfig
-    folders: data.Folders
+    folders: shards.Folders
     vocabulary: bytes | None
     code_digest: str
     weights: Weights | None = None
@@ -60,14 +61,14 @@ class Job:
 
     @property
     def tokenizer(self) -> Mapping[str, bytes]:
-        """Files of the tokenizer that the weights brought; see `weight_folders.Weights`."""
+        """Files of the tokenizer that the weights brought; see `model_weights.Weights`."""
         return inheritance.tokenizer(self.config, self.weights)
 
     @functools.cached_property
     def provenance(self) -> dict[str, str]:
         """What the exported model says of its making."""
         provenance = {
-            "data_digest": data.data_digest(self.folders),
+            "data_digest": shards.data_digest(self.folders),
             "code_digest": self.code_digest,
         }
         if self.weights is not None:

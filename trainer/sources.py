@@ -19,7 +19,7 @@ from sigline.trainer.config import TrainConfig
 from sigline.trainer.models import specs
 from sigline.trainer.training import checkpoints
 from sigline.trainer.weights import tokenizer_import, weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 # Below a Model artifact of TFX, and below the output of `sigline train`.
 _MODEL_FOLDERS = ("Format-Serving", "model")

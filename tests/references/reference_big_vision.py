@@ -123,6 +123,11 @@ def _unit(x):
 
 def embed_image(p, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings of images `(batch, size, size, 3)`."""
+    return _unit(pool_image(p, images))
+
+
+def pool_image(p, images: np.ndarray) -> np.ndarray:
+    """Returns what the pool gives of images `(batch, size, size, 3)`."""
     kernel = p["img/embedding/kernel"]
     patch, grid = kernel.shape[0], images.shape[1] // kernel.shape[0]
     cells = images.reshape(len(images), grid, patch, grid, patch, 3)
@@ -132,10 +137,10 @@ def embed_image(p, images: np.ndarray) -> np.ndarray:
         x = np.concatenate([np.repeat(p["img/cls"], len(x), 0), x], 1)
     x = _encoder(p, "img/Transformer", x)
     if "img/cls" in p:
-        return _unit(x[:, 0])
+        return x[:, 0]
     if "img/MAPHead_0/probe" not in p:
-        return _unit(x.mean(1))
-    return _unit(_map_head(p, "img/MAPHead_0", x))
+        return x.mean(1)
+    return _map_head(p, "img/MAPHead_0", x)
 
 
 def _map_head(p, name, x):

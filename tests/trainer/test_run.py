@@ -5,7 +5,7 @@ import pytest
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import config
 from sigline.trainer.run import Job
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 LABELS = LabelSet(("a", "b", "c"))
 

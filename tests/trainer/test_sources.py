@@ -13,7 +13,7 @@ from sigline.trainer import config, sources
 from sigline.trainer.models import two_tower
 from sigline.trainer.training import start
 from sigline.trainer.weights import weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The training configuration; these names are the public ones."""
 
-from sigline.trainer.config.data import DataConfig
+from sigline.trainer.config.data import DataConfig, RandAugmentConfig
 from sigline.trainer.config.loading import (
     is_of_other_package,
     load_gate,
@@ -28,6 +28,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "PairsConfig",
+    "RandAugmentConfig",
     "Rules",
     "RunConfig",
     "SimilarityConfig",

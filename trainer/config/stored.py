@@ -2,7 +2,8 @@
 
 `sigline.json` lies in folders of weights and checkpoints and in exported models, and is read for as
 long as these are. Version 0.1 had no group `run`; then, until there were `objectives`, a group
-`loss` of the loss over pairs and a list `distillation` beside it.
+`loss` of the loss over pairs and a list `distillation` beside it. Until there were lanes, records
+were shuffled by one buffer.
 """
 
 from typing import Any
@@ -49,7 +50,7 @@ def upgraded(data: Any) -> Any:
     """Returns the fields of a configuration as they are today; what is of today is left alone."""
     if not isinstance(data, dict):
         return data
-    return _with_objectives(_with_run(data))
+    return _with_lanes(_with_objectives(_with_run(data)))
 
 
 def _with_run(data: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +63,13 @@ def _with_run(data: dict[str, Any]) -> dict[str, Any]:
         run[_DAMAGED] = group[_DAMAGED]
         rest["data"] = {name: value for name, value in group.items() if name != _DAMAGED}
     return rest | {"run": run} if run else rest
+
+
+def _with_lanes(data: dict[str, Any]) -> dict[str, Any]:
+    group = data.get("data")
+    if not isinstance(group, dict) or "lanes" in group:
+        return data
+    return data | {"data": group | {"lanes": None}}
 
 
 def _with_objectives(data: dict[str, Any]) -> dict[str, Any]:

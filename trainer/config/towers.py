@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from sigline.trainer.config import checks
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu")
-INTERPOLATIONS = ("bilinear", "bicubic", "box", "hamming", "lanczos")
+INTERPOLATIONS = ("bilinear", "bicubic", "area", "box", "hamming", "lanczos")
+RESIZES = ("squash", "crop", "crop_rounded")
+_OF_TENSORFLOW = ("bilinear", "bicubic", "area")
 _SIZES = ("width", "depth", "mlp_dim", "num_heads")
 
 
@@ -47,9 +49,13 @@ class BlockConfig:
 class ImageTowerConfig:
     """A ViT; `models.sizes.sizes` has the published widths, depths and heads.
 
+    With `grids` it is a FlexiViT (arXiv 2212.08013), which cuts the same pictures into patches of
+    several sizes by one set of parameters: the more patches, the slower and the better.
+
     Attributes:
         size: Side of the square input in pixels.
-        patch: Side of a patch in pixels; divides `size`, unless `drop_remainder`.
+        patch: Side of a patch in pixels; divides `size`, unless `drop_remainder`. With `grids` it
+            is the side of the kernel that is stored, and need not divide anything.
         width: Width of the residual stream.
         depth: Number of blocks.
         mlp_dim: Hidden width of the MLPs.
@@ -63,13 +69,18 @@ class ImageTowerConfig:
         patch_bias: Whether the projection of the patches has a bias; CLIP's has none.
         projection: Outputs of a projection behind the pool; None for no projection, as in SigLIP.
         projection_bias: Whether that projection has a bias.
+        projection_tanh: Whether a tanh follows it: the layer before the head, `pre_logits`, of the
+            first ViTs (arXiv 2010.11929, section 3.1).
         classes: Outputs of a classification head beside the embedding; None for no head.
         head_bias_init: What the biases of that head start at; minus the logarithm of the number of
             classes suits a sigmoid loss, in which each class is rare.
-        resize: `squash` to a square, as SigLIP, or `crop`: the shorter side to `size`, then the
-            middle.
-        interpolation: `bilinear` or `bicubic`; with `resampler=pillow` also `box`, `hamming` or
-            `lanczos`.
+        resize: `squash` to a square, as SigLIP, or `crop`: the shorter side to `size`, the longer
+            one in proportion, cut to whole pixels, then the middle; `crop_rounded` rounds the sides
+            half to even, as big_vision's `resize_small`. A random crop of training is always
+            squashed, since it is cut already.
+        interpolation: `bilinear`, `bicubic` or `area` (the mean over what a pixel covers, of which
+            random crops, as in big_vision, are `bilinear`); with `resampler=pillow` instead of
+            `area` also `box`, `hamming` or `lanczos`.
         antialias: Whether resizing to `size` is antialiased; SigLIP's contract is False.
         mean: What is subtracted from pixels in [0, 1], by channel.
         std: What they are then divided by; with the mean of one half they come to [-1, 1].
@@ -79,7 +90,15 @@ class ImageTowerConfig:
         resampler: Whose arithmetic resizes: `tensorflow` (big_vision's, cut to whole levels) or
             `pillow` (that of Hugging Face's processors, always antialiased, rounded).
         resize_side: Side in pixels that is resized to before the middle of `size` is cut out; None
-            for `size`.
+            for that of `resize_ratio`.
+        resize_ratio: Share of that side which the middle is: 0.875 resizes to 256 for a `size` of
+            224.
+        grids: Numbers of patches along a side, of which each step of training draws one; each
+            divides `size`. Empty for a ViT of one size.
+        position_grid: With `grids`, patches along a side of the positions that are stored; None for
+            `default_grid`.
+        default_grid: With `grids`, the one that evaluation and requests without a grid take; None
+            for the largest.
     """
 
     size: int = 224
@@ -96,6 +115,7 @@ class ImageTowerConfig:
     patch_bias: bool = True
     projection: int | None = None
     projection_bias: bool = True
+    projection_tanh: bool = False
     classes: int | None = None
     head_bias_init: float = 0.0
     resize: str = "squash"
@@ -107,11 +127,25 @@ class ImageTowerConfig:
     drop_remainder: bool = False
     resampler: str = "tensorflow"
     resize_side: int | None = None
+    resize_ratio: float = 1.0
+    grids: tuple[int, ...] = ()
+    position_grid: int | None = None
+    default_grid: int | None = None
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
-        return self.size // self.patch
+        """Patches along a side; with `grids`, of the default one."""
+        return self.default_grid or max(self.grids, default=self.size // self.patch)
+
+    @property
+    def stored_grid(self) -> int:
+        """Patches along a side of the positions that are stored."""
+        return self.position_grid or self.grid
+
+    @property
+    def resized_side(self) -> int:
+        """Side in pixels that is resized to before the middle is cut out."""
+        return self.resize_side or round(self.size / self.resize_ratio)
 
     @property
     def output_dim(self) -> int:
@@ -122,7 +156,7 @@ class ImageTowerConfig:
         """Raises ValueError, with the key and what to give, if a field makes no sense."""
         checks.one_of(f"{key}.pool", self.pool, ("map", "gap", "tok", "last"))
         checks.one_of(f"{key}.positions", self.positions, ("learned", "sincos2d"))
-        checks.one_of(f"{key}.resize", self.resize, ("squash", "crop"))
+        checks.one_of(f"{key}.resize", self.resize, RESIZES)
         checks.one_of(f"{key}.interpolation", self.interpolation, INTERPOLATIONS)
         checks.one_of(f"{key}.resampler", self.resampler, ("tensorflow", "pillow"))
         for name in (*_SIZES, "size", "patch", "projection", "classes"):
@@ -133,15 +167,55 @@ class ImageTowerConfig:
         self.block.check(f"{key}.block")
         if min(self.std) <= 0:
             raise ValueError(f"{key}.std must be positive. Received: {key}.std={self.std}")
+        if self.projection_tanh and self.projection is None:
+            raise ValueError(
+                f"{key}.projection_tanh needs {key}.projection, which the tanh follows. "
+                f"Received: {key}.projection_tanh=True, {key}.projection=none"
+            )
         _check_heads(key, self)
         self._check_pixels(key)
+        if self.grids:
+            self._check_grids(key)
+        else:
+            self._check_one_grid(key)
         if self.pool == "last" and self.token_dropout:
             raise ValueError(
                 f"{key}.token_dropout must be 0 with {key}.pool=last: the last patch may be left "
                 f"out. Received: {key}.token_dropout={self.token_dropout}"
             )
 
-    def _check_pixels(self, key: str) -> None:
+    def _check_grids(self, key: str) -> None:
+        for grid in self.grids:
+            if grid < 1 or self.size % grid:
+                raise ValueError(
+                    f"{key}.grids must hold numbers of patches along a side, each of which divides "
+                    f"{key}.size. Received: {key}.grids={list(self.grids)}, {key}.size={self.size}"
+                )
+        if len(set(self.grids)) < len(self.grids):
+            raise ValueError(
+                f"{key}.grids must each be there once: all are drawn equally often. "
+                f"Received: {key}.grids={list(self.grids)}"
+            )
+        if self.default_grid is not None and self.default_grid not in self.grids:
+            raise ValueError(
+                f"{key}.default_grid must be one of {key}.grids, or none for the largest. "
+                f"Received: {key}.default_grid={self.default_grid}, {key}.grids={list(self.grids)}"
+            )
+        checks.at_least(f"{key}.position_grid", self.position_grid, 2)
+        if self.drop_remainder:
+            raise ValueError(
+                f"{key}.drop_remainder must be false with {key}.grids, which leave nothing out. "
+                f"Received: {key}.drop_remainder=True, {key}.grids={list(self.grids)}"
+            )
+
+    def _check_one_grid(self, key: str) -> None:
+        for name in ("position_grid", "default_grid"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{key}.{name} needs {key}.grids; without them a tower has the patches of "
+                    f"{key}.size and {key}.patch. Received: {key}.{name}={getattr(self, name)}, "
+                    f"{key}.grids=[]"
+                )
         if self.size < self.patch:
             raise ValueError(
                 f"{key}.size must be at least {key}.patch. "
@@ -153,17 +227,40 @@ class ImageTowerConfig:
                 f"dropped otherwise, which {key}.drop_remainder=true allows. "
                 f"Received: {key}.size={self.size}, {key}.patch={self.patch}"
             )
+
+    def _check_pixels(self, key: str) -> None:
         if self.resize_side is not None and self.resize_side < self.size:
             raise ValueError(
                 f"{key}.resize_side must be at least {key}.size, or none. "
                 f"Received: {key}.resize_side={self.resize_side}, {key}.size={self.size}"
+            )
+        if not 0.0 < self.resize_ratio <= 1.0:
+            raise ValueError(
+                f"{key}.resize_ratio must be above 0 and at most 1. "
+                f"Received: {key}.resize_ratio={self.resize_ratio}"
+            )
+        if self.resize_side is not None and self.resize_ratio != 1.0:
+            raise ValueError(
+                f"{key}.resize_ratio must be 1 with {key}.resize_side, which says the same. "
+                f"Received: {key}.resize_ratio={self.resize_ratio}, "
+                f"{key}.resize_side={self.resize_side}"
+            )
+        if self.interpolation == "area" and self.antialias:
+            raise ValueError(
+                f"{key}.antialias must be false with {key}.interpolation=area, which covers every "
+                f"pixel without. Received: {key}.antialias=True"
+            )
+        if self.resampler == "pillow" and self.interpolation == "area":
+            raise ValueError(
+                f"{key}.interpolation=area needs {key}.resampler=tensorflow; Pillow's is box. "
+                f"Received: {key}.resampler='pillow'"
             )
         if self.resampler == "pillow" and not self.antialias:
             raise ValueError(
                 f"{key}.antialias must be true with {key}.resampler=pillow, which always "
                 f"antialiases. Received: {key}.antialias=False"
             )
-        if self.resampler != "pillow" and self.interpolation not in ("bilinear", "bicubic"):
+        if self.resampler != "pillow" and self.interpolation not in _OF_TENSORFLOW:
             raise ValueError(
                 f"{key}.interpolation={self.interpolation} needs {key}.resampler=pillow. "
                 f"Received: {key}.resampler={self.resampler!r}"

@@ -154,7 +154,11 @@ class TrainConfig:
         outcome.pop("run", None)
         if resumed and not self.optimizer.reads_steps:
             del outcome["steps"]
-        return outcome
+        # Earlier versions had no lanes: what they trained keeps its digest, and the order of today
+        # counts although it is the default.
+        data = {k: v for k, v in outcome.pop("data", {}).items() if k != "lanes"}
+        data |= {} if self.data.lanes is None else {"lanes": self.data.lanes}
+        return outcome | ({"data": data} if data else {})
 
 
 def from_json(text: str) -> TrainConfig:
@@ -185,7 +189,10 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
 def tiny(config: TrainConfig) -> TrainConfig:
     """Returns the same recipe at a size that trains in seconds on a CPU, for tests."""
     sizes = {"width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2}
-    image = dataclasses.replace(config.image, size=2 * config.image.patch, **sizes)
+    grids: dict[str, Any] = {}
+    if config.image.grids:
+        grids = {"grids": (1, 2), "position_grid": 2, "default_grid": None}
+    image = dataclasses.replace(config.image, size=2 * config.image.patch, **sizes, **grids)
     text = config.text
     if text is not None:
         text = dataclasses.replace(text, vocabulary_size=512, length=16, **sizes)

@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors
 
 from sigline.schemas import artifacts, atomic, tf_example
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.inputs import data, preprocess
+from sigline.trainer.inputs import preprocess, shards
 from sigline.trainer.models import two_tower
 from sigline.trainer.models.two_tower import TwoTower
 
@@ -56,7 +56,7 @@ def write(
         tokenizer = preprocess.Tokenizer(vocabulary, config.text)
     load = _loader(config)
     serialized = itertools.chain.from_iterable(
-        map(tf_example.read_shard, data.shard_files(split_dir))
+        map(tf_example.read_shard, shards.shard_files(split_dir))
     )
     records = map(tf_example.decode, itertools.islice(serialized, limit))
     rows: dict[str, list[np.ndarray]] = {

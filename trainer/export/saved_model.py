@@ -152,6 +152,11 @@ def export(
             assets[f"{signatures.TOKENIZER_FOLDER}/{name}"] = content
     if config.image.classes is not None:
         metadata |= {"classes": config.image.classes, "class_loss": config.class_loss}
+    if config.image.grids:
+        metadata |= {
+            signatures.GRIDS: list(config.image.grids),
+            signatures.DEFAULT_GRID: config.image.grid,
+        }
     served = Served(model, config, tokenizer=reader, labels=labels)
     metadata = _metadata(served, model, config) | metadata | (provenance or {})
     if labels is not None:

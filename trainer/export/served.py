@@ -29,6 +29,8 @@ class Served(tf.Module):
         labels: Names of classes; None where the model is exported without.
         tokenizer: The vocabulary; None for a model of images alone.
         variables_to_save: The model's variables, in the order of their names in the model.
+        class_names: Names of the classes that `classify` answers with, if it does.
+        class_embeddings: Their embeddings, where classes are told by texts.
     """
 
     def __init__(
@@ -51,12 +53,11 @@ class Served(tf.Module):
         # A tf.Module tracks attributes that are trackable, also in lists and dictionaries. What
         # sits in a SimpleNamespace stays out of the object graph.
         self._plain = types.SimpleNamespace(model=model, config=config, labels=labels)
-        size = config.image.size
-        self.image_encoder = tf.function(
-            lambda pixels: self.look(pixels)[two_tower.EMBEDDING],
-            input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
-            autograph=False,
-        )
+        self.class_names: tf.Tensor | None = None
+        self.class_embeddings: tf.Variable | None = None
+        self.image_encoder = self._make_image_encoder(None)
+        others = set(config.image.grids) - {config.image.grid}
+        self._plain.encoders = {grid: self._make_image_encoder(grid) for grid in sorted(others)}
         variables = named_variables(model)
         self.variables_to_save = [v for n, v in variables.items() if n.startswith("image/")]
         self.tokenizer = tokenizer
@@ -68,6 +69,14 @@ class Served(tf.Module):
                 autograph=False,
             )
             self.variables_to_save = list(variables.values())
+
+    def _make_image_encoder(self, grid: int | None) -> Any:
+        size = self.config.image.size
+        return tf.function(
+            lambda pixels: self.look(pixels, grid)[two_tower.EMBEDDING],
+            input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
+            autograph=False,
+        )
 
     @property
     def config(self) -> TrainConfig:
@@ -82,12 +91,25 @@ class Served(tf.Module):
     def encoders(self) -> dict[str, Any]:
         """Returns the parts that Google's TPU converter may move to the TPU, by name."""
         texts = {} if self.tokenizer is None else {"text_encoder": self.text_encoder}
-        return {"image_encoder": self.image_encoder} | texts
+        grids = {
+            signatures.at_grid("image_encoder", grid): encoder
+            for grid, encoder in self._plain.encoders.items()
+        }
+        return {"image_encoder": self.image_encoder} | grids | texts
 
-    def look(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns what the model says of pixels, uint8 `(batch, size, size, 3)`."""
+    def look(self, pixels: tf.Tensor, grid: int | None = None) -> dict[str, tf.Tensor]:
+        """Returns what the model says of pixels, uint8 `(batch, size, size, 3)`.
+
+        Args:
+            pixels: The pixels.
+            grid: Patches along a side, of a model of several grids; None for its default.
+        """
         image = preprocess.to_model_range(pixels, self.config.image)
-        return self._plain.model.look(image)
+        return self._plain.model.look(image, variant=grid)
+
+    def embed_images(self, pixels: tf.Tensor, grid: int | None = None) -> tf.Tensor:
+        """Returns unit embeddings of pixels; see `look`."""
+        return self._plain.encoders.get(grid, self.image_encoder)(pixels)
 
     def embed_texts(self, text: tf.Tensor) -> tf.Tensor:
         """Returns unit embeddings of texts `(batch,)`."""

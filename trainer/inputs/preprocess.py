@@ -3,14 +3,16 @@
 Only core TensorFlow and TF-Text operations that the stock TF Serving binary links.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from sigline.trainer.config import DataConfig, ImageTowerConfig, TextTowerConfig
-from sigline.trainer.inputs import orientation, resampling, vocabularies
+from sigline.trainer.inputs import orientation, randaugment, resampling, vocabularies
 from sigline.trainer.inputs.views import View
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -22,6 +24,10 @@ _PNG_TRANSPARENCY = r"\C*tRNS\C*"
 _PNG_PALETTE = 3
 # Largest image that is made floats before it is resized, in pixels.
 _FLOAT_PIXELS = 1 << 20
+# Most that a side is longer than the other one where the aspect is kept.
+_LARGEST_ASPECT = 16
+# Folded into an example's seed for RandAugment. Crops fold in their small numbers.
+_RANDAUGMENT_SEED = 1 << 20
 # ASCII punctuation, as string.punctuation: what SigLIP's canonicalisation removes.
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 # White space as Python's `re` has it, by which SigLIP's is squeezed; RE2's own is that of ASCII.
@@ -153,14 +159,14 @@ def resize_image(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
         Shape `(size, size, 3)`, uint8.
     """
     size = tf.constant([config.size, config.size], tf.int64)
-    side = config.resize_side or config.size
-    if config.resize == "crop":
-        sides = tf.shape(image, tf.int64)[:2]
-        scaled = sides * side // tf.reduce_min(sides)
-    else:
+    side = config.resized_side
+    if config.resize == "squash":
         scaled = tf.constant([side, side], tf.int64)
+    else:
+        image = image if config.resampler == "pillow" else _without_far_ends(image)
+        scaled = _scaled(tf.shape(image, tf.int64)[:2], side, config)
     # What is resized to the size of the tower already is not cut.
-    whole = config.resize != "crop" and side == config.size
+    whole = config.resize == "squash" and side == config.size
     begin = (scaled - size) // 2
     if config.resampler == "pillow":
         window = None if whole else tf.concat([begin, size], 0)
@@ -169,6 +175,23 @@ def resize_image(image: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
     if whole:
         return image
     return tf.slice(image, tf.concat([begin, [0]], 0), [config.size, config.size, 3])
+
+
+def _without_far_ends(image: tf.Tensor) -> tf.Tensor:
+    """Returns the middle of a picture that is so long that resizing all of it would fill memory."""
+    sides = tf.shape(image)[:2]
+    kept = tf.minimum(sides, _LARGEST_ASPECT * tf.reduce_min(sides))
+    begin = (sides - kept) // 2
+    return tf.slice(image, tf.concat([begin, [0]], 0), tf.concat([kept, [3]], 0))
+
+
+def _scaled(sides: tf.Tensor, side: int, config: ImageTowerConfig) -> tf.Tensor:
+    """Returns the sides, int64, of a picture whose shorter one becomes `side`."""
+    if config.resize == "crop":
+        return sides * side // tf.reduce_min(sides)
+    # In float32, as in big_vision, where it decides what is half.
+    factor = np.float32(side) / tf.cast(tf.reduce_min(sides), tf.float32)
+    return tf.cast(tf.round(tf.cast(sides, tf.float32) * factor), tf.int64)
 
 
 def _resized(image: tf.Tensor, size: tf.Tensor, config: ImageTowerConfig) -> tf.Tensor:
@@ -197,23 +220,43 @@ def load_image(encoded: tf.Tensor, config: ImageTowerConfig, *, max_pixels: int)
 def load_views(
     encoded: tf.Tensor, views: Mapping[str, View], data: DataConfig, *, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Loads an image as `load_image` does, with the random crops and flips of training.
+    """Loads an image as `load_image` does, with the random changes of training.
 
     Args:
         encoded: JPEG or PNG bytes, a scalar string.
-        views: What is asked for, by name; views of one crop number share crop and flip.
+        views: What is asked for, by name; views of one crop number share crop, flip and what
+            RandAugment draws.
         data: Says what is changed; nothing is by default.
         seed: Two integers; the same give the same pictures.
 
     Returns:
         Pictures by the views' names, `(size, size, 3)`, uint8.
+
+    Raises:
+        ValueError: If views of one crop would be augmented differently.
     """
+    _check_sizes(views, data)
     loaded = {}
     for crop in sorted({view.crop for view in views.values()}):
         towers = {name: view.tower for name, view in views.items() if view.crop == crop}
         own = tf.random.experimental.stateless_fold_in(seed, crop) if crop else seed
         loaded |= _load_augmented(encoded, towers, data, seed=own)
     return loaded
+
+
+def _check_sizes(views: Mapping[str, View], data: DataConfig) -> None:
+    """Refuses views of one crop and several sizes, of which the same pixels are not the same."""
+    if data.randaugment is None or data.randaugment.scale_pixels:
+        return
+    for crop in {view.crop for view in views.values()}:
+        sizes = {name: view.tower.size for name, view in views.items() if view.crop == crop}
+        if len(set(sizes.values())) > 1:
+            received = ", ".join(f"{name} of {size} pixels" for name, size in sizes.items())
+            raise ValueError(
+                "data.randaugment.scale_pixels must be true where one crop becomes pictures of "
+                "several sizes, such as a teacher's: the same number of pixels would move each by "
+                f"another share. Received: data.randaugment.scale_pixels=False, {received}"
+            )
 
 
 def _load_augmented(
@@ -223,10 +266,11 @@ def _load_augmented(
     *,
     seed: tf.Tensor,
 ) -> dict[str, tf.Tensor]:
-    """Returns an image with one crop and flip, by tower."""
+    """Returns an image with one crop, flip and RandAugment, by tower."""
     crop = None
     if data.crop_min_area is not None:
         crop = functools.partial(_random_crop, min_area=data.crop_min_area, seed=seed)
+        towers = {name: _of_random_crops(tower) for name, tower in towers.items()}
     image = decode_image(encoded, max_pixels=data.max_image_pixels, crop=crop)
     # Seed + 1, so that the flip is independent of the crop.
     mirrored = tf.random.stateless_uniform([], seed + 1) < 0.5
@@ -235,9 +279,20 @@ def _load_augmented(
         pixels = tf.ensure_shape(resize_image(image, tower), (tower.size, tower.size, 3))
         if data.flip:
             pixels = tf.cond(mirrored, lambda: tf.reverse(pixels, axis=[1]), lambda: pixels)
+        if data.randaugment is not None:
+            drawn = tf.random.experimental.stateless_fold_in(seed, _RANDAUGMENT_SEED)
+            pixels = randaugment.augment(pixels, data.randaugment, seed=drawn)
         return pixels
 
     return {name: resized(tower) for name, tower in towers.items()}
+
+
+def _of_random_crops(tower: ImageTowerConfig) -> ImageTowerConfig:
+    """Returns a tower that resizes to its square at once, since a random crop is cut already."""
+    interpolation = "bilinear" if tower.interpolation == "area" else tower.interpolation
+    return dataclasses.replace(
+        tower, resize="squash", resize_side=None, resize_ratio=1.0, interpolation=interpolation
+    )
 
 
 def _random_crop(shape: tf.Tensor, *, min_area: float, seed: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from sigline.schemas import atomic, tf_example, tfrecord
 from sigline.schemas.tfrecord import Place
-from sigline.trainer.inputs import data
+from sigline.trainer.inputs import shards
 from sigline.trainer.inputs.usable import Check
 
 DAMAGE_FILE = "damage.json"
@@ -64,7 +64,7 @@ class Repairs:
     def __init__(
         self,
         folder: str | Path,
-        folders: data.Folders,
+        folders: shards.Folders,
         limit: int,
         check: Check | None = None,
     ):
@@ -77,8 +77,8 @@ class Repairs:
             check: Tells which whole records cannot be used; None to use all.
         """
         self._folder, self._limit, self._check = Path(folder), limit, check
-        self._names = data.shard_names(folders)
-        self._expected = data.expected_records(folders)
+        self._names = shards.shard_names(folders)
+        self._expected = shards.expected_records(folders)
         path = self._folder / DAMAGE_FILE
         self._shards: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
 
@@ -123,8 +123,8 @@ class Repairs:
                 fresh[path] = damage
         if not fresh:
             return False
-        shards = self._shards | {self._names[path]: damage for path, damage in fresh.items()}
-        lost = sum(damage["lost"] for damage in shards.values())
+        listed = self._shards | {self._names[path]: damage for path, damage in fresh.items()}
+        lost = sum(damage["lost"] for damage in listed.values())
         lines = [_line(path, damage) for path, damage in fresh.items()]
         if lost > self._limit or any(damage["copy"] is None for damage in fresh.values()):
             raise RuntimeError(
@@ -136,8 +136,8 @@ class Repairs:
         for path, damage in fresh.items():
             with atomic.new_file(self._folder / damage["copy"]) as scratch:
                 tf_example.write_shard(str(scratch), _repaired(path, damage))
-        self._shards = shards
-        written = json.dumps(shards, indent=1, sort_keys=True)
+        self._shards = listed
+        written = json.dumps(listed, indent=1, sort_keys=True)
         atomic.write_file(self._folder / DAMAGE_FILE, written)
         print(f"sigline: replaced damaged records: {'; '.join(lines)}", file=sys.stderr)
         return True

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from sigline.trainer.inputs import data
+from sigline.trainer.inputs import shards
 from sigline.trainer.inputs.repairs import Repairs
 
 # A wrong checksum or a broken stream; a shard that is shorter than the manifest says.
@@ -24,7 +24,7 @@ class Feed:
 
     def __init__(
         self,
-        folders: data.Folders,
+        folders: shards.Folders,
         repairs: Repairs,
         read: Callable[[int], Iterator[Any]],
         *,
@@ -62,7 +62,7 @@ class Feed:
                 damaged = unusable or isinstance(error, _OF_DAMAGE)
                 if not damaged or not self._repairs.mend(use=unusable):
                     lines = self._unusable(self._step + 1) if unusable and self._unusable else []
-                    raise data.unreadable(self._folders, error, lines) from error
+                    raise shards.unreadable(self._folders, error, lines) from error
                 continue
             self._step += 1
             return batch

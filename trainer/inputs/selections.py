@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from sigline.schemas.selection import SELECTION_FILE, Selection
+from sigline.trainer.inputs import seeds
 
 
 def load(split_dir: str | Path) -> Selection | None:
@@ -45,5 +46,4 @@ def only(dataset: tf.data.Dataset, place: tf.Tensor, bits: list[bytes]) -> tf.da
         shift = tf.cast(7 - number % 8, tf.int32)
         return tf.equal(tf.bitwise.right_shift(byte, shift) & 1, 1)
 
-    numbered: Any = dataset.enumerate()
-    return numbered.filter(_is_chosen).map(lambda _, serialized: serialized)
+    return seeds.numbered(dataset).filter(_is_chosen).map(lambda _, serialized: serialized)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from sigline.schemas import record, tf_example
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.inputs import data, labels, preprocess
+from sigline.trainer.inputs import data, labels, preprocess, shards
 from sigline.trainer.inputs.needs import Needs
 
 
@@ -21,7 +21,7 @@ class Check:
         Args:
             config: The run's configuration.
             needs: What a batch holds: whether a record must have a caption, and labels.
-            embedded: What embedded the images, as `data.embeddings` returns it; None for pictures.
+            embedded: What embedded the images, as `shards.embeddings` says; None for pictures.
         """
         max_pixels = config.data.max_image_pixels
         dim = None if embedded is None else embedded["dim"]
@@ -72,7 +72,7 @@ class Check:
 
 
 def places(
-    folders: data.Folders,
+    folders: shards.Folders,
     config: TrainConfig,
     check: Check,
     *,
@@ -94,7 +94,7 @@ def places(
         return []
     print("sigline: looking for the shard of a record that cannot be used", file=sys.stderr)
     lines = []
-    for path in data.expected_records(folders):
+    for path in shards.expected_records(folders):
         for place, serialized in enumerate(tf_example.read_shard((replaced or {}).get(path, path))):
             if serialized in problems:
                 lines.append(f"{path}: record {place}, {problems.pop(serialized)}")

@@ -81,7 +81,7 @@ class Negatives:
                 candidates = tf.concat([best, tf.transpose(scores)], axis=1)
                 return [], tf.math.top_k(candidates, k=self.per_image).values
 
-            return tiling.over_chunks(visit_chunk, rows, best, found=[], chunk_size=chunk_size)
+            return tiling.over_chunks(visit_chunk, rows, best, row_specs=[], chunk_size=chunk_size)
 
         # The first walk keeps the best scores of each image, from the texts of all replicas; texts
         # collect nothing. The last of the best is the threshold in the walk of the loss, which

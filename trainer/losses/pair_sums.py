@@ -73,7 +73,7 @@ class SigmoidWalk:
             return self._visit_chunk(chunk, start, state, home)
 
         return tiling.over_chunks(
-            visit_chunk, rows, state, found=self.row_spec, chunk_size=self.chunk_size
+            visit_chunk, rows, state, row_specs=self.row_spec, chunk_size=self.chunk_size
         )
 
     def _visit_chunk(self, chunk, start, state: SigmoidState, home: bool):
@@ -207,7 +207,7 @@ class SoftmaxWalk:
             visit_chunk,
             text,
             image_others,
-            found=tf.TensorSpec((), tf.float32),
+            row_specs=tf.TensorSpec((), tf.float32),
             chunk_size=self.chunk_size,
         )
 
@@ -240,7 +240,7 @@ class SoftmaxWalk:
 
         row_spec = tf.TensorSpec((self.text.shape[1],), tf.float32)
         return tiling.over_chunks(
-            visit_chunk, rows, state, found=row_spec, chunk_size=self.chunk_size
+            visit_chunk, rows, state, row_specs=row_spec, chunk_size=self.chunk_size
         )
 
     def _diagonal(self, start, home: bool):

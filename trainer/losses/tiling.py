@@ -1,4 +1,4 @@
-"""Walking a matrix of all pairs block by block, so that it never exists whole."""
+"""Visits a matrix of all pairs block by block, so that it is never in memory as a whole."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ _STAGE = 64
 
 # Nested structures of tensors.
 Structure = Any
-# visit(chunk, start, state) -> (found, state)
+# visit(chunk, start, state) -> (row_values, state)
 VisitChunk = Callable[[Structure, tf.Tensor, Structure], tuple[Structure, Structure]]
 
 
@@ -32,20 +32,20 @@ def num_rows(x: tf.Tensor) -> Any:
 
 
 def over_chunks(
-    visit: VisitChunk, rows: Structure, state: Structure, *, found: Structure, chunk_size: int
+    visit: VisitChunk, rows: Structure, state: Structure, *, row_specs: Structure, chunk_size: int
 ) -> tuple[Structure, Structure]:
     """Visits rows chunk by chunk, one after the other.
 
     Args:
         visit: Gets up to `chunk_size` rows, the number of the first of them, and the state. Returns
-            what it found for each row, and the next state.
-        rows: Tensors `(rows, ...)`, equally many.
-        state: Passes through the visits; its shapes stay.
-        found: A `tf.TensorSpec` of one row of each tensor that `visit` finds.
+            tensors with a value for each row, and the next state.
+        rows: Tensors `(rows, ...)` with the same number of rows.
+        state: Passed from one visit to the next; its shapes must not change.
+        row_specs: A `tf.TensorSpec` of one row of each tensor that `visit` returns.
         chunk_size: Need not divide the number of rows.
 
     Returns:
-        What was found, for all rows in their order, and the last state.
+        The values of all rows in their order, and the last state.
     """
     count = num_rows(tf.nest.flatten(rows)[0])
     if isinstance(count, int) and count <= chunk_size:
@@ -53,7 +53,7 @@ def over_chunks(
     # Only equal chunks go through the loop, where XLA needs static shapes; a smaller rest follows
     # it.
     num_chunks = count // chunk_size
-    specs = tf.nest.flatten(found)
+    specs = tf.nest.flatten(row_specs)
     arrays = [
         tf.TensorArray(s.dtype, size=num_chunks, element_shape=(chunk_size, *s.shape))
         for s in specs
@@ -89,7 +89,7 @@ def over_chunks(
         rest = tf.nest.map_structure(lambda x: x[done:], rows)
         last, state = visit(rest, tf.convert_to_tensor(done, tf.int32), state)
         values = [tf.concat(pair, 0) for pair in zip(values, tf.nest.flatten(last), strict=True)]
-    return tf.nest.pack_sequence_as(found, values), state
+    return tf.nest.pack_sequence_as(row_specs, values), state
 
 
 def sum_rows(x: tf.Tensor) -> tf.Tensor:

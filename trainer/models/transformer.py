@@ -8,6 +8,7 @@ nothing. So what is dropped is a function of the seed, and no layer has a state 
 """
 
 import functools
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import keras
@@ -37,7 +38,15 @@ class Container(keras.layers.Layer):
     """A layer of layers, which leaves precision to them.
 
     Keras would cast what comes in, and every variable below, to the container's own dtype.
+
+    Attributes:
+        variants: Of an image tower, what a step of training may be one of, such as numbers of
+            patches; each is compiled for itself, and given to `call` as `variant`.
+        variant_name: What a variant is the number of, for logs.
     """
+
+    variants: Sequence[Hashable] = (None,)
+    variant_name = "variant"
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -89,9 +89,19 @@ class TwoTower(Container):
         """
         return self.look(images, seed)[EMBEDDING]
 
-    def look(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        """Returns the unit embeddings of images and, from a head, logits `(batch, classes)`."""
-        x = self.image(images, seed)
+    def look(
+        self, images: tf.Tensor, seed: tf.Tensor | None = None, variant: Hashable = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns the unit embeddings of images and, from a head, logits `(batch, classes)`.
+
+        Args:
+            images: See `embed_image`.
+            seed: See `embed_image`.
+            variant: One of the image tower's variants; None for its default.
+        """
+        # A tower without variants takes no such argument.
+        options = {} if variant is None else {"variant": variant}
+        x = self.image(images, seed, **options)
         outputs = {EMBEDDING: normalize(x)}
         if self.config.image.classes is not None:
             outputs[CLASSES] = self.image.classify(x)

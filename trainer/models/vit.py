@@ -1,10 +1,13 @@
-"""The image tower: a plain ViT (arXiv 2010.11929)."""
+"""The image tower: a plain ViT (arXiv 2010.11929), or one of several grids (arXiv 2212.08013)."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from sigline.trainer.config import ImageTowerConfig
-from sigline.trainer.models import positions
+from sigline.trainer.models import flexi, positions
 from sigline.trainer.models.transformer import (
     Container,
     attention_pool_of,
@@ -16,7 +19,12 @@ from sigline.trainer.models.transformer import (
 
 
 class VisionTransformer(Container):
-    """Maps images to vectors; without `projection` they are what the pool gives, as in SigLIP."""
+    """Maps images to vectors; without `projection` they are what the pool gives, as in SigLIP.
+
+    Its variants are the grids of a FlexiViT, numbers of patches along a side.
+    """
+
+    variant_name = "grid"
 
     def __init__(
         self,
@@ -28,12 +36,16 @@ class VisionTransformer(Container):
     ):
         super().__init__(**kwargs)
         self.config = config
-        self.grid = config.grid
+        initializer: Any = "lecun_normal"
+        if config.grids:
+            # `lecun_normal` has the scale of one size of patches, and a FlexiViT has several. Made
+            # here alone, since each initializer draws a seed, and others' weights would change.
+            initializer = keras.initializers.RandomNormal(stddev=config.width**-0.5)
         self.embedding = dense(
             config.width,
             precision=precision,
             use_bias=config.patch_bias,
-            kernel_initializer="lecun_normal",
+            kernel_initializer=initializer,
             name="embedding",
         )
         self.embedding_norm = (
@@ -57,6 +69,7 @@ class VisionTransformer(Container):
                 config.projection,
                 precision=precision,
                 use_bias=config.projection_bias,
+                activation="tanh" if config.projection_tanh else None,
                 kernel_initializer="lecun_normal",
                 name="projection",
             )
@@ -64,9 +77,14 @@ class VisionTransformer(Container):
             else None
         )
 
+    @property
+    def variants(self) -> Sequence[int | None]:
+        """The grids that a step of training may be of."""
+        return self.config.grids or (None,)
+
     def build(self, shape=None):
         """Creates the variables; the input's shape is fixed by the configuration."""
-        config, width, patches = self.config, self.config.width, self.grid**2
+        config, width, patches = self.config, self.config.width, self.config.stored_grid**2
         self.embedding.build((None, patches, 3 * config.patch**2))
         if config.positions == "learned":
             self.positions = self.add_weight(
@@ -75,7 +93,7 @@ class VisionTransformer(Container):
                 initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
             )
         else:
-            self.positions = tf.constant(positions.sincos_2d(self.grid, width))
+            self.positions = tf.constant(positions.sincos_2d(config.stored_grid, width))
         self.token = self.registers = None
         if config.pool == "tok":
             self.token = self.add_weight(name="token", shape=(1, 1, width), initializer="zeros")
@@ -96,18 +114,18 @@ class VisionTransformer(Container):
         if self.head is not None:
             self.head.build((None, config.output_dim))
 
-    def call(self, images, seed=None):
+    def call(self, images, seed=None, *, variant: int | None = None):
         """Embeds images.
 
         Args:
             images: Shape `(batch, size, size, 3)`, float32 in [-1, 1].
             seed: Two integers as a tensor, decide what is dropped; nothing is without them.
+            variant: Patches along a side; None for the configuration's `grid`.
 
         Returns:
             Shape `(batch, dim)`, not normalised.
         """
-        x = self.embedding(_patches(images, self.config.patch))
-        x += tf.cast(self.positions, x.dtype)
+        x = self._tokens(images, variant or self.config.grid)
         if seed is not None and self.config.token_dropout:
             x = _some_tokens(x, self.config.token_dropout, fold(seed, 0))
         patches = x.shape[1]
@@ -117,6 +135,23 @@ class VisionTransformer(Container):
             x = tf.cast(self.embedding_norm(x), x.dtype)
         pooled = self._pooled(x, patches, fold(seed, 1))
         return pooled if self.projection is None else self.projection(pooled)
+
+    def _tokens(self, images, grid: int) -> Any:
+        """Returns the embedded patches with their positions, `(batch, grid * grid, width)`."""
+        config, embedding = self.config, self.embedding
+        patch = config.size // grid if config.grids else config.patch
+        x: Any = _patches(images, patch)
+        if patch == config.patch:
+            x = embedding(x)
+        else:
+            kernel = flexi.resize_kernel(embedding.kernel, config.patch, patch)
+            # Resize in float32 and compute the product in the precision of the layer.
+            dtype = embedding.compute_dtype
+            x = keras.ops.matmul(tf.cast(x, dtype), tf.cast(kernel, dtype))
+            if embedding.bias is not None:
+                x += tf.cast(embedding.bias, dtype)
+        table = flexi.resize_positions(self.positions, config.stored_grid, grid)
+        return x + tf.cast(table, x.dtype)
 
     def classify(self, x):
         """Returns the logits `(batch, classes)`, float32, of what `call` returned."""

@@ -18,8 +18,8 @@ from sigline.trainer.config import (
 from sigline.trainer.inputs import needs, preprocess
 from sigline.trainer.inputs.needs import Needs, View
 from sigline.trainer.models import two_tower
-from sigline.trainer.weights import tokenizer_json, weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights import model_weights, tokenizer_json
+from sigline.trainer.weights.model_weights import Weights
 
 # Names of a frozen model's embeddings of texts, and of the variable with those of classes.
 TEXT = "text"
@@ -98,34 +98,12 @@ def _make_one(
         data=DataConfig(),
         objectives=(PairsConfig(loss=weights.config.pair_loss) if reads else DistillConfig(name),),
     )
-    if "pairs" in asked and weights.config.pair_loss != "sigmoid":
-        raise ValueError(
-            f"The teacher {name} must be of the sigmoid loss to give probabilities of pairs. "
-            f"Received: loss={weights.config.pair_loss!r}"
-        )
-    if reads and not any(parameter.startswith("text/") for parameter in weights.parameters):
-        raise ValueError(
-            f"The teacher {name} must have a text tower to tell pairs, or classes without a head. "
-            "Received: weights of an image tower alone"
-        )
-    model = two_tower.build(settings)
-    variables = two_tower.named_variables(model)
-    shapes = {key: tuple(value.shape) for key, value in variables.items()}
-    patterns = [r"image/.*"] + ([r"(?!image/).*"] if reads else [])
-    for key, value in weight_folders.fitted(weights, shapes, patterns).items():
-        variables[key].assign(value)
+    _check_asked(name, weights, asked, reads=reads)
+    model, variables = _filled(weights, settings, reads=reads)
     tokenizer = _tokenizer(name, weights.vocabulary, settings) if reads else None
     if by_texts:
         assert tokenizer is not None
-        if labels is None:
-            raise ValueError(
-                f"The teacher {name} has no head and tells classes by their texts, which a label "
-                "set (classes.json) must name. Received: labels=none"
-            )
-        tokens_of = tokenizer
-        encode = tf.function(lambda texts: model.embed_text(tokens_of(texts)), autograph=False)
-        embeddings = two_tower.embed_classes(encode, labels)
-        variables[_CLASS_EMBEDDINGS] = tf.Variable(embeddings, trainable=False)
+        variables[_CLASS_EMBEDDINGS] = _class_embeddings(name, model, tokenizer, labels)
     if "classes" in asked:
         _check_classes(name, labels if by_texts else None, settings, config)
     other_pixels = _pixels(settings.image) != _pixels(config.image)
@@ -139,6 +117,55 @@ def _make_one(
         {text: tokenizer} if other_texts and tokenizer is not None else {},
     )
     return FrozenModel(model, variables, asked, image, text, own)
+
+
+def _check_asked(name: str, weights: Weights, asked: frozenset[str], *, reads: bool) -> None:
+    """Refuses a teacher that cannot give what it is asked for."""
+    if "pairs" in asked and weights.config.pair_loss != "sigmoid":
+        raise ValueError(
+            f"The teacher {name} must be of the sigmoid loss to give probabilities of pairs. "
+            f"Received: loss={weights.config.pair_loss!r}"
+        )
+    if reads and not any(parameter.startswith("text/") for parameter in weights.parameters):
+        raise ValueError(
+            f"The teacher {name} must have a text tower to tell pairs, or classes without a head. "
+            "Received: weights of an image tower alone"
+        )
+
+
+def _filled(
+    weights: Weights, settings: TrainConfig, *, reads: bool
+) -> tuple[two_tower.TwoTower, dict[str, tf.Variable]]:
+    """Returns a model with the values of weights, and its variables by name.
+
+    Args:
+        weights: The values.
+        settings: What to build.
+        reads: Whether it has a text tower.
+    """
+    model = two_tower.build(settings)
+    variables = two_tower.named_variables(model)
+    shapes = {key: tuple(value.shape) for key, value in variables.items()}
+    patterns = [r"image/.*"] + ([r"(?!image/).*"] if reads else [])
+    for key, value in model_weights.fitted(weights, shapes, patterns).items():
+        variables[key].assign(value)
+    return model, variables
+
+
+def _class_embeddings(
+    name: str,
+    model: two_tower.TwoTower,
+    tokenizer: preprocess.Tokenizer,
+    labels: LabelSet | None,
+) -> tf.Variable:
+    """Returns the embeddings of the texts of classes, shape `(classes, dim)`."""
+    if labels is None:
+        raise ValueError(
+            f"The teacher {name} has no head and tells classes by their texts, which a label "
+            "set (classes.json) must name. Received: labels=none"
+        )
+    encode = tf.function(lambda texts: model.embed_text(tokenizer(texts)), autograph=False)
+    return tf.Variable(two_tower.embed_classes(encode, labels), trainable=False)
 
 
 def _tokenizer(name: str, vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer:
@@ -177,7 +204,7 @@ def _pixels(image: ImageTowerConfig) -> tuple:
         image.interpolation,
         image.antialias,
         image.resampler,
-        image.resize_side,
+        image.resized_side,
     )
 
 

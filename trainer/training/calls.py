@@ -59,6 +59,22 @@ class Models(NamedTuple):
         return needs.merged(objective.needs() for objective in self.objectives)
 
 
+class Variant(NamedTuple):
+    """What a step is compiled for; see `variants.of_step`.
+
+    Attributes:
+        model: One of the image tower's variants, such as a number of patches; None for its default.
+        objective: One of `Objective.variants`; None where no objective has several.
+    """
+
+    model: Hashable = None
+    objective: Hashable = None
+
+
+# The variant of a step where nothing varies.
+DEFAULT = Variant()
+
+
 class Seeds(NamedTuple):
     """Seeds of one step and replica, two integers each; a tower without one drops nothing."""
 
@@ -123,14 +139,15 @@ class ModelCall(Call):
         step: tf.Tensor,
         seeds: Seeds,
         exchange: Exchange,
-        variant: Hashable,
+        variant: Variant,
     ):
         self.inputs = inputs
         self.parameters = parameters
         self.step = step
         self._seeds = seeds
         self.exchange = exchange
-        self.variant = variant
+        self.variant = variant.objective
+        self._tower_variant = variant.model
         self._models = models
         self._frozen_values = frozen_values
         self._towers = seeds.towers
@@ -156,7 +173,7 @@ class ModelCall(Call):
             return {two_tower.EMBEDDING: self.inputs[view]}
         model = self._models.model
         pixels = preprocess.to_model_range(self.inputs[view], model.config.image)
-        return model.look(pixels, self._seed("image", view))
+        return model.look(pixels, self._seed("image", view), self._tower_variant)
 
     def text(self, name: str = needs.TEXT) -> tf.Tensor:
         """Returns the model's unit embeddings of texts."""

@@ -12,7 +12,7 @@ import tensorflow as tf
 from sigline.schemas import atomic, full_disk
 from sigline.trainer.training.state import TrainState
 from sigline.trainer.weights import weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 # Below the run's own: checkpoints that are kept for good, and what they all belong to.
 KEPT_FOLDER = "kept"

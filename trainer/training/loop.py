@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ import tensorflow as tf
 from sigline.schemas import atomic
 from sigline.schemas.labels import LabelSet
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.inputs import data, preprocess, usable
+from sigline.trainer.inputs import data, preprocess, shards, usable
 from sigline.trainer.inputs.repairs import Repairs
 from sigline.trainer.inputs.resuming import Feed
-from sigline.trainer.losses import collectives
-from sigline.trainer.models import two_tower, xla_regions
+from sigline.trainer.models import two_tower
 from sigline.trainer.objectives import frozen
-from sigline.trainer.training import preemption, progress, start, steps, strategies
+from sigline.trainer.training import preemption, progress, start, strategies, variants
 from sigline.trainer.training.calls import Models
 from sigline.trainer.training.checkpoints import Checkpoints, describe
 from sigline.trainer.training.state import TrainState
+from sigline.trainer.training.train_step import make_train_step
 from sigline.trainer.weights import inheritance
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class TrainResult:
         model: The trained model; with the averages of its parameters, if the run keeps them.
         tokenizer: The vocabulary it was trained with; None for a model of images alone.
         first_step: The step that the run started or resumed at.
-        images_per_second: Mean over the steps of this process, without the first, which compiles;
-            0.0 where fewer than two steps were left to do.
+        images_per_second: Mean over the steps of this process, without those that compile; 0.0
+            where no others were left to do.
         data_wait_fraction: Share of the time spent waiting for data.
         final_loss: Loss of the last logged step; NaN where no step was left to do.
         is_chief: Whether this process is the one of several workers that writes.
@@ -56,7 +56,7 @@ class TrainResult:
 def train(
     config: TrainConfig,
     *,
-    split_dir: data.Folders,
+    split_dir: shards.Folders,
     vocabulary: bytes | None,
     checkpoint_dir: str | Path,
     log_dir: str | Path | None = None,
@@ -93,114 +93,225 @@ def train(
     _check_divisible(config.global_batch_size, strategy.num_replicas_in_sync)
     vocabulary = inheritance.vocabulary(config, weights, vocabulary)
     tokenizer = start.make_tokenizer(vocabulary, config)
-    embedded = data.embeddings(split_dir)
+    embedded = shards.embeddings(split_dir)
     with strategy.scope():
-        model = two_tower.build(config)
-        start.start_from(model, weights, config)
-        initial_digest = start.digest(model)
-        start.check_embedded_by(model, embedded, config)
-        asked = frozen.make(teachers or {}, config, vocabulary=vocabulary, labels=labels)
-        models = Models.of(
+        models, initial_digest = _make_models(
             config,
-            model,
+            weights,
+            teachers or {},
             tokenizer=tokenizer,
-            frozen=asked,
+            vocabulary=vocabulary,
             labels=labels,
-            embedded=embedded is not None,
+            embedded=embedded,
         )
         state = start.make_state(models)
-    checkpoints = Checkpoints(
-        checkpoint_dir,
-        state,
-        keep=config.run.keep_checkpoints,
-        keep_every_steps=config.run.keep_every_steps,
-    )
-    first_step = checkpoints.restore_latest()
-    if first_step > config.steps:
-        raise ValueError(
-            "steps must not be fewer than were trained already; give more, or another folder. "
-            f"Received: steps={config.steps}, trained={first_step}, checkpoints={checkpoint_dir}"
-        )
-    is_chief, anyone = strategies.is_chief(strategy), strategies.agreement(strategy)
-    strategies.check_same_start(strategy, first_step)
-    if is_chief:
+    run = _Run(models, state, strategy, split_dir, Path(checkpoint_dir), tokenizer, embedded)
+    first_step = run.resume()
+    if run.is_chief:
         described = Weights(
             config, {}, vocabulary, initial_digest, inheritance.tokenizer(config, weights)
         )
         # A run that resumes keeps the digest that it wrote when it began.
         initial_digest = describe(checkpoint_dir, described).initial_digest or initial_digest
-    check = usable.Check(config, models.needs, embedded=embedded)
-    repairs = Repairs(
-        Path(checkpoint_dir) / "repaired", split_dir, config.run.max_damaged_records, check
-    )
-
-    open_from = functools.partial(_open_batches, split_dir, models, repairs, strategy)
-    batches = Feed(
-        split_dir,
-        repairs,
-        open_from,
-        first_step=first_step,
-        unusable=lambda number: usable.places(
-            split_dir, config, check, number=number, replaced=repairs.replaced
-        ),
-    )
-    train_step = make_train_step(models, state, strategy)
     meter = progress.Meter(config.global_batch_size)
-    final_loss = float("nan")
-    with (
-        progress.Report(
-            config,
-            first_step=first_step,
-            log_dir=log_dir if is_chief else None,
-            silent=not is_chief,
-        ) as report,
-        preemption.TerminationNotice() as notice,
-    ):
-        saved = time.monotonic()
-        for number in range(first_step + 1, config.steps + 1):
-            with meter:
-                batch = next(batches)
-            if number == first_step + 1:
-                _show(report, number, batch, tokenizer, strategy)
-            scalars = train_step(batch, number)
-            meter.step_done()
-            report.step_done()
-            stop = anyone(notice.received)
-            save = number == config.steps or number % config.run.checkpoint_steps == 0
-            save |= number % (config.run.keep_every_steps or config.run.checkpoint_steps) == 0
-            save |= stop or _is_late(saved, config.run.checkpoint_minutes)
-            if save or number % config.run.log_steps == 0:
-                values = {name: float(value) for name, value in scalars.items()}
-                if values["skipped_steps"] > config.run.max_skipped_steps:
-                    first_keys = functools.partial(
-                        data.batch_keys, split_dir, config, replaced=repairs.replaced
-                    )
-                    raise _not_finite(state, values, first_keys, checkpoint_dir)
-                values["images_per_second"] = meter.images_per_second
-                values["data_wait_fraction"] = meter.data_wait_fraction
-                values["damaged_records"] = float(repairs.count)
-                report.show(number, values)
-                final_loss = values["loss"]
-            if save:
-                if is_chief:
-                    checkpoints.save()
-                saved = time.monotonic()
-            if stop and number < config.steps:
-                strategies.leave_together(strategy)
-                raise preemption.Preempted(number)
+    final_loss = run.do_steps(first_step, meter, log_dir)
     strategies.leave_together(strategy)
     for name, average in state.ema.items():
         state.parameters[name].assign(average)
     return TrainResult(
-        model=model,
+        model=models.model,
         tokenizer=tokenizer,
         first_step=first_step,
         images_per_second=meter.images_per_second,
         data_wait_fraction=meter.data_wait_fraction,
         final_loss=final_loss,
-        is_chief=is_chief,
+        is_chief=run.is_chief,
         initial_digest=initial_digest,
     )
+
+
+def _make_models(
+    config: TrainConfig,
+    weights: Weights | None,
+    teachers: Mapping[str, Weights],
+    *,
+    tokenizer: preprocess.Tokenizer | None,
+    vocabulary: bytes | None,
+    labels: LabelSet | None,
+    embedded: dict | None,
+) -> tuple[Models, str]:
+    """Returns what the run computes with, and the digest of its parameters, in a strategy's scope.
+
+    Args:
+        config: The configuration.
+        weights: What pretrained parameters start from.
+        teachers: Weights of the frozen models.
+        tokenizer: The run's.
+        vocabulary: The tokenizer's.
+        labels: Classes for teachers that tell classes by their texts.
+        embedded: What embedded the images, as `shards.embeddings` says; None for pictures.
+    """
+    model = two_tower.build(config)
+    start.start_from(model, weights, config)
+    digest = start.digest(model)
+    start.check_embedded_by(model, embedded, config)
+    models = Models.of(
+        config,
+        model,
+        tokenizer=tokenizer,
+        frozen=frozen.make(teachers, config, vocabulary=vocabulary, labels=labels),
+        labels=labels,
+        embedded=embedded is not None,
+    )
+    return models, digest
+
+
+class _Run:
+    """A run from its first step to its last, with its data and checkpoints."""
+
+    def __init__(
+        self,
+        models: Models,
+        state: TrainState,
+        strategy: tf.distribute.Strategy,
+        split_dir: shards.Folders,
+        checkpoint_dir: Path,
+        tokenizer: preprocess.Tokenizer | None,
+        embedded: dict | None,
+    ):
+        self._models = models
+        self._config = config = models.config
+        self._state = state
+        self._strategy = strategy
+        self._split_dir = split_dir
+        self._checkpoint_dir = checkpoint_dir
+        self._tokenizer = tokenizer
+        self._checkpoints = Checkpoints(
+            checkpoint_dir,
+            state,
+            keep=config.run.keep_checkpoints,
+            keep_every_steps=config.run.keep_every_steps,
+        )
+        self._check = usable.Check(config, models.needs, embedded=embedded)
+        self._repairs = Repairs(
+            checkpoint_dir / "repaired", split_dir, config.run.max_damaged_records, self._check
+        )
+        self._anyone = strategies.agreement(strategy)
+        self.is_chief = strategies.is_chief(strategy)
+
+    def resume(self) -> int:
+        """Restores the last checkpoint and returns the number of steps done.
+
+        Raises:
+            ValueError: If they are more than the configuration asks for.
+        """
+        first_step = self._checkpoints.restore_latest()
+        if first_step > self._config.steps:
+            raise ValueError(
+                "steps must not be fewer than were trained already; give more, or another folder. "
+                f"Received: steps={self._config.steps}, trained={first_step}, "
+                f"checkpoints={self._checkpoint_dir}"
+            )
+        strategies.check_same_start(self._strategy, first_step)
+        return first_step
+
+    def do_steps(self, first_step: int, meter: progress.Meter, log_dir: str | Path | None) -> float:
+        """Does the steps that are left; returns the loss of the last logged one, NaN without any.
+
+        Args:
+            first_step: Steps done so far.
+            meter: Times the steps.
+            log_dir: Folder for TensorBoard events; None to write none.
+
+        Raises:
+            RuntimeError: If the loss is no longer finite, data cannot be read or a checkpoint
+                cannot be written.
+            preemption.Preempted: If SIGTERM came; the state was saved.
+        """
+        with (
+            progress.Report(
+                self._config,
+                first_step=first_step,
+                log_dir=log_dir if self.is_chief else None,
+                silent=not self.is_chief,
+            ) as report,
+            preemption.TerminationNotice() as notice,
+        ):
+            return self._do_steps(first_step, meter, report, notice)
+
+    def _do_steps(
+        self,
+        first_step: int,
+        meter: progress.Meter,
+        report: progress.Report,
+        notice: preemption.TerminationNotice,
+    ) -> float:
+        config = self._config
+        batches = self._batches(first_step)
+        train_step = make_train_step(self._models, self._state, self._strategy)
+        final_loss, saved = float("nan"), time.monotonic()
+        for number in range(first_step + 1, config.steps + 1):
+            with meter:
+                batch = next(batches)
+            if number == first_step + 1:
+                self._show(report, number, batch)
+            scalars = train_step(batch, number)
+            meter.step_done(variants.of_step(self._models, number))
+            report.step_done()
+            stop = self._anyone(notice.received)
+            save = stop or _is_saved(number, config)
+            save |= _is_late(saved, config.run.checkpoint_minutes)
+            if save or number % config.run.log_steps == 0:
+                values = self._finite(scalars)
+                values["images_per_second"] = meter.images_per_second
+                values["data_wait_fraction"] = meter.data_wait_fraction
+                values["damaged_records"] = float(self._repairs.count)
+                report.show(number, values)
+                final_loss = values["loss"]
+            if save:
+                if self.is_chief:
+                    self._checkpoints.save()
+                saved = time.monotonic()
+            if stop and number < config.steps:
+                strategies.leave_together(self._strategy)
+                raise preemption.Preempted(number)
+        return final_loss
+
+    def _batches(self, first_step: int) -> Feed:
+        def unusable(number: int) -> Any:
+            return usable.places(
+                self._split_dir,
+                self._config,
+                self._check,
+                number=number,
+                replaced=self._repairs.replaced,
+            )
+
+        open_from = functools.partial(
+            _open_batches, self._split_dir, self._models, self._repairs, self._strategy
+        )
+        return Feed(
+            self._split_dir, self._repairs, open_from, first_step=first_step, unusable=unusable
+        )
+
+    def _show(self, report: progress.Report, number: int, batch: Any) -> None:
+        """Shows some images and texts of a batch."""
+        local = self._strategy.experimental_local_results
+        first = {name: local(value)[0] for name, value in batch.items()}
+        texts = []
+        if "text" in first and self._tokenizer is not None:
+            texts = self._tokenizer.texts_of(first["text"][:8])
+        report.show_batch(number, first["image"], texts)
+
+    def _finite(self, scalars: Mapping[str, tf.Tensor]) -> dict[str, float]:
+        """Returns the values of scalars; raises if too many steps were not finite."""
+        values = {name: float(value) for name, value in scalars.items()}
+        if values["skipped_steps"] > self._config.run.max_skipped_steps:
+            keys_of = functools.partial(
+                data.batch_keys, self._split_dir, self._config, replaced=self._repairs.replaced
+            )
+            raise _not_finite(self._state, values, keys_of, self._checkpoint_dir)
+        return values
 
 
 def _check_divisible(global_batch_size: int, num_replicas: int) -> None:
@@ -212,7 +323,7 @@ def _check_divisible(global_batch_size: int, num_replicas: int) -> None:
 
 
 def _open_batches(
-    split_dir: data.Folders,
+    split_dir: shards.Folders,
     models: Models,
     repairs: Repairs,
     strategy: tf.distribute.Strategy,
@@ -236,10 +347,10 @@ def _open_batches(
     return iter(strategy.distribute_datasets_from_function(local))
 
 
-def _show(report, number: int, batch, tokenizer, strategy: tf.distribute.Strategy) -> None:
-    first = {n: strategy.experimental_local_results(x)[0] for n, x in batch.items()}
-    texts = tokenizer.texts_of(first["text"][:8]) if "text" in first else []
-    report.show_batch(number, first["image"], texts)
+def _is_saved(number: int, config: TrainConfig) -> bool:
+    """Returns whether a step is one of those whose state is saved."""
+    every, kept = config.run.checkpoint_steps, config.run.keep_every_steps
+    return number == config.steps or number % every == 0 or number % (kept or every) == 0
 
 
 def _is_late(saved: float, minutes: float | None) -> bool:
@@ -264,86 +375,3 @@ def _not_finite(
         "optimizer.learning_rate, raise optimizer.warmup_steps, or allow more by "
         "run.max_skipped_steps."
     )
-
-
-def make_train_step(
-    models: Models, variables: TrainState, strategy: tf.distribute.Strategy
-) -> Callable[[Any, int], dict[str, tf.Tensor]]:
-    """Returns the compiled step: takes a (distributed) batch and the step's number, from one.
-
-    It returns scalars to log. Each variant of the objectives is compiled when it first comes.
-    """
-    config, objectives = models.config, models.objectives
-
-    def changing(state: TrainState):
-        trained = {name: state.parameters[name] for name in variables.slots}
-        return tf.nest.flatten(state._replace(parameters=trained))
-
-    update = functools.partial(steps.apply_gradients, config=config)
-    compiled = _compiled(config, strategy)
-    if compiled != "none":
-        # Compile the update apart: XLA on CPU and GPU accepts neither variable writes nor
-        # collectives.
-        update = tf.function(update, jit_compile=True, autograph=False)
-
-    def assign_everywhere(strategy, values):
-        for variable, value in zip(changing(variables), values, strict=True):
-            strategy.extended.update(
-                variable, lambda v, new: v.assign(new), args=(value,), group=False
-            )
-
-    @functools.cache
-    def step_of(variant: Hashable):
-        forward_backward = functools.partial(steps.forward_backward, models=models, variant=variant)
-
-        def compute(*inputs):
-            with xla_regions.fusing(compiled == "parts"):
-                return forward_backward(*inputs)
-
-        if compiled == "whole":
-            compute = tf.function(compute, jit_compile=True, autograph=False)
-
-        def replica_step(inputs):
-            state = tf.nest.map_structure(tf.convert_to_tensor, variables)
-            values = {name: dict(item.variables) for name, item in models.frozen.items()}
-            state, scalars = steps.train_step(
-                state,
-                inputs,
-                config=config,
-                exchange=collectives.exchange_for_context(config.run.exchange),
-                compute=compute,
-                update=update,
-                objectives=objectives,
-                frozen_values=tf.nest.map_structure(tf.convert_to_tensor, values),
-            )
-            context = tf.distribute.get_replica_context()
-            context.merge_call(assign_everywhere, args=(changing(state),))
-            return scalars
-
-        @tf.function(autograph=False)
-        def train_step(batch):
-            scalars = strategy.run(replica_step, args=(batch,))
-            return {n: strategy.experimental_local_results(v)[0] for n, v in scalars.items()}
-
-        return train_step
-
-    def train_step(batch, number: int) -> dict[str, tf.Tensor]:
-        return step_of(steps.variant(objectives, config.seed, number))(batch)
-
-    return train_step
-
-
-def _compiled(config: TrainConfig, strategy: tf.distribute.Strategy) -> str:
-    """What of the step asks for XLA: `whole`, `parts` or `none`; on a TPU `strategy.run` asks."""
-    alone = strategy.num_replicas_in_sync == 1
-    if isinstance(strategy, tf.distribute.TPUStrategy):
-        return "none"
-    if config.run.jit_compile and not alone:
-        raise ValueError(
-            "run.jit_compile must be none or false under several CPU or GPU replicas: XLA does not "
-            f"accept their collectives. Received: replicas={strategy.num_replicas_in_sync}"
-        )
-    if config.run.jit_compile is None:
-        on_gpu = bool(tf.config.list_logical_devices("GPU"))
-        return "whole" if alone and on_gpu else "parts"
-    return "whole" if config.run.jit_compile else "none"

@@ -45,95 +45,151 @@ def forward_backward(
 
     Source: arXiv 2101.06983 (GradCache).
     """
-    parts = tf.nest.map_structure(lambda x: _split(x, num_parts), inputs)
-    pairs = [item for item in objectives if item.over == "pairs"]
-    examples = [item for item in objectives if item.over == "examples"]
-
-    def part_of(number: Any) -> Any:
-        return call(tf.nest.map_structure(lambda x: x[number], parts), number)
-
-    @tf.autograph.experimental.do_not_convert
-    def say_part(number: tf.Tensor) -> dict[str, Tensors]:
-        return say(pairs, part_of(number))
-
-    @tf.autograph.experimental.do_not_convert
-    def learn_part(number: tf.Tensor) -> Outcome:
-        shared = part_of(number)
-        return learn(examples, say(examples, shared), shared)
-
+    batch = _Microbatches(inputs, objectives, call, say, learn, num_parts)
     outcome, slopes = None, {}
-    gradients: Any = {name: None for name in trained}
-    if pairs:
+    gradients: dict[str, tf.Tensor | None] = dict.fromkeys(trained)
+    if batch.pairs:
+        outcome, slopes, gradients = batch.loss_of_pairs(trained)
+    sums, of_examples = batch.add_parts(trained, slopes)
+    if of_examples is not None:
+        outcome = _added(outcome, of_examples)
+    # The whole gradient: through the outputs and direct. Parameters that neither reaches keep None,
+    # so that the caller can refuse them.
+    for name, total in sums.items():
+        direct = gradients[name]
+        gradients[name] = total if direct is None else total + direct
+    return outcome, gradients
+
+
+class _Microbatches:
+    """A batch in parts, and what is computed of each."""
+
+    def __init__(
+        self,
+        inputs: Tensors,
+        objectives: Sequence[Objective],
+        call: Callable[[Tensors, Any], Any],
+        say: Callable[[Sequence[Objective], Any], dict[str, Tensors]],
+        learn: Callable[[Sequence[Objective], Mapping[str, Tensors], Any], Outcome],
+        num_parts: int,
+    ):
+        """Cuts the batch; the arguments are those of `forward_backward`."""
+        self.pairs = [item for item in objectives if item.over == "pairs"]
+        self._examples = [item for item in objectives if item.over == "examples"]
+        self._inputs = inputs
+        self._parts = tf.nest.map_structure(lambda x: _split(x, num_parts), inputs)
+        self._call, self._say, self._learn = call, say, learn
+        self._num_parts = num_parts
+
+    def _call_of(self, number: Any) -> Any:
+        return self._call(tf.nest.map_structure(lambda x: x[number], self._parts), number)
+
+    def loss_of_pairs(self, trained: Tensors) -> tuple[Outcome, dict[Any, tf.Tensor], Any]:
+        """Returns the outcome of the objectives over pairs, and its gradients.
+
+        Returns:
+            The outcome; the gradients of outputs, by objective and name, cut into parts; and those
+            of the parameters that the loss reads itself.
+        """
+
+        @tf.autograph.experimental.do_not_convert
+        def say_part(number: tf.Tensor) -> dict[str, Tensors]:
+            return self._say(self.pairs, self._call_of(number))
+
         # The first pass runs without a tape, so that it keeps outputs but no activations.
         specs = _specs(say_part)
         stacked = tf.map_fn(
-            say_part, tf.range(num_parts), fn_output_signature=specs, parallel_iterations=1
+            say_part, tf.range(self._num_parts), fn_output_signature=specs, parallel_iterations=1
         )
-        pair_outputs = tf.nest.map_structure(_merged, stacked, specs)
+        outputs = tf.nest.map_structure(_merged, stacked, specs)
         with tf.GradientTape() as tape:
             # The loss reads some parameters itself, such as the temperature; their direct gradients
             # are found here.
-            tape.watch((pair_outputs, trained))
-            outcome = learn(pairs, pair_outputs, call(inputs, 0))
-        slopes_and_gradients: Any = tape.gradient(outcome.shares[LOSS], (pair_outputs, trained))
+            tape.watch((outputs, trained))
+            outcome = self._learn(self.pairs, outputs, self._call(self._inputs, 0))
+        slopes_and_gradients: Any = tape.gradient(outcome.shares[LOSS], (outputs, trained))
         slopes, gradients = slopes_and_gradients
         # Outputs that no loss reads, such as those of frozen models, have no gradient.
-        slopes = {
-            (objective, name): _split(value, num_parts)
-            for objective, outputs in slopes.items()
-            for name, value in outputs.items()
+        in_parts = {
+            (objective, name): _split(value, self._num_parts)
+            for objective, of_objective in slopes.items()
+            for name, value in of_objective.items()
             if value is not None
         }
-    connected: set[str] = set()
+        return outcome, in_parts, gradients
 
-    @tf.autograph.experimental.do_not_convert
-    def add_part(number: tf.Tensor, sums: Any, learnt: Any) -> tuple[Any, Any, Any]:
-        with tf.GradientTape() as tape:
-            tape.watch(trained)
-            shared = part_of(number)
-            pair_outputs = say(pairs, shared)
-            # The second pass runs a part again under a tape. The chain rule goes on from the
-            # gradients of its outputs.
-            targets = [pair_outputs[objective][name] for objective, name in slopes]
-            upstream = [value[number] for value in slopes.values()]
-            if examples:
-                of_part = learn(examples, say(examples, shared), shared)
-                targets.append(of_part.shares[LOSS])
-                # The loss of the whole batch is the sum of the shares of its parts.
-                upstream.append(tf.ones_like(of_part.shares[LOSS]))
-                learnt = tf.nest.map_structure(tf.add, learnt, of_part)
-        part_gradients = tape.gradient(targets, trained, output_gradients=upstream)
-        # The names are collected while the body is traced, since the loop returns a sum for every
-        # parameter, if only of zeros.
-        connected.update(name for name, value in part_gradients.items() if value is not None)
-        added = {
-            name: total if part_gradients[name] is None else total + part_gradients[name]
-            for name, total in sums.items()
-        }
-        return number + 1, added, learnt
+    def add_parts(
+        self, trained: Tensors, slopes: Mapping[Any, tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], Outcome | None]:
+        """Runs every part under a tape and adds up what comes of it.
 
-    nothing: Any = ()
-    if examples:
-        nothing = tf.nest.map_structure(lambda x: tf.zeros(x.shape, x.dtype), _specs(learn_part))
-    sums: Any
-    learnt: Any
-    _, sums, learnt = tf.while_loop(
-        lambda number, *_: number < num_parts,
-        add_part,
-        (tf.constant(0), {name: tf.zeros_like(value) for name, value in trained.items()}, nothing),
-        parallel_iterations=1,
-        maximum_iterations=num_parts,
-    )
-    if examples:
-        # Shares of the loss add up; means are averaged, since the parts are of equal size.
-        means = {name: value / num_parts for name, value in learnt.means.items()}
-        outcome = _added(outcome, learnt._replace(means=means))
-    # The whole gradient: through the outputs and direct. Parameters that neither reaches keep None,
-    # so that the caller can refuse them.
-    for name in connected:
-        direct = gradients[name]
-        gradients[name] = sums[name] if direct is None else sums[name] + direct
-    return outcome, gradients
+        Args:
+            trained: The parameters that get gradients, by name.
+            slopes: Gradients of the outputs of objectives over pairs, as `loss_of_pairs` returns.
+
+        Returns:
+            The gradients through outputs, of the parameters that they depend on; and the outcome of
+            the objectives over examples, None without any.
+        """
+        connected: set[str] = set()
+
+        @tf.autograph.experimental.do_not_convert
+        def add_part(number: tf.Tensor, sums: Any, learnt: Any) -> tuple[Any, Any, Any]:
+            with tf.GradientTape() as tape:
+                tape.watch(trained)
+                shared = self._call_of(number)
+                outputs = self._say(self.pairs, shared)
+                # The second pass runs a part again under a tape. The chain rule goes on from the
+                # gradients of its outputs.
+                targets = [outputs[objective][name] for objective, name in slopes]
+                upstream = [value[number] for value in slopes.values()]
+                if self._examples:
+                    of_part = self._learn_examples(shared)
+                    targets.append(of_part.shares[LOSS])
+                    # The loss of the whole batch is the sum of the shares of its parts.
+                    upstream.append(tf.ones_like(of_part.shares[LOSS]))
+                    learnt = tf.nest.map_structure(tf.add, learnt, of_part)
+            gradients = tape.gradient(targets, trained, output_gradients=upstream)
+            # The names are collected while the body is traced, since the loop returns a sum for
+            # every parameter, if only of zeros.
+            connected.update(name for name, value in gradients.items() if value is not None)
+            added = {
+                name: total if gradients[name] is None else total + gradients[name]
+                for name, total in sums.items()
+            }
+            return number + 1, added, learnt
+
+        zeros = {name: tf.zeros_like(value) for name, value in trained.items()}
+        sums: Any
+        learnt: Any
+        _, sums, learnt = tf.while_loop(
+            lambda number, *_: number < self._num_parts,
+            add_part,
+            (tf.constant(0), zeros, self._nothing_learnt()),
+            parallel_iterations=1,
+            maximum_iterations=self._num_parts,
+        )
+        if not self._examples:
+            learnt = None
+        else:
+            # Shares of the loss add up; means are averaged, since the parts are of equal size.
+            means = {name: value / self._num_parts for name, value in learnt.means.items()}
+            learnt = learnt._replace(means=means)
+        return {name: total for name, total in sums.items() if name in connected}, learnt
+
+    def _learn_examples(self, shared: Any) -> Outcome:
+        return self._learn(self._examples, self._say(self._examples, shared), shared)
+
+    def _nothing_learnt(self) -> Any:
+        """Returns the outcome of the objectives over examples before the first part: zeros."""
+        if not self._examples:
+            return ()
+
+        @tf.autograph.experimental.do_not_convert
+        def learn_part(number: tf.Tensor) -> Outcome:
+            return self._learn_examples(self._call_of(number))
+
+        return tf.nest.map_structure(lambda x: tf.zeros(x.shape, x.dtype), _specs(learn_part))
 
 
 def _added(outcome: Outcome | None, more: Outcome) -> Outcome:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Hashable
 from pathlib import Path
 
 import tensorflow as tf
@@ -14,7 +15,7 @@ _SHOWN = 8
 
 
 class Meter:
-    """Times steps and waits; the first step, which traces the graph, does not count.
+    """Times steps and waits; the first step of a program, which compiles it, does not count.
 
     It is a context around each wait for data.
     """
@@ -26,35 +27,41 @@ class Meter:
             batch_size: Images per step.
         """
         self._batch_size = batch_size
-        self._steps = -1
-        self._waited = self._wait_started = 0.0
-        self._started = time.perf_counter()
+        self._programs: set[Hashable] = set()
+        self._steps = 0
+        self._seconds = self._waited = 0.0
+        self._waited_now = self._wait_started = 0.0
+        self._last = time.perf_counter()
 
     def __enter__(self) -> None:
         self._wait_started = time.perf_counter()
 
     def __exit__(self, *_) -> None:
-        self._waited += time.perf_counter() - self._wait_started
+        self._waited_now += time.perf_counter() - self._wait_started
 
-    def step_done(self) -> None:
-        """Counts a step."""
-        self._steps += 1
-        if self._steps == 0:
-            self._started, self._waited = time.perf_counter(), 0.0
+    def step_done(self, program: Hashable = None) -> None:
+        """Counts a step, and all the time since the one before.
 
-    @property
-    def _seconds(self) -> float:
-        return max(time.perf_counter() - self._started, 1e-9)
+        Args:
+            program: What the step was compiled for.
+        """
+        now = time.perf_counter()
+        if program in self._programs:
+            self._steps += 1
+            self._seconds += now - self._last
+            self._waited += self._waited_now
+        self._programs.add(program)
+        self._last, self._waited_now = now, 0.0
 
     @property
     def images_per_second(self) -> float:
-        """Mean rate; zero before the second step."""
-        return self._batch_size * self._steps / self._seconds if self._steps > 0 else 0.0
+        """Mean rate; zero before the second step of a program."""
+        return self._batch_size * self._steps / max(self._seconds, 1e-9)
 
     @property
     def data_wait_fraction(self) -> float:
         """Share of the time spent waiting for data."""
-        return self._waited / self._seconds if self._steps > 0 else 0.0
+        return self._waited / max(self._seconds, 1e-9)
 
 
 class Report:

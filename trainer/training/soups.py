@@ -16,7 +16,7 @@ import numpy as np
 from sigline.trainer.config import BlockConfig, TrainConfig
 from sigline.trainer.training import checkpoints
 from sigline.trainer.weights import tokenizer_json, weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 # Reads an ingredient; of many large models only one is held at a time.
 Load = Callable[[], Weights]

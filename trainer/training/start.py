@@ -15,8 +15,8 @@ from sigline.trainer.objectives import making
 from sigline.trainer.training import optimizers
 from sigline.trainer.training.calls import Models
 from sigline.trainer.training.state import TrainState, trained_names
-from sigline.trainer.weights import weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights import model_weights, weight_folders
+from sigline.trainer.weights.model_weights import Weights
 
 
 def start_from(model: two_tower.TwoTower, weights: Weights | None, config: TrainConfig) -> None:
@@ -39,7 +39,7 @@ def start_from(model: two_tower.TwoTower, weights: Weights | None, config: Train
         )
     variables = two_tower.named_variables(model)
     shapes = {name: tuple(value.shape) for name, value in variables.items()}
-    for name, value in weight_folders.fitted(weights, shapes, config.pretrained).items():
+    for name, value in model_weights.fitted(weights, shapes, config.pretrained).items():
         variables[name].assign(value)
 
 
@@ -125,7 +125,7 @@ def _check_frozen(trained: list[str], config: TrainConfig) -> None:
 def digest(model: two_tower.TwoTower) -> str:
     """Returns the digest of a model's parameters, as of weights that hold them."""
     variables = two_tower.named_variables(model)
-    return weight_folders.parameters_digest({name: x.numpy() for name, x in variables.items()})
+    return model_weights.parameters_digest({name: x.numpy() for name, x in variables.items()})
 
 
 def make_tokenizer(vocabulary: bytes | None, config: TrainConfig) -> preprocess.Tokenizer | None:
@@ -148,7 +148,7 @@ def check_embedded_by(
 
     Args:
         model: The model at its start.
-        embedded: What `data.embeddings` says of the data.
+        embedded: What `shards.embeddings` says of the data.
         config: The configuration.
 
     Raises:

@@ -4,11 +4,10 @@ The loop runs it on variables under a strategy. Since it touches no variable its
 compiled ahead of time for a device that is not there.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from sigline.trainer.config import TrainConfig
@@ -17,7 +16,14 @@ from sigline.trainer.models.two_tower import named_parameters
 from sigline.trainer.objectives import making
 from sigline.trainer.objectives.base import LOSS, Objective, Outcome, Tensors
 from sigline.trainer.training import mixup, optimizers, parts
-from sigline.trainer.training.calls import ModelCall, Models, Seeds, mixup_seed
+from sigline.trainer.training.calls import (
+    DEFAULT,
+    ModelCall,
+    Models,
+    Seeds,
+    Variant,
+    mixup_seed,
+)
 from sigline.trainer.training.state import TrainState, trained_names
 
 
@@ -46,7 +52,7 @@ def forward_backward(
     *,
     models: Models,
     exchange: Exchange | None = None,
-    variant: Hashable = None,
+    variant: Variant = DEFAULT,
 ) -> StepOutcome:
     """Returns loss and gradients of one replica's part of the batch.
 
@@ -59,14 +65,12 @@ def forward_backward(
         extras: What objectives keep without a gradient, by objective.
         models: Say what to compute; their own values are not read.
         exchange: How replicas meet; by default as the configuration says.
-        variant: What the step is one of; see `Objective.variants`.
+        variant: What the step is one of; see `variants.of_step`.
     """
     config, objectives = models.config, models.objectives
     if exchange is None:
         exchange = exchange_for_context(config.run.exchange)
     trained = {name: parameters[name] for name in trained_names(parameters, config)}
-    variables = named_parameters(models.model) | making.named_parameters(objectives)
-    mapping = [(variables[name], value) for name, value in parameters.items()]
     seeds = Seeds.of(config, trained, step, exchange)
     inputs = _with_targets(inputs, models, step)
     counts = {
@@ -87,29 +91,16 @@ def forward_backward(
             variant=variant,
         )
 
-    def own(shared: ModelCall, item: Objective) -> ModelCall:
-        return shared.of(counts.get(item.name), (extras or {}).get(item.name, {}))
-
-    def say(asked: Sequence[Objective], shared: ModelCall) -> dict[str, Tensors]:
-        with keras.StatelessScope(state_mapping=mapping):
-            return {item.name: item.outputs(own(shared, item)) for item in asked}
-
-    def learn(
-        asked: Sequence[Objective], outputs: Mapping[str, Tensors], shared: ModelCall
-    ) -> StepOutcome:
-        with keras.StatelessScope(state_mapping=mapping):
-            outcomes = [item.loss(outputs[item.name], own(shared, item)) for item in asked]
-        return _together(asked, outcomes, listed=len(objectives) > 1)
-
+    asked = _Objectives(models, parameters, counts, extras or {})
     if config.microbatches == 1:
         with tf.GradientTape() as tape:
             tape.watch(trained)
             shared = call(inputs, 0)
-            outcome = learn(objectives, say(objectives, shared), shared)
+            outcome = asked.learn(objectives, asked.say(objectives, shared), shared)
         gradients: Any = tape.gradient(outcome.shares[LOSS], trained)
     else:
         outcome, gradients = parts.forward_backward(
-            inputs, trained, objectives, call, say, learn, num_parts=config.microbatches
+            inputs, trained, objectives, call, asked.say, asked.learn, num_parts=config.microbatches
         )
     lost = [name for name, value in gradients.items() if value is None]
     if lost:
@@ -121,25 +112,45 @@ def forward_backward(
     return outcome._replace(gradients=dense)
 
 
-def variant(objectives: Sequence[Objective], seed: int, number: int) -> Hashable:
-    """Returns which variant a step is, the same on all replicas.
+class _Objectives:
+    """Asks objectives for outputs and losses, with values in place of the variables' own."""
 
-    Args:
-        objectives: What is learnt; at most one of them has several variants.
-        seed: The run's seed.
-        number: The step, counted from one.
+    def __init__(
+        self,
+        models: Models,
+        parameters: Tensors,
+        counts: Tensors,
+        extras: Mapping[str, Tensors],
+    ):
+        """Takes what is the same for all parts of a batch.
 
-    Raises:
-        ValueError: If several objectives have variants.
-    """
-    several = [item for item in objectives if len(item.variants) > 1]
-    if not several:
-        return None
-    if len(several) > 1:
-        names = ", ".join(item.name for item in several)
-        raise ValueError(f"Only one objective may have variants of a step. Received: {names}")
-    variants = several[0].variants
-    return variants[int(np.random.default_rng([seed, number]).integers(len(variants)))]
+        Args:
+            models: Say what to compute.
+            parameters: Values by name.
+            counts: How many examples of the global batch count, by objective over examples.
+            extras: What objectives keep without a gradient, by objective.
+        """
+        variables = named_parameters(models.model) | making.named_parameters(models.objectives)
+        self._mapping = [(variables[name], value) for name, value in parameters.items()]
+        self._is_one_of_several = len(models.objectives) > 1
+        self._counts = counts
+        self._extras = extras
+
+    def _own(self, shared: ModelCall, item: Objective) -> ModelCall:
+        return shared.of(self._counts.get(item.name), self._extras.get(item.name, {}))
+
+    def say(self, asked: Sequence[Objective], shared: ModelCall) -> dict[str, Tensors]:
+        """Returns the outputs of objectives, by name."""
+        with keras.StatelessScope(state_mapping=self._mapping):
+            return {item.name: item.outputs(self._own(shared, item)) for item in asked}
+
+    def learn(
+        self, asked: Sequence[Objective], outputs: Mapping[str, Tensors], shared: ModelCall
+    ) -> StepOutcome:
+        """Returns the outcome of objectives' outputs, without gradients."""
+        with keras.StatelessScope(state_mapping=self._mapping):
+            outcomes = [item.loss(outputs[item.name], self._own(shared, item)) for item in asked]
+        return _together(asked, outcomes, listed=self._is_one_of_several)
 
 
 def _with_targets(inputs: Tensors, models: Models, step: tf.Tensor) -> dict[str, tf.Tensor]:

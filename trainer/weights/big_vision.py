@@ -19,6 +19,7 @@ _ATTENTION = big_vision_layouts.ATTENTION
 _CHOICES = (
     "image.size",
     "image.pool",
+    "image.projection_tanh",
     "text.pool",
     "text.end_id",
     "text.causal",
@@ -125,14 +126,20 @@ def _image_tower(
         assumed.append("image.pool=gap")
     if not any(key in chosen for key in choices.PIXELS):
         assumed.append("pixels as of big_vision: bilinear, image.antialias=false")
-    head = tensors.get("img/head/kernel")
+    heads, head = {}, tensors.get("img/head/kernel")
+    heads[_head_of(tensors)] = None if head is None else head.shape[1]
+    if heads.keys() == {"classes"} and "img/pre_logits/kernel" in tensors:
+        heads["projection"] = tensors["img/pre_logits/kernel"].shape[1]
+        heads["projection_tanh"] = True
+        if "image.projection_tanh" not in chosen:
+            assumed.append("image.projection_tanh=true: a tanh follows pre_logits")
     tower = ImageTowerConfig(
         size=side,
         patch=patch,
         pool=pool,
         positions="learned" if "img/pos_embedding" in tensors else "sincos2d",
         drop_remainder=bool(side % patch),
-        **{_head_of(tensors): None if head is None else head.shape[1]},
+        **heads,
         **_sizes(tensors, "img/Transformer"),
     )
     return tower, assumed
@@ -242,7 +249,7 @@ def links(config: TrainConfig, *, text: bool, scalars: bool) -> list[Link]:
         text: Whether the checkpoint has a text tower.
         scalars: Whether it has a temperature (and a bias, with the sigmoid loss).
     """
-    all_links = _image_links(config.image)
+    all_links = _image_links(config.image, pair=text or scalars)
     if text:
         all_links += [
             same("txt/Embed_0/embedding", "text/tokens"),
@@ -261,7 +268,7 @@ def links(config: TrainConfig, *, text: bool, scalars: bool) -> list[Link]:
     return all_links
 
 
-def _image_links(image: ImageTowerConfig) -> list[Link]:
+def _image_links(image: ImageTowerConfig, *, pair: bool) -> list[Link]:
     patch, width = image.patch, image.width
     image_links = [
         reshaped(
@@ -280,7 +287,7 @@ def _image_links(image: ImageTowerConfig) -> list[Link]:
     if image.pool == "map":
         image_links += _pool("img/MAPHead_0", "image/pool", image)
     if image.projection is not None:
-        image_links += _dense("img/head", "image/projection")
+        image_links += _dense("img/head" if pair else "img/pre_logits", "image/projection")
     if image.classes is not None:
         image_links += _dense("img/head", "image/head")
     return image_links

@@ -4,20 +4,10 @@ from collections.abc import Iterable, Mapping
 
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import TrainConfig
-from sigline.trainer.weights import processor
+from sigline.trainer.weights import processor, tokenizer_files
 
 PIXELS = tuple(f"image.{name}" for name in processor.FIELDS)
-TEXTS = tuple(
-    f"text.{name}"
-    for name in (
-        "lowercase",
-        "strip_punctuation",
-        "squeeze_whitespace",
-        "start_piece",
-        "end_piece",
-        "pad_piece",
-    )
-)
+TEXTS = tuple(f"text.{name}" for name in tokenizer_files.RULES)
 
 
 def parsed(assignments: Iterable[str], allowed: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from sigline.trainer.config import (
     TextTowerConfig,
     TrainConfig,
 )
-from sigline.trainer.weights import processor
+from sigline.trainer.weights import processor, tokenizer_files
 from sigline.trainer.weights.links import Link, same, transposed
 
 _ACTIVATIONS = {
@@ -212,20 +212,10 @@ def _serving(tower: Any) -> Any:
     return dataclasses.replace(tower, block=block, **dropped)
 
 
-# Fields that say how texts become tokens, which `transformers` keeps with the tokenizer.
-_OF_WORDS = (
-    "lowercase",
-    "strip_punctuation",
-    "squeeze_whitespace",
-    "start_piece",
-    "end_piece",
-    "pad_piece",
-)
-
-
 def _same_text(ours: TextTowerConfig, theirs: TextTowerConfig) -> bool:
     """Whether two towers compute the same from the same tokens."""
-    words = {name: getattr(ours, name) for name in _OF_WORDS}
+    # `transformers` keeps the rules of texts with the tokenizer.
+    words = {name: getattr(ours, name) for name in tokenizer_files.RULES}
     return ours == dataclasses.replace(theirs, **words)
 
 

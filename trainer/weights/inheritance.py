@@ -13,7 +13,7 @@ from typing import Any
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import ImageTowerConfig, TrainConfig
 from sigline.trainer.weights import processor, tokenizer_files, tokenizer_json
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 TOKEN_TABLE = "text/tokens"
 
@@ -47,6 +47,8 @@ _PARTS = {
 # and the side of the pictures, of which see `_sides`.
 _TRAINING = {"text": (), "image": ("token_dropout", "classes", "size", "drop_remainder")}
 _TRAINING_OF_BLOCKS = ("dropout", "stochastic_depth")
+# Of a FlexiViT: the recipe's if it has grids, else those of the weights.
+_GRIDS = ("grids", "position_grid", "default_grid")
 
 
 def inherit(
@@ -91,7 +93,7 @@ def _fields(tower: str, config: TrainConfig, weights: Weights, names: list[str])
         return {}
     parts = [f"{tower}/{part}" for part in _PARTS[tower]]
     if all(_is_pretrained(config, part) for part in parts):
-        kept = _TRAINING[tower]
+        kept = (*_TRAINING[tower], *(_GRIDS if getattr(ours, "grids", ()) else ()))
         fields = [item.name for item in dataclasses.fields(theirs) if item.name not in kept]
         taken = {field: getattr(theirs, field) for field in fields}
         block = {field: getattr(ours.block, field) for field in _TRAINING_OF_BLOCKS}
@@ -111,23 +113,29 @@ def _fields(tower: str, config: TrainConfig, weights: Weights, names: list[str])
             block = {field: getattr(theirs.block, field) for field in _BLOCK_FIELDS}
             taken["block"] = dataclasses.replace(ours.block, **block)
     if tower == "image" and "resize" in taken:
-        taken |= _sides(ours, theirs, taken.get("patch", ours.patch))
+        patch, grids = taken.get("patch", ours.patch), taken.get("grids", ())
+        taken |= _sides(ours, theirs, patch, takes_grids=bool(grids))
     return taken
 
 
-def _sides(ours: ImageTowerConfig, theirs: ImageTowerConfig, patch: int) -> dict[str, Any]:
+def _sides(
+    ours: ImageTowerConfig, theirs: ImageTowerConfig, patch: int, *, takes_grids: bool
+) -> dict[str, Any]:
     """Returns the side of the pictures, and that from which they are cut.
 
     A recipe of another resolution keeps it. One with as many patches means that of the weights,
-    whose patches may leave some pixels out; one with other patches says nothing of theirs.
+    whose patches may leave some pixels out; one with other patches says nothing of theirs. Grids
+    divide a side, and come with it.
 
     Args:
         ours: The recipe's tower.
         theirs: That of the weights.
         patch: Side of a patch in the tower to be.
+        takes_grids: Whether it has the grids of the weights.
     """
     other_patches = ours.patch != theirs.patch and patch == theirs.patch
-    if other_patches or (ours.patch, ours.grid) == (theirs.patch, theirs.grid):
+    same_patches = (ours.patch, ours.grid) == (theirs.patch, theirs.grid)
+    if takes_grids or (not ours.grids and (other_patches or same_patches)):
         return {
             "size": theirs.size,
             "drop_remainder": theirs.drop_remainder,
@@ -154,11 +162,17 @@ def report(recipe: TrainConfig, config: TrainConfig, weights: Weights | None) ->
         if after[key] != before.get(key)
     ]
     if weights is not None and _is_pretrained(config, "image/positions"):
-        ours, theirs = config.image.size, weights.config.image.size
-        if ours != theirs:
+        ours, theirs = config.image, weights.config.image
+        if ours.size != theirs.size:
             lines.append(
-                f"From the recipe: image.size={ours} (the weights: {theirs}); the positions of the "
-                "patches are resampled"
+                f"From the recipe: image.size={ours.size} (the weights: {theirs.size}); the "
+                "positions of the patches are resampled"
+            )
+        elif ours.stored_grid != theirs.stored_grid:
+            one, other = (f"{x.stored_grid} x {x.stored_grid}" for x in (ours, theirs))
+            lines.append(
+                f"From the recipe: positions of {one} patches (the weights: {other}), to which "
+                "they are resampled"
             )
     return lines
 

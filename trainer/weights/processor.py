@@ -20,7 +20,10 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _LEVELS = 255
 # What decides pixels in an `ImageTowerConfig`, beside the size.
-FIELDS = ("resize", "resize_side", "interpolation", "antialias", "resampler", "mean", "std")
+FIELDS = (
+    *("resize", "resize_side", "resize_ratio", "interpolation", "antialias", "resampler"),
+    *("mean", "std"),
+)
 
 _COMMON: dict[str, Any] = {
     "do_resize": True,
@@ -161,7 +164,11 @@ def _resizing(settings: dict[str, Any], name: str, size: int) -> dict[str, Any]:
             f"size must be the model's image_size={size}, or with do_center_crop at least that. "
             f"Received: size={asked}"
         )
-    return {"resize": resize, "resize_side": None if side == size else side}
+    return {
+        "resize": resize,
+        "resize_side": None if side == size else side,
+        "resize_ratio": 1.0,
+    }
 
 
 def _shorter_side(asked: Any, name: str, size: int, cut: bool) -> int | None:

@@ -16,8 +16,16 @@ def described(image: ImageTowerConfig, *, clip: bool) -> dict[str, Any]:
     Args:
         image: The image tower.
         clip: Whether the model is CLIP's.
+
+    Raises:
+        ValueError: If no processor resizes as the tower does.
     """
-    side = image.resize_side or image.size
+    if image.resize == "crop_rounded" or image.interpolation not in _FILTERS:
+        raise ValueError(
+            "transformers has no processor that rounds sides or takes means over areas. Received: "
+            f"image.resize={image.resize!r}, image.interpolation={image.interpolation!r}"
+        )
+    side = image.resized_side
     square = {"height": image.size, "width": image.size}
     crop = image.resize == "crop"
     cut = crop or side != image.size

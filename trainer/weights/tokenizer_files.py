@@ -1,10 +1,10 @@
-"""Files by which `transformers` makes the tokens that sigline makes of the same text.
+"""Files with which the tokenizers of `transformers` give the same tokens as sigline's.
 
 SigLIP's own class reads SentencePiece models and canonicalises texts as sigline does by default,
-and SigLIP 2's reads the `tokenizer.json` that weights came with. For any other rules the steps of
+and SigLIP 2's reads the `tokenizer.json` that weights came with. For any other rules, the steps of
 `preprocess.canonicalize` are written into a `tokenizer.json`, which needs no class of its own.
-Pieces that begin, end or fill texts are text where a text spells them: a caption must not be able
-to end itself.
+A text that spells a special piece (start, end or padding) is tokenized as ordinary text: a caption
+must not be able to end itself.
 """
 
 import base64
@@ -23,10 +23,10 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
 PIECES_FILE, MERGES_FILE = "vocab.json", "merges.txt"
-# Files that are kept of an imported tokenizer, unchanged.
+# Files of an imported tokenizer that are kept unchanged.
 KEPT_FILES = (TOKENIZER_FILE, CONFIG_FILE)
 
-# Fields of `TextTowerConfig` that say how texts become pieces.
+# Fields of `TextTowerConfig` that decide how texts become pieces.
 RULES = (
     "lowercase",
     "strip_punctuation",
@@ -35,24 +35,25 @@ RULES = (
     "end_piece",
     "pad_piece",
 )
-# Key of a `tokenizer_config.json` with these, by which an import reads texts as the model did.
+# Key of `tokenizer_config.json` that holds these fields, so that an import restores them.
 _RULES_KEY = "sigline_text"
 
 _SPACE = "\u2581"
-# Python's white space, as `preprocess` has it.
+# Python's white space, which `preprocess` uses, written out since regular expressions differ.
 _WHITE_SPACE = (
     r"[\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
     r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
 )
-# A capital sigma at the end of a word: behind a cased letter and before none, whatever lies between
-# that has no case. It is the only letter whose lower case depends on its neighbours.
+# A capital sigma at the end of a word: after a cased letter and not before one, ignoring characters
+# without case. It is the only letter whose lower case depends on its neighbours (Unicode's
+# Final_Sigma), which the library's lower-casing of single letters ignores.
 _LAST_SIGMA = (
     r"[\p{Cased}&&[^\p{Case_Ignorable}]]\p{Case_Ignorable}*\K\x{3a3}"
     r"(?!\p{Case_Ignorable}*[\p{Cased}&&[^\p{Case_Ignorable}]])"
 )
-# A code point that is no character, and so is in no piece.
+# A code point that Unicode will never assign, so that no vocabulary has it in a piece.
 _NO_CHARACTER = "\uffff"
-# CLIP's words, as `pieces` has them.
+# The words within which CLIP merges byte pairs; the same expression as in `vocabularies`.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
@@ -64,8 +65,8 @@ def files(
     Args:
         vocabulary: A SentencePiece model or byte pairs.
         text: The text tower, for its rules and its length.
-        kept: Files of the tokenizer that the weights were imported with, if they were kept.
-        clip: Whether the model is CLIP's, which is given a mask of the padding.
+        kept: Files of the imported tokenizer, if the weights came with one.
+        clip: Whether the model is CLIP's, which takes a mask of the padding.
     """
     named: dict[str, str | None] = {
         "bos_token": text.start_piece,
@@ -74,11 +75,12 @@ def files(
     }
     config: dict[str, Any] = {
         "clean_up_tokenization_spaces": False,
-        # SigLIP attends to the padding, and must not be given a mask of it.
+        # SigLIP was trained to attend to the padding, so the tokenizer must not return a mask.
         "model_input_names": ["input_ids", "attention_mask"] if clip else ["input_ids"],
         "model_max_length": text.length,
         "padding_side": "right",
         "processor_class": "CLIPProcessor" if clip else "SiglipProcessor",
+        # Without this, a text that spells a special piece would become that piece.
         "split_special_tokens": True,
         "truncation_side": "right",
         _RULES_KEY: {name: getattr(text, name) for name in RULES},
@@ -87,6 +89,7 @@ def files(
         written, special = _byte_pairs(json.loads(vocabulary), text)
         config |= {"tokenizer_class": "PreTrainedTokenizerFast"} | special
     elif TOKENIZER_FILE in kept and _is_siglip_2(text):
+        # The original file, with its merges in their original order, rather than a conversion back.
         written = {TOKENIZER_FILE: kept[TOKENIZER_FILE]}
         config = json.loads(kept.get(CONFIG_FILE, b"{}")) | config
         config |= {"tokenizer_class": "Siglip2Tokenizer", "add_bos_token": False}
@@ -105,10 +108,10 @@ def files(
 
 
 def rules(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns how texts become pieces, from a `tokenizer_config.json`; nothing of a foreign one.
+    """Returns the rules in a `tokenizer_config.json` that sigline wrote; none in a foreign one.
 
     Raises:
-        ValueError: If the rules are none of a text tower.
+        ValueError: If the rules are not those of a text tower.
     """
     own = described.get(_RULES_KEY, {})
     if not isinstance(own, dict) or (own and set(own) != set(RULES)):
@@ -119,9 +122,10 @@ def rules(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ids(vocabulary: bytes, text: TextTowerConfig) -> dict[str, int | None]:
-    """Returns the numbers of special tokens by their names in a `config.json`.
+    """Returns the ids of special tokens by their names in a `config.json`.
 
-    CLIP finds the end of a text by its `eos_token_id`, which the text tower says, not the pieces.
+    CLIP pools at its `eos_token_id`. That is the text tower's `end_id` if it has one, which may be
+    another id than that of the end piece.
     """
     if vocabulary.startswith(b"{"):
         pieces = json.loads(vocabulary)["pieces"]
@@ -139,7 +143,7 @@ def ids(vocabulary: bytes, text: TextTowerConfig) -> dict[str, int | None]:
 def _number(ids: Mapping[str, int], piece: str) -> int:
     if piece not in ids:
         raise ValueError(
-            "The vocabulary must have the pieces that begin and end texts. "
+            "The vocabulary must have the start and end piece of texts. "
             f"Received: {piece!r}, which is none of its {len(ids)} pieces"
         )
     return ids[piece]
@@ -150,7 +154,7 @@ def _json(value: Any) -> bytes:
 
 
 def _is_siglip_2(text: TextTowerConfig) -> bool:
-    """Whether the rules are those of SigLIP 2: lower case, and else as it stands."""
+    """Returns whether the rules are those of SigLIP 2: lower case, and no other change."""
     return (
         text.lowercase
         and not text.strip_punctuation
@@ -160,7 +164,10 @@ def _is_siglip_2(text: TextTowerConfig) -> bool:
 
 
 def _is_siglip(model: Any, text: TextTowerConfig) -> bool:
-    """Whether `SiglipTokenizer` makes the same tokens; it squeezes, strips and adds a prefix."""
+    """Returns whether `SiglipTokenizer` gives the same tokens.
+
+    It strips punctuation, squeezes white space and adds a prefix, whatever the model's settings.
+    """
     normalizer = model.normalizer_spec
     return (
         text.strip_punctuation
@@ -178,10 +185,10 @@ def _unknown(model: Any) -> str | None:
 
 
 def _canonical(text: TextTowerConfig) -> list[dict[str, Any]]:
-    """Returns the steps of `preprocess.canonicalize`."""
+    """Returns the normalizers that do what `preprocess.canonicalize` does, in the same order."""
     steps: list[dict[str, Any]] = []
     if text.lowercase:
-        # The library lower-cases letter by letter.
+        # First the sigmas, since the library lower-cases letter by letter.
         steps += [_replaced(_LAST_SIGMA, "\u03c2"), {"type": "Lowercase"}]
     if text.strip_punctuation:
         escaped = "".join(f"\\{character}" for character in string.punctuation)
@@ -199,8 +206,8 @@ def _from_sentencepiece(model: Any, text: TextTowerConfig) -> dict[str, Any]:
     """Returns the content of a `tokenizer.json` with the pieces of a SentencePiece model."""
     normalizer, steps = model.normalizer_spec, _canonical(text)
     if normalizer.precompiled_charsmap:
-        # The library's own reading of the map takes letters and the accents behind them for one,
-        # which only composed ones are.
+        # The library applies the map to a letter with all its combining accents at once, and so
+        # misses the entries of the single characters. Composing them first avoids that.
         steps += [{"type": "NFKC"}] if "nfkc" in normalizer.name else []
         charsmap = base64.b64encode(normalizer.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
@@ -211,11 +218,12 @@ def _from_sentencepiece(model: Any, text: TextTowerConfig) -> dict[str, Any]:
     if normalizer.escape_whitespaces:
         steps.append({"type": "Replace", "pattern": {"String": " "}, "content": _SPACE})
     unigram = model.trainer_spec.model_type != tokenizer_json.BPE
-    parted = None
+    pre_tokenizer = None
     if unigram:
-        # The library's model would take the piece of a control for the text that spells it.
-        hidden, parted = _spelled_controls(model)
-        steps += hidden
+        # The library's unigram model matches every piece against the text, controls included, where
+        # SentencePiece never matches controls. Byte pairs cannot reach one by merging.
+        replacements, pre_tokenizer = _protect_spelled_controls(model)
+        steps += replacements
     ids = {item.piece: number for number, item in enumerate(model.pieces)}
     added = [
         {"id": number, "content": item.piece, "special": item.type != Kind.USER_DEFINED}
@@ -224,7 +232,7 @@ def _from_sentencepiece(model: Any, text: TextTowerConfig) -> dict[str, Any]:
     ]
     return _described(
         steps,
-        parted,
+        pre_tokenizer,
         _unigram(model) if unigram else _bpe(model, ids),
         {
             "type": "Sequence",
@@ -241,26 +249,30 @@ def _from_sentencepiece(model: Any, text: TextTowerConfig) -> dict[str, Any]:
     )
 
 
-def _spelled_controls(model: Any) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Returns steps that keep texts which spell a control from becoming its piece.
+def _protect_spelled_controls(model: Any) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Returns steps that keep a text which spells a control piece from becoming that piece.
 
-    The first character is replaced by one that is as unknown as it is; or, if it is part of a
-    piece, it is parted from the rest.
+    If the control's first character is in no normal piece, it is replaced by another unknown
+    character, which gives the same token. Otherwise the text is split after it.
+
+    Returns:
+        Normalizers that replace, and a pre-tokenizer that splits; None if it need not.
     """
     known = {x for item in model.pieces if item.type == Kind.NORMAL for x in item.piece}
-    hidden, parted = [], []
+    replacements, split_patterns = [], []
     for item in model.pieces:
         if item.type not in (Kind.CONTROL, Kind.UNKNOWN) or len(item.piece) < 2:
             continue
-        first, rest = item.piece[0], item.piece[1:]
-        spelled = f"{_escaped(first)}(?={_escaped(rest)})"
+        first, tail = item.piece[0], item.piece[1:]
+        # A look-ahead, so that only the first character is replaced or split off.
+        spelled = f"{_escaped(first)}(?={_escaped(tail)})"
         if first in known:
-            parted.append(spelled)
+            split_patterns.append(spelled)
         else:
-            hidden.append(_replaced(spelled, _NO_CHARACTER))
-    pattern = {"Regex": "|".join(parted)}
+            replacements.append(_replaced(spelled, _NO_CHARACTER))
+    pattern = {"Regex": "|".join(split_patterns)}
     split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-    return hidden, split if parted else None
+    return replacements, split if split_patterns else None
 
 
 def _escaped(literal: str) -> str:
@@ -278,7 +290,12 @@ def _unigram(model: Any) -> dict[str, Any]:
 
 
 def _bpe(model: Any, ids: Mapping[str, int]) -> dict[str, Any]:
-    """Returns byte pairs: every pair that makes a piece, the highest score first."""
+    """Returns a BPE model: every pair that makes a piece, the highest score first.
+
+    SentencePiece stores no merges. It repeatedly merges the neighbours whose joint piece has the
+    highest score, so every way to cut a piece into two pieces is a merge of that piece's rank.
+    """
+    # Only normal pieces merge; SentencePiece never builds controls or bytes from parts.
     scores = {x.piece: x.score for x in model.pieces if x.type == Kind.NORMAL}
     pairs = [
         (-score, piece[:cut], piece[cut:])
@@ -303,11 +320,12 @@ def _bpe(model: Any, ids: Mapping[str, int]) -> dict[str, Any]:
 def _byte_pairs(
     content: Mapping[str, Any], text: TextTowerConfig
 ) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Returns the files of CLIP's byte pairs, and further special tokens by their kinds."""
+    """Returns the files of CLIP's byte pairs, and further special tokens by their names."""
     ids = {piece: number for number, piece in enumerate(content["pieces"])}
     model = {
         "type": "BPE",
         "dropout": None,
+        # As in CLIP's own files. Byte pairs know every byte, so it never occurs in a text.
         "unk_token": text.end_piece,
         "continuing_subword_prefix": "",
         "end_of_word_suffix": "</w>",
@@ -324,6 +342,7 @@ def _byte_pairs(
             {
                 "type": "Split",
                 "pattern": {"Regex": _WORDS},
+                # Inverted: keeps the matches and drops what is between them, which is white space.
                 "behavior": "Removed",
                 "invert": True,
             },
@@ -331,6 +350,7 @@ def _byte_pairs(
                 "type": "ByteLevel",
                 "add_prefix_space": False,
                 "trim_offsets": True,
+                # GPT-2's expression, which would split the words again.
                 "use_regex": False,
             },
         ],
@@ -373,10 +393,11 @@ def _described(
     added: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Returns the content of a `tokenizer.json`."""
+    # Added tokens match literally, in the text before normalization.
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    begun = [] if text.start_piece is None else [text.start_piece]
+    start = [] if text.start_piece is None else [text.start_piece]
     template = [
-        *({"SpecialToken": {"id": x, "type_id": 0}} for x in begun),
+        *({"SpecialToken": {"id": x, "type_id": 0}} for x in start),
         {"Sequence": {"id": "A", "type_id": 0}},
         {"SpecialToken": {"id": text.end_piece, "type_id": 0}},
     ]
@@ -393,7 +414,7 @@ def _described(
             "pair": [*template, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {
                 x: {"id": x, "ids": [_number(ids, x)], "tokens": [x]}
-                for x in (*begun, text.end_piece)
+                for x in (*start, text.end_piece)
             },
         },
         "decoder": decoder,

@@ -1,4 +1,4 @@
-"""Tokenizers in folders of Hugging Face, as the vocabularies and the rules that they are here."""
+"""Reads tokenizers in folders of Hugging Face: their vocabulary, and their rules for texts."""
 
 import json
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from sigline.trainer.inputs import vocabularies as pieces
 from sigline.trainer.weights import tokenizer_files as files
 from sigline.trainer.weights import tokenizer_json
 
-# Classes of tokenizers that end and pad texts otherwise than SigLIP's.
+# Classes of tokenizers with other end and padding pieces than SigLIP's.
 _SIGLIP_2_TOKENIZERS = ("GemmaTokenizer", "Siglip2Tokenizer")
 _CLIP_TOKENIZER = "CLIPTokenizer"
 
 
 def read(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
-    """Returns a vocabulary, if there is one, and how texts are read with it."""
+    """Returns the vocabulary, if there is one, and the text tower's settings that go with it."""
     described = _read_object(folder / files.CONFIG_FILE)
-    # Rules for texts that sigline wrote, if the folder is its own.
+    # Rules that sigline wrote when it exported the folder. They override those of the class.
     own = files.rules(described)
     if (folder / files.SENTENCEPIECE_FILE).is_file():
         return (folder / files.SENTENCEPIECE_FILE).read_bytes(), own
@@ -42,8 +42,9 @@ def read(folder: Path) -> tuple[bytes | None, dict[str, Any]]:
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """Returns the files of SigLIP 2's tokenizer, which is kept beside what it is converted to."""
+    """Returns the files of SigLIP 2's tokenizer, which an export writes again unchanged."""
     described = _read_object(folder / files.CONFIG_FILE)
+    # A SentencePiece file is used as it is, so that nothing needs to be kept.
     converted = not (folder / files.SENTENCEPIECE_FILE).is_file()
     converted &= _tokenizer_class(described) in _SIGLIP_2_TOKENIZERS
     return kept_files(folder) if converted else {}
@@ -60,13 +61,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} must hold JSON: {error}") from error
+        raise ValueError(f"{path} must hold JSON. Received: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object. Received: {type(content).__name__}")
     return content
 
 
 def _clip_vocabulary(folder: Path) -> bytes:
+    # CLIP's original files, if they are there; newer folders have `tokenizer.json` only.
     if (folder / files.PIECES_FILE).is_file():
         numbers = json.loads((folder / files.PIECES_FILE).read_text())
         lines = (folder / files.MERGES_FILE).read_text().splitlines()
@@ -80,6 +82,6 @@ def _clip_vocabulary(folder: Path) -> bytes:
 
 
 def kept_files(folder: Path) -> dict[str, bytes]:
-    """Returns the files of a tokenizer that are kept as they are, by name; none of no folder."""
+    """Returns the files of a tokenizer that are kept unchanged, by name, if they exist."""
     paths = {name: folder / name for name in files.KEPT_FILES}
     return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}

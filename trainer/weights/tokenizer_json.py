@@ -1,10 +1,10 @@
-"""Vocabularies as files: which are the same, and those of Hugging Face's `tokenizer.json`.
+"""Compares vocabularies, and converts Hugging Face's `tokenizer.json` to a SentencePiece model.
 
-Gemma's, which SigLIP 2 reads with, is published as `tokenizer.json` alone: pieces, and the pairs
-that merge into them in the order in which they merge. SentencePiece has a score for each piece
-instead, and merges any pair whose piece is in the vocabulary. For a vocabulary that was a
-SentencePiece model once both are the same; for another one, such as CLIP's, they are not, and it
-is refused.
+Gemma's vocabulary, which SigLIP 2 uses, is published as `tokenizer.json` alone: pieces, and the
+pairs that merge into them, in the order in which they merge. SentencePiece has a score for each
+piece instead, and merges any pair whose piece is in the vocabulary. The two are equivalent for a
+vocabulary that was converted from a SentencePiece model. For others, such as CLIP's, they are not,
+and these are refused.
 """
 
 import enum
@@ -21,8 +21,8 @@ from sigline.schemas import digests
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNKNOWN = "<unk>"
 BPE = 2
-# Defaults of a SentencePiece model that does not state them; see its `sentencepiece_model.proto`.
 UNIGRAM = 1
+# Defaults of fields that a SentencePiece model lacks, from its `sentencepiece_model.proto`.
 _TRAINER_DEFAULTS = {
     "model_type": UNIGRAM,
     "treat_whitespace_as_suffix": False,
@@ -53,22 +53,22 @@ def digest(vocabulary: bytes) -> str:
 
 
 def same(one: bytes, other: bytes) -> bool:
-    """Whether two vocabularies make the same tokens of any text; see `content_digest`."""
+    """Returns whether two vocabularies give the same tokens for any text; see `content_digest`."""
     return one == other or content_digest(one) == content_digest(other)
 
 
 def content_digest(vocabulary: bytes) -> str:
-    """Returns the digest of what decides the tokens of a vocabulary; of its bytes if unreadable.
+    """Returns a digest of what decides the tokens of a vocabulary; of its bytes if unreadable.
 
-    The same pieces are written beside other notes, such as the names of the files that they were
-    trained on, and in other orders of fields.
+    Files of the same pieces can differ in other fields, such as the names of the files that they
+    were trained on, and in the order of fields.
     """
     content = _content(vocabulary)
     return digest(vocabulary) if content is None else digests.json_digest(content)
 
 
 def _content(vocabulary: bytes) -> Any:
-    """Returns what of a vocabulary decides tokens, as JSON; None if it cannot be read."""
+    """Returns the part of a vocabulary that decides tokens, as JSON; None if unreadable."""
     if vocabulary.startswith(b"{"):
         try:
             return json.loads(vocabulary)
@@ -91,18 +91,18 @@ def _content(vocabulary: bytes) -> Any:
 
 
 def read_model(vocabulary: bytes) -> Any:
-    """Returns a SentencePiece model's message: its pieces, and those settings that decide tokens.
+    """Parses a SentencePiece model: its pieces, and the settings that decide tokens.
 
-    What the model is silent about is filled in.
+    Missing fields get their defaults.
 
     Raises:
-        ValueError: If the bytes are no SentencePiece model.
+        ValueError: If the bytes are not a SentencePiece model.
     """
     try:
         model = _model_class().FromString(vocabulary)
     except message.DecodeError:
         model = None
-    # Some bytes that are no model parse as one without pieces.
+    # Almost any bytes can parse as a message of unknown fields, which has no pieces.
     if model is None or not model.pieces:
         raise ValueError(
             "The vocabulary must be a serialized SentencePiece model. "
@@ -122,13 +122,13 @@ def read_model(vocabulary: bytes) -> Any:
 
 
 def from_tokenizer_json(content: bytes) -> bytes:
-    """Returns a serialized SentencePiece model.
+    """Converts a `tokenizer.json` to a serialized SentencePiece model.
 
     Args:
         content: The bytes of a `tokenizer.json`.
 
     Raises:
-        ValueError: If it is no byte-fallback BPE of a SentencePiece model.
+        ValueError: If it is not a byte-fallback BPE that was converted from a SentencePiece model.
     """
     described = json.loads(content)
     model = described.get("model", {})
@@ -155,6 +155,8 @@ def from_tokenizer_json(content: bytes) -> bytes:
 
     written = _model_class()()
     for piece in pieces:
+        # SentencePiece merges the pair with the highest score first, so the score is the negated
+        # rank of the merge. Pieces that no merge makes come last; their score is never used.
         rank = ranks.get(piece, len(ranks))
         written.pieces.add(piece=piece, score=-float(rank), type=kind(piece))
     trainer, normalizer = written.trainer_spec, written.normalizer_spec
@@ -162,6 +164,8 @@ def from_tokenizer_json(content: bytes) -> bytes:
     for name in ("unk", "bos", "eos", "pad"):
         piece_id = pieces.index(f"<{name}>") if f"<{name}>" in pieces else -1
         setattr(trainer, f"{name}_id", piece_id)
+    # Gemma's tokenizer changes nothing but spaces. SentencePiece's defaults would add a prefix and
+    # squeeze white space.
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
     normalizer.escape_whitespaces = True
@@ -169,9 +173,9 @@ def from_tokenizer_json(content: bytes) -> bytes:
 
 
 def _model_class() -> Any:
-    """Returns the message of a SentencePiece model, as far as it is read or written here.
+    """Returns the message class of a SentencePiece model, with the fields that are used here.
 
-    The package `sentencepiece` brings one, which loads with the newest protobuf only.
+    The package `sentencepiece` has such a class, but it loads only with the newest protobuf.
     """
     types = descriptor_pb2.FieldDescriptorProto
     fields = {
@@ -212,13 +216,15 @@ def _model_class() -> Any:
                 field.type, field.type_name = types.TYPE_MESSAGE, f".{file.package}.{kind}"
             else:
                 field.type = kind
+    # A pool of its own, since `sentencepiece` may register messages in the default pool.
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.Model"))
 
 
 def _pieces(vocabulary: Mapping[str, int], added: list[Mapping[str, Any]]) -> list[str]:
-    """Returns all pieces in the order of their ids."""
+    """Returns all pieces in the order of their ids, which are their positions in SentencePiece."""
+    # Added tokens are usually in the vocabulary too; their own entry wins.
     ids = dict(vocabulary) | {item["content"]: item["id"] for item in added}
     pieces = sorted(ids, key=ids.__getitem__)
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
@@ -235,12 +241,20 @@ def _pieces(vocabulary: Mapping[str, int], added: list[Mapping[str, Any]]) -> li
 
 
 def _ranks(merges: list, vocabulary: Mapping[str, int]) -> dict[str, int]:
-    """Returns how early each piece is merged; checks that any pair that makes it may make it."""
+    """Returns the rank of each merged piece: 0 for the one that is merged first.
+
+    Raises:
+        ValueError: If two pieces join to a piece without being a merge. SentencePiece would merge
+            them, and so give other tokens.
+    """
+    # Newer files store pairs, older ones a string with a space between the two.
     pairs = [tuple(item.split(" ", 1)) if isinstance(item, str) else tuple(item) for item in merges]
     ranks: dict[str, int] = {}
     known = set(pairs)
     for left, right in pairs:
+        # Several merges may make one piece. The earliest counts, as SentencePiece has one score.
         ranks.setdefault(left + right, len(ranks))
+    # All ways to cut a piece: quadratic in its length, but pieces are short.
     for piece in ranks:
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]

@@ -8,11 +8,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from sigline.commands import claims, train
 from sigline.schemas import digests, strict
 from sigline.trainer import config, recipes
 from sigline.trainer.export import saved_model
 from sigline.trainer.run import Job
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "configs"
 DEMO = config.load_recipe("siglip_demo")
@@ -31,6 +32,11 @@ OTHERS = {
 # The recipes that version 0.1 had.
 STORED = sorted(set(recipes.names()) & {path.stem for path in GOLDEN.glob("*.json")})
 BEFORE = json.loads((GOLDEN / "before_objectives.json").read_text())
+
+
+def _without_lanes(settings):
+    """Returns a configuration as it was before there were lanes."""
+    return config.override(settings, ["data.lanes=none"])
 
 
 def test_every_field_of_the_run_is_tried():
@@ -101,7 +107,7 @@ def test_what_version_0_1_stored_is_read(name):
     stored, read = json.loads(text), config.from_json(text)
     assert config.from_json(read.to_json()) == read
     if name in recipes.names():
-        assert read == config.load_recipe(name)
+        assert read == _without_lanes(config.load_recipe(name))
     for key in OTHERS.keys() & stored.keys():
         assert getattr(read.run, key) == stored[key]
     assert read.run.max_damaged_records == stored["data"]["max_damaged_records"]
@@ -123,7 +129,7 @@ def test_what_was_stored_before_there_were_objectives_is_read(name):
     read = config.from_json(text)
     assert config.from_json(read.to_json()) == read
     if name in recipes.names():
-        assert read == config.load_recipe(name)
+        assert read == _without_lanes(config.load_recipe(name))
     known = read.earlier_digests(text)
     assert {BEFORE[name]["digest"], BEFORE[name]["identity"]} <= known
     other = read.earlier_digests(json.dumps(stored | {"seed": 1}))
@@ -149,13 +155,14 @@ def test_what_was_learnt_before_there_were_objectives_is_learnt_today():
 
 
 def test_run_from_before_there_were_objectives_goes_on(tmp_path, examples, vocabulary):
-    job = Job(DEMO, examples / "Split-train", vocabulary, "code")
+    demo = _without_lanes(DEMO)
+    job = Job(demo, examples / "Split-train", vocabulary, "code")
     before = BEFORE["siglip_demo"]
     (tmp_path / "sigline.json").write_text(json.dumps(before["text"], sort_keys=True, indent=1))
     claim = json.dumps(json.loads(job.identity) | {"config": before["identity"]}, sort_keys=True)
     assert claim != job.identity
     assert job.is_of(claim, tmp_path)
-    other = dataclasses.replace(DEMO, objectives=(config.PairsConfig(weight=2.0),))
+    other = dataclasses.replace(demo, objectives=(config.PairsConfig(weight=2.0),))
     assert not Job(other, examples / "Split-train", vocabulary, "code").is_of(claim, tmp_path)
 
 
@@ -166,22 +173,46 @@ def _claim_of_before(job, stored):
 
 
 def test_run_of_version_0_1_goes_on(tmp_path, examples, vocabulary):
-    folder = examples / "Split-train"
+    demo, folder = _without_lanes(DEMO), examples / "Split-train"
     stored = (GOLDEN / "siglip_demo.json").read_text()
     description = tmp_path / "described"
     description.mkdir()
     (description / "sigline.json").write_text(stored)
-    job = Job(DEMO, folder, vocabulary, "code")
+    job = Job(demo, folder, vocabulary, "code")
     claim = _claim_of_before(job, stored.removesuffix("\n"))
     assert claim != job.identity
     assert job.is_of(job.identity, tmp_path / "none")
     assert job.is_of(claim, description)
     assert not job.is_of(claim, tmp_path / "none")
-    for other in (dataclasses.replace(DEMO, seed=1), config.override(DEMO, ["steps=7"])):
+    for other in (dataclasses.replace(demo, seed=1), config.override(demo, ["steps=7"])):
         assert not Job(other, folder, vocabulary, "code").is_of(claim, description)
-    assert not Job(DEMO, folder, vocabulary + b" ", "code").is_of(claim, description)
-    logged = config.override(DEMO, ["run.log_steps=1"])
+    assert not Job(demo, folder, vocabulary + b" ", "code").is_of(claim, description)
+    logged = config.override(demo, ["run.log_steps=1"])
     assert Job(logged, folder, vocabulary, "code").is_of(claim, description)
+
+
+def test_run_from_before_there_were_lanes_goes_on_in_its_own_order(tmp_path, examples, vocabulary):
+    """The command says how: nobody's order changes unasked."""
+    folder = examples / "Split-train"
+    job = Job(DEMO, folder, vocabulary, "code")
+    before = Job(_without_lanes(DEMO), folder, vocabulary, "code")
+    # Digests of before had no key for the order.
+    assert "lanes" not in json.dumps(before.config._outcome())
+    (tmp_path / claims.FILE).write_text(json.dumps([before.identity]))
+    train._claim_run(tmp_path, before)
+    with pytest.raises(ValueError, match=r"give --set data\.lanes=none.*data\.lanes=16"):
+        train._claim_run(tmp_path, job)
+    with pytest.raises(ValueError, match="holds a run with another configuration"):
+        train._claim_run(tmp_path, Job(config.override(DEMO, ["seed=1"]), folder, vocabulary, ""))
+
+
+def test_lanes_decide_the_outcome_though_they_have_a_default():
+    assert DEMO.digest() != _without_lanes(DEMO).digest()
+    assert DEMO.digest() != config.override(DEMO, ["data.lanes=8"]).digest()
+    stored = json.loads(DEMO.to_json())
+    assert config.from_json(json.dumps(stored)) == DEMO
+    del stored["data"]["lanes"]
+    assert config.from_json(json.dumps(stored)) == _without_lanes(DEMO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,8 +276,9 @@ def test_weights_of_a_run_of_version_0_1_are_told_to_be_uncompared(
 ):
     text = (GOLDEN / "siglip_demo.json").read_text()
     (tmp_path / "sigline.json").write_text(text)
-    weights = Weights(DEMO, {"scale": np.zeros(1, np.float32)}, vocabulary)
-    job = Job(DEMO, examples / "Split-train", vocabulary, "code", weights=weights)
+    demo = _without_lanes(DEMO)
+    weights = Weights(demo, {"scale": np.zeros(1, np.float32)}, vocabulary)
+    job = Job(demo, examples / "Split-train", vocabulary, "code", weights=weights)
     before = json.loads(_claim_of_before(job, text.removesuffix("\n")))
     assert job.is_of(json.dumps(before | {"weights_digest": "another"}), tmp_path)
     assert "whose weights_digest cannot be compared" in capsys.readouterr().err

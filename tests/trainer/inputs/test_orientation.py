@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from sigline.serving.checks import turned_pictures
+from sigline.serving.checks import oriented_images
 from sigline.trainer.inputs import orientation, preprocess
 
 # Pillow warns of broken EXIF, and of more than one value.
@@ -206,7 +206,7 @@ def test_pictures_are_turned_as_pillow_turns_them(form):
 
 
 def test_pictures_stored_in_eight_ways_are_one_picture():
-    pictures = {(form, number): x for form, number, x in turned_pictures.turned_pictures()}
+    pictures = {(form, number): x for form, number, x in oriented_images.oriented_images()}
     for (form, number), encoded in pictures.items():
         opened = Image.open(io.BytesIO(encoded))
         assert opened.getexif().get(0x0112) == number
@@ -224,7 +224,7 @@ def test_crop_is_of_the_upright_picture(form):
         seen.append(sides.numpy().tolist())
         return tf.constant(window)
 
-    for _, _, encoded in (x for x in turned_pictures.turned_pictures() if x[0] == form):
+    for _, _, encoded in (x for x in oriented_images.oriented_images() if x[0] == form):
         whole = _decode(encoded)
         expected = whole[3:11, 9:19]
         np.testing.assert_array_equal(_decode(encoded, crop=crop), expected)
@@ -232,7 +232,7 @@ def test_crop_is_of_the_upright_picture(form):
 
 
 def test_pictures_of_unequal_sizes_share_a_batch():
-    encoded = [x for _, _, x in turned_pictures.turned_pictures()] + [files.plain("JPEG")]
+    encoded = [x for _, _, x in oriented_images.oriented_images()] + [files.plain("JPEG")]
 
     @tf.function(autograph=False)
     def sizes(items):

@@ -6,11 +6,13 @@ import zlib
 
 import numpy as np
 import pytest
+import reference_randaugment
 import tensorflow as tf
 from PIL import Image
 
-from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
+from sigline.trainer.config import DataConfig, ImageTowerConfig, TextTowerConfig
 from sigline.trainer.inputs import preprocess
+from sigline.trainer.inputs.views import View
 
 MAX_PIXELS = 1_000_000
 
@@ -197,6 +199,72 @@ def test_crop_resize_is_that_of_clips_processor(shape):
     expected = np.asarray(resized).astype(int)[top : top + 32, left : left + 32]
     assert np.abs(found - expected).max() <= 2
     assert np.abs(found - expected).mean() < 0.7
+
+
+def _big_vision(**changes):
+    """A tower whose pixels are those of big_vision's evaluations of classifiers."""
+    return ImageTowerConfig(patch=1, resize="crop_rounded", interpolation="area", **changes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "corner"),
+    [
+        ((500, 375), (341, 256), (58, 16)),
+        ((333, 500), (256, 384), (16, 80)),
+        ((375, 500), (256, 341), (16, 58)),
+        ((224, 224), (256, 256), (16, 16)),
+        ((300, 451), (256, 385), (16, 80)),
+        ((257, 1000), (256, 996), (16, 386)),
+    ],
+)
+def test_rounded_sides_and_the_middle_are_big_visions(before, after, corner):
+    tower = _big_vision(size=224, resize_ratio=0.875)
+    assert tower.resized_side == 256
+    # Each pixel holds its own place, in two bytes, so that the middle can be told.
+    places = np.indices(before).sum(axis=0)
+    image = np.stack([places % 256, places // 256, places // 256], axis=2).astype(np.uint8)
+    found = preprocess.resize_image(tf.constant(image), tower).numpy()
+    whole = tf.cast(tf.image.resize(image, after, method="area"), tf.uint8).numpy()
+    top, left = corner
+    np.testing.assert_array_equal(found, whole[top : top + 224, left : left + 224])
+
+
+def test_area_is_the_mean_over_what_a_pixel_covers():
+    image = reference_randaugment.picture(10, 7)
+    found = preprocess.resize_image(tf.constant(image), _big_vision(size=3, resize_side=4)).numpy()
+    assert found[..., 0].tolist() == [[62, 147, 151], [145, 96, 126], [173, 175, 104]]
+    assert found[..., 1].tolist() == [[104, 107, 161], [121, 165, 121], [156, 134, 164]]
+    larger = preprocess.resize_image(tf.constant(image[:4, :4]), _big_vision(size=8)).numpy()
+    np.testing.assert_array_equal(larger, image[:4, :4].repeat(2, axis=0).repeat(2, axis=1))
+
+
+@pytest.mark.parametrize("resize", ["crop", "crop_rounded"])
+def test_strips_of_any_length_are_resized_in_little_memory(resize):
+    # The whole would become 32 times 96 million pixels.
+    strip = np.zeros((1, 3_000_000, 3), np.uint8)
+    strip[:, 1_499_999:1_500_001] = 200
+    tower = ImageTowerConfig(size=32, patch=4, resize=resize)
+    found = preprocess.resize_image(tf.constant(strip), tower).numpy()
+    assert found.shape == (32, 32, 3)
+    assert (found[:, 15:17] == 200).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resize_ratio": 0.875, "resize": "crop_rounded", "interpolation": "area"},
+        {"resize_side": 20, "resize": "crop"},
+        {"resize_side": 20},
+    ],
+)
+def test_random_crops_are_squashed_whatever_is_cut_elsewhere(changes):
+    encoded = tf.io.encode_png(reference_randaugment.picture(40, 60))
+    towers = {"cut": ImageTowerConfig(size=16, patch=4, **changes)}
+    towers["squashed"] = ImageTowerConfig(size=16, patch=4)
+    views = {name: View(tower) for name, tower in towers.items()}
+    for options, alike in ((DataConfig(crop_min_area=0.3), True), (DataConfig(), False)):
+        seen = preprocess.load_views(encoded, views, options, seed=tf.constant([3, 4]))
+        assert bool((seen["cut"].numpy() == seen["squashed"].numpy()).all()) == alike
 
 
 def _canonical(text, **changes):

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from sigline.schemas import tf_example
 from sigline.trainer import config
-from sigline.trainer.inputs import data
 from sigline.trainer.inputs import repairs as damage
+from sigline.trainer.inputs import shards
 from sigline.trainer.models import two_tower
 from sigline.trainer.training import loop
 
@@ -26,8 +26,8 @@ def tiny(few_parameters):
 def folder(split_dir, tmp_path):
     """The scenes with the manifest that ingest writes."""
     found = shutil.copytree(split_dir, tmp_path / "Split-train")
-    shards = {path.name: {"records": 50, "sha256": ""} for path in found.iterdir()}
-    manifest = {"splits": {"train": {"shards": shards}}}
+    listed = {path.name: {"records": 50, "sha256": ""} for path in found.iterdir()}
+    manifest = {"splits": {"train": {"shards": listed}}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return found
 
@@ -160,7 +160,7 @@ def test_shard_without_a_manifest_is_repaired_too(tiny, folder, vocabulary, tmp_
     settings = config.override(tiny, ["run.max_damaged_records=1", "steps=2"])
     assert np.isfinite(_train(settings, folder, vocabulary, tmp_path / "work").final_loss)
     replaced = damage.Repairs(tmp_path / "work" / "repaired", folder, 1).replaced
-    assert data.count_examples(folder, replaced) == 100
+    assert shards.open_split(folder, replaced).num_examples == 100
 
 
 def test_shard_without_a_whole_record_cannot_be_replaced(folder, tmp_path):

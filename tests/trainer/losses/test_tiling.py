@@ -14,7 +14,7 @@ def test_every_row_is_visited_once_and_in_order(chunk_size):
         return chunk["pair"][:, 1] + chunk["number"], state + tf.reduce_sum(chunk["number"])
 
     found, total = tiling.over_chunks(
-        visit, rows, tf.constant(0), found=tf.TensorSpec((), tf.int32), chunk_size=chunk_size
+        visit, rows, tf.constant(0), row_specs=tf.TensorSpec((), tf.int32), chunk_size=chunk_size
     )
     np.testing.assert_array_equal(found, 3 * np.arange(10) + 1)
     assert int(total) == 45

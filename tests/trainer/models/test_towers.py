@@ -93,6 +93,18 @@ def test_initialisers_have_the_reference_scale():
     assert not variables["image/encoder/block_0/attention/query/bias"].numpy().any()
 
 
+def test_tanh_follows_the_projection(tiny):
+    image = dataclasses.replace(tiny.image, projection=5)
+    plain, curved = (
+        two_tower.build(
+            dataclasses.replace(tiny, image=dataclasses.replace(image, projection_tanh=tanh))
+        ).image
+        for tanh in (False, True)
+    )
+    pixels = tf.random.stateless_uniform((2, image.size, image.size, 3), (0, 1))
+    np.testing.assert_allclose(curved(pixels), np.tanh(plain(pixels)), atol=1e-6)
+
+
 @pytest.mark.parametrize("pool", ["gap", "tok"])
 def test_other_pools_embed(tiny, pool):
     changed = dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, pool=pool))

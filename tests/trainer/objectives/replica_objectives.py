@@ -18,7 +18,7 @@ from sigline.trainer import config
 from sigline.trainer.inputs import data
 from sigline.trainer.models import two_tower
 from sigline.trainer.objectives import making
-from sigline.trainer.training import loop, start
+from sigline.trainer.training import start, train_step
 from sigline.trainer.training.calls import Models
 
 
@@ -30,7 +30,9 @@ def main() -> None:
 
     making.OBJECTIVES = toy_objective.register()
     tiny = config.tiny(config.load_recipe("vit_s16"))
-    sizes = ["image.depth=1", "image.patch=8", "image.size=16", "image.classes=36"]
+    sizes = ["image.depth=1", "image.patch=8", "image.size=32", "image.classes=36"]
+    # A FlexiViT, whose kernel and positions are of another size than those of its step.
+    sizes += ["image.grids=[2]", "image.position_grid=3", "image.positions=learned"]
     options = ["data.mixup=0", "run.jit_compile=false", "optimizer.clip_norm=0.1"]
     tiny = config.override(tiny, [*sizes, *options, "objectives.classify.unlabelled=skip"])
     for over in ("examples", "pairs"):
@@ -52,7 +54,7 @@ def _run(settings, strategy):
     with strategy.scope():
         models = Models.of(settings, two_tower.build(settings))
         state = start.make_state(models)
-    step = loop.make_train_step(models, state, strategy)
+    step = train_step.make_train_step(models, state, strategy)
     replicas = strategy.num_replicas_in_sync
 
     def local(context):

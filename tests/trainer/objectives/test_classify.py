@@ -11,7 +11,7 @@ import tensorflow as tf
 from sigline.schemas import record, tf_example
 from sigline.trainer import config
 from sigline.trainer.export import saved_model
-from sigline.trainer.inputs import data, needs, usable
+from sigline.trainer.inputs import data, needs, shards, usable
 from sigline.trainer.inputs.preprocess import to_model_range
 from sigline.trainer.losses import cross_entropy
 from sigline.trainer.models import two_tower
@@ -27,6 +27,7 @@ _SIZES = [
     "data.mixup=0",
     "data.crop_min_area=none",
     "data.flip=false",
+    "data.randaugment=none",
 ]
 
 
@@ -298,7 +299,7 @@ def test_batches_hold_labels_filled_up(tiny, split_dir, tmp_path):
     keys = data.batch_keys(folder, tiny, number=1)
     order = [
         tf_example.key(item)
-        for path in data.shard_files(folder)
+        for path in shards.shard_files(folder)
         for item in tf_example.read_shard(path)
     ]
     for row, key in zip(found, keys, strict=True):
@@ -318,7 +319,7 @@ def test_batches_hold_labels_filled_up(tiny, split_dir, tmp_path):
 )
 def test_labels_that_are_none_are_told_by_key(tiny, labelled, tmp_path, ids, reason):
     folder = _relabelled(labelled, tmp_path / "b", lambda i, held: ids if i == 7 else held)
-    items = list(tf_example.read_shard(data.shard_files(folder)[0]))
+    items = list(tf_example.read_shard(shards.shard_files(folder)[0]))
     models = Models.of(tiny, two_tower.build(tiny))
     problems = usable.Check(tiny, models.needs)(items[:9])
     assert list(problems) == [7]
@@ -327,7 +328,7 @@ def test_labels_that_are_none_are_told_by_key(tiny, labelled, tmp_path, ids, rea
 
 def test_labels_that_are_none_stop_the_run_or_are_left_out(tiny, labelled, tmp_path):
     folder = _relabelled(labelled, tmp_path / "b", lambda i, held: [36] if i == 7 else held)
-    items = list(tf_example.read_shard(data.shard_files(folder)[0]))
+    items = list(tf_example.read_shard(shards.shard_files(folder)[0]))
     reason = "label must be at least 0 and below image.classes=36"
     settings = config.override(tiny, ["steps=20", "global_batch_size=25"])
     with pytest.raises(RuntimeError, match=re.escape(reason)) as caught:

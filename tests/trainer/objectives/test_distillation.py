@@ -16,7 +16,7 @@ from sigline.trainer.models import two_tower
 from sigline.trainer.objectives import frozen
 from sigline.trainer.training import calls, loop, mixup, start, steps
 from sigline.trainer.training.calls import Models
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 _CLASSES = 36
 

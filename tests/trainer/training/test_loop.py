@@ -18,8 +18,8 @@ from sigline.trainer import config
 from sigline.trainer.inputs import data
 from sigline.trainer.models import two_tower
 from sigline.trainer.models.two_tower import named_variables
-from sigline.trainer.training import loop, preemption
-from sigline.trainer.weights import weight_folders
+from sigline.trainer.training import loop, preemption, train_step
+from sigline.trainer.weights import model_weights, weight_folders
 
 
 def _running(settings, **changes):
@@ -370,7 +370,7 @@ def start_replicas(complete, split_dir, vocabulary, tmp_path_factory):
     values = two_tower.named_variables(two_tower.build(settings))
     values = {name: variable.numpy() for name, variable in values.items()}
     teacher = path.with_name("teacher")
-    weight_folders.save(teacher, weight_folders.Weights(settings, values, vocabulary))
+    weight_folders.save(teacher, model_weights.Weights(settings, values, vocabulary))
 
     def _start(folder, replicas=1, environment=()):
         arguments = map(str, (split_dir, path, teacher, folder, replicas))
@@ -461,7 +461,7 @@ def test_jit_compile_under_several_replicas_is_refused(tiny):
 
     compiled = _running(tiny, jit_compile=True)
     with pytest.raises(ValueError, match=r"run\.jit_compile must be none or false"):
-        loop._compiled(compiled, _TwoReplicas())
+        train_step._compiled(compiled, _TwoReplicas())
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from sigline.trainer import config
 from sigline.trainer.models import two_tower
 from sigline.trainer.training import checkpoints, loop, soups
-from sigline.trainer.weights import weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights import model_weights, weight_folders
+from sigline.trainer.weights.model_weights import Weights
 
 SHAPES = {"image/a": (3, 2), "text/b": (4,), "bias": ()}
 
@@ -128,7 +128,7 @@ def test_models_that_did_not_begin_alike_are_refused(fine_tuned, make, tiny):
 
 def test_models_may_be_mixed_with_the_one_they_were_tuned_from(fine_tuned):
     base = dataclasses.replace(fine_tuned["e"], initial_digest="its own")
-    began = weight_folders.parameters_digest(base.parameters)
+    began = model_weights.parameters_digest(base.parameters)
     tuned = {
         name: dataclasses.replace(fine_tuned[name], initial_digest=began) for name in ("a", "c")
     }

@@ -71,6 +71,27 @@ def test_head_of_a_plain_vit_can_be_dropped(tmp_path):
     _check_image(path, parameters, drop=["img/head/.*"])
 
 
+@pytest.mark.parametrize("tanh", [True, False])
+def test_layer_before_the_head_is_a_projection(tmp_path, tanh):
+    parameters = reference.random_parameters(pool="tok", text=False)
+    plain = {name.removeprefix("img/"): value for name, value in parameters.items()}
+    rng = np.random.default_rng(1)
+    kernel, bias = rng.standard_normal((16, 6)), rng.standard_normal(6)
+    plain |= {"pre_logits/kernel": kernel.astype(np.float32)}
+    plain |= {"pre_logits/bias": bias.astype(np.float32)}
+    plain |= {"head/kernel": np.ones((6, 10), np.float32), "head/bias": np.zeros(10, np.float32)}
+    path = _save(tmp_path / "vit.npz", plain)
+    said = [] if tanh else ["image.projection_tanh=false"]
+    weights = weight_folders.load(path, assignments=said)
+    assert (weights.config.image.projection, weights.config.image.classes) == (6, 10)
+    outputs = _image_tower(weights).look(tf.constant(IMAGES))
+    pooled = reference.pool_image(parameters, IMAGES) @ kernel + bias
+    expected = np.tanh(pooled) if tanh else pooled
+    np.testing.assert_allclose(
+        outputs["classes"], expected.sum(1, keepdims=True).repeat(10, 1), atol=1e-4
+    )
+
+
 def test_augreg_layout_is_understood(tmp_path):
     # Blocks numbered through, positions inside the encoder and with one for the class token.
     parameters = reference.random_parameters(pool="tok", text=False)
@@ -344,6 +365,6 @@ def test_command_says_what_it_assumed(tmp_path, capsys):
     assert cli.main([*arguments, "--output", str(tmp_path / "w")]) == 0
     printed = capsys.readouterr().out
     assert "Assumed image.size=12: 3 x 3 patches of 4 pixels\n" in printed
-    assert "--set KEY=VALUE says otherwise" in printed
+    assert "set others by --set KEY=VALUE" in printed
     assert "text.pool" not in printed
     assert weight_folders.load(tmp_path / "w").config.text.pool == "gap"

@@ -6,8 +6,8 @@ import pytest
 from sigline.trainer import config
 from sigline.trainer.models import positions, two_tower
 from sigline.trainer.training import loop, start
-from sigline.trainer.weights import weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights import model_weights, weight_folders
+from sigline.trainer.weights.model_weights import Weights
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_failed_save_leaves_nothing_behind(given, tmp_path):
 
 
 def test_only_what_matches_is_taken(given, tiny):
-    found = weight_folders.fitted(given, _shapes(tiny), ["image/.*"])
+    found = model_weights.fitted(given, _shapes(tiny), ["image/.*"])
     assert found
     assert all(name.startswith("image/") for name in found)
 
@@ -61,7 +61,7 @@ def test_only_what_matches_is_taken(given, tiny):
 def test_what_does_not_fit_is_listed(given, tiny):
     other = config.override(tiny, ["image.depth=1", "image.pool=tok", "image.mlp_dim=48"])
     with pytest.raises(ValueError, match="do not fit the model") as caught:
-        weight_folders.fitted(given, _shapes(other), ["image/.*"])
+        model_weights.fitted(given, _shapes(other), ["image/.*"])
     message = str(caught.value)
     assert "Missing: image/token." in message
     assert "Left over: image/encoder/block_1/attention/key/bias" in message
@@ -70,12 +70,12 @@ def test_what_does_not_fit_is_listed(given, tiny):
 
 def test_pattern_of_nothing_is_refused(given, tiny):
     with pytest.raises(ValueError, match=r"No parameter .*pretrained=\['img/\.\*'\]"):
-        weight_folders.fitted(given, _shapes(tiny), ["img/.*"])
+        model_weights.fitted(given, _shapes(tiny), ["img/.*"])
 
 
 def test_positions_are_resampled_to_another_resolution(given, tiny):
     larger = config.override(tiny, [f"image.size={2 * tiny.image.size}"])
-    found = weight_folders.fitted(given, _shapes(larger), ["image/.*"])["image/positions"]
+    found = model_weights.fitted(given, _shapes(larger), ["image/.*"])["image/positions"]
     expected = positions.resample(given.parameters["image/positions"], 4)
     np.testing.assert_array_equal(found, expected)
 

@@ -14,7 +14,12 @@ import tensorflow as tf
 from sigline.trainer import config
 from sigline.trainer.inputs import preprocess
 from sigline.trainer.models import two_tower
-from sigline.trainer.weights import hugging_face, tokenizer_json, weight_folders
+from sigline.trainer.weights import (
+    hugging_face,
+    hugging_face_folders,
+    tokenizer_json,
+    weight_folders,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 KINDS = ("siglip", "clip")
@@ -51,7 +56,7 @@ def test_imported_weights_give_the_answers_of_transformers(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_returns_the_very_tensors(kind, tmp_path):
     weights = weight_folders.load(GOLDEN / kind)
-    weight_folders.save_hugging_face(tmp_path / "out", weights)
+    hugging_face_folders.save(tmp_path / "out", weights)
     theirs = safetensors.numpy.load_file(str(GOLDEN / kind / "model.safetensors"))
     ours = safetensors.numpy.load_file(str(tmp_path / "out" / "model.safetensors"))
     assert set(ours) == set(theirs)
@@ -281,7 +286,7 @@ def test_pixels_that_fill_no_patch_are_dropped_as_there(kind, tmp_path):
     expected = safetensors.numpy.load_file(str(GOLDEN / kind / "remainder.safetensors"))
     assert expected["pixels"].shape[2:] == (14, 14)
     check_answers(folder, expected, expected)
-    weight_folders.save_hugging_face(tmp_path / "out", weight_folders.load(folder))
+    hugging_face_folders.save(tmp_path / "out", weight_folders.load(folder))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["vision_config"]["image_size"] == 14
 
@@ -291,7 +296,7 @@ def test_tower_that_transformers_does_not_have_is_not_written(tmp_path):
     image = dataclasses.replace(weights.config.image, num_registers=2)
     other = dataclasses.replace(weights, config=dataclasses.replace(weights.config, image=image))
     with pytest.raises(ValueError, match="Only SigLIP's and CLIP's own towers"):
-        weight_folders.save_hugging_face(tmp_path / "out", other)
+        hugging_face_folders.save(tmp_path / "out", other)
     assert not (tmp_path / "out").exists()
 
 
@@ -300,9 +305,7 @@ def test_model_of_the_other_loss_is_not_written(kind, loss, tmp_path):
     weights = weight_folders.load(GOLDEN / kind)
     changed = config.override(weights.config, [f"objectives.pairs.loss={loss}"])
     with pytest.raises(ValueError, match=f"loss. Received: loss='{loss}'"):
-        weight_folders.save_hugging_face(
-            tmp_path / "out", dataclasses.replace(weights, config=changed)
-        )
+        hugging_face_folders.save(tmp_path / "out", dataclasses.replace(weights, config=changed))
 
 
 def test_what_only_training_does_is_no_reason_not_to_write(tmp_path):
@@ -313,7 +316,7 @@ def test_what_only_training_does_is_no_reason_not_to_write(tmp_path):
         "image.block.stochastic_depth=0.1",
     ]
     changed = config.override(weights.config, trained)
-    weight_folders.save_hugging_face(tmp_path / "out", dataclasses.replace(weights, config=changed))
+    hugging_face_folders.save(tmp_path / "out", dataclasses.replace(weights, config=changed))
     assert weight_folders.load(tmp_path / "out").config.image == weights.config.image
 
 

@@ -14,7 +14,7 @@ from sigline.trainer.inputs import vocabularies as pieces
 from sigline.trainer.run import Job
 from sigline.trainer.training import loop, start
 from sigline.trainer.weights import inheritance, tokenizer_json, weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 NAMES = (
     "image/embedding/kernel",
@@ -305,6 +305,16 @@ def test_as_much_is_cut_off_at_another_resolution(tiny, siglip_2, size, side):
     assert (found.size, found.resize_side, found.resampler) == (size, side, "pillow")
 
 
+def test_share_that_is_cut_off_stays_at_another_resolution(tiny, siglip_2):
+    image = dataclasses.replace(siglip_2.config.image, resize_ratio=0.8)
+    weights = dataclasses.replace(
+        siglip_2, config=dataclasses.replace(siglip_2.config, image=image)
+    )
+    recipe = _starting(config.override(tiny, ["image.size=128"]), ["image/.*"])
+    found = inheritance.inherit(recipe, weights).image
+    assert (found.size, found.resized_side, found.resize_side) == (128, 160, None)
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     # As many patches as the weights have: their side. Others: the recipe's, cut as theirs is.
@@ -318,3 +328,37 @@ def test_side_of_as_many_patches_is_that_of_the_weights(tiny, weights, size, exp
     recipe = _starting(dataclasses.replace(tiny, image=image), ["image/.*"])
     found = inheritance.inherit(recipe, held).image
     assert (found.size, found.drop_remainder, found.resize_side) == expected
+
+
+def _flexible(settings, **options):
+    image = dataclasses.replace(settings.image, **({"grids": (2, 4), "position_grid": 3} | options))
+    return dataclasses.replace(settings, image=image)
+
+
+def test_grids_of_a_recipe_stay_and_the_kernel_is_that_of_the_weights(tiny, weights):
+    # Another patch and as many of them would mean the side of the weights, were it not for grids.
+    theirs = dataclasses.replace(tiny.image, patch=4, size=16)
+    held = dataclasses.replace(weights, config=dataclasses.replace(tiny, image=theirs))
+    recipe = _starting(_flexible(tiny, patch=8, size=32), ["image/.*"])
+    found = inheritance.inherit(recipe, held).image
+    assert (found.grids, found.position_grid, found.grid) == ((2, 4), 3, 4)
+    assert (found.size, found.patch) == (32, 4)
+    lines = inheritance.report(recipe, dataclasses.replace(recipe, image=found), held)
+    assert any("the positions of the patches are resampled" in line for line in lines)
+    same = dataclasses.replace(
+        held,
+        config=dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, size=32, patch=8)),
+    )
+    recipe = dataclasses.replace(recipe, image=dataclasses.replace(recipe.image, position_grid=2))
+    (line,) = inheritance.report(recipe, inheritance.inherit(recipe, same), same)
+    assert "positions of 2 x 2 patches (the weights: 4 x 4), to which they are resampled" in line
+
+
+def test_recipe_without_grids_has_those_of_its_weights_and_their_side(tiny, weights):
+    held = dataclasses.replace(weights, config=_flexible(tiny, patch=8, size=32, default_grid=2))
+    recipe = dataclasses.replace(tiny, image=dataclasses.replace(tiny.image, patch=4, size=20))
+    found = inheritance.inherit(_starting(recipe, ["image/.*"]), held).image
+    assert (found.grids, found.position_grid, found.default_grid) == ((2, 4), 3, 2)
+    assert (found.size, found.patch) == (32, 8)
+    # Of a tower in parts grids are no part.
+    assert not inheritance.inherit(_starting(recipe, ["image/encoder/.*"]), held).image.grids

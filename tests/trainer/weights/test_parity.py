@@ -11,7 +11,13 @@ from test_hugging_face import GOLDEN, KINDS, check_answers
 
 from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
 from sigline.trainer.inputs import preprocess
-from sigline.trainer.weights import processor, tokenizer_files, tokenizer_import, weight_folders
+from sigline.trainer.weights import (
+    hugging_face_folders,
+    processor,
+    tokenizer_files,
+    tokenizer_import,
+    weight_folders,
+)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None,
@@ -27,7 +33,7 @@ def test_import_and_export_agree_with_transformers(kind, tmp_path):
     expected = golden.answers(model, given)
     model.save_pretrained(tmp_path / "theirs")
     check_answers(tmp_path / "theirs", given, expected)
-    weight_folders.save_hugging_face(tmp_path / "ours", weight_folders.load(tmp_path / "theirs"))
+    hugging_face_folders.save(tmp_path / "ours", weight_folders.load(tmp_path / "theirs"))
     again = type(model).from_pretrained(tmp_path / "ours").eval()
     for name, value in golden.answers(again, given).items():
         assert abs(value - expected[name]).max() < 1e-6, name
@@ -42,7 +48,7 @@ def test_pixels_that_fill_no_patch_are_dropped_as_there(kind, tmp_path):
     expected = golden.answers(model, given)
     model.save_pretrained(tmp_path / "theirs")
     check_answers(tmp_path / "theirs", given, expected)
-    weight_folders.save_hugging_face(tmp_path / "ours", weight_folders.load(tmp_path / "theirs"))
+    hugging_face_folders.save(tmp_path / "ours", weight_folders.load(tmp_path / "theirs"))
     again = type(model).from_pretrained(tmp_path / "ours").eval()
     assert again.config.vision_config.image_size == size
     for name, value in golden.answers(again, given).items():

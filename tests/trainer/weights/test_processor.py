@@ -145,7 +145,7 @@ def test_pixels_survive_the_folder_of_weights(folder, tmp_path):
 
 def test_options_that_came_later_change_no_digest():
     default = config.load_recipe("siglip_demo")
-    for name in ("drop_remainder", "resampler", "resize_side"):
+    for name in ("drop_remainder", "resampler", "resize_side", "resize_ratio", "projection_tanh"):
         assert name not in strict.changed(default)["image"]
         assert name not in saved_model.answering(default.image)
     chosen = config.override(default, ["image.antialias=true", "image.resampler=pillow"])
@@ -162,6 +162,18 @@ def test_options_that_came_later_change_no_digest():
         (["image.resampler=pillow"], "image.antialias must be true"),
         (["image.interpolation=lanczos"], "needs image.resampler=pillow"),
         (["image.resampler=torch"], "image.resampler must be one of tensorflow, pillow"),
+        (["image.resize=crop_round"], "image.resize must be one of .* Did you mean crop_rounded"),
+        (["image.resize_ratio=0"], "image.resize_ratio must be above 0 and at most 1"),
+        (
+            ["image.resize_ratio=0.5", "image.resize_side=64"],
+            "image.resize_ratio must be 1 with image.resize_side",
+        ),
+        (["image.interpolation=area", "image.antialias=true"], "image.antialias must be false"),
+        (
+            ["image.interpolation=area", "image.resampler=pillow"],
+            "image.interpolation=area needs image.resampler=tensorflow",
+        ),
+        (["image.projection_tanh=true"], "image.projection_tanh needs image.projection"),
     ],
 )
 def test_pixels_that_make_no_sense_are_refused(assignments, message):

@@ -17,6 +17,7 @@ from sigline.trainer.inputs import preprocess
 from sigline.trainer.run import Job
 from sigline.trainer.training import start
 from sigline.trainer.weights import (
+    hugging_face_folders,
     processor,
     processor_files,
     tokenizer_files,
@@ -59,7 +60,7 @@ def _read(folder, name):
 
 
 def test_siglip_gets_its_own_class_with_the_length_and_no_mask(vocabulary, tmp_path):
-    weight_folders.save_hugging_face(tmp_path / "out", _siglip(vocabulary))
+    hugging_face_folders.save(tmp_path / "out", _siglip(vocabulary))
     described = _read(tmp_path / "out", "tokenizer_config.json")
     expected = {
         "tokenizer_class": "SiglipTokenizer",
@@ -93,7 +94,7 @@ def test_siglip_gets_its_own_class_with_the_length_and_no_mask(vocabulary, tmp_p
 )
 def test_rules_that_siglips_class_does_not_have_are_written_out(rules, vocabulary, tmp_path):
     weights = _siglip(vocabulary, **rules)
-    weight_folders.save_hugging_face(tmp_path / "out", weights)
+    hugging_face_folders.save(tmp_path / "out", weights)
     described = _read(tmp_path / "out", "tokenizer_config.json")
     assert described["tokenizer_class"] == "PreTrainedTokenizerFast"
     written = _read(tmp_path / "out", "tokenizer.json")
@@ -121,7 +122,7 @@ def test_siglip_2_keeps_its_tokenizer_byte_for_byte(siglip_2, tmp_path):
         sources.load(tmp_path / "model").tokenizer,
     ):
         assert kept["tokenizer.json"] == expected
-    weight_folders.save_hugging_face(tmp_path / "out", sources.load(tmp_path / "model"))
+    hugging_face_folders.save(tmp_path / "out", sources.load(tmp_path / "model"))
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == expected
     described = _read(tmp_path / "out", "tokenizer_config.json")
     assert described["tokenizer_class"] == "Siglip2Tokenizer"
@@ -220,9 +221,15 @@ def test_processor_that_is_written_is_read_again(image):
         assert found == image
 
 
+@pytest.mark.parametrize("changes", [{"resize": "crop_rounded"}, {"interpolation": "area"}])
+def test_processor_that_there_is_not_is_refused(changes):
+    with pytest.raises(ValueError, match=r"has no processor that rounds sides or takes means"):
+        processor_files.described(ImageTowerConfig(**changes), clip=False)
+
+
 def test_lengths_other_than_the_pipelines_are_noted(vocabulary, tmp_path):
-    (note,) = weight_folders.save_hugging_face(tmp_path / "a", _siglip(vocabulary))
+    (note,) = hugging_face_folders.save(tmp_path / "a", _siglip(vocabulary))
     assert "to 64 tokens whatever the tokenizer says, and this model takes 16" in note
     bare = dataclasses.replace(_siglip(vocabulary, length=16), vocabulary=None)
-    notes = weight_folders.save_hugging_face(tmp_path / "b", bare)
+    notes = hugging_face_folders.save(tmp_path / "b", bare)
     assert any("no vocabulary, so no tokenizer was written" in note for note in notes)

@@ -17,8 +17,13 @@ from test_hugging_face import GOLDEN
 from sigline.trainer import config
 from sigline.trainer.inputs import preprocess
 from sigline.trainer.models import two_tower
-from sigline.trainer.weights import hugging_face, tokenizer_import, weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights import (
+    hugging_face,
+    hugging_face_folders,
+    tokenizer_import,
+    weight_folders,
+)
+from sigline.trainer.weights.model_weights import Weights
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None,
@@ -109,7 +114,7 @@ def test_tokens_of_odd_texts_are_equal(kind, length, vocabulary, tmp_path):
     import transformers
 
     weights = _weights(kind, vocabulary, length=length, size=32)
-    weight_folders.save_hugging_face(tmp_path / "out", weights)
+    hugging_face_folders.save(tmp_path / "out", weights)
     expected = preprocess.Tokenizer(weights.vocabulary, weights.config.text)(tf.constant(TEXTS))
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     for tokenizer in (
@@ -127,7 +132,7 @@ def test_tokens_of_odd_texts_are_equal(kind, length, vocabulary, tmp_path):
 def test_pipeline_gives_the_logits_of_the_model(kind, size, vocabulary, tmp_path):
     length = {32: 16, 64: 64, 128: 128, 256: 64}[size]
     weights = _weights(kind, vocabulary, length=length, size=size)
-    weight_folders.save_hugging_face(tmp_path / "out", weights)
+    hugging_face_folders.save(tmp_path / "out", weights)
     for picture in (_picture((size, size)), _picture((300, 200)), _picture((40, 90))):
         ours = _logits(weights, picture, TEXTS)
         theirs = _pipeline_logits(tmp_path / "out", picture, TEXTS, length)
@@ -138,7 +143,7 @@ def test_pipeline_as_it_stands_orders_texts_as_the_model_does(vocabulary, tmp_pa
     import transformers
 
     weights = _weights("siglip", vocabulary, length=PIPELINE_LENGTH, size=64)
-    weight_folders.save_hugging_face(tmp_path / "out", weights)
+    hugging_face_folders.save(tmp_path / "out", weights)
     pipe = transformers.pipeline("zero-shot-image-classification", model=str(tmp_path / "out"))
     texts = ["a red ring", "A Large, BLUE star!", "two  green squares"]
     picture = _picture((64, 64))
@@ -164,7 +169,7 @@ def test_tokens_of_other_rules_are_equal(changes, vocabulary, tmp_path):
     weights = _weights("siglip", vocabulary, length=64, size=32)
     text = dataclasses.replace(weights.config.text_tower, **changes)
     weights = dataclasses.replace(weights, config=dataclasses.replace(weights.config, text=text))
-    weight_folders.save_hugging_face(tmp_path / "out", weights)
+    hugging_face_folders.save(tmp_path / "out", weights)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = preprocess.Tokenizer(vocabulary, text)(tf.constant(TEXTS)).numpy()
     found = tokenizer(TEXTS, padding="max_length", truncation=True)["input_ids"]
@@ -178,7 +183,7 @@ def test_transparent_pictures_differ_by_their_background(vocabulary, tmp_path):
     # transformers drops the alpha channel and keeps the colours below it; here pictures lie on
     # white. Composed beforehand, they are equal.
     weights = _weights("siglip", vocabulary, length=64, size=64)
-    weight_folders.save_hugging_face(tmp_path / "out", weights)
+    hugging_face_folders.save(tmp_path / "out", weights)
     picture, texts = _picture((64, 64), "RGBA"), ["a red ring", "a blue star"]
     white = Image.new("RGBA", picture.size, "white")
     composed = Image.alpha_composite(white, picture).convert("RGB")
@@ -207,7 +212,7 @@ def test_default_model_of_sigline_has_its_tokens_and_its_pixels_at_its_own_size(
     settings = config.override(config.tiny(config.load_recipe("siglip_demo")), ["text.length=64"])
     variables = two_tower.named_variables(two_tower.build(settings))
     weights = Weights(settings, {n: v.numpy() for n, v in variables.items()}, vocabulary)
-    notes = weight_folders.save_hugging_face(tmp_path / "out", weights)
+    notes = hugging_face_folders.save(tmp_path / "out", weights)
     assert any("antialias" in note for note in notes)
     picture = _picture((settings.image.size,) * 2)
     ours = _logits(weights, picture, TEXTS)

@@ -16,19 +16,23 @@ NAME = signatures.CLASSIFY
 _TOP_CLASSES = 5
 
 
-def make(served: Served) -> Any:
-    """Returns the signature; None for a model without a head and a label set.
+def make(served: Served, grid: int | None = None) -> Any:
+    """Returns the signature, of the default grid or of another.
+
+    It is None for a model without a head and a label set.
 
     Raises:
         ValueError: If the label set has not as many classes as the head.
     """
     if served.config.image.classes is not None:
-        names, probabilities = _names(served), _by_head(served)
+        names, probabilities = _names(served), _by_head(served, grid)
     elif served.labels is not None and served.tokenizer is not None:
-        names, probabilities = served.labels.names, _by_texts(served)
+        names, probabilities = served.labels.names, _by_texts(served, grid)
     else:
         return None
-    served.class_names = tf.constant(names)
+    # Names and embeddings of the classes are those of all grids, and stored once.
+    if served.class_names is None:
+        served.class_names = tf.constant(names)
     count = min(_TOP_CLASSES, len(names))
 
     @tf.function(input_signature=[IMAGES], autograph=False)
@@ -54,19 +58,21 @@ def _names(served: Served) -> tuple[str, ...]:
     return names
 
 
-def _by_head(served: Served) -> Callable[[tf.Tensor], tf.Tensor]:
+def _by_head(served: Served, grid: int | None) -> Callable[[tf.Tensor], tf.Tensor]:
     scale = tf.sigmoid if served.config.class_loss == "sigmoid" else tf.nn.softmax
-    return lambda images: scale(served.look(served.load(images))[two_tower.CLASSES])
+    return lambda images: scale(served.look(served.load(images), grid)[two_tower.CLASSES])
 
 
-def _by_texts(served: Served) -> Callable[[tf.Tensor], tf.Tensor]:
+def _by_texts(served: Served, grid: int | None) -> Callable[[tf.Tensor], tf.Tensor]:
     assert served.labels is not None
-    embeddings = two_tower.embed_classes(served.embed_texts, served.labels)
-    served.class_embeddings = tf.Variable(embeddings, trainable=False)
+    classes = served.class_embeddings
+    if classes is None:
+        embeddings = two_tower.embed_classes(served.embed_texts, served.labels)
+        served.class_embeddings = classes = tf.Variable(embeddings, trainable=False)
 
     def probabilities(images: tf.Tensor) -> tf.Tensor:
-        image = served.image_encoder(served.load(images))
-        logits = served.logits(image, tf.convert_to_tensor(served.class_embeddings))
+        image = served.embed_images(served.load(images), grid)
+        logits = served.logits(image, tf.convert_to_tensor(classes))
         return served.probabilities(logits)
 
     return probabilities

@@ -10,11 +10,11 @@ from sigline.trainer.export.served import IMAGES, Served
 NAME = signatures.EMBED_IMAGE
 
 
-def make(served: Served) -> Any:
-    """Returns the signature; every model has it."""
+def make(served: Served, grid: int | None = None) -> Any:
+    """Returns the signature, of the default grid or of another; every model has it."""
 
     @tf.function(input_signature=[IMAGES], autograph=False)
     def embed_image(image_bytes):
-        return {signatures.EMBEDDING: served.image_encoder(served.load(image_bytes))}
+        return {signatures.EMBEDDING: served.embed_images(served.load(image_bytes), grid)}
 
     return embed_image

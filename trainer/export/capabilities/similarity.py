@@ -10,14 +10,14 @@ from sigline.trainer.export.served import IMAGES, TEXTS, Served
 NAME = signatures.SIMILARITY
 
 
-def make(served: Served) -> Any:
-    """Returns the signature; None for a model of images alone."""
+def make(served: Served, grid: int | None = None) -> Any:
+    """Returns the signature, of the default grid or of another; None for one of images alone."""
     if served.tokenizer is None:
         return None
 
     @tf.function(input_signature=[IMAGES, TEXTS], autograph=False)
     def similarity(image_bytes, text):
-        image = served.image_encoder(served.load(image_bytes))
+        image = served.embed_images(served.load(image_bytes), grid)
         logits = served.logits(image, served.embed_texts(text))
         probabilities = served.probabilities(logits)
         return {signatures.LOGITS: logits, signatures.PROBABILITIES: probabilities}

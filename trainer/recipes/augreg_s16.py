@@ -1,0 +1,26 @@
+"""ViT-S/16 on ImageNet by augmentation and regularisation, "AugReg" (arXiv 2106.10270).
+
+Command: `sigline train --recipe augreg_s16 --data ... --output ...`
+
+`augreg_b16` at another size, with its preset `medium2`. A simpler recipe for the same size is
+`vit_s16`. Expected result: not measured.
+"""
+
+import dataclasses
+
+from sigline.trainer.config import TrainConfig
+from sigline.trainer.models import sizes
+from sigline.trainer.recipes import augreg_b16
+
+
+def config() -> TrainConfig:
+    """Returns the configuration."""
+    base = augreg_b16.config()
+    return dataclasses.replace(
+        base,
+        name="augreg_s16",
+        image=dataclasses.replace(base.image, projection=384, **sizes.sizes("S")),
+    )
+
+
+gate = augreg_b16.gate
