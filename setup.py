@@ -23,7 +23,7 @@ setup(
     package_dir=packages,
     package_data={
         "sigline.schemas": ["*.pbtxt"],
-        "sigline.components": ["*.jinja"],
+        "sigline.components.shared": ["*.jinja"],
         "sigline.components.evaluate": ["report.css", "*.jinja"],
         "sigline.components.validate": ["report.css", "*.jinja"],
         "sigline.pipeline": [

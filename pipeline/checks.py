@@ -12,7 +12,7 @@ from pathlib import Path
 from sigline.components.evaluate.options import Options, corruption
 from sigline.components.index.options import IndexConfig
 from sigline.components.ingest import reasons, rules
-from sigline.components.ingest.options import config_from_json
+from sigline.components.ingest.options import IngestConfig, config_from_json
 from sigline.components.validate import gate as data_gate
 from sigline.pipeline.environment import Environment
 from sigline.schemas import record, strict, versions
@@ -35,7 +35,7 @@ class Settings:
         index: What the index is to be; None for no index.
     """
 
-    ingest: rules.IngestConfig
+    ingest: IngestConfig
     limits: data_gate.DataGate
     config: TrainConfig
     gate: Gate
@@ -162,15 +162,15 @@ class _Evaluation:
 
 def evaluation(environment: Environment) -> Options:
     """Returns what is measured; files of prompts are read here, so that the cache knows them."""
-    asked = strict.build(_Evaluation, environment.evaluation, "evaluation.")
+    section = strict.build(_Evaluation, environment.evaluation, "evaluation.")
     labels = {}
-    for name, path in asked.labels.items():
+    for name, path in section.labels.items():
         try:
             labels[name] = LabelSet.from_json(Path(path).read_text())
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"evaluation.labels must be label sets. {name}: {error}") from None
-    corruptions = tuple(corruption(text, "evaluation.corrupt") for text in asked.corrupt)
-    return Options(labels, asked.probes, corruptions)
+    corruptions = tuple(corruption(text, "evaluation.corrupt") for text in section.corrupt)
+    return Options(labels, section.probes, corruptions)
 
 
 def check_limits(limits: data_gate.DataGate, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2
 
-from sigline.pipeline import report
+from sigline.pipeline import run_report
 from sigline.schemas import artifacts, signatures, versions
 
 _OUTPUT = (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INTERNAL_OUTPUT)
@@ -36,7 +36,7 @@ def trace(model: str | Path, metadata_path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"metadata must be the pipeline's metadata.sqlite. Received: {metadata_path}"
         )
-    graph = _Graph(report.open_store(str(metadata_path)))
+    graph = _Graph(run_report.open_store(str(metadata_path)))
     path = Path(model).resolve()
     artifact, blessing = _find(graph, path)
     trainer = graph.producer(artifact.id)

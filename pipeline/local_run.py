@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sigline.components.validate.component import DataGateError
-from sigline.pipeline import build, report, run_lock
+from sigline.pipeline import run_lock, run_report, wiring
 from sigline.pipeline.environment import Environment
 from sigline.pipeline.narrated_runner import NarratedRunner
 from sigline.schemas import full_disk, ownership, progress, run_reports, strength
@@ -17,7 +17,7 @@ EXIT_NOT_BLESSED = 1
 EXIT_FAILED = 2
 
 
-def run(environment: Environment, dag_runner: Any = None) -> report.RunReport | None:
+def run(environment: Environment, dag_runner: Any = None) -> run_report.RunReport | None:
     """Runs the pipeline and returns its report; nodes that are done already are not run again.
 
     Args:
@@ -33,15 +33,15 @@ def run(environment: Environment, dag_runner: Any = None) -> report.RunReport | 
     """
     os.makedirs(environment.root, exist_ok=True)
     with run_lock.alone(environment.root):
-        before = report.run_ids(environment.metadata_path)
+        before = run_report.run_ids(environment.metadata_path)
         with progress.part("plan the run"):
-            pipeline = build.build(environment)
+            pipeline = wiring.build(environment)
         runner = dag_runner or NarratedRunner()
         runner.run(pipeline)
-        new = report.run_ids(environment.metadata_path) - before
+        new = run_report.run_ids(environment.metadata_path) - before
         if not new:
             return None
-        outcome = report.read_report(environment.metadata_path, _own(runner, new))
+        outcome = run_report.read_report(environment.metadata_path, _own(runner, new))
         _write_links(environment, outcome)
     return outcome
 
@@ -63,7 +63,7 @@ def _own(runner: Any, new: set[str]) -> str:
     return name
 
 
-def _write_links(environment: Environment, outcome: report.RunReport) -> None:
+def _write_links(environment: Environment, outcome: run_report.RunReport) -> None:
     """Writes the page of the run's folder that links its reports, unless one is in the way."""
     folder = ownership.OutputFolder(environment.root, "sigline run", option="`root`")
     try:
@@ -115,9 +115,9 @@ def guarded(work: Callable[[], int]) -> int:
         return EXIT_FAILED
 
 
-def print_outcome(outcome: report.RunReport, extra_rows: Sequence[tuple[str, str]] = ()) -> int:
+def print_outcome(outcome: run_report.RunReport, extra_rows: Sequence[tuple[str, str]] = ()) -> int:
     """Prints the summary and the verdict and returns the exit code."""
-    print(report.table([*report.rows(outcome), *extra_rows]), flush=True)
+    print(run_report.table([*run_report.rows(outcome), *extra_rows]), flush=True)
     if outcome.released:
         if words := strength.sentence(outcome.metrics):
             print(f"Blessed; {words}")

@@ -9,12 +9,12 @@ import sys
 # Run as a script, this folder would come first on the path and its modules shadow others.
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != os.path.dirname(__file__)]
 
-from sigline.pipeline import environment, run
+from sigline.pipeline import environment, local_run
 
 
 def main() -> None:
     """Runs the pipeline; exits with 1 if the model was refused and 2 if the pipeline failed."""
-    code = run.main(environment.active)
+    code = local_run.main(environment.active)
     if code:
         sys.exit(code)
 

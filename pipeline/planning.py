@@ -20,8 +20,8 @@ sigline.quiet.import_tfx()
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from sigline.components.ingest import transforms as ingest_transforms
-from sigline.components.ingest.rules import IngestConfig
+from sigline.components.ingest import input_files
+from sigline.components.ingest.options import IngestConfig
 from sigline.components.ingest.sources import SourceConfig
 from sigline.pipeline import checks, spans
 from sigline.pipeline.environment import Environment
@@ -29,11 +29,14 @@ from sigline.schemas import artifacts, digests, record, signing
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.training import start
 from sigline.trainer.weights import inheritance, tokenizer_json, weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What the pages of reports share.
-_TEMPLATES = ("components/page.html.jinja", "components/parts.html.jinja")
+_REPORT_PAGES = tuple(
+    f"components/shared/{name}"
+    for name in ("report_pages.py", "page.html.jinja", "parts.html.jinja")
+)
 _LIBRARIES = (
     "apache-beam",
     "faiss-cpu",
@@ -135,16 +138,16 @@ def plan(environment: Environment, *, thresholds: Any = None) -> Plan:
         ingest_code=_code_digest(
             "schemas",
             "components/ingest",
-            "components/files.py",
-            "components/outputs.py",
-            "components/upright.py",
+            "components/shared/files.py",
+            "components/shared/outputs.py",
+            "components/shared/upright.py",
         ),
-        validate_code=_code_digest("schemas", "components/validate", *_TEMPLATES),
+        validate_code=_code_digest("schemas", "components/validate", *_REPORT_PAGES),
         vocabulary_code=_code_digest("schemas", "components/vocabulary", "trainer"),
         tower_code=_code_digest("schemas", "trainer", "components/export_tower"),
         embed_code=_component_digest("embed"),
         train_code=_code_digest("schemas", "trainer", "components/train"),
-        evaluate_code=_component_digest("evaluate", *_TEMPLATES),
+        evaluate_code=_component_digest("evaluate", *_REPORT_PAGES),
         serve_code=_code_digest(
             "schemas", "serving", "components/check_serving", *_command_files()
         ),
@@ -177,9 +180,9 @@ def _component_digest(name: str, *more: str) -> str:
     return _code_digest(
         "schemas",
         f"components/{name}",
-        "components/files.py",
-        "components/served_model.py",
-        "components/upright.py",
+        "components/shared/files.py",
+        "components/shared/served_model.py",
+        "components/shared/upright.py",
         *more,
     )
 
@@ -203,10 +206,10 @@ def input_digest(base: str, config: IngestConfig) -> str:
 
     The same pairs have the same digest wherever their folder lies.
     """
-    paths = ingest_transforms.input_files(base, config.source)
+    paths = input_files.input_files(base, config.source)
     for other in config.eval_sets:
         try:
-            paths = paths + ingest_transforms.input_files(other, SourceConfig())
+            paths = paths + input_files.input_files(other, SourceConfig())
         except ValueError as error:
             raise ValueError(f"ingest.eval_sets, {other}: {error}") from None
     for other in config.earlier:
@@ -227,7 +230,7 @@ def input_digest(base: str, config: IngestConfig) -> str:
         files[record.CLASSES_FILE] = digests.file_digest(classes)
     # Folders without files count among the classes, and change the labels of those behind them.
     folders = {name for path in files for name in path.split("/")}
-    if empty := sorted(set(ingest_transforms.class_names(base, config.source)) - folders):
+    if empty := sorted(set(input_files.class_names(base, config.source)) - folders):
         files["class folders without files"] = digests.json_digest(empty)
     return digests.json_digest(files)
 

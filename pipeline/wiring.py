@@ -29,9 +29,16 @@ from sigline.components.publish.component import DescribeModel, PublishIndex, Pu
 from sigline.components.train.component import TrainModel
 from sigline.components.validate.component import CheckData, ProvideSchema, ReportData
 from sigline.components.vocabulary.component import TrainVocabulary
-from sigline.pipeline import baseline, beam_arguments, checks, planning
+from sigline.pipeline import beam_arguments, checks, planning
 from sigline.pipeline.environment import TFX, Environment
-from sigline.pipeline.history import History, MetadataHistory
+from sigline.pipeline.history import (
+    EXAMPLES,
+    MODEL,
+    REPORT,
+    STATISTICS,
+    History,
+    MetadataHistory,
+)
 from sigline.pipeline.planning import Plan
 from sigline.schemas import retrieval
 
@@ -82,7 +89,7 @@ def wire(environment: Environment, plan: Plan, history: History, run: str) -> li
     if environment.window > 1:
         window = [history.window(environment, plan, data.ingested.outputs["examples"])]
         window[0].add_upstream_node(data.checked)
-        trained_on = window[0].outputs[baseline.EXAMPLES]
+        trained_on = window[0].outputs[EXAMPLES]
     vocabulary = _vocabulary(environment, plan, trained_on)
     embedding = _embedding(environment, plan, data.ingested)
     trained = TrainModel(
@@ -140,7 +147,7 @@ def _judged_and_published(
         examples=ingested.outputs["examples"],
         model=trained.outputs["model"],
         model_run=trained.outputs["model_run"],
-        baseline=last_blessed.outputs[baseline.MODEL],
+        baseline=last_blessed.outputs[MODEL],
         trained_on=trained_on,
         gate=plan.gate,
         options=plan.evaluation,
@@ -152,7 +159,7 @@ def _judged_and_published(
         model=trained.outputs["model"],
         evaluation=evaluated.outputs["evaluation"],
         trained_on=trained_on,
-        baseline=last_blessed.outputs[baseline.MODEL],
+        baseline=last_blessed.outputs[MODEL],
         config=plan.config,
         input_digest=plan.input_digest,
         weights_digest=plan.weights_digest,
@@ -187,7 +194,7 @@ def _data_nodes(environment: Environment, plan: Plan, history: History) -> _Data
         config=json.dumps(environment.ingest, sort_keys=True),
         span=plan.span,
         version=plan.version,
-        earlier=earlier[0].outputs[baseline.EXAMPLES] if earlier else None,
+        earlier=earlier[0].outputs[EXAMPLES] if earlier else None,
         input_digest=plan.input_digest,
         code_digest=plan.ingest_code,
     )
@@ -207,8 +214,8 @@ def _data_nodes(environment: Environment, plan: Plan, history: History) -> _Data
         anomalies=validator.outputs["anomalies"],
         statistics=statistics.outputs["statistics"],
         schema=schema.outputs["schema"],
-        earlier_report=last_accepted.outputs[baseline.REPORT],
-        earlier_statistics=last_accepted.outputs[baseline.STATISTICS],
+        earlier_report=last_accepted.outputs[REPORT],
+        earlier_statistics=last_accepted.outputs[STATISTICS],
         config=json.dumps(environment.data_gate, sort_keys=True),
         code_digest=plan.validate_code,
     )

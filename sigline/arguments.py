@@ -1,4 +1,4 @@
-"""Checks of arguments that need none of the libraries that take long to import."""
+"""Checks of command line arguments, without any import that takes long."""
 
 import argparse
 from pathlib import Path
@@ -6,30 +6,31 @@ from typing import NoReturn
 
 from sigline.schemas import suggestions
 
-# One of them is in a folder of sigline's weights, and of Hugging Face's.
-_OF_WEIGHTS = ("parameters.safetensors", "config.json")
+# Files of which a folder of weights has one: sigline's own, and Hugging Face's.
+_WEIGHT_FILES = ("parameters.safetensors", "config.json")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that suggests the option or command that was meant."""
+    """A parser whose errors suggest the option or command that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with the message, as argparse does."""
-        super().error(message + self._meant(message))
+        super().error(message + self._suggestion(message))
 
-    def _meant(self, message: str) -> str:
+    def _suggestion(self, message: str) -> str:
+        """Returns a sentence to append to an error of argparse; empty without a near name."""
         words = message.split()
         if message.startswith("unrecognized arguments:"):
             unknown = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
             known = [option for option in self._options() if option.startswith("--")]
-            found = suggestions.did_you_mean(unknown[0], known) if unknown else ""
-            return f".{found}" if found else ""
+            suggestion = suggestions.did_you_mean(unknown[0], known) if unknown else ""
+            return f".{suggestion}" if suggestion else ""
         if "invalid choice:" in message:
             received = message.partition("invalid choice:")[2].split("(choose from")
             name = received[0].strip().strip("'\"")
             choices = [part.strip().strip("'\"") for part in received[-1].rstrip(")").split(",")]
-            found = suggestions.did_you_mean(name, choices)
-            return f".{found}" if found else ""
+            suggestion = suggestions.did_you_mean(name, choices)
+            return f".{suggestion}" if suggestion else ""
         return ""
 
     def _options(self) -> list[str]:
@@ -44,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_file(path: Path | None, option: str) -> None:
-    """Refuses a path that leads to no file; None passes.
+    """Checks that a path is that of a file; None passes.
 
     Raises:
         ValueError: With the option and the path.
@@ -55,7 +56,7 @@ def check_file(path: Path | None, option: str) -> None:
 
 
 def check_folder(path: Path | None, option: str, *, holds: str = "") -> None:
-    """Refuses a path that leads to no folder, or to one without a file of a pattern; None passes.
+    """Checks that a path is a folder, with a file that matches a pattern if `holds`; None passes.
 
     Raises:
         ValueError: With the option and the path.
@@ -70,37 +71,42 @@ def check_folder(path: Path | None, option: str, *, holds: str = "") -> None:
 
 
 def check_absent(path: Path | None, option: str) -> None:
-    """Refuses a path where something is already; None passes.
+    """Checks that nothing exists at a path; None passes.
 
     Raises:
         ValueError: With the option and the path.
     """
     if path is not None and (path.exists() or path.is_symlink()):
-        raise ValueError(f"{option} must not exist yet. Received: {option} {path}")
+        raise ValueError(
+            f"{option} must not exist yet; choose another path, or move it away. "
+            f"Received: {option} {path}"
+        )
 
 
-def check_there(path: Path | None, option: str) -> None:
-    """Refuses a path where nothing is; None passes.
+def check_exists(path: Path | None, option: str) -> None:
+    """Checks that a file or folder exists at a path; None passes.
 
     Raises:
         ValueError: With the option and the path.
     """
     if path is not None and not path.exists():
-        raise ValueError(f"{option} must be there. Received: {option} {path}")
+        raise ValueError(
+            f"{option} must exist; there is no such file or folder. Received: {option} {path}"
+        )
 
 
 def check_weights(path: Path, option: str) -> None:
-    """Refuses what can be no weights.
+    """Checks that a path can be that of weights.
 
     Raises:
         ValueError: With the option and the path.
     """
-    check_there(path, option)
+    check_exists(path, option)
     is_file = path.is_file() and path.suffix == ".npz"
-    if not is_file and not any((path / name).is_file() for name in _OF_WEIGHTS):
+    if not is_file and not any((path / name).is_file() for name in _WEIGHT_FILES):
         raise ValueError(
-            f"{option} must be a folder with {' or '.join(_OF_WEIGHTS)}, or an .npz of big_vision. "
-            f"Received: {option} {path}"
+            f"{option} must be a folder with {' or '.join(_WEIGHT_FILES)}, or an .npz file of "
+            f"big_vision. Received: {option} {path}"
         )
 
 

@@ -32,7 +32,7 @@ from sigline.commands import (
 from sigline.schemas import full_disk, progress
 
 _SUBCOMMANDS = argparse._SubParsersAction
-# In the order of the help text.
+# The commands, in the order of the help text: those of `sigline data`, and all others.
 _DATA = (scenes, fetch, schema, select, embed)
 _COMMANDS = (
     run,
@@ -66,11 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sigline: {notice}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except Exception as error:
-        # TensorFlow's own errors, and those of SQLite, are of no kind that is known here.
-        said = full_disk.sentence(error)
-        if said is None and not isinstance(error, ValueError | OSError | RuntimeError):
+        # A full disk also raises errors of TensorFlow and SQLite, whose types are not known here.
+        disk_full = full_disk.sentence(error)
+        if disk_full is None and not isinstance(error, ValueError | OSError | RuntimeError):
             raise
-        print(f"sigline: {said or error}", file=sys.stderr)
+        print(f"sigline: {disk_full or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -90,11 +90,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    """Adds `--quiet` to the commands that have no commands below them."""
-    below = [action for action in parser._actions if isinstance(action, _SUBCOMMANDS)]
-    if not below:
-        parser.add_argument("--quiet", action="store_true", help="say nothing of how far it is")
-    for action in below:
+    """Adds `--quiet` to the commands that have no subcommands."""
+    subcommands = [action for action in parser._actions if isinstance(action, _SUBCOMMANDS)]
+    if not subcommands:
+        parser.add_argument("--quiet", action="store_true", help="print no progress")
+    for action in subcommands:
         for command in action.choices.values():
             _add_quiet(command)
 

@@ -36,11 +36,12 @@ _SHEET = "contact_sheet.png"
 
 
 def run(output: Path, *, shuffle_captions: bool = False) -> int:
-    """Runs the demo below a folder and returns the exit code; what is done already is reused.
+    """Runs the demo in a folder and returns the exit code; finished steps are reused.
 
     Args:
         output: Folder for data, artifacts, checkpoints and the published model.
-        shuffle_captions: Plants captions that belong to other images, which the gate must refuse.
+        shuffle_captions: Whether captions are shuffled between images, so that the gate must
+            refuse the model.
     """
     started = time.monotonic()
     faults = FAULTS | ({generate.SHUFFLED_CAPTIONS: 1.0} if shuffle_captions else {})
@@ -52,7 +53,7 @@ def run(output: Path, *, shuffle_captions: bool = False) -> int:
         generate.write_scenes(data, count=COUNT, seed=SEED, faults=faults)
     seconds = {"generate scenes": time.monotonic() - started}
     quiet.import_tfx()
-    from sigline.pipeline import run as pipeline_run
+    from sigline.pipeline import local_run
 
     seconds["import TFX"] = time.monotonic() - started - seconds["generate scenes"]
     environment = dataclasses.replace(
@@ -61,26 +62,26 @@ def run(output: Path, *, shuffle_captions: bool = False) -> int:
         input_base=str(data),
         serving_dir=str(output / "serving"),
     )
-    return pipeline_run.guarded(lambda: _run_and_ask(environment, seconds, started))
+    return local_run.guarded(lambda: _run_and_ask(environment, seconds, started))
 
 
 def _run_and_ask(
     environment: environments.Environment, seconds: dict[str, float], started: float
 ) -> int:
-    from sigline.pipeline import run as pipeline_run
+    from sigline.pipeline import local_run
 
-    outcome = pipeline_run.run(environment)
+    outcome = local_run.run(environment)
     assert outcome is not None  # Only TFX's command line compiles without running.
     extra = []
     if outcome.released:
-        asked = time.monotonic()
+        serving_start = time.monotonic()
         with progress.part("serve and ask"):
             sheet = _serve_and_ask(environment, outcome)
         extra.append(("contact sheet", str(sheet)))
-        seconds["serve and ask"] = time.monotonic() - asked
+        seconds["serve and ask"] = time.monotonic() - serving_start
     seconds["total"] = time.monotonic() - started
     extra += [(f"seconds: {name}", f"{spent:.1f}") for name, spent in seconds.items()]
-    return pipeline_run.print_outcome(outcome, extra)
+    return local_run.print_outcome(outcome, extra)
 
 
 def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
@@ -95,9 +96,11 @@ def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
         client = Client(address)
         pictures = _Pictures(client, list(paths))
         print(f"\nServed on {address}. Three questions:\n")
-        seen = next(item for item in records if item.label and item.source == generate.TRAIN_SOURCE)
+        trained = next(
+            item for item in records if item.label and item.source == generate.TRAIN_SOURCE
+        )
         held_out = next(item for item in records if item.source == generate.HELD_OUT_SOURCE)
-        for item in (seen, held_out):
+        for item in (trained, held_out):
             _ask_image(client, item)
         queries = queries_for(records)
         _ask_text(pictures, queries[0])
@@ -111,12 +114,12 @@ def _serve_and_ask(environment: environments.Environment, outcome) -> Path:
 
 
 def queries_for(records: Sequence[record.ImageTextRecord]) -> list[str]:
-    """Returns what the contact sheet asks for: captions that most pictures have, of each kind.
+    """Returns the queries of the contact sheet: the most frequent caption of each kind.
 
-    A query that no picture answers would have a row of wrong ones, whatever the model.
+    A query that no picture matches would show a row of wrong pictures, however good the model is.
 
     Args:
-        records: The pictures to ask for.
+        records: The pictures to search.
     """
     counts = {
         source: Counter(text for item in records if item.source == source for text in item.text)
@@ -125,13 +128,13 @@ def queries_for(records: Sequence[record.ImageTextRecord]) -> list[str]:
     queries: list[str] = []
     for source, kind in _KINDS:
         known = [text for text in counts[source] if kind(text) and text not in queries]
-        # Those that most pictures have; of as many the first by the alphabet.
+        # By frequency; ties in alphabetical order, so that the result is deterministic.
         queries += sorted(known, key=lambda text: (-counts[source][text], text))[:1]
     return queries[:_NUM_QUERIES]
 
 
 def _has(*words: str) -> Callable[[str], bool]:
-    """Returns whether a plain caption has one of some words; of no words, whether it has two."""
+    """Returns a test of plain captions: that they have one of `words`, or just colour and shape."""
 
     def holds(text: str) -> bool:
         if not text.startswith("a "):
@@ -141,7 +144,7 @@ def _has(*words: str) -> Callable[[str], bool]:
     return holds
 
 
-# Queries by the source and the kind of caption: colour and shape, size, and where things stand.
+# Sources and kinds of caption of the queries: colour and shape, size, and positions.
 _KINDS = (
     (generate.TRAIN_SOURCE, _has()),
     (generate.TRAIN_SOURCE, _has("large")),
@@ -154,10 +157,10 @@ _KINDS = (
 
 def _eval_records(examples_dir: str) -> list[record.ImageTextRecord]:
     from sigline.schemas import tf_example
-    from sigline.trainer.inputs import data
+    from sigline.trainer.inputs import shards
 
-    shards = data.shard_files(Path(examples_dir) / f"Split-{record.EVAL_SPLIT}")
-    return [tf_example.decode(item) for shard in shards for item in tf_example.read_shard(shard)]
+    paths = shards.shard_files(Path(examples_dir) / f"Split-{record.EVAL_SPLIT}")
+    return [tf_example.decode(item) for path in paths for item in tf_example.read_shard(path)]
 
 
 def _write_images(
@@ -172,7 +175,7 @@ def _write_images(
             name = f"{item.source}-{item.key}.{suffix}"
             (scratch / name).write_bytes(item.image)
             paths[folder / name] = item
-        # A folder of this name may be someone's own.
+        # The user may have a folder of this name, which must not be overwritten.
         ownership.OutputFolder(folder, _COMMAND).place(scratch)
     finally:
         shutil.rmtree(scratch)
@@ -190,7 +193,7 @@ def _ask_image(client, item: record.ImageTextRecord) -> None:
 
 
 class _Pictures:
-    """Pictures that are embedded once, for several questions."""
+    """Pictures that are embedded once, for several queries."""
 
     def __init__(self, client, paths: list[Path]):
         self._client, self._paths = client, paths
@@ -213,7 +216,7 @@ def _ask_text(pictures: _Pictures, query: str) -> None:
 
 
 def fits(query: str, item: record.ImageTextRecord) -> bool:
-    """Returns whether a caption of a picture says what a query asks for."""
+    """Returns whether a caption of a picture contains the query."""
     return any(query.removeprefix("a ") in caption for caption in item.text)
 
 

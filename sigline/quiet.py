@@ -1,4 +1,4 @@
-"""Keeps TensorFlow, TFX and Beam from writing walls of warnings that a user cannot act on."""
+"""Imports TensorFlow, TFX and Beam without their many warnings, which users cannot act on."""
 
 import contextlib
 import importlib
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 
 from sigline.schemas import progress
 
-# Optional packages that the stack imports where they are installed, for notebooks, scikit-learn's
-# estimators and MongoDB. Together they take a fifth of the time of the import.
+# Optional packages that the stack imports if they are installed, for notebooks, scikit-learn's
+# estimators and MongoDB. Together they take a fifth of the import time.
 _OPTIONAL = ("IPython", "ipywidgets", "pymongo", "sklearn")
-# Packages whose `__init__` imports all that they have, of which sigline needs little.
+# Packages whose `__init__` imports all submodules, of which sigline needs few.
 _TFMA = "tensorflow_model_analysis"
 _LARGE = ("tfx.components", _TFMA)
 
 
 def silence() -> None:
-    """Sets what the environment and Python's logging can; call it before importing TensorFlow."""
+    """Sets environment variables and log levels; must be called before importing TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore", module="kfp|tfx|google|tensorflow|keras|apache_beam")
@@ -34,9 +34,9 @@ def silence() -> None:
 
 @contextlib.contextmanager
 def hidden_stderr() -> Iterator[None]:
-    """Hides what native code writes to standard error, such as lines printed while libraries load.
+    """Discards output to standard error, such as that of native code while libraries load.
 
-    No environment variable stops those. An exception passes through as usual.
+    No environment variable stops that output. Exceptions are raised as usual.
     """
     saved = os.dup(2)
     devnull = os.open(os.devnull, os.O_WRONLY)
@@ -51,10 +51,10 @@ def hidden_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def absent(*names: str) -> Iterator[None]:
-    """Makes imports of optional packages fail, but for those that are imported already."""
+    """Makes imports of optional packages fail, except for those that are imported already."""
     hidden = [name for name in names if name not in sys.modules]
     for name in hidden:
-        # How Python itself notes that a module cannot be imported.
+        # Python raises ImportError for a module whose entry is None.
         sys.modules[name] = None  # pyright: ignore[reportArgumentType]
     try:
         yield
@@ -64,9 +64,9 @@ def absent(*names: str) -> Iterator[None]:
 
 
 class _OnDemand(types.ModuleType):
-    """A package whose `__init__` runs when an attribute is asked for that is no submodule.
+    """A package whose `__init__` runs only when an attribute is used that is not a submodule.
 
-    Submodules can be imported before that. `importlib.util.LazyLoader` runs `__init__` for them.
+    Submodules can be imported without it. `importlib.util.LazyLoader` would run `__init__` first.
     """
 
     def __getattr__(self, name: str):
@@ -87,7 +87,7 @@ class _OnDemand(types.ModuleType):
 
 
 def _name_messages(tfma: types.ModuleType) -> None:
-    """Names its protocol buffers in TFMA; the release does not, and `tfx.components` does."""
+    """Adds TFMA's protobuf messages to its namespace, which otherwise `tfx.components` does."""
     messages = importlib.import_module(f"{_TFMA}.proto.config_pb2")
     for name in messages.DESCRIPTOR.message_types_by_name:
         if not hasattr(tfma, name):
@@ -122,9 +122,9 @@ def import_tensorflow() -> None:
 def import_tfx() -> None:
     """Imports TFX, TFDV and TensorFlow quietly and in the one order that works.
 
-    `tfx` comes first: TFDV cannot be imported without the stand-ins that it installs. Components of
-    TFX are imported when they are asked for: Evaluator and its TFMA, Transform, Tuner and
-    InfraValidator take a third of the time, and a pipeline of sigline has none of them by default.
+    `tfx` comes first, since it installs stand-ins without which TFDV cannot be imported. Components
+    of TFX are imported on demand: Evaluator with TFMA, Transform, Tuner and InfraValidator take a
+    third of the time, and sigline's pipeline uses none of them by default.
     """
     silence()
     with progress.part("import TFX"), hidden_stderr(), absent(*_OPTIONAL):
@@ -138,6 +138,6 @@ def import_tfx() -> None:
 def _quiet_absl() -> None:
     from absl import logging as absl_logging
 
-    # TFX logs as an error that a node failed, and raises the error beside it.
+    # TFX logs that a node failed, and also raises the error, so the log is redundant.
     absl_logging.set_verbosity(absl_logging.FATAL)
     absl_logging.set_stderrthreshold("fatal")

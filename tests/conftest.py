@@ -86,7 +86,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Has all imported that tests of whole pipelines fork, before another test forks less."""
     integration = Path(__file__).parent / "integration"
     if any(integration in item.path.parents for item in session.items):
-        from sigline.pipeline import preloading
+        from sigline.pipeline.kubeflow import preloading
 
         preloading.prepare()
 

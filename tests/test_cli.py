@@ -29,7 +29,7 @@ def test_scenes_are_written(tmp_path, capsys):
         (["serve", "--base-path", "/nonexistent"], "must hold a version directory"),
         (
             ["serve", "--base-path", "x", "--intra-op-parallelism", "-1"],
-            "intra_op_parallelism must be 0, for one a core, or more. Received: -1",
+            "intra_op_parallelism must be 0, for one thread a core, or more. Received: -1",
         ),
     ],
 )

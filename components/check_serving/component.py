@@ -1,4 +1,4 @@
-"""The infra check component: a blessing only for a candidate that was served and asked."""
+"""The infra check component: blesses only a candidate that was served and passed its probes."""
 
 import itertools
 import json
@@ -44,13 +44,13 @@ def CheckServing(
     del code_digest
     from sigline.schemas import tf_example
     from sigline.serving.checks import infra_check
-    from sigline.trainer.inputs import data
+    from sigline.trainer.inputs import shards
 
     if model_blessing.get_int_custom_property(artifacts.BLESSED_PROPERTY) != 1:
         outcome, blessed = {"skipped": "the evaluation did not bless the model"}, False
     else:
-        shards = data.shard_files(artifact_utils.get_split_uri([examples], record.EVAL_SPLIT))
-        serialized = itertools.chain.from_iterable(map(tf_example.read_shard, shards))
+        paths = shards.shard_files(artifact_utils.get_split_uri([examples], record.EVAL_SPLIT))
+        serialized = itertools.chain.from_iterable(map(tf_example.read_shard, paths))
         records = [tf_example.decode(x) for x in itertools.islice(serialized, _NUM_REQUESTS)]
         try:
             checked = infra_check.check_serving(
@@ -88,13 +88,13 @@ def _golden(records, folder: str, tolerance: float):
     units = json.loads(arrays[artifacts.PARITY_UNITS].tobytes())
     rows = {unit: row for row, unit in enumerate(units)}
     captioned = [item for item in records if item.text]
-    asked = {
+    records_by_output = {
         artifacts.PARITY_IMAGE: records,
         artifacts.PARITY_TEXT: captioned,
         artifacts.PARITY_CLASSES: records,
     }
     answers = {}
-    for name, items in asked.items():
+    for name, items in records_by_output.items():
         if name in arrays and items:
             unknown = np.full(arrays[name].shape[1], np.nan, np.float32)
             units = (f"{item.source}/{item.key}" for item in items)

@@ -10,10 +10,10 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import AsDict, AsSingleton
 
-from sigline.components import files, served_model
 from sigline.components.curate import choice_transforms, rules
 from sigline.components.curate.rules import Candidate, Embedded
-from sigline.schemas import digests, record, signatures
+from sigline.components.shared import files, served_model
+from sigline.schemas import digests, examples, record, signatures
 from sigline.schemas.selection import (
     KEYS_FOLDER,
     SELECTION_FILE,
@@ -92,63 +92,16 @@ class Curate(beam.PTransform):
 
     def expand(self, pbegin):
         """Returns what was chosen, a collection of one `Selection`."""
-        config = self._config
         read = (
             pbegin
             | "Shards"
             >> beam.Create(sorted(posixpath.join(self._split_dir, name) for name in self._shards))
             # A choice by images alone needs neither captions nor a model of texts.
-            | "Embed" >> Embed(self._model_dir, with_texts=config.embeds_texts)
+            | "Embed" >> Embed(self._model_dir, with_texts=self._config.embeds_texts)
         )
-        chosen = read
-        if config.of_captions:
-            counts = (
-                read
-                | "IsCaptioned" >> beam.Map(lambda item: bool(item[0].texts))
-                | "CountCaptioned" >> beam.combiners.Count.PerElement()
-                | "CaptionCounts" >> beam.combiners.ToDict()
-                | "CheckCaptions" >> beam.Map(_check_captions, ", ".join(config.of_captions))
-            )
-            chosen = read | "WithCaptions" >> beam.Filter(_has_captions, AsSingleton(counts))
-        if config.min_similarity is not None:
-            limit = config.min_similarity
-            chosen = chosen | "SimilarEnough" >> beam.Filter(
-                lambda item: item[1].similarity >= limit
-            )
-        if config.similarity_fraction is not None:
-            chosen = chosen | "MostSimilar" >> choice_transforms.TopFraction(
-                config.similarity_fraction, score=lambda item: item[1].similarity
-            )
-        if self._target is not None:
-            paths, records = self._target
-            target = (
-                pbegin
-                | "Target" >> beam.Create(paths)
-                | "EmbedTarget" >> Embed(self._model_dir, with_texts=False)
-            )
-            chosen = {
-                "items": chosen,
-                "target": target,
-            } | "Nearest" >> choice_transforms.NearestToTarget(
-                config, min(config.target_clusters, records)
-            )
-        if config.covariance_fraction is not None:
-            assert self._model_dir is not None
-            labels = (
-                pbegin
-                | "Labels" >> beam.Create([self._labels])
-                | "EmbedLabels" >> beam.Map(_embed_labels, self._model_dir)
-            )
-            chosen = chosen | "KeepCovariance" >> choice_transforms.KeepCovariance(
-                config.covariance_fraction, AsSingleton(labels)
-            )
-        if config.clusters is not None:
-            chosen = chosen | "BalanceClusters" >> choice_transforms.BalanceClusters(config)
-        candidates = chosen | "Candidates" >> beam.Keys()
-        if self._entries is not None:
-            candidates = candidates | "BalanceEntries" >> choice_transforms.BalanceEntries(
-                self._entries, config
-            )
+        chosen = self._similar(self._captioned(read))
+        chosen = self._nearest(pbegin, chosen)
+        candidates = self._balanced(self._covarying(pbegin, chosen))
         written = (
             candidates
             | "ByShard" >> beam.Map(lambda item: (item.shard, (item.position, item.key)))
@@ -162,6 +115,75 @@ class Curate(beam.PTransform):
             >> beam.Map(
                 _write_selection, AsDict(written), self._shards, self._split_dir, self._output_dir
             )
+        )
+
+    def _captioned(self, read):
+        """Leaves out records without captions where a choice reads captions."""
+        if not self._config.of_captions:
+            return read
+        counts = (
+            read
+            | "IsCaptioned" >> beam.Map(lambda item: bool(item[0].texts))
+            | "CountCaptioned" >> beam.combiners.Count.PerElement()
+            | "CaptionCounts" >> beam.combiners.ToDict()
+            | "CheckCaptions" >> beam.Map(_check_captions, ", ".join(self._config.of_captions))
+        )
+        return read | "WithCaptions" >> beam.Filter(_has_captions, AsSingleton(counts))
+
+    def _similar(self, chosen):
+        """Keeps the pairs whose image and captions are similar enough, or most similar."""
+        config = self._config
+        if config.min_similarity is not None:
+            limit = config.min_similarity
+            chosen = chosen | "SimilarEnough" >> beam.Filter(
+                lambda item: item[1].similarity >= limit
+            )
+        if config.similarity_fraction is not None:
+            chosen = chosen | "MostSimilar" >> choice_transforms.TopFraction(
+                config.similarity_fraction, score=lambda item: item[1].similarity
+            )
+        return chosen
+
+    def _nearest(self, pbegin, chosen):
+        """Keeps the pairs whose images are nearest to the target's."""
+        if self._target is None:
+            return chosen
+        paths, records = self._target
+        target = (
+            pbegin
+            | "Target" >> beam.Create(paths)
+            | "EmbedTarget" >> Embed(self._model_dir, with_texts=False)
+        )
+        clusters = min(self._config.target_clusters, records)
+        return {
+            "items": chosen,
+            "target": target,
+        } | "Nearest" >> choice_transforms.NearestToTarget(self._config, clusters)
+
+    def _covarying(self, pbegin, chosen):
+        """Keeps the pairs that preserve the covariance of images and captions."""
+        fraction = self._config.covariance_fraction
+        if fraction is None:
+            return chosen
+        assert self._model_dir is not None
+        labels = (
+            pbegin
+            | "Labels" >> beam.Create([self._labels])
+            | "EmbedLabels" >> beam.Map(_embed_labels, self._model_dir)
+        )
+        return chosen | "KeepCovariance" >> choice_transforms.KeepCovariance(
+            fraction, AsSingleton(labels)
+        )
+
+    def _balanced(self, chosen):
+        """Returns the candidates, with no more than its share of any cluster or entry."""
+        if self._config.clusters is not None:
+            chosen = chosen | "BalanceClusters" >> choice_transforms.BalanceClusters(self._config)
+        candidates = chosen | "Candidates" >> beam.Keys()
+        if self._entries is None:
+            return candidates
+        return candidates | "BalanceEntries" >> choice_transforms.BalanceEntries(
+            self._entries, self._config
         )
 
 
@@ -305,6 +327,6 @@ def _write_selection(
         or ShardSelection(shard["records"], 0, bits_of(set(), shard["records"]))
         for name, shard in shards.items()
     }
-    selection = Selection(split_dir, digests.json_digest(shards), selected)
+    selection = Selection(split_dir, digests.json_digest(examples.identity(shards)), selected)
     files.write_file(posixpath.join(output_dir, SELECTION_FILE), selection.to_json().encode())
     return selection

@@ -10,8 +10,8 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict
 
-from sigline.components import files, served_model
 from sigline.components.embed import manifest
+from sigline.components.shared import files, served_model
 from sigline.schemas import digests, examples, progress, record, signatures
 
 _BATCH = 64
@@ -108,7 +108,9 @@ class _EmbedShard(beam.DoFn):
             files.rename(scratch, target)
         records = sum(1 for _ in tf_example.read_shard(target))
         with FileSystems.open(target, compression_type="uncompressed") as handle:
-            yield (split, name), {"records": records, "sha256": digests.stream_digest(handle)}
+            digest = digests.stream_digest(handle)
+            size = handle.tell()
+        yield (split, name), {"records": records, record.SHARD_BYTES: size, "sha256": digest}
 
     def _embedded(self, source: str) -> Iterator[bytes]:
         from sigline.schemas import tf_example

@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance, ImageFilter
 
-from sigline.components.upright import upright
+from sigline.components.shared.upright import upright
 from sigline.schemas import digests
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -21,20 +21,20 @@ _EXAMPLES = 4
 
 @dataclass(frozen=True)
 class Example:
-    """A record and what the model made of it.
+    """A record and what the model predicts for it.
 
     Attributes:
         unit: The record.
         expected: What it is: its classes, or its captions.
-        found: What the model took it for, the best first, each with its score: a cosine, or a logit
-            of the head.
+        predictions: Classes or captions that the model predicts, the best first, each with its
+            score: a cosine, or a logit of the head.
         right: Whether the best is one of the expected.
         rank: How many wrong ones come before the first right one.
     """
 
     unit: str
     expected: tuple[str, ...]
-    found: tuple[tuple[str, float], ...]
+    predictions: tuple[tuple[str, float], ...]
     right: bool
     rank: int
 

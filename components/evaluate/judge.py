@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 
-from sigline.components import served_model
 from sigline.components.evaluate import (
     costs,
     evaluation,
@@ -25,8 +24,10 @@ from sigline.components.evaluate import (
 )
 from sigline.components.evaluate.inputs import BASELINE, CANDIDATE, Inputs
 from sigline.components.evaluate.predictions import EvalRecord
+from sigline.components.evaluate.tasks import grids
 from sigline.components.evaluate.views import DEFAULT_PROMPTS, View
-from sigline.components.files import BeamFiles, write_file
+from sigline.components.shared import served_model
+from sigline.components.shared.files import BeamFiles, write_file
 from sigline.schemas import artifacts, run_reports, signatures
 from sigline.schemas.gate import Gate
 from sigline.schemas.labels import LabelSet
@@ -156,7 +157,7 @@ def _class_names(labels: Mapping[str, LabelSet]) -> tuple[str, ...]:
     return labels[DEFAULT_PROMPTS].names if labels else ()
 
 
-def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, float]]:
+def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, costs.Cost]]:
     """Returns times and sizes of the models by role; times are of records that all can read."""
     from sigline.schemas import tf_example
 
@@ -171,29 +172,33 @@ def _costs(inputs: Inputs, units: set[str]) -> dict[str, dict[str, float]]:
     )
     images, texts = [item.image for item in sample], [x.text[0] for x in sample if x.text]
     models = {role: served_model.load(folder) for role, folder in inputs.judged().items()}
-    asked: list[tuple[str, list]] = [
+    requests: list[tuple[str, list]] = [
         (signatures.EMBED_IMAGE, images[:1]),
         (signatures.EMBED_IMAGE, images),
         (signatures.EMBED_TEXT, texts[:1]),
         (signatures.CLASS_LOGITS, images[:1]),
     ]
     # Only signatures that all models have are timed, so that the models can take turns.
-    asked = [
+    requests = [
         (signature, values)
-        for signature, values in asked
+        for signature, values in requests
         if values and all(served_model.has(model, signature) for model in models.values())
     ]
     calls, measured = {}, {}
     for role, folder in inputs.judged().items():
         calls[role] = {
             f"latency_ms/{signature}@{len(values)}": _call(models[role], signature, values)
-            for signature, values in asked
+            for signature, values in requests
         }
+        for grid in served_model.grids(folder):
+            signature = signatures.at_grid(signatures.EMBED_IMAGE, grid)
+            name = f"latency_ms/{signatures.EMBED_IMAGE}@1/{grids.DIMENSION}={grid}"
+            calls[role][name] = _call(models[role], signature, images[:1])
         sizes = [FileSystems.get_filesystem(x).size(x) for x in BeamFiles().find(folder)]
-        measured[role] = {"model_bytes": float(sum(sizes))}
+        measured[role] = {"model_bytes": costs.Cost(float(sum(sizes)))}
         metadata = served_model.metadata(folder)
         if "num_parameters" in metadata:
-            measured[role]["num_parameters"] = float(metadata["num_parameters"])
+            measured[role]["num_parameters"] = costs.Cost(float(metadata["num_parameters"]))
     for role, times in costs.latencies(calls).items():
         measured[role] |= times
     return measured

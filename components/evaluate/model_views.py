@@ -9,12 +9,12 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
-from sigline.components import served_model
 from sigline.components.evaluate import transforms
 from sigline.components.evaluate.inputs import TEACHER, Inputs
 from sigline.components.evaluate.predictions import Predictions
 from sigline.components.evaluate.views import DEFAULT_PROMPTS, Scale, View
-from sigline.components.files import read_text, write_file
+from sigline.components.shared import served_model
+from sigline.components.shared.files import read_text, write_file
 from sigline.schemas import record, signatures
 from sigline.schemas.labels import LabelSet
 
@@ -62,11 +62,22 @@ def _jobs(inputs: Inputs) -> dict[tuple[str, str], transforms.EmbedSplit]:
             folders[SUPPORT] = inputs.support_dir
         for name, folder in folders.items():
             jobs[role, name] = transforms.EmbedSplit(folder, model, inputs.cache_dir)
-        for corruption in inputs.corruptions if role != TEACHER else ():
+        if role == TEACHER:
+            continue
+        for corruption in inputs.corruptions:
             jobs[role, corruption.name] = transforms.EmbedSplit(
                 inputs.split_dir, model, inputs.cache_dir, corruption
             )
+        for grid in served_model.grids(model):
+            if grid != served_model.default_grid(model):
+                jobs[role, _of_grid(grid)] = transforms.EmbedSplit(
+                    inputs.split_dir, model, inputs.cache_dir, grid=grid
+                )
     return jobs
+
+
+def _of_grid(grid: int) -> str:
+    return f"Grid{grid}"
 
 
 def _write(items, name: str, scratch: str) -> None:
@@ -155,12 +166,18 @@ def views(
         if problems := [problem for split in splits.values() for problem in split.problems()]:
             raise ValueError(f"{role} {model_dir}: {'; '.join(problems)}")
         corrupted = {c.name: splits[c.name] for c in inputs.corruptions if c.name in splits}
+        by_grid = {
+            grid: splits.get(_of_grid(grid), splits[SPLIT])
+            for grid in served_model.grids(model_dir)
+            if role != TEACHER
+        }
         by_role[role] = View(
             splits[SPLIT],
             _classes(model_dir, labels),
             _scale(model_dir),
             splits.get(SUPPORT),
             corrupted,
+            by_grid,
             captioned=inputs.captioned,
             class_loss=served_model.metadata(model_dir).get("class_loss", "softmax"),
         )

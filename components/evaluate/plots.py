@@ -3,6 +3,9 @@
 import html
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from sigline.components.evaluate.results import Result
 
 _WIDTH, _HEIGHT = 340, 230
 # Margins in pixels: left and below for tick labels and titles, and the other two sides.
@@ -79,6 +82,57 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
         [(x, f"{x:g}") for x in columns], [(y, f"{y:.4g}") for y in rows], "step", name
     )
     return frame.svg(f"{name}, up to step {max(xs):g}", axes + drawn)
+
+
+class GridPoint(NamedTuple):
+    """What a grid of patches costs and reaches, both with their intervals."""
+
+    grid: int
+    latency: Result
+    quality: Result
+
+
+def grids(metric: str, points: Sequence[GridPoint]) -> str:
+    """Returns quality against latency, a point with both intervals for each grid of patches.
+
+    Args:
+        metric: What the quality is; a share.
+        points: In the order of their grids; their latencies are milliseconds.
+    """
+    bounds = [(_bounds(latency), _bounds(quality)) for _, latency, quality in points]
+    columns = ticks(0.0, max(x_high for (_, x_high), _ in bounds))
+    rows = ticks(min(y_low for _, (y_low, _) in bounds), max(y_high for _, (_, y_high) in bounds))
+    frame = _Frame(
+        _WIDTH - _LEFT - 2 * _EDGE,
+        _HEIGHT - _BOTTOM - _EDGE,
+        (columns[0], columns[-1]),
+        (rows[0], rows[-1]),
+    )
+    drawn = []
+    for (grid, latency, quality), (xs, ys) in zip(points, bounds, strict=True):
+        x, y = frame.at(latency.value, quality.value)
+        (left, low), (right, high) = (frame.at(*corner) for corner in zip(xs, ys, strict=True))
+        drawn.append(
+            f'<path d="M{x:.1f} {low:.1f}V{high:.1f}M{left:.1f} {y:.1f}H{right:.1f}" '
+            f'stroke="{_BLUE}" fill="none"/><circle cx="{x:.1f}" cy="{y:.1f}" r="3" '
+            f'fill="{_BLUE}"><title>{grid} x {grid} patches: {quality.value:.1%}, '
+            f"{latency.value:.4g} ms</title></circle>"
+            f'<text x="{x + 5:.1f}" y="{y - 5:.1f}">{grid}</text>'
+        )
+    axes = frame.axes(
+        [(x, f"{x:g}") for x in columns],
+        [(y, f"{y:.4g}") for y in rows],
+        "milliseconds for an image",
+        metric,
+    )
+    return frame.svg(f"{metric} by patches along a side", axes + "".join(drawn))
+
+
+def _bounds(result: Result) -> tuple[float, float]:
+    """Returns the interval of a result, which is the value itself where it has none."""
+    if result.low is None or result.high is None:
+        return result.value, result.value
+    return result.low, result.high
 
 
 def ticks(low: float, high: float, count: int = _TICKS) -> list[float]:

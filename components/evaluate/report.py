@@ -9,26 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from sigline.components.evaluate import plots, slices
 from sigline.components.evaluate.findings import Example, Findings
 from sigline.components.evaluate.gate import Verdict
 from sigline.components.evaluate.results import Result, to_dict
+from sigline.components.evaluate.tasks import grids, images
+from sigline.components.shared import report_pages
 from sigline.schemas import strength
 
-_FOLDER = Path(__file__).parent
-# Every text is escaped but the plots, and what is not there is an error.
-TEMPLATE = jinja2.Environment(
-    # The folder above has what all reports share.
-    loader=jinja2.FileSystemLoader([_FOLDER, _FOLDER.parent]),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-).get_template("report.html.jinja")
+TEMPLATE = report_pages.template(Path(__file__).parent)
 _MAIN = (
     "classification_accuracy",
     "classification_accuracy@5",
@@ -44,6 +35,7 @@ _MAIN = (
     "text_to_image_recall@10",
 )
 _SHOWN_CAPTIONS = 3
+_LATENCY = "latency_ms/embed_image@1"
 
 
 @dataclass(frozen=True)
@@ -106,6 +98,7 @@ def content(
         "worst": [_card(example, pictures) for example in findings.worst],
         "checks": _checks(verdict),
         "metrics": _metrics(results),
+        "grids": _grids(results),
         "slices": _table(findings.worst_slices, _has_baseline(of_slices)),
         "confusions": findings.confusions,
         "retrieved": [_card(example, pictures) for example in retrieved],
@@ -143,9 +136,56 @@ def _checks(verdict: Verdict) -> list[dict[str, Any]]:
 
 
 def _metrics(results: Mapping[str, Result]) -> dict[str, Any]:
-    whole = [name for name in results if not slices.is_part(name)]
+    whole = [n for n in results if not slices.is_part(n) and _grid(n) is None]
     order = sorted(whole, key=lambda n: (_MAIN.index(n) if n in _MAIN else len(_MAIN), n))
     return _table([(name, results[name]) for name in order], _has_baseline(results.values()))
+
+
+def _grid(name: str) -> int | None:
+    """Returns the grid that a metric is of; None of one that is of no grid."""
+    number = name.partition(f"/{grids.DIMENSION}=")[2]
+    return int(number) if number else None
+
+
+def _grids(results: Mapping[str, Result]) -> dict[str, Any] | None:
+    """Returns quality and latency of a FlexiViT's grids; None of a model of one grid."""
+
+    def at(name: str, grid: int) -> Result | None:
+        return results.get(f"{name}/{grids.DIMENSION}={grid}")
+
+    known = sorted({grid for grid in map(_grid, results) if grid is not None})
+    metric = next((x for x in images.MAIN if known and at(x, known[0]) is not None), None)
+    if metric is None:
+        return None
+    rows, points = [], []
+    for grid in known:
+        quality, latency = at(metric, grid), at(_LATENCY, grid)
+        assert quality is not None
+        rows.append(
+            {
+                "grid": f"{grid} x {grid}",
+                "quality": _row(metric, quality),
+                "change": _with_interval(metric, at(f"{metric}_difference", grid)),
+                "latency": "" if latency is None else _with_interval(_LATENCY, latency, sign=""),
+            }
+        )
+        if latency is not None:
+            points.append(plots.GridPoint(grid, latency, quality))
+    return {
+        "metric": strength.label(metric),
+        "rows": rows,
+        "plot": Markup(plots.grids(strength.label(metric), points)) if points else "",
+    }
+
+
+def _with_interval(name: str, result: Result | None, *, sign: str = "+") -> str:
+    """Returns a value with its interval; nothing for none."""
+    if result is None:
+        return ""
+    value, low, high = (
+        strength.written(name, x, sign=sign) for x in (result.value, result.low, result.high)
+    )
+    return f"{value} ({low} to {high})"
 
 
 def _has_baseline(results: Iterable[Result]) -> bool:
@@ -191,7 +231,7 @@ def _card(example: Example, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "unit": example.unit,
         "picture": _picture(example.unit, pictures),
         "expected": example.expected[:_SHOWN_CAPTIONS],
-        "taken_for": [(text, f"{score:.3f}") for text, score in example.found],
+        "taken_for": [(text, f"{score:.3f}") for text, score in example.predictions],
         "right": example.right,
         "rank": example.rank,
     }

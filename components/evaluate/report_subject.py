@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from sigline.components import served_model
 from sigline.components.evaluate.predictions import EvalRecord, Predictions
 from sigline.components.evaluate.report import Subject
-from sigline.components.files import BeamFiles
-from sigline.components.upright import upright
+from sigline.components.shared import served_model
+from sigline.components.shared.files import BeamFiles
+from sigline.components.shared.upright import upright
 
 _SIDE = 224
 _MAX_PIXELS = 1 << 26
@@ -95,16 +95,16 @@ def _pictures(shards: Sequence[str], units: set[str]) -> dict[str, bytes]:
     """Returns small pictures of some records, by unit."""
     from sigline.schemas import tf_example
 
-    found = {}
+    pictures = {}
     for path in shards:
         for serialized in tf_example.read_shard(path):
-            if len(found) == len(units):
-                return found
+            if len(pictures) == len(units):
+                return pictures
             record = tf_example.decode(serialized)
             unit = EvalRecord.of(record).unit
             if unit in units:
-                found[unit] = _small(record.image)
-    return found
+                pictures[unit] = _small(record.image)
+    return pictures
 
 
 def _small(encoded: bytes) -> bytes:
@@ -129,7 +129,7 @@ def _curves(logs_dir: str) -> dict[str, list[tuple[float, float]]]:
     """Returns the scalars of TensorBoard files, by name, thinned out."""
     import tensorflow as tf
 
-    found: dict[str, dict[int, float]] = {}
+    curves: dict[str, dict[int, float]] = {}
     for path in BeamFiles().find(logs_dir):
         if "tfevents" not in posixpath.basename(path):
             continue
@@ -137,13 +137,13 @@ def _curves(logs_dir: str) -> dict[str, list[tuple[float, float]]]:
             for event in tf.compat.v1.train.summary_iterator(path):
                 for value in event.summary.value:
                     if value.metadata.plugin_data.plugin_name == "scalars":
-                        # Of what was logged twice, since a run was interrupted, the later counts.
+                        # A resumed run logs some steps again; the later value counts.
                         number = float(tf.make_ndarray(value.tensor))
-                        found.setdefault(value.tag, {})[event.step] = number
+                        curves.setdefault(value.tag, {})[event.step] = number
         except tf.errors.DataLossError:
             # The last event of a run that was killed.
             continue
-    return {name: _thinned(sorted(points.items())) for name, points in found.items()}
+    return {name: _thinned(sorted(points.items())) for name, points in curves.items()}
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sigline.components.evaluate.costs import Cost
 from sigline.components.evaluate.metrics import intervals
 from sigline.components.evaluate.metrics.intervals import Measure
 
@@ -14,7 +15,7 @@ class Result:
 
     Attributes:
         value: What the candidate reached.
-        low: Lower bound of its interval; None for a cost, which has no examples.
+        low: Lower bound of its interval; None for a cost that is no time.
         high: Upper bound.
         examples: How many examples it is over; 0 for a cost.
         chance: What guessing has, where that is known.
@@ -89,15 +90,18 @@ def summarize(
     return results
 
 
-def costs(
-    candidate: Mapping[str, float], baseline: Mapping[str, float] | None
-) -> dict[str, Result]:
+def costs(candidate: Mapping[str, Cost], baseline: Mapping[str, Cost] | None) -> dict[str, Result]:
     """Returns the results of what has no examples, such as times and sizes."""
     results = {}
-    for name, value in candidate.items():
+    for name, cost in candidate.items():
         other = (baseline or {}).get(name)
-        difference = None if other is None else value - other
-        results[name] = Result(value, baseline=other, difference=difference)
+        results[name] = Result(
+            cost.value,
+            cost.low,
+            cost.high,
+            baseline=None if other is None else other.value,
+            difference=None if other is None else cost.value - other.value,
+        )
     return results
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 import numpy as np
 
-from sigline.components import served_model
 from sigline.components.evaluate import corruptions, predictions
-from sigline.components.files import BeamFiles, tree_digest, write_file
+from sigline.components.shared import served_model
+from sigline.components.shared.files import BeamFiles, tree_digest, write_file
 from sigline.schemas import digests, record, signatures
 from sigline.schemas.labels import LabelSet
 
@@ -31,6 +31,7 @@ class EmbedSplit(beam.PTransform):
         model_dir: str,
         cache_dir: str,
         corruption: corruptions.Corruption | None = None,
+        grid: int | None = None,
     ):
         """Takes folders on any file system that Beam reaches.
 
@@ -39,6 +40,8 @@ class EmbedSplit(beam.PTransform):
             model_dir: SavedModel of the model's contract.
             cache_dir: Folder of embeddings.
             corruption: What is done to every image before; nothing by default.
+            grid: Patches along a side, of a model of several grids; None for its default. Of
+                another grid images alone are embedded, since texts do not depend on it.
 
         Raises:
             ValueError: If the split or the model's folder is empty.
@@ -47,7 +50,7 @@ class EmbedSplit(beam.PTransform):
         self._shards = shards(split_dir)
         if not self._shards:
             raise ValueError(f"There are no TFRecord shards (*.gz). Received: {split_dir}")
-        self._embed = _EmbedShard(model_dir, model_digest(model_dir), cache_dir, corruption)
+        self._embed = _EmbedShard(model_dir, model_digest(model_dir), cache_dir, corruption, grid)
 
     def expand(self, pbegin):
         """Returns the paths of the embeddings, in no particular order."""
@@ -94,18 +97,21 @@ class _EmbedShard(beam.DoFn):
         digest: str,
         cache_dir: str,
         corruption: corruptions.Corruption | None,
+        grid: int | None,
     ):
         self._model_dir = model_dir
         self._digest = digest
         self._cache_dir = cache_dir
         self._corruption = corruption
+        self._grid = grid
         self._model = None
 
     def process(self, path: str) -> Iterator[str]:
         with BeamFiles().open(path) as handle:
             shard = digests.stream_digest(handle)
         corruption = corruptions.identity(self._corruption) if self._corruption else None
-        name = digests.json_digest([predictions.FORMAT, self._digest, shard, corruption])
+        content = [predictions.FORMAT, self._digest, shard, corruption]
+        name = digests.json_digest(content if self._grid is None else [*content, self._grid])
         cached = posixpath.join(self._cache_dir, f"{name}.safetensors")
         if not _is_whole(cached):
             if self._model is None:
@@ -136,7 +142,7 @@ class _EmbedShard(beam.DoFn):
             images = [
                 corruptions.corrupt(item.image, self._corruption, key=item.key) for item in batch
             ]
-        embeddings, valid = served_model.embed_images(self._model, images)
+        embeddings, valid = served_model.embed_images(self._model, images, self._grid)
         known = [predictions.EvalRecord.of(item) for item in batch]
         kept = [item for item, good in zip(known, valid, strict=True) if good]
         return predictions.Predictions(
@@ -149,12 +155,13 @@ class _EmbedShard(beam.DoFn):
         )
 
     def _classes(self, images: list[bytes]) -> np.ndarray | None:
-        if not served_model.has(self._model, signatures.CLASS_LOGITS):
+        signature = signatures.at_grid(signatures.CLASS_LOGITS, self._grid)
+        if not served_model.has(self._model, signature):
             return None
-        return served_model.call(self._model, signatures.CLASS_LOGITS, images)[signatures.LOGITS]
+        return served_model.call(self._model, signature, images)[signatures.LOGITS]
 
     def _texts(self, texts: list[str]) -> np.ndarray | None:
-        if not served_model.has(self._model, signatures.EMBED_TEXT):
+        if self._grid is not None or not served_model.has(self._model, signatures.EMBED_TEXT):
             return None
         return served_model.embed(self._model, signatures.EMBED_TEXT, texts)
 

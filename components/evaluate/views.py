@@ -46,6 +46,8 @@ class View:
         scale: How the model makes probabilities; None if that is not known.
         support: Labelled records that probes learn from, as the model sees them; none by default.
         corrupted: What the model says of the same images after a corruption, by its name.
+        by_grid: What a FlexiViT says of the same images at each of its grids, patches along a side;
+            `split` itself at the default one. Empty for a model of one grid.
         teacher: The same records as a teacher sees them; none by default.
         captioned: Whether captions are to be retrieved.
         class_loss: What the model's head was trained by: `softmax` or `sigmoid`.
@@ -56,6 +58,7 @@ class View:
     scale: Scale | None = None
     support: Predictions | None = None
     corrupted: Mapping[str, Predictions] = field(default_factory=dict)
+    by_grid: Mapping[int, Predictions] = field(default_factory=dict)
     teacher: "View | None" = None
     captioned: bool = True
     class_loss: str = "softmax"

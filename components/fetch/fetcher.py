@@ -1,25 +1,19 @@
-"""Fetches what a URL names: bounded, polite, and from public addresses only.
-
-Honours the X-Robots-Tag header as img2dataset does; the crawler's own text about it is at
-https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag.
-"""
+"""Fetches what a URL names: bounded, polite, and from public addresses only."""
 
 import contextlib
 import http.client
 import ipaddress
-import os
-import re
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
-from urllib3.util import connection as sockets
+from urllib3.exceptions import NewConnectionError
+
+from sigline.components.fetch import connections, robots
 
 SUCCESS = "success"
 INVALID_URL = "invalid_url"
@@ -35,36 +29,12 @@ COMPRESSED = "compressed"
 # HTTP statuses that may change when the request is repeated.
 _PASSING_CODES = (408, 425, 429, 500, 502, 503, 504)
 _PASSING = (TIMED_OUT, NO_CONNECTION, INCOMPLETE)
-# Directives of X-Robots-Tag with a value: the colon after them does not end a crawler's name.
-_VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
-# Names of crawlers; dates, which hold colons too, do not match.
-_CRAWLER = re.compile(r"[a-z*][a-z0-9_.-]*")
 _REDIRECT_CODES = (301, 302, 303, 307, 308)
 _SCHEMES = ("http", "https")
 _MAX_URL = 8192
 _PIECE_BYTES = 2**16
 # Hosts whose state is kept although no request to them is running.
 _MAX_HOSTS = 10_000
-# Maximum number of a host's addresses that are tried.
-_MAX_ADDRESSES = 4
-# All networks that are not public, since the table in Python's ipaddress depends on its version:
-# private, loopback, link-local, documentation and multicast networks; those that embed other
-# addresses, which may be private (NAT64, 6to4, Teredo, IPv4 in IPv6); and the metadata services
-# of clouds, which hand out credentials: 169.254.0.0/16 (AWS, Google, Azure, Oracle, IBM,
-# Tencent, Huawei, DigitalOcean, Hetzner, Scaleway and others), 100.100.100.200 (Alibaba),
-# 192.0.0.192 (Oracle), 168.63.129.16 (Azure's host), 192.80.8.124 (Equinix Metal), and in IPv6
-# fd00:ec2::254 (AWS), fd20:ce::254 (Google).
-_REFUSED = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
-        *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
-        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-        *("168.63.129.16/32", "192.80.8.124/32"),
-        *("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32"),
-        *("2002::/16", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -143,19 +113,15 @@ class Fetched(NamedTuple):
         return self.status in _PASSING or self.status in codes
 
 
-class _Refused(Exception):
-    """An address that is not fetched from; no error of the network, so that nothing retries."""
-
-
 class Fetcher:
     """Fetches URLs from many threads at a time."""
 
     def __init__(self, config: FetchConfig):
         self._config = config
-        self._networks = [ipaddress.ip_network(text) for text in config.allowed_networks]
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
-        self._pools = _pools(self._check_address)
+        allowed = [ipaddress.ip_network(text) for text in config.allowed_networks]
+        self._pools = connections.pools(allowed)
 
     def fetch(self, url: str) -> Fetched:
         """Fetches a URL; never raises on what the network brings."""
@@ -217,7 +183,7 @@ class Fetcher:
         }
         try:
             with (
-                _cut_at(deadline),
+                connections.cut_at(deadline),
                 contextlib.closing(
                     self._pools.request(
                         "GET",
@@ -235,7 +201,7 @@ class Fetcher:
                 if response.status in _REDIRECT_CODES and target:
                     return urljoin(url, _as_sent(target))
                 return self._read(response, deadline)
-        except _Refused as error:
+        except connections.AddressRefused as error:
             return Fetched(PRIVATE_ADDRESS, detail=str(error))
         except (urllib3.exceptions.LocationValueError, ValueError) as error:
             # Raised for the target of a redirect, too.
@@ -249,8 +215,8 @@ class Fetcher:
         if response.status != http.HTTPStatus.OK:
             wait = _seconds(response.headers.get("Retry-After"))
             return Fetched(f"http_{response.status}", detail=response.reason or "", wait_s=wait)
-        robots = response.headers.getlist("X-Robots-Tag")
-        if directive := opted_out(robots, config.user_agent_token, config.opt_outs):
+        tags = response.headers.getlist("X-Robots-Tag")
+        if directive := robots.opted_out(tags, config.user_agent_token, config.opt_outs):
             return Fetched(OPTED_OUT, detail=f"X-Robots-Tag says {directive}")
         length = response.headers.get("Content-Length", "")
         if length.isdecimal() and int(length[:20]) > config.max_bytes:
@@ -267,16 +233,6 @@ class Fetcher:
                 detail = f"{len(content)} bytes within {config.deadline_s} seconds"
                 return Fetched(TIMED_OUT, detail=detail)
         return Fetched(SUCCESS, bytes(content)) if content else Fetched(EMPTY, detail="no bytes")
-
-    def _check_address(self, text: str) -> None:
-        """Refuses an address that is not public, unless it is allowed."""
-        address = ipaddress.ip_address(text.partition("%")[0])
-        if any(address in network for network in self._networks):
-            return
-        inner = getattr(address, "ipv4_mapped", None) or address
-        public = inner.is_global and not inner.is_multicast and not inner.is_reserved
-        if not public or any(inner in network for network in _REFUSED):
-            raise _Refused(f"{text} is no public address")
 
 
 class _Host:
@@ -302,139 +258,6 @@ class _Host:
                 self._next = max(now, self._next) + self._interval_s
             time.sleep(wait)
             yield
-
-
-def _pools(check: Callable[[str], None]) -> urllib3.PoolManager:
-    """Returns pools whose connections go to checked addresses.
-
-    The address that was checked is the one that is connected to: a name that is resolved again
-    may lead elsewhere.
-    """
-
-    def new_connection(connection: urllib3.connection.HTTPConnection) -> socket.socket:
-        port = connection.port
-        try:
-            resolved = socket.getaddrinfo(connection.host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise NewConnectionError(connection, f"the name leads nowhere: {error}") from None
-        addresses = list(dict.fromkeys(str(item[4][0]) for item in resolved))
-        for address in addresses:
-            check(address)
-        failed: OSError | None = None
-        for address in addresses[:_MAX_ADDRESSES]:
-            try:
-                left = _THREAD.cut.left()
-                opened = sockets.create_connection((address, port), min(connection.timeout, left))
-            except OSError as error:
-                failed = error
-                continue
-            _THREAD.cut.guard(opened)
-            return opened
-        if isinstance(failed, TimeoutError):
-            raise ConnectTimeoutError(connection, f"no connection: {failed}")
-        raise NewConnectionError(connection, f"no connection: {failed}")
-
-    class _Plain(urllib3.connection.HTTPConnection):
-        def _new_conn(self) -> socket.socket:
-            return new_connection(self)
-
-    class _Secure(urllib3.connection.HTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            return new_connection(self)
-
-    class _PlainPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = _Plain
-
-    class _SecurePool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = _Secure
-
-    pools = urllib3.PoolManager(num_pools=64)
-    pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
-    return pools
-
-
-_THREAD = threading.local()
-
-
-class _Cut:
-    """Ends connections at a time, however slowly their server goes on talking."""
-
-    def __init__(self, deadline: float):
-        self._deadline = deadline
-        self._sockets: list[socket.socket] = []
-        self._lock = threading.Lock()
-        self._over = False
-
-    def left(self) -> float:
-        """Returns the seconds that are left; raises `TimeoutError` if none are."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the time for this attempt is over")
-        return left
-
-    def guard(self, opened: socket.socket) -> None:
-        """Adds a connection."""
-        # A duplicate descriptor, since TLS takes over the first one.
-        guarded = socket.socket(fileno=os.dup(opened.fileno()))
-        with self._lock:
-            self._sockets.append(guarded)
-            if self._over:
-                _shut(guarded)
-
-    def cut(self) -> None:
-        """Ends all connections, and those that are still to come."""
-        with self._lock:
-            self._over = True
-            for guarded in self._sockets:
-                _shut(guarded)
-
-    def close(self) -> None:
-        """Lets the connections be."""
-        with self._lock:
-            for guarded in self._sockets:
-                guarded.close()
-            self._sockets.clear()
-
-
-def _shut(guarded: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # It is closed already.
-        guarded.shutdown(socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def _cut_at(deadline: float) -> Iterator[None]:
-    """Ends what this thread connects to at a time."""
-    _THREAD.cut = cut = _Cut(deadline)
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut.cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        cut.close()
-
-
-def opted_out(values: Iterable[str], token: str, directives: Iterable[str]) -> str | None:
-    """Returns the first directive of X-Robots-Tag headers that forbids to take an image.
-
-    Args:
-        values: Values of the headers: directives, or `crawler: directives`, separated by commas.
-        token: The crawler that is asking.
-        directives: Those that forbid it.
-    """
-    forbidden = {name.lower() for name in directives}
-    for value in values:
-        addressed = True
-        for item in value.lower().split(","):
-            name, colon, rest = (part.strip() for part in item.partition(":"))
-            if colon and name not in _VALUED and _CRAWLER.fullmatch(name):
-                # A crawler's name applies to all directives up to the next name.
-                addressed, name = name in (token.lower(), "*"), rest.partition(":")[0].strip()
-            # The directive `none` stands for `noindex` and `nofollow`.
-            if addressed and (name in forbidden or (name == "none" and "noindex" in forbidden)):
-                return name
-    return None
 
 
 def _status(error: Exception, *, late: bool) -> str:

@@ -25,11 +25,16 @@ from urllib.parse import urlsplit
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 
-from sigline.components import files
-from sigline.components.files import BeamFiles
-from sigline.components.ingest import fetch, fetch_tables, readers, rules
-from sigline.components.ingest.fetch import FetchConfig, Fetched, Fetcher
-from sigline.components.ingest.fetch_tables import TablePart
+from sigline.components.fetch import url_tables
+from sigline.components.fetch.fetcher import (
+    INVALID_URL,
+    SUCCESS,
+    FetchConfig,
+    Fetched,
+    Fetcher,
+)
+from sigline.components.fetch.url_tables import TablePart
+from sigline.components.ingest import account, cells, readers
 from sigline.components.ingest.sources import (
     IMAGE_SUFFIXES,
     Part,
@@ -39,12 +44,14 @@ from sigline.components.ingest.sources import (
     family,
     unicode_text,
 )
+from sigline.components.shared import files
+from sigline.components.shared.files import BeamFiles
 from sigline.schemas import digests, ownership, progress, record
 
 COUNTS_FILE = "counts.json"
 _NO_URL = "no_url"
 # Statuses of rows for which no request was sent.
-_NOT_ASKED = (_NO_URL, fetch.INVALID_URL)
+_NOT_ASKED = (_NO_URL, INVALID_URL)
 # Names that the metadata of a fetched pair uses itself; columns of these names are renamed.
 _OWN_NAMES = ("caption", "captions", "key", "label", "status", "url")
 # Settings that decide which outcomes are accepted, not how requests are made.
@@ -100,7 +107,7 @@ class Fetch(beam.PTransform):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
         inside = posixpath.join(input_base, "")
-        tables = fetch_tables.find(input_base, output_dir, BeamFiles(), source or SourceConfig())
+        tables = url_tables.find(input_base, output_dir, BeamFiles(), source or SourceConfig())
         self._parts = [(_part_name(item.part, inside), item) for item in tables.parts]
         self._tables = {name: item.part.path.removeprefix(inside) for name, item in self._parts}
         _check_counts(posixpath.join(output_dir, COUNTS_FILE))
@@ -135,7 +142,7 @@ def _write_counts(
             old.setdefault(name[: match.start(1)], []).append(posixpath.join(output_dir, name))
     stale = [paths for paths in old.values() if any(map(_is_of_shard, paths))]
     FileSystems.delete([path for paths in stale for path in paths])
-    counted = rules.add_counts(counts for _, counts in blocks)
+    counted = account.add_counts(counts for _, counts in blocks)
     by_status = dict(sorted(counted.items()))
     counts = {
         "input": sum(counted.values()),
@@ -244,7 +251,7 @@ class _FetchBlock(beam.DoFn):
         lines.sort(key=lambda line: line["key"])
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         files.write_file(f"{base}.jsonl", text.encode())
-        successes = statuses[fetch.SUCCESS]
+        successes = statuses[SUCCESS]
         end = time.time()
         stats = {
             "count": len(block.rows),
@@ -290,7 +297,7 @@ def _done(key: str, row: RawPair, outcome: Future | Fetched | Place):
     if isinstance(outcome, Place):
         with BeamFiles().open(outcome.path) as handle:
             handle.seek(outcome.offset)
-            return key, row, Fetched(fetch.SUCCESS, handle.read(outcome.size))
+            return key, row, Fetched(SUCCESS, handle.read(outcome.size))
     return key, row, outcome.result() if isinstance(outcome, Future) else outcome
 
 
@@ -353,7 +360,7 @@ def _write_shard(
             lines.append(
                 {"key": key, "url": url, "status": outcome.status, "detail": outcome.detail}
             )
-            if outcome.status != fetch.SUCCESS:
+            if outcome.status != SUCCESS:
                 continue
             for suffix, content in ((_suffix(url), outcome.content), (".json", _about(row))):
                 member = tarfile.TarInfo(key + suffix)
@@ -385,4 +392,4 @@ def _about(row: RawPair) -> bytes:
         about["source_key"] = row.key
     if row.label is not None:
         about["label"] = row.label
-    return json.dumps(rules.plain(about), sort_keys=True).encode()
+    return json.dumps(cells.plain(about), sort_keys=True).encode()

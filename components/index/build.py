@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import sigline
-from sigline.components import served_model
 from sigline.components.index import corpus as corpora
 from sigline.components.index import faiss_index, transforms
 from sigline.components.index.corpus import Corpus
 from sigline.components.index.options import RECALL_AT, IndexConfig
+from sigline.components.shared import served_model
 from sigline.schemas import atomic, digests, record, retrieval, signatures
 
 # Number of captions that an index is checked with.

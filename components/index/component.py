@@ -19,9 +19,9 @@ from tfx.types.standard_artifacts import (
 )
 from tfx.utils import path_utils
 
-from sigline.components.artifact_types import EmbeddingIndex
 from sigline.components.index import build, transforms
 from sigline.components.index.options import IndexConfig
+from sigline.components.shared.artifact_types import EmbeddingIndex
 from sigline.schemas import artifacts, strict
 
 

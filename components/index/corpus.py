@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sigline.components.upright import upright
+from sigline.components.shared.upright import upright
 from sigline.schemas import digests, retrieval, signatures
 
 MANIFEST_FILE = "corpus.json"

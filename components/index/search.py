@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from sigline.components import served_model
 from sigline.components.index import corpus, faiss_index
+from sigline.components.shared import served_model
 from sigline.schemas import digests, retrieval, signatures
 from sigline.schemas.retrieval import Match
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsDict
 
-from sigline.components import files, served_model
 from sigline.components.index import corpus
+from sigline.components.shared import files, served_model
 from sigline.schemas import digests, examples, record
 
 _BATCH = 64

@@ -62,6 +62,14 @@ def add(ledgers: Iterable[Ledger]) -> Ledger:
     return Ledger(by_reason, _largest(groups))
 
 
+def add_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    """Returns the sum of counts; coders make plain dictionaries of them."""
+    total: Counter[str] = Counter()
+    for item in counts:
+        total.update(item)
+    return total
+
+
 def _add(groups: dict[tuple[str, str, str], Group], key: tuple[str, str, str], more: Group) -> None:
     count, names = groups.get(key, Group(0, ()))
     names = tuple(sorted({*names, *more.names})[:_NAMES])

@@ -6,10 +6,10 @@ from typing import Any
 
 import apache_beam as beam
 
-from sigline.components.files import write_file
 from sigline.components.ingest import account, reasons
 from sigline.components.ingest.inventory import Inventory
 from sigline.components.ingest.sources import PassedOver, unicode_text
+from sigline.components.shared.files import write_file
 from sigline.schemas import artifacts
 
 # Lines written to one file.

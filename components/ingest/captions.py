@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sigline.components.ingest import cells, filters, reasons, remarks
-from sigline.components.ingest.filters import Caption, FilterConfig, Refusal
+from sigline.components.ingest.filters import Caption, FilterConfig
 from sigline.components.ingest.readers.values import texts_of
+from sigline.components.ingest.reasons import Refusal
 from sigline.components.ingest.sources import FolderClass, RawPair
 from sigline.schemas import record
 

@@ -1,11 +1,12 @@
-"""Values in cells of tables: lists that are written as text, and words for missing values."""
+"""Values in cells of tables: lists written as text, words for missing values, and JSON."""
 
 import ast
 import json
+import math
 import numbers
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -129,3 +130,19 @@ def flat(value: Any) -> Iterator[Any]:
             stack.extend(reversed(value))
         else:
             yield value
+
+
+def plain(value: Any) -> Any:
+    """Returns a value that JSON has; of bytes that are no text their number."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return f"{len(value)} bytes"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -15,9 +15,9 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples
 
-from sigline.components.artifact_types import IngestReport
-from sigline.components.ingest import transforms
+from sigline.components.ingest import input_files, transforms
 from sigline.components.ingest.options import config_from_json
+from sigline.components.shared.artifact_types import IngestReport
 from sigline.schemas import record
 
 
@@ -42,7 +42,7 @@ def IngestExamples(
         _ = pipeline | transforms.Ingest(
             input_base, examples.uri, report.uri, dataclasses.replace(settings, earlier=paths)
         )
-    transforms.copy_classes(input_base, examples.uri)
+    input_files.copy_classes(input_base, examples.uri)
     examples.span, examples.version = span, version
     examples.split_names = artifact_utils.encode_split_names(list(record.SPLITS))
     examples_utils.set_payload_format(examples, example_gen_pb2.FORMAT_TF_EXAMPLE)

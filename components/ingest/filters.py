@@ -17,6 +17,7 @@ import numpy as np
 
 from sigline.components.ingest import reasons
 from sigline.components.ingest.fingerprints import View
+from sigline.components.ingest.reasons import Refusal
 from sigline.schemas import record
 
 # Captions that are only a file name, as cameras and uploads give them.
@@ -40,14 +41,6 @@ BOILERPLATE = (
 _TAG = re.compile(r"<[^<>]{0,200}>")
 # Zero-width characters and soft hyphens, which are invisible but change tokens.
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
-
-
-class Refusal(Exception):
-    """A pair that a rule leaves out; `reason` is one of `reasons`."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True)

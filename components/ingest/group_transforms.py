@@ -12,10 +12,11 @@ from typing import NamedTuple
 import apache_beam as beam
 from apache_beam.pvalue import AsDict, AsSingleton
 
-from sigline.components.ingest import filters, fingerprints, reasons, rules
+from sigline.components.ingest import filters, fingerprints, groups, placement, reasons, rules
 from sigline.components.ingest.fingerprints import View
+from sigline.components.ingest.options import IngestConfig
 from sigline.components.ingest.sources import Place
-from sigline.components.outputs import ParDoByTag
+from sigline.components.shared.outputs import ParDoByTag
 from sigline.schemas import record
 
 ROWS, REJECTED = "rows", "rejected"
@@ -60,7 +61,7 @@ class Group(beam.PTransform):
     which have the number of no part, do not come out.
     """
 
-    def __init__(self, config: rules.IngestConfig):
+    def __init__(self, config: IngestConfig):
         super().__init__()
         self._config = config
 
@@ -201,7 +202,7 @@ class _JoinEdges(beam.CombineFn):
     """Joins edges into groups; what is held grows with the members, not with the edges."""
 
     def create_accumulator(self):
-        return rules.Forest()
+        return groups.Forest()
 
     def add_input(self, forest, edge):
         forest.join(*edge)
@@ -264,20 +265,20 @@ def _by_group(item, remap: dict[bytes, bytes]) -> Iterator[tuple[bytes, rules.Ro
         yield remap.get(root, root), row
 
 
-def _standing(row: rules.Row, config: rules.IngestConfig) -> Best:
-    evaluated = rules.is_evaluated(row, config)
+def _standing(row: rules.Row, config: IngestConfig) -> Best:
+    evaluated = placement.is_evaluated(row, config)
     # Evaluated pairs stand first, so that training copies are rejected against them. Next come
     # pairs of earlier examples, so that a picture stays in the split that it was put in before.
     splits = ("",) if evaluated else (*record.SPLITS, "")
     earlier = splits.index("" if evaluated else row.earlier)
-    order = (not evaluated, earlier, row.number[0] < 0, *rules.rank(row, config))
+    order = (not evaluated, earlier, row.number[0] < 0, *placement.rank(row, config))
     trained = row.earlier == record.TRAIN_SPLIT
     return Best(
         order, row.number, row.key, row.image_sha256, row.place, evaluated, row.earlier, trained
     )
 
 
-def _best(rows: Iterable[rules.Row], config: rules.IngestConfig) -> Best:
+def _best(rows: Iterable[rules.Row], config: IngestConfig) -> Best:
     best, trained = None, False
     for row in rows:
         standing = _standing(row, config)
@@ -291,7 +292,7 @@ def _best(rows: Iterable[rules.Row], config: rules.IngestConfig) -> Best:
 class _Decide(beam.DoFn):
     """Sends the rows of a group to a split, or rejects them."""
 
-    def __init__(self, config: rules.IngestConfig):
+    def __init__(self, config: IngestConfig):
         self._config = config
 
     def process(self, item):
@@ -299,17 +300,17 @@ class _Decide(beam.DoFn):
         group, rows = item
         best = _best(rows, self._config)
         keep_all = self._config.duplicates.keep == "all"
-        split = best.earlier or rules.split_of(group, self._config)
+        split = best.earlier or placement.split_of(group, self._config)
         split = record.EVAL_SPLIT if best.evaluated else split
         for row in rows:
-            if best.trained and rules.is_evaluated(row, self._config):
+            if best.trained and placement.is_evaluated(row, self._config):
                 # Pairs of other inputs' evaluation sets, too: they are counted as not protected.
                 yield _rejected(row, reasons.LEAK, "earlier examples train on the picture", best)
                 continue
             if row.number[0] < 0:
                 continue
             how = "is that" if row.image_sha256 == best.sha256 else "looks like that"
-            if best.evaluated and not rules.is_evaluated(row, self._config):
+            if best.evaluated and not placement.is_evaluated(row, self._config):
                 detail = f"the picture {how} of {best.key!r}, which is evaluated on"
                 yield _rejected(row, reasons.LEAK, detail, best)
             elif keep_all or row.number == best.number:
@@ -330,7 +331,7 @@ class FilterCaptions(beam.PTransform):
     numbers.
     """
 
-    def __init__(self, config: rules.IngestConfig):
+    def __init__(self, config: IngestConfig):
         super().__init__()
         self._config = config
 
@@ -350,7 +351,7 @@ class FilterCaptions(beam.PTransform):
         if self._config.duplicates.captions:
             evaluated = (
                 rows
-                | "Evaluated" >> beam.Filter(rules.is_evaluated, self._config)
+                | "Evaluated" >> beam.Filter(placement.is_evaluated, self._config)
                 | "CaptionsOfEvaluated" >> beam.FlatMap(_caption_keys)
                 | "DistinctCaptions" >> beam.Distinct()
                 | "WithNone" >> beam.Map(lambda key: (key, None))
@@ -368,14 +369,14 @@ def _caption_keys(row: rules.Row) -> Iterator[str]:
 
 
 class _LeaveOut(beam.DoFn):
-    def __init__(self, config: rules.IngestConfig):
+    def __init__(self, config: IngestConfig):
         self._config = config
 
     def process(self, row: rules.Row, repeated: dict[str, int], evaluated: dict[str, None]):
         if row.number[0] < 0 or not row.text:
             yield ROWS, row
             return
-        if not rules.is_evaluated(row, self._config):
+        if not placement.is_evaluated(row, self._config):
             for text in row.text:
                 if filters.caption_key(text) in evaluated:
                     detail = f"the caption {text[:100]!r} is one that is evaluated on"

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sigline.components.ingest import fingerprints, integrity, reasons
 from sigline.components.ingest.fingerprints import View
-from sigline.components.upright import turn_of
+from sigline.components.shared.upright import turn_of
 
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _STORED_FORMATS = ("JPEG", "PNG")
@@ -21,12 +21,8 @@ _PLAIN_MODES = ("1", "L", "P", "RGB")
 _MAX_JPEG_SIDE = 65_500
 
 
-class ImageError(Exception):
-    """An image that is rejected; `reason` is one of `reasons`."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason = reason
+class ImageError(reasons.Refusal):
+    """An image that is rejected."""
 
 
 @dataclass(frozen=True)

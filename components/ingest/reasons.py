@@ -108,3 +108,15 @@ PASSED_OVER = (
     UNREADABLE_FOLDER,
     TRAILING_BYTES,
 )
+
+
+class Refusal(Exception):
+    """A pair that a rule leaves out.
+
+    Attributes:
+        reason: One of this module's.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason

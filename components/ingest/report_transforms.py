@@ -8,10 +8,10 @@ from typing import Any
 
 import apache_beam as beam
 
-from sigline.components.files import BeamFiles
 from sigline.components.ingest import images, rules
 from sigline.components.ingest.sources import Place, is_no_file, unicode_text
-from sigline.components.upright import upright
+from sigline.components.shared.files import BeamFiles
+from sigline.components.shared.upright import upright
 
 # Sample pairs in the report, per split and per reason of rejection.
 _SAMPLES = 12

@@ -1,103 +1,23 @@
-"""Rules for one raw pair: whether it becomes a row or a rejection, and where a row goes."""
+"""Rules for one raw pair: whether it becomes a row or a rejection, and what of it is kept."""
 
-import hashlib
-import itertools
 import json
 import math
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sigline.components.ingest import cells, class_labels, filters, images, reasons, remarks
 from sigline.components.ingest.captions import captions_of, check_unicode, decode_text
 from sigline.components.ingest.class_labels import ClassNames
-from sigline.components.ingest.filters import Caption, FilterConfig, Refusal
+from sigline.components.ingest.filters import Caption
 from sigline.components.ingest.fingerprints import View
-from sigline.components.ingest.sources import MAX_SIDE_BYTES, Place, RawPair, SourceConfig
-from sigline.components.ingest.tags import TagConfig
+from sigline.components.ingest.options import OPTIONAL, REQUIRED, IngestConfig
+from sigline.components.ingest.reasons import Refusal
+from sigline.components.ingest.sources import MAX_SIDE_BYTES, Place, RawPair
 from sigline.schemas import record
 
-# Whether a record must have a caption.
-REQUIRED, OPTIONAL = "required", "optional"
 # Maximum length of a rejection's detail, in characters.
 _MAX_DETAIL = 500
-
-
-@dataclass(frozen=True)
-class DuplicateConfig:
-    """What is the same picture, and what becomes of its copies.
-
-    Attributes:
-        keep: `all` keeps every pair, in one split; `best` keeps the pair with the most pixels, of
-            those the one with the most captions, then with the longest, and rejects the others.
-        mirrored: Whether a mirrored copy is the same picture. Not where captions tell left from
-            right.
-        captions: Whether a pair is rejected too whose caption is one of the evaluation's. Not where
-            captions are made of few words.
-    """
-
-    keep: str = "all"
-    mirrored: bool = False
-    captions: bool = False
-
-    def __post_init__(self) -> None:
-        if self.keep not in ("all", "best"):
-            raise ValueError(f"duplicates.keep must be all or best. Received: {self.keep!r}")
-
-
-@dataclass(frozen=True)
-class IngestConfig:
-    """What ingest does with its input.
-
-    Attributes:
-        eval_share: Share of the groups of duplicates that goes to the eval split.
-        eval_sources: Sources that go to the eval split whole, such as held-out data. Pairs of other
-            sources with one of their pictures are rejected.
-        eval_sets: Further inputs, in any format, that are evaluated on: no pair with one of their
-            pictures is written.
-        earlier: Folders of examples that were written before, such as of earlier spans: what shows
-            one of their pictures goes to the split that picture is in.
-        shard_records: Aim for the number of records per output shard.
-        split_seed: Changes the split and the order of records.
-        captions: Whether a record must have a caption: `required`; or `optional`, for models of
-            images alone. A picture whose captions are all refused is rejected either way.
-        source: How the files are read.
-        limits: Bounds on images.
-        storage: How images are stored.
-        duplicates: What is the same picture, and what becomes of its copies.
-        filters: Which captions and pairs are left out.
-        tags: Which tags records get.
-    """
-
-    eval_share: float = 0.1
-    eval_sources: tuple[str, ...] = ()
-    eval_sets: tuple[str, ...] = ()
-    earlier: tuple[str, ...] = ()
-    shard_records: int = 512
-    split_seed: int = 0
-    captions: str = REQUIRED
-    source: SourceConfig = field(default_factory=SourceConfig)
-    limits: images.ImageLimits = field(default_factory=images.ImageLimits)
-    storage: images.ImageStorage = field(default_factory=images.ImageStorage)
-    duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
-    filters: FilterConfig = field(default_factory=FilterConfig)
-    tags: TagConfig = field(default_factory=TagConfig)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.eval_share < 1:
-            raise ValueError(
-                f"eval_share must be between 0 and 1. Received: eval_share={self.eval_share}"
-            )
-        if self.shard_records < 1:
-            raise ValueError(
-                f"shard_records must be at least 1. Received: shard_records={self.shard_records}"
-            )
-        if self.captions not in (REQUIRED, OPTIONAL):
-            raise ValueError(
-                f"captions must be {REQUIRED}, or {OPTIONAL} to keep pictures without one. "
-                f"Received: captions={self.captions!r}"
-            )
 
 
 @dataclass(frozen=True)
@@ -194,7 +114,7 @@ def examine(
     """
     try:
         return _row(with_optional_captions(pair, config), config, number, classes or ClassNames())
-    except (images.ImageError, Refusal) as error:
+    except Refusal as error:
         return _rejection(pair, error.reason, str(error))
 
 
@@ -235,15 +155,15 @@ def _row(
     for name in ("caption", "captions", "key", "status"):
         metadata.pop(name, None)
     try:
-        extra = plain(metadata | dict(pair.extra or {}))
+        extra = cells.plain(metadata | dict(pair.extra or {}))
         if others:
             # A column of the metadata may have that name already; the label then gets the next one.
             name = next(x for x in ("label", "class_label", "source_label") if x not in extra)
-            extra[name] = plain(others[0] if len(others) == 1 else others)
+            extra[name] = cells.plain(others[0] if len(others) == 1 else others)
     except RecursionError:
         raise Refusal(reasons.INVALID_METADATA, "the metadata is nested too deep") from None
     texts = tuple(caption.text for caption in captions)
-    extra = plain(filters.scored(image.stored, texts, extra, config.filters))
+    extra = cells.plain(filters.scored(image.stored, texts, extra, config.filters))
     meta = json.dumps(extra, sort_keys=True, ensure_ascii=False)
     check_unicode(meta, "the metadata")
     if len(meta) > MAX_SIDE_BYTES:
@@ -294,22 +214,6 @@ def _as_far_as_good(pair: RawPair, config: IngestConfig) -> tuple[dict[str, Any]
         return {}, []
 
 
-def plain(value: Any) -> Any:
-    """Returns a value that JSON has; of bytes that are no text their number."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return f"{len(value)} bytes"
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
-
-
 def _metadata(pair: RawPair) -> dict[str, Any]:
     if pair.metadata is None:
         return {}
@@ -320,77 +224,6 @@ def _metadata(pair: RawPair) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refusal(reasons.INVALID_METADATA, "metadata is no JSON object")
     return value
-
-
-class Forest:
-    """Groups of what is connected, each below its smallest member: as large as its members."""
-
-    def __init__(self) -> None:
-        self._parent: dict[bytes, bytes] = {}
-
-    def join(self, a: bytes, b: bytes) -> None:
-        """Connects two members."""
-        low, high = sorted((self._find(a), self._find(b)))
-        self._parent[high] = low
-
-    def _find(self, item: bytes) -> bytes:
-        parent = self._parent
-        while (up := parent.setdefault(item, item)) != item:
-            parent[item] = item = parent[up]
-        return item
-
-    def roots(self) -> dict[bytes, bytes]:
-        """Returns the smallest member of its group for every member."""
-        return {item: self._find(item) for item in list(self._parent)}
-
-
-def group_roots(edges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Returns, for every image hash in an edge, the smallest hash that it is connected to."""
-    forest = Forest()
-    for a, b in edges:
-        forest.join(a, b)
-    return forest.roots()
-
-
-def add_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
-    """Returns the sum of counts; coders make plain dictionaries of them."""
-    total: Counter[str] = Counter()
-    for item in counts:
-        total.update(item)
-    return total
-
-
-def split_of(group: bytes, config: IngestConfig) -> str:
-    """Returns the split of a group of duplicates, a function of its key alone."""
-    position = _uniform(b"split", group, config.split_seed)
-    return record.EVAL_SPLIT if position < config.eval_share else record.TRAIN_SPLIT
-
-
-def order_key(row: Row, config: IngestConfig) -> bytes:
-    """Returns where a row stands in its split: pseudo-random, the same in every run."""
-    where = (row.source, row.key, row.shard, repr(row.position))
-    name = "\0".join(where).encode("utf-8", "surrogateescape")
-    return hashlib.sha256(b"order%d\0" % config.split_seed + name).digest()
-
-
-def with_unique_keys(
-    rows: Iterable[tuple[str, Row]], config: IngestConfig
-) -> Iterator[tuple[str, Row]]:
-    """Returns rows, with their splits, that came with one key under keys of their own."""
-    stream = iter(rows)
-    first, second = next(stream), next(stream, None)
-    if second is None:
-        yield first
-        return
-    for split, row in itertools.chain((first, second), stream):
-        # A repeated key is made unique by a digest of where the pair stood in the input.
-        yield split, replace(row, key=f"{row.key}~{order_key(row, config).hex()[:12]}")
-
-
-def is_evaluated(row: Row, config: IngestConfig) -> bool:
-    """Whether a row belongs to what models are evaluated on, of this input or another."""
-    of_sets = row.number[0] < 0 and not row.earlier
-    return of_sets or row.source in config.eval_sources
 
 
 def remarks_on(row: Row) -> list[str]:
@@ -431,13 +264,6 @@ def _range(value: int) -> str:
     return f"{low}-{2 * low - 1}" if low > 1 else str(low)
 
 
-def rank(row: Row, config: IngestConfig) -> tuple:
-    """Returns what orders the copies of a picture, the best first; no two are equal."""
-    texts = set(row.text)
-    longest = max(map(len, texts), default=0)
-    return (-row.width * row.height, -len(texts), -longest, order_key(row, config))
-
-
 def without_captions(row: Row, unwanted: Container[str]) -> Row | None:
     """Returns a row without its unwanted captions; None if none is left."""
     pairs = zip(row.text, row.language, strict=True)
@@ -446,18 +272,3 @@ def without_captions(row: Row, unwanted: Container[str]) -> Row | None:
         return None
     text, language = zip(*kept, strict=True)
     return replace(row, text=text, language=language)
-
-
-def num_shards(records: int, config: IngestConfig) -> int:
-    """Returns the number of shards for a split; an empty split still has one."""
-    return max(1, -(-records // config.shard_records))
-
-
-def shard_of(position: bytes, shards: int) -> int:
-    """Returns the shard that a row with this order key belongs to."""
-    return int.from_bytes(position[:8], "big") * shards >> 64
-
-
-def _uniform(purpose: bytes, key: bytes, seed: int) -> float:
-    digest = hashlib.sha256(purpose + b"%d\0" % seed + key).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64

@@ -6,9 +6,9 @@ from dataclasses import replace
 import apache_beam as beam
 from apache_beam.pvalue import AsDict
 
-from sigline.components.files import read_text
 from sigline.components.ingest import rules, tags
 from sigline.components.ingest.tags import TagConfig
+from sigline.components.shared.files import read_text
 from sigline.schemas import record
 
 

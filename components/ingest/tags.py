@@ -59,7 +59,7 @@ class TagConfig:
                 raise ValueError(f"tags.{name} must be at least 1. Received: tags.{name}={value}")
 
     @property
-    def wanted(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether records get tags."""
         return bool(self.entries) or self.most is not None
 

@@ -17,10 +17,10 @@ from tfx.types.standard_artifacts import (
 )
 from tfx.utils import path_utils
 
-from sigline.components.artifact_types import EmbeddingIndex, ModelCard
 from sigline.components.publish import card as cards
 from sigline.components.publish import indexes, publishing, remote
 from sigline.components.publish.publishing import Published
+from sigline.components.shared.artifact_types import EmbeddingIndex, ModelCard
 from sigline.schemas import artifacts, signatures, signing, versions
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from apache_beam.io.filesystems import FileSystems
 
-from sigline.components import files
 from sigline.components.publish import publishing
 from sigline.components.publish.publishing import Published
+from sigline.components.shared import files
 from sigline.schemas import digests, signatures, versions
 from sigline.schemas.signing import Signer
 

@@ -61,9 +61,17 @@ def embed(model, signature: str, values: Sequence[bytes] | Sequence[str]) -> np.
     return call(model, signature, values)[signatures.EMBEDDING]
 
 
-def embed_images(model, encoded: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the embeddings of encoded images, and which of them could be decoded, `(images,)`."""
-    outputs = call(model, signatures.EMBED_IMAGE_SAFE, encoded)
+def embed_images(
+    model, encoded: Sequence[bytes], grid: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the embeddings of encoded images, and which of them could be decoded, `(images,)`.
+
+    Args:
+        model: The model.
+        encoded: The images.
+        grid: Patches along a side, of a model of several grids; None for its default.
+    """
+    outputs = call(model, signatures.at_grid(signatures.EMBED_IMAGE_SAFE, grid), encoded)
     progress.advance(len(encoded), "images")
     return outputs[signatures.EMBEDDING], outputs[signatures.VALID]
 
@@ -79,6 +87,16 @@ def asset(directory: str, name: str) -> str | None:
 def metadata(directory: str) -> dict:
     """Returns what the model says of itself; nothing for one that sigline did not export."""
     return json.loads(asset(directory, signatures.METADATA_FILE) or "{}")
+
+
+def grids(directory: str) -> tuple[int, ...]:
+    """Returns the grids of a model of several, patches along a side; none of any other model."""
+    return tuple(sorted(metadata(directory).get(signatures.GRIDS, ())))
+
+
+def default_grid(directory: str) -> int | None:
+    """Returns the grid of signatures without one; None for a model that has no several grids."""
+    return metadata(directory).get(signatures.DEFAULT_GRID)
 
 
 def pair_loss(directory: str) -> str:

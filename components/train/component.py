@@ -16,7 +16,7 @@ from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples, Model, ModelRun
 from tfx.utils import path_utils
 
-from sigline.components.artifact_types import Vocabulary
+from sigline.components.shared.artifact_types import Vocabulary
 from sigline.schemas import artifacts, record
 from sigline.trainer import run_file
 from sigline.trainer.run_file import Task
@@ -41,7 +41,7 @@ def TrainModel(
 
     A model of images alone gets no vocabulary.
     """
-    from sigline.trainer.inputs import data
+    from sigline.trainer.inputs import shards
 
     # For the cache only: the digests are those of what is read.
     del weights_digest, teacher_digests
@@ -49,7 +49,7 @@ def TrainModel(
     ordered = sorted(examples, key=lambda item: item.span)
     newest = ordered[-1]
     train_splits = [_split(item, record.TRAIN_SPLIT) for item in ordered]
-    embedded = data.embeddings(train_splits[-1]) is not None
+    embedded = shards.embeddings(train_splits[-1]) is not None
     task = Task(
         config=config,
         # Of several spans, weighted by their records.

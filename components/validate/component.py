@@ -16,7 +16,7 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import ExampleAnomalies, Examples, ExampleStatistics, Schema
 
-from sigline.components.artifact_types import DataAcceptance, DataReport, IngestReport
+from sigline.components.shared.artifact_types import DataAcceptance, DataReport, IngestReport
 from sigline.components.validate import drift, gate, schema_anomalies
 from sigline.components.validate import report as data_report
 from sigline.schemas import artifacts, record, run_reports, strict

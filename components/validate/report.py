@@ -7,22 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from sigline.components.shared import report_pages
 from sigline.components.validate.gate import Described
 from sigline.schemas import record
 
-_FOLDER = Path(__file__).parent
-# Every text is escaped, and what is not there is an error.
-TEMPLATE = jinja2.Environment(
-    # The folder above has what all reports share.
-    loader=jinja2.FileSystemLoader([_FOLDER, _FOLDER.parent]),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-).get_template("report.html.jinja")
+TEMPLATE = report_pages.template(Path(__file__).parent)
 _BAR_WIDTH, _FEATURE_WIDTH = 16, 8
 # Values that are shown of a feature; the rest is added up.
 _VALUES = 20

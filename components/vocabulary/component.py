@@ -9,7 +9,7 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples
 
-from sigline.components.artifact_types import Vocabulary
+from sigline.components.shared.artifact_types import Vocabulary
 from sigline.components.vocabulary.vocabulary import train_vocabulary
 from sigline.schemas import artifacts, record, strict
 
@@ -68,9 +68,9 @@ def _captions(split_dir: str, config) -> Iterator[str]:
     import tensorflow as tf
 
     from sigline.schemas import tf_example
-    from sigline.trainer.inputs import data, preprocess
+    from sigline.trainer.inputs import preprocess, shards
 
-    for shard in data.shard_files(split_dir):
+    for shard in shards.shard_files(split_dir):
         texts = [
             text for item in tf_example.read_shard(shard) for text in tf_example.decode(item).text
         ]

@@ -24,13 +24,14 @@ from tfx.orchestration import data_types
 from tfx.orchestration import pipeline as tfx_pipeline
 from tfx.orchestration.kubeflow.decorators import FinalStatusStr
 from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
-from tfx.types.channel import Channel
 
-from sigline.pipeline import baseline, beam_arguments, build, planning
+from sigline.pipeline import beam_arguments, planning, wiring
 from sigline.pipeline import environment as environments
 from sigline.pipeline.beam_arguments import DATAFLOW
 from sigline.pipeline.environment import TFX, Environment
+from sigline.pipeline.history import ACCEPTANCE
 from sigline.pipeline.kubeflow import packages, platform_config, records, settings, tfx_nodes
+from sigline.pipeline.kubeflow.history import RecordHistory
 from sigline.pipeline.kubeflow.settings import Settings
 from sigline.schemas import atomic, versions
 from sigline.trainer import config as trainer_config
@@ -52,43 +53,6 @@ _ON_DATAFLOW = ("IngestExamples", "StatisticsGen")
 _NOT_RETRIED = ("PlanRun", "CheckData")
 
 
-class RecordHistory:
-    """Finds what runs before have made by the files that they leave, see `records`."""
-
-    def earlier_spans(self, environment: Environment, plan: planning.Plan) -> BaseNode:
-        """Returns a node whose `examples` are those of the window's spans before this run's."""
-        return tfx_nodes.FindEarlierSpans(
-            root=environment.root,
-            spans=environment.spans,
-            span=plan.span,
-            num_spans=environment.window - 1,
-        ).with_id("EarlierSpans")
-
-    def window(self, environment: Environment, plan: planning.Plan, candidate: Channel) -> BaseNode:
-        """Returns a node whose `examples` are the window's; `candidate` are this run's own."""
-        return tfx_nodes.FindWindow(
-            root=environment.root,
-            spans=environment.spans,
-            span=plan.span,
-            num_spans=environment.window,
-            candidate=candidate,
-        ).with_id("Window")
-
-    def last_accepted_data(
-        self, environment: Environment, plan: planning.Plan, candidate: Channel
-    ) -> BaseNode:
-        """Returns a node with the `statistics` and `ingest_report` that data is compared with."""
-        return tfx_nodes.FindAcceptedData(
-            root=environment.root, spans=environment.spans, span=plan.span, candidate=candidate
-        ).with_id("LastAcceptedData")
-
-    def last_blessed_model(self, environment: Environment, candidate: Channel) -> BaseNode:
-        """Returns a node with the `model` that the candidate is compared with."""
-        return tfx_nodes.FindBlessedModel(root=environment.root, candidate=candidate).with_id(
-            "LastBlessedModel"
-        )
-
-
 def compile_pipeline(
     environment: Environment, path: str | Path, *, engine: str = KUBEFLOW
 ) -> dict[str, Any]:
@@ -107,18 +71,18 @@ def compile_pipeline(
             earlier call did not write.
     """
     packages.check_output(path)
-    asked = settings.read(environment.kubeflow)
-    _check(environment, asked, engine)
+    options = settings.read(environment.kubeflow)
+    _check(environment, options, engine)
     path = Path(path)
     suffix = {KUBEFLOW: ".yaml", VERTEX: ".json"}[engine]
     if path.suffix != suffix:
         raise ValueError(f"output must end in {suffix} for {engine}. Received: output={path}")
-    spec = _compiled(environment, asked)
-    _finish(spec, environment, asked, engine)
+    spec = _compiled(environment, options)
+    _finish(spec, environment, options, engine)
     # Parse the specification as a backend does, which refuses unknown fields.
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
     if engine == VERTEX:
-        runtime = {"gcsOutputDirectory": asked.pipeline_root} if asked.pipeline_root else {}
+        runtime = {"gcsOutputDirectory": options.pipeline_root} if options.pipeline_root else {}
         job = {
             "displayName": environment.pipeline_name,
             "pipelineSpec": spec,
@@ -126,9 +90,9 @@ def compile_pipeline(
         }
         text = packages.marked_json(job)
     else:
-        if asked.pipeline_root:
-            spec["defaultPipelineRoot"] = asked.pipeline_root
-        documents = [spec, {"platforms": {"kubernetes": platform_config.platform(spec, asked)}}]
+        if options.pipeline_root:
+            spec["defaultPipelineRoot"] = options.pipeline_root
+        documents = [spec, {"platforms": {"kubernetes": platform_config.platform(spec, options)}}]
         text = packages.marked_yaml(yaml.safe_dump_all(documents, sort_keys=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_file(path, text)
@@ -150,12 +114,12 @@ def pipeline_of(environment: Environment) -> tuple[tfx_pipeline.Pipeline, BaseNo
         name: output.future()[0].value for name, output in plan_node.outputs.items()
     }
     plan = planning.Plan(**planned)
-    wired = build.wire(environment, plan, RecordHistory(), packages.RUN_ID)
+    wired = wiring.wire(environment, plan, RecordHistory(), packages.RUN_ID)
     by_id = {node.id: node for node in wired}
     recorded = tfx_nodes.RecordData(
         root=environment.root,
         spans=environment.spans,
-        acceptance=by_id["CheckData"].outputs[baseline.ACCEPTANCE],
+        acceptance=by_id["CheckData"].outputs[ACCEPTANCE],
         examples=by_id["IngestExamples"].outputs["examples"],
         statistics=by_id["StatisticsGen"].outputs["statistics"],
         ingest_report=by_id["IngestExamples"].outputs["report"],
@@ -190,7 +154,7 @@ def _beam_args(environment: Environment, name: str) -> list[str]:
     return list(beam_arguments.complete([]) if here else environment.beam_args)
 
 
-def _check(environment: Environment, asked: Settings, engine: str) -> None:
+def _check(environment: Environment, options: Settings, engine: str) -> None:
     if "." not in environment.recipe:
         # A recipe of a package of the user's own may be installed in the image alone.
         trainer_config.override(
@@ -206,22 +170,22 @@ def _check(environment: Environment, asked: Settings, engine: str) -> None:
     if beam_arguments.runner(environment.beam_args) == DATAFLOW:
         _check_dataflow(environment, engine)
     if engine == VERTEX:
-        if asked.claim:
+        if options.claim:
             raise ValueError(
                 "kubeflow.claim must be empty on Vertex AI, which has no such volumes; put root "
-                f"below /gcs/BUCKET. Received: claim={asked.claim}"
+                f"below /gcs/BUCKET. Received: claim={options.claim}"
             )
         if not versions.is_remote(environment.serving_dir):
             raise ValueError(
                 "serving_dir must be gs://BUCKET/... on Vertex AI: in a mounted bucket no version "
                 f"appears whole. Received: serving_dir={environment.serving_dir}"
             )
-    elif not asked.claim:
+    elif not options.claim:
         raise ValueError(
             "kubeflow.claim must name the volume that all tasks see, a PersistentVolumeClaim of "
             "their namespace. Received: claim=''"
         )
-    shared = "/gcs" if engine == VERTEX else asked.mount.rstrip("/")
+    shared = "/gcs" if engine == VERTEX else options.mount.rstrip("/")
     paths = {name: getattr(environment, name) for name in _SHARED}
     paths |= {f"teachers.{name}": path for name, path in environment.teachers.items()}
     for name, path in paths.items():
@@ -247,12 +211,12 @@ def _check_dataflow(environment: Environment, engine: str) -> None:
         )
 
 
-def _compiled(environment: Environment, asked: Settings) -> dict[str, Any]:
+def _compiled(environment: Environment, options: Settings) -> dict[str, Any]:
     """Returns what TFX's compiler makes of the pipeline."""
     pipeline, reporter = pipeline_of(environment)
-    images = {"default_image_path": asked.image}
+    images = {"default_image_path": options.image}
     for name in (node.id for node in (*pipeline.components, reporter)):
-        images[name] = asked.resources_of(name).image or asked.image
+        images[name] = options.resources_of(name).image or options.image
     config = kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(
         display_name=environment.pipeline_name,
         default_image=images,
@@ -268,10 +232,10 @@ def _compiled(environment: Environment, asked: Settings) -> dict[str, Any]:
         return yaml.safe_load((Path(folder) / "pipeline.yaml").read_text())
 
 
-def _finish(spec: dict[str, Any], environment: Environment, asked: Settings, engine: str) -> None:
+def _finish(spec: dict[str, Any], environment: Environment, options: Settings, engine: str) -> None:
     """Puts in what TFX's compiler leaves out; changes the specification."""
     known = [name for name in spec["components"] if name != packages.GRAPH]
-    if unknown := sorted(set(asked.resources) - {settings.DEFAULT, *known}):
+    if unknown := sorted(set(options.resources) - {settings.DEFAULT, *known}):
         raise ValueError(
             f"kubeflow.resources must name tasks: {', '.join(known)}, or {settings.DEFAULT}. "
             f"Received: {', '.join(unknown)}"
@@ -293,22 +257,22 @@ def _finish(spec: dict[str, Any], environment: Environment, asked: Settings, eng
                     {*task.get("dependentTasks", []), output["producerTask"]}
                 )
         task["cachingOptions"] = {"enableCache": name in _CACHED and environment.window == 1}
-        if asked.retries and name not in _NOT_RETRIED:
+        if options.retries and name not in _NOT_RETRIED:
             task["retryPolicy"] = {
-                "maxRetryCount": asked.retries,
-                "backoffDuration": f"{asked.backoff_seconds}s",
+                "maxRetryCount": options.retries,
+                "backoffDuration": f"{options.backoff_seconds}s",
                 "backoffFactor": 2.0,
             }
         container = executors[spec["components"][task["componentRef"]["name"]]["executorLabel"]][
             "container"
         ]
         own = ["--task", name, "--root", environment.root]
-        own += ["--volume", f"{environment.root}/artifacts"] if asked.claim else []
+        own += ["--volume", f"{environment.root}/artifacts"] if options.claim else []
         own += ["--objects"] if _is_on_dataflow(environment, name) else []
         # Kubeflow gives pods the name of the run by a label; Vertex AI needs an argument.
         own += ["--run", packages.RUN_ID] if engine == VERTEX else []
         container["command"] = [*_COMMAND, *own]
-        if resources := platform_config.resources(asked.resources_of(name)):
+        if resources := platform_config.resources(options.resources_of(name)):
             container["resources"] = resources
     _hand_down_parameters(spec, _defaults(environment))
     _publish_if_released(spec, tasks)

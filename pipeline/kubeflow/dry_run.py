@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sigline.pipeline import preloading
-from sigline.pipeline.kubeflow import packages
+from sigline.pipeline.kubeflow import packages, preloading
 from sigline.pipeline.kubeflow.packages import Package
 
 SUCCEEDED, FAILED, SKIPPED = "SUCCEEDED", "FAILED", "SKIPPED"
@@ -246,13 +245,13 @@ class DryRun:
 
     def _variables(self, label: str) -> dict[str, str]:
         """Returns the environment variables that Kubernetes would set."""
-        asked = self._executors.get(label, {})
+        platform_options = self._executors.get(label, {})
         variables = {
             item["name"]: self.name
-            for item in asked.get("fieldPathAsEnv", [])
+            for item in platform_options.get("fieldPathAsEnv", [])
             if item["fieldPath"] == packages.RUN_LABEL
         }
-        for secret in asked.get("secretAsEnv", []):
+        for secret in platform_options.get("secretAsEnv", []):
             for item in secret["keyToEnv"]:
                 if item["envVar"] not in os.environ:
                     raise ValueError(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _MODULES = (
     "sigline.pipeline.kubeflow.run_task",
-    "sigline.pipeline.run",
+    "sigline.pipeline.local_run",
     # The infra check's processes are forks in their turn.
     "sigline.serving.checks.preloaded",
 )

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from sigline.pipeline.report import NodeRun
+from sigline.pipeline.run_report import NodeRun
 from sigline.schemas import atomic
 
 DATA, MODELS = "data", "models"

@@ -26,9 +26,9 @@ from tfx.orchestration.kubeflow.v2 import compiler_utils
 from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor as tfx_entrypoint
 from tfx.types.artifact import Artifact
 
-from sigline.components import artifact_types
+from sigline.components.shared import artifact_types
 from sigline.pipeline.kubeflow import records, tfx_nodes
-from sigline.pipeline.report import NodeRun
+from sigline.pipeline.run_report import NodeRun
 
 # Folders of the copies that Kubeflow's launcher makes of objects, and of Vertex AI's mounted
 # buckets.

@@ -25,14 +25,13 @@ from tfx.types.standard_artifacts import (
 )
 from tfx.utils import path_utils
 
-from sigline.components import served_model
-from sigline.components.artifact_types import DataAcceptance, IngestReport
+from sigline.components.shared import served_model
+from sigline.components.shared.artifact_types import DataAcceptance, IngestReport
 from sigline.components.validate.component import DataGateError
-from sigline.pipeline import checks, planning, report
+from sigline.pipeline import checks, local_run, planning, run_report
 from sigline.pipeline import environment as environments
-from sigline.pipeline import run as local_run
 from sigline.pipeline.kubeflow import records
-from sigline.pipeline.report import NodeRun
+from sigline.pipeline.run_report import NodeRun
 from sigline.schemas import artifacts
 
 # Property of an artifact that stands for others: earlier ones, or none. `run_task` puts them in
@@ -66,19 +65,19 @@ def PlanRun(
         changes = json.loads(thresholds)
     except ValueError as error:
         raise ValueError(f"gate must be JSON. Received: gate={thresholds!r}: {error}") from None
-    asked = dataclasses.replace(
+    requested = dataclasses.replace(
         compiled_for,
         recipe=recipe,
         span=compiled_for.span if chosen_span < 0 else chosen_span,
         overrides=(*compiled_for.overrides, *changed),
     )
-    if checks.reads_texts(asked) != checks.reads_texts(compiled_for):
+    if checks.reads_texts(requested) != checks.reads_texts(compiled_for):
         raise ValueError(
             "The recipe of a run must have a text tower if that of the package has one, and none "
             "if that has none: the tasks differ. Compile a package for it. "
             f"Received: recipe={recipe}, compiled for recipe={compiled_for.recipe}"
         )
-    return dataclasses.asdict(planning.plan(asked, thresholds=changes))
+    return dataclasses.asdict(planning.plan(requested, thresholds=changes))
 
 
 @component
@@ -198,14 +197,14 @@ def ReportRun(final_status: Parameter[str], root: Parameter[str]):
     """Reports the verdict of a run, whatever became of it, into its log and its folder."""
     run = records.run_name()
     tasks = [task for task in records.tasks(root, run) if task.name != REPORT]
-    outcome = report.of_nodes(tasks)
+    outcome = run_report.of_nodes(tasks)
     failures, refusals = _reasons(tasks, json.loads(final_status or "{}"))
     refusals += outcome.refusals()
     lines, verdict = [], "failed"
     if not failures:
         verdict = records.RELEASED if outcome.released else records.REFUSED
         if outcome.counts and outcome.training:
-            lines = [report.table(report.rows(outcome))]
+            lines = [run_report.table(run_report.rows(outcome))]
     summary = {
         "run": run,
         "verdict": verdict,

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from sigline.pipeline import environment, run
+from sigline.pipeline import environment, local_run
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -16,7 +16,7 @@ def main() -> None:
     """Runs the pipeline; exits with 1 if a gate refused, and with 2 if the pipeline failed."""
     os.chdir(FOLDER)
     chosen = os.environ.get(environment.VARIABLE, "environments/local.yaml")
-    code = run.main(lambda: environment.load(chosen))
+    code = local_run.main(lambda: environment.load(chosen))
     if code:
         sys.exit(code)
 

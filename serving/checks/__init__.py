@@ -1,1 +1,1 @@
-"""Whether a candidate serves: TF Serving's loader, and requests with known answers."""
+"""Checks that a candidate model can be served: TF Serving's loader, and test requests."""

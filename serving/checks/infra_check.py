@@ -1,8 +1,8 @@
-"""Checks that a candidate serves: loads it as servers do and sends it real requests.
+"""Infra check: loads a candidate model as servers do, and sends it real requests.
 
-Two processes of their own: one runs every signature through TF Serving's C++ loader, the other is
-sigline's server, which is asked over gRPC. So a model that loads here only because this process
-knows its Python classes does not pass.
+It uses two separate processes. One runs every signature through TF Serving's C++ loader, the other
+is sigline's server, which gets requests over gRPC. A model that can only be loaded because this
+process knows its Python classes therefore does not pass.
 """
 
 import contextlib
@@ -34,10 +34,11 @@ _READY_PREFIX = "Serving "
 _START_SECONDS = 300.0
 _REQUEST_SECONDS = 120.0
 _WATCH_SECONDS = 0.1
-_LONE_REQUESTS, _BETWEEN_SECONDS = 20, 0.05
-# Images or texts of the requests that a model is warmed up by.
+# Requests of one item to measure the least latency, and the pause between two of them.
+_LATENCY_REQUESTS, _LATENCY_PAUSE_SECONDS = 20, 0.05
+# Images or texts in the warm-up requests.
 _WARM_UP_SIZES = (1, 8)
-# What a busy machine answers says nothing about the model.
+# Errors that a busy machine causes, and which say nothing about the model.
 _TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
 
 
@@ -50,7 +51,7 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
     """Starts `sigline serve` on a free loopback port; yields its address and stops it at the end.
 
     Raises:
-        InfraError: If the server does not come up; the message has what it printed.
+        InfraError: If the server does not start; the message has its output.
     """
     with _running(base_path, model_name, lambda process: None) as address:
         yield address
@@ -58,17 +59,18 @@ def running_server(base_path: str | Path, *, model_name: str = "sigline") -> Ite
 
 @contextlib.contextmanager
 def _running(
-    base_path: str | Path, model_name: str, begun: Callable[[ModuleProcess], None]
+    base_path: str | Path, model_name: str, on_start: Callable[[ModuleProcess], None]
 ) -> Iterator[str]:
-    """As `running_server`; `begun` is told the process as soon as there is one."""
+    """As `running_server`; calls `on_start` with the process as soon as there is one."""
     arguments = ["serve", "--base-path", str(base_path)]
-    # The pipe to its standard input ends with this process, and the server with the pipe.
+    # The pipe to its standard input ends with this process, even if that is killed. Then the server
+    # ends too.
     arguments += ["--port", "0", "--no-rest", "--model-name", model_name, "--until-stdin-closes"]
-    # Its standard error is for what is wrong.
+    # Keeps standard error for errors, which end up in the message of InfraError.
     arguments.append("--quiet")
     with tempfile.TemporaryFile() as errors:
         process = ModuleProcess("sigline.cli", arguments, errors)
-        begun(process)
+        on_start(process)
         try:
             line = _ready_line(process)
             if line is None:
@@ -88,7 +90,10 @@ def _raise_start_error(process: ModuleProcess, errors: IO[bytes]) -> NoReturn:
     try:
         code = process.wait(5)
     except subprocess.TimeoutExpired:
-        raise TimeoutError(f"the server was not ready after {_START_SECONDS} seconds") from None
+        raise TimeoutError(
+            f"the server was not ready after {_START_SECONDS:g} seconds; try again when the "
+            "machine is less busy"
+        ) from None
     errors.seek(0)
     output = errors.read().decode(errors="replace").strip()[-2000:]
     if code < 0:
@@ -98,8 +103,8 @@ def _raise_start_error(process: ModuleProcess, errors: IO[bytes]) -> NoReturn:
 
 def _ready_line(process: ModuleProcess) -> str | None:
     deadline = time.monotonic() + _START_SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        if not select.select([process.stdout], [], [], left)[0]:
+    while (remaining := deadline - time.monotonic()) > 0:
+        if not select.select([process.stdout], [], [], remaining)[0]:
             return None
         line = process.stdout.readline().decode()
         if not line:
@@ -110,14 +115,14 @@ def _ready_line(process: ModuleProcess) -> str | None:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A candidate that was served and asked.
+class CheckResult:
+    """The result for a candidate that passed the check.
 
     Attributes:
-        figures: For the report: requests sent, their median latency in milliseconds, and the least
-            that one image and one text took.
-        warm_up: Requests that it has just answered, one for each signature and size of batch, as
-            the TFRecord that servers run before they serve a model.
+        figures: Measurements for the report: number of requests, their median latency in
+            milliseconds, and the least latency of one image and of one text.
+        warm_up: Warm-up requests as a TFRecord: one for each signature and batch size. The
+            candidate has answered all of them.
     """
 
     figures: dict[str, float]
@@ -132,24 +137,24 @@ def check_serving(
     golden: Golden | None = None,
     max_memory_mib: float | None = None,
     max_latency_ms: float | None = None,
-) -> Checked:
+) -> CheckResult:
     """Loads a candidate and sends it real requests.
 
     Args:
         model_dir: The SavedModel.
         images: Encoded images that are known to be good, at least one.
-        texts: Texts, at least one; none for a model of images alone.
-        golden: What the answers must be; None to ask no more than that they are embeddings.
-        max_memory_mib: Most memory that a process with the model may hold; None for no limit.
-        max_latency_ms: Most time that one image or one text may take, at its best of several, since
-            a busy machine says nothing about the model; None for no limit.
+        texts: Texts, at least one; none for a model without a text tower.
+        golden: The expected answers; None to check only that the answers are embeddings.
+        max_memory_mib: Most memory that a process with the model may take; None for no limit.
+        max_latency_ms: Limit of the least latency of one image or one text over several requests
+            (the least, since a busy machine says nothing about the model); None for no limit.
 
     Returns:
-        What the requests took, and the requests to warm the model up by.
+        Measurements, and warm-up requests for the model.
 
     Raises:
         InfraError: If the model does not load, a request is refused or an answer is wrong.
-        Exception: Anything else, such as a time-out, says nothing about the model: try again.
+        Exception: Any other exception, such as a time-out, does not concern the model; try again.
     """
     loader = ModuleProcess("sigline.serving.checks.loader_check", [str(model_dir)])
     watch = _MemoryWatch(max_memory_mib)
@@ -157,18 +162,19 @@ def check_serving(
         with tempfile.TemporaryDirectory() as base:
             os.symlink(Path(model_dir).resolve(), Path(base) / "1")
             progress.note("starting a server")
-            # Watched by a thread, without which this process may be forked.
+            # The watching thread starts only after the server: a process with other threads is not
+            # forked itself, which is faster (see `processes`).
             with _running(base, "sigline", lambda server: watch.begin(loader, server)) as address:
                 progress.note("running each signature by TF Serving's loader")
-                inputs = _loaded(loader)
-                asked = probes.Asked(images, texts, golden)
-                progress.note("asking the server")
-                latencies = _exercise(address, inputs, asked)
+                inputs = _loader_signatures(loader)
+                probe_inputs = probes.ProbeInputs(images, texts, golden)
+                progress.note("sending requests to the server")
+                latencies = _run_probes(address, inputs, probe_inputs)
                 progress.note("timing requests")
-                alone = _alone(address, inputs, asked)
-                progress.note("recording requests to warm up by")
+                least_latencies = _least_latencies(address, inputs, probe_inputs)
+                progress.note("recording warm-up requests")
                 warm_up = _warm_up(address, inputs)
-    # What was killed for its memory fails in many ways.
+    # A process that was killed for its memory fails in many ways, all with the same cause.
     except (RuntimeError, OSError) as error:
         if watch.exceeded:
             raise InfraError(watch.exceeded) from error
@@ -181,20 +187,20 @@ def check_serving(
     figures = {
         "peak_memory_mib": watch.peak_mib,
         "signatures_run": float(len(inputs)),
-        "requests": float(len(latencies) + len(alone) * _LONE_REQUESTS),
+        "requests": float(len(latencies) + len(least_latencies) * _LATENCY_REQUESTS),
         "median_latency_ms": float(np.median(latencies) * 1e3),
-        **{f"{name}_latency_ms": least for name, least in alone.items()},
+        **{f"{name}_latency_ms": least for name, least in least_latencies.items()},
     }
-    for name, least in alone.items():
+    for name, least in least_latencies.items():
         if max_latency_ms is not None and least > max_latency_ms:
             raise InfraError(
                 f"one {name} takes {least:.1f} ms when it is served, of at most {max_latency_ms:g}"
             )
-    return Checked(figures, warm_up)
+    return CheckResult(figures, warm_up)
 
 
 class _MemoryWatch:
-    """Looks at the memory of processes, and kills those that hold too much."""
+    """Polls the memory of processes, and kills those that exceed a limit."""
 
     def __init__(self, limit_mib: float | None):
         self.peak_mib = 0.0
@@ -215,11 +221,11 @@ class _MemoryWatch:
     def _watch(self, *processes: ModuleProcess) -> None:
         while not self._stopped.wait(_WATCH_SECONDS):
             for process in processes:
-                held = _memory_mib(process.pid)
-                self.peak_mib = max(self.peak_mib, held)
-                if self._limit_mib is not None and held > self._limit_mib:
+                memory_mib = _memory_mib(process.pid)
+                self.peak_mib = max(self.peak_mib, memory_mib)
+                if self._limit_mib is not None and memory_mib > self._limit_mib:
                     self.exceeded = (
-                        f"the model takes {held:.0f} MiB when it is served, of at most "
+                        f"the model takes {memory_mib:.0f} MiB when it is served, of at most "
                         f"{self._limit_mib:.0f}"
                     )
                     process.kill()
@@ -233,9 +239,9 @@ def _memory_mib(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _loaded(loader: ModuleProcess) -> dict[str, list[str]]:
-    """Returns the inputs of each signature, all of which the loader has run."""
-    # It prints far less than a pipe holds.
+def _loader_signatures(loader: ModuleProcess) -> dict[str, list[str]]:
+    """Waits for the loader; returns the inputs of each signature, all of which it has run."""
+    # Waiting before reading cannot block the loader: its output is far smaller than a pipe.
     loader.wait(_START_SECONDS)
     assert loader.stderr is not None
     output, errors = loader.stdout.read(), loader.stderr.read()
@@ -249,9 +255,10 @@ def _loaded(loader: ModuleProcess) -> dict[str, list[str]]:
 
 
 def _warm_up(address: str, inputs: dict[str, list[str]]) -> bytes:
-    """Asks every signature as first requests do, and returns what was asked.
+    """Calls every signature and returns the requests as warm-up records.
 
-    With plain pictures and texts: what is published must not hold anybody's data.
+    The requests hold generated images and texts: they are published with the model, and must not
+    contain anybody's data.
     """
     buffer = io.BytesIO()
     Image.new("RGB", (32, 24), (200, 30, 30)).save(buffer, "PNG")
@@ -259,16 +266,17 @@ def _warm_up(address: str, inputs: dict[str, list[str]]) -> bytes:
     client, records = Client(address, timeout_seconds=_REQUEST_SECONDS), []
     for signature, names in sorted(inputs.items()):
         for count in _WARM_UP_SIZES:
-            asked = {name: [content[name]] * count for name in names}
-            _asked(client, signature, asked)
+            values = {name: [content[name]] * count for name in names}
+            _predict(client, signature, values)
             log: Any = protos.PredictionLog()
-            log.predict_log.request.CopyFrom(Options().request(signature, asked))
+            log.predict_log.request.CopyFrom(Options().request(signature, values))
             records.append(tfrecord.framed(log.SerializeToString(deterministic=True)))
     client.close()
     return b"".join(records)
 
 
-def _asked(client: Client, signature: str, inputs: dict) -> dict[str, np.ndarray]:
+def _predict(client: Client, signature: str, inputs: dict) -> dict[str, np.ndarray]:
+    """Calls a signature; raises InfraError for errors that concern the model."""
     try:
         return client.predict(signature, inputs)
     except RequestError as error:
@@ -277,8 +285,10 @@ def _asked(client: Client, signature: str, inputs: dict) -> dict[str, np.ndarray
         raise InfraError(f"{signature} does not answer: {error}") from error
 
 
-def _exercise(address: str, inputs: Mapping[str, list[str]], asked: probes.Asked) -> list[float]:
-    """Sends each signature that the model has its requests; returns the seconds they took.
+def _run_probes(
+    address: str, inputs: Mapping[str, list[str]], probe_inputs: probes.ProbeInputs
+) -> list[float]:
+    """Runs the probe of each signature that the model has; returns the latencies in seconds.
 
     Raises:
         InfraError: If the model lacks a signature that every model has, or an answer is wrong.
@@ -287,16 +297,17 @@ def _exercise(address: str, inputs: Mapping[str, list[str]], asked: probes.Asked
 
     def call(signature: str, values: dict) -> dict[str, np.ndarray]:
         start = time.perf_counter()
-        answer = _asked(client, signature, values)
+        answer = _predict(client, signature, values)
         latencies.append(time.perf_counter() - start)
         return answer
 
-    if missing := sorted(probes.NEEDED - set(inputs)):
-        raise InfraError(f"the model lacks the signature {', '.join(missing)}")
+    if missing := sorted(probes.REQUIRED - set(inputs)):
+        raise InfraError(
+            f"the model lacks the signature {', '.join(missing)}; export it again. "
+            f"Received: {', '.join(sorted(inputs))}"
+        )
     try:
-        for signature, probe in probes.PROBES.items():
-            if signature in inputs:
-                probe(call, asked)
+        probes.probe_all(call, probe_inputs, inputs)
     except probes.WrongAnswer as error:
         raise InfraError(str(error)) from None
     finally:
@@ -304,22 +315,24 @@ def _exercise(address: str, inputs: Mapping[str, list[str]], asked: probes.Asked
     return latencies
 
 
-def _alone(address: str, inputs: Mapping[str, list[str]], asked: probes.Asked) -> dict[str, float]:
-    """Returns the least milliseconds that one image, and one text if the model reads, take."""
+def _least_latencies(
+    address: str, inputs: Mapping[str, list[str]], probe_inputs: probes.ProbeInputs
+) -> dict[str, float]:
+    """Returns the least latency of one image, and of one text if possible, in milliseconds."""
     client, least = Client(address, timeout_seconds=_REQUEST_SECONDS), {}
-    lone: dict[str, tuple[str, dict[str, list]]] = {
-        "image": (signatures.EMBED_IMAGE, {signatures.IMAGE_BYTES: [asked.images[0]]})
+    requests: dict[str, tuple[str, dict[str, list]]] = {
+        "image": (signatures.EMBED_IMAGE, {signatures.IMAGE_BYTES: [probe_inputs.images[0]]})
     }
     if signatures.EMBED_TEXT in inputs:
-        lone["text"] = (signatures.EMBED_TEXT, {signatures.TEXT: [asked.texts[0]]})
-    for name, (signature, values) in lone.items():
+        requests["text"] = (signatures.EMBED_TEXT, {signatures.TEXT: [probe_inputs.texts[0]]})
+    for name, (signature, values) in requests.items():
         times = []
-        for _ in range(_LONE_REQUESTS):
+        for _ in range(_LATENCY_REQUESTS):
             start = time.perf_counter()
-            _asked(client, signature, values)
+            _predict(client, signature, values)
             times.append(1e3 * (time.perf_counter() - start))
-            # Apart, so that what keeps the machine busy for a moment is not in all of them.
-            time.sleep(_BETWEEN_SECONDS)
+            # Spread over time, so that a short load of the machine does not affect all of them.
+            time.sleep(_LATENCY_PAUSE_SECONDS)
         least[name] = min(times)
     client.close()
     return least

@@ -1,9 +1,9 @@
 """Runs a SavedModel through the C++ loader that TF Serving uses, without TF Serving.
 
-TensorFlow's wheel exports the C API, whose `TF_LoadSessionFromSavedModel` is that loader. A load
+TensorFlow's wheel exports the C API, whose `TF_LoadSessionFromSavedModel` is that loader. Loading
 alone proves little: missing variables and refused XLA compilation show only when a signature runs,
-so every signature is run. XLA is switched off first, as in the stock server; that holds for the
-whole process, so run this module as a process of its own:
+so every signature is run. XLA is switched off first, as in the stock server. That affects the whole
+process, so this module must run as a process of its own:
 `python -m sigline.serving.checks.loader_check DIR`.
 """
 
@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 from sigline.schemas import retrieval, signatures
-from sigline.serving.checks import turned_pictures
+from sigline.serving.checks import oriented_images
 
 _DISABLE_XLA = "_ZN10tensorflow21DisableXlaCompilationEv"
 _STRING_TENSOR_BYTES = 24  # sizeof(TF_TString)
-# Rows of one batch are computed alike, but not always in the same order.
-_TURNED_TOLERANCE = 1e-5
+# Larger than 0: the rows of a batch may be summed in different orders.
+_ORIENTATION_TOLERANCE = 1e-5
 _FILE_OPS = {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "EagerPyFunc", "PyFuncStateless"}
 
 
@@ -129,11 +129,11 @@ class LoadedModel:
         self._api.TF_CloseSession(self._session, self._status)
         self._api.TF_DeleteSession(self._session, self._status)
 
-    def _check(self, what: str) -> None:
+    def _check(self, action: str) -> None:
         code = self._api.TF_GetCode(self._status)
         if code:
             message = self._api.TF_Message(self._status).decode(errors="replace")
-            raise LoaderError(f"{what}: code {code}: {message}")
+            raise LoaderError(f"{action}: code {code}: {message}")
 
     def _output(self, tensor_name: str) -> _Output:
         name, _, index = tensor_name.partition(":")
@@ -148,7 +148,9 @@ class LoadedModel:
             ctypes.memmove(data, np.ascontiguousarray(value).ctypes.data, value.nbytes)
             return tensor
         if value.dtype != object:
-            raise TypeError(f"Strings and 32-bit floats are fed. Received: dtype={value.dtype}")
+            raise TypeError(
+                f"Inputs must be strings (object) or float32. Received: dtype={value.dtype}"
+            )
         size = _STRING_TENSOR_BYTES * value.size
         tensor = self._api.TF_AllocateTensor(7, dims, value.ndim, size)  # 7 is TF_STRING.
         data = self._api.TF_TensorData(ctypes.c_void_p(tensor))
@@ -181,7 +183,7 @@ class LoadedModel:
 
 
 def _typed(api: ctypes.CDLL) -> Any:
-    """Declares the results that are not a C int; pointers would otherwise be cut to 32 bits."""
+    """Declares result types: ctypes assumes a C int, which would cut pointers to 32 bits."""
     pointers = (
         "TF_NewStatus",
         "TF_NewSessionOptions",
@@ -212,12 +214,12 @@ def _typed(api: ctypes.CDLL) -> Any:
 def example_inputs(
     signature: Any, count: int = 2, *, model_digest: str = ""
 ) -> dict[str, np.ndarray]:
-    """Returns inputs for one of the contract's signatures: plain pictures, texts and vectors.
+    """Returns inputs for a signature of the model contract: plain images, texts and vectors.
 
     Args:
         signature: Its `SignatureDef`.
         count: Rows of each input.
-        model_digest: Of the model that made an index.
+        model_digest: Digest of the model that embedded an index; empty for other models.
     """
     buffer = io.BytesIO()
     Image.new("RGB", (32, 24), (200, 30, 30)).save(buffer, "PNG")
@@ -226,56 +228,59 @@ def example_inputs(
         signatures.TEXT: b"a red picture",
         retrieval.MODEL_DIGEST: model_digest.encode(),
     }
-    found = {}
+    inputs = {}
     for name, info in signature.inputs.items():
         if name == retrieval.EMBEDDING:
-            found[name] = np.ones((count, info.tensor_shape.dim[1].size), np.float32)
+            inputs[name] = np.ones((count, info.tensor_shape.dim[1].size), np.float32)
         else:
-            found[name] = np.array([content[name]] * count, dtype=object)
-    return found
+            inputs[name] = np.array([content[name]] * count, dtype=object)
+    return inputs
 
 
 def check(directory: str | Path) -> dict[str, list[str]]:
     """Loads a model and runs every signature; returns the names of the inputs by signature.
 
     Raises:
-        LoaderError: If the model does not load, a signature fails, an output is not finite, a
-            picture that EXIF turns gets another answer than the upright one, or the graph has
-            operations that touch files or Python.
+        LoaderError: If the model does not load, a signature fails, an output is not finite, the
+            answer for an image depends on its EXIF orientation, or the graph has operations that
+            access files or Python.
     """
     model = LoadedModel(directory)
     forbidden = sorted(model.operations & _FILE_OPS)
     if forbidden:
-        raise LoaderError(f"the graph has operations that no served model may have: {forbidden}")
+        raise LoaderError(
+            "the graph must have no operations that access files or Python, which a server does "
+            f"not allow. Received: {', '.join(forbidden)}"
+        )
     about = Path(directory) / signatures.ASSETS_DIR / retrieval.INDEX_FILE
     digest = json.loads(about.read_text())[retrieval.MODEL_DIGEST] if about.is_file() else ""
-    found = {}
+    input_names = {}
     for name, signature in sorted(model.signatures.items()):
         outputs = model.run(name, example_inputs(signature, model_digest=digest))
         for output, value in outputs.items():
             if value.dtype == np.float32 and not np.isfinite(value).all():
                 raise LoaderError(f"run {name}: output {output} is not finite")
-        found[name] = sorted(signature.inputs)
+        input_names[name] = sorted(signature.inputs)
     if signatures.EMBED_IMAGE in model.signatures:
-        _check_turned(model)
+        _check_orientation(model)
     model.close()
-    return found
+    return input_names
 
 
-def _check_turned(model: Any) -> None:
-    """Checks that pictures are turned as their EXIF says.
+def _check_orientation(model: Any) -> None:
+    """Checks that images are turned as their EXIF orientation says.
 
     Raises:
         LoaderError: If they are not.
     """
-    pictures = [encoded for _, _, encoded in turned_pictures.turned_pictures()]
-    inputs = {signatures.IMAGE_BYTES: np.array(pictures, dtype=object)}
+    images = [encoded for _, _, encoded in oriented_images.oriented_images()]
+    inputs = {signatures.IMAGE_BYTES: np.array(images, dtype=object)}
     answer = model.run(signatures.EMBED_IMAGE, inputs)[signatures.EMBEDDING]
-    off, which = turned_pictures.difference(answer)
-    if off > _TURNED_TOLERANCE:
+    difference, image = oriented_images.max_difference(answer)
+    if difference > _ORIENTATION_TOLERANCE:
         raise LoaderError(
-            f"run {signatures.EMBED_IMAGE}: {which} gets another embedding than the upright "
-            f"picture: off by {off:.2g}, of at most {_TURNED_TOLERANCE:g}"
+            f"run {signatures.EMBED_IMAGE}: {image} gets another embedding than the upright "
+            f"picture: off by {difference:.2g}, of at most {_ORIENTATION_TOLERANCE:g}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What processes that serve a model import, for a server of processes to import once."""
+"""Imports of processes that serve a model, so that a fork server imports them only once."""
 
 import sigline.quiet
 

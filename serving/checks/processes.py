@@ -1,9 +1,9 @@
-"""Processes that begin with TensorFlow and the server imported, as forks of one that only imports.
+"""Processes that start with TensorFlow and the server imported, by forking from a fork server.
 
-Importing takes several times as long as loading and asking a small model does, and one that is to
-be served is looked at by several processes. What they are forked from has run no operation and
-opened no channel, so no thread of TensorFlow's or gRPC's is lost; and it knows no more of a model
-than a new interpreter does.
+Importing takes several times as long as loading and testing a small model, and a candidate is
+checked by several processes. The fork server only imports: it has run no operation and opened no
+channel, so forks miss no thread of TensorFlow or gRPC, and it has no state of a model that a new
+interpreter would not have.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _PRELOADED = ["sigline.serving.checks.preloaded"]
 
 
 def prepare() -> None:
-    """Begins to import beside this process, so that the first process need not wait for it."""
+    """Starts the fork server, so that its imports run in parallel with this process."""
     if not _is_clean():
         _context()
         forkserver.ensure_running()
@@ -39,17 +39,19 @@ def _context():
 
 
 def _is_clean() -> bool:
-    """Whether a fork of this process is as good: it has imported all that is needed, and its only
-    thread is this one, so it has run no operation and opened no channel.
+    """Returns whether this process can be forked itself, without a fork server.
+
+    It must have imported everything, and have this thread only, which shows that it has run no
+    operation and opened no channel.
     """
     return _PRELOADED[0] in sys.modules and len(os.listdir("/proc/self/task")) == 1
 
 
 @contextlib.contextmanager
 def _no_main() -> Iterator[None]:
-    """Hides the script that this process runs, which multiprocessing would import in the other.
+    """Hides the main script of this process, which multiprocessing would import in the new one.
 
-    It may import TFX, or do its work without asking for its name.
+    The script may import TFX, or lack the guard `if __name__ == "__main__"`.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -60,50 +62,54 @@ def _no_main() -> Iterator[None]:
 
 
 class ModuleProcess:
-    """`python -m MODULE ARGUMENTS`, with what of `subprocess.Popen` is needed of it.
+    """A process that runs `python -m MODULE ARGUMENTS`, with the needed part of `Popen`'s API.
 
     Attributes:
-        pid: Its number.
-        stdin: Where to write to its standard input; it sees the end when this process ends.
-        stdout: Its standard output.
-        stderr: Its standard error; None if it goes to a file.
+        pid: Its process id.
+        stdin: Pipe to its standard input, which also ends when this process ends.
+        stdout: Pipe from its standard output.
+        stderr: Pipe from its standard error; None if that goes to a file.
     """
 
     def __init__(self, module: str, arguments: list[str], errors: IO[bytes] | None = None):
-        """Starts it.
+        """Starts the process.
 
         Args:
-            module: A module that can be run.
-            arguments: Its arguments.
+            module: Name of a module that can be run.
+            arguments: Its command line arguments.
             errors: File for its standard error; a pipe by default.
         """
         standard_input, write = os.pipe()
         read, output = os.pipe()
-        theirs = [Connection(standard_input, writable=False), Connection(output, readable=False)]
+        child_ends = [
+            Connection(standard_input, writable=False),
+            Connection(output, readable=False),
+        ]
         self.stderr: IO[bytes] | None = None
         if errors is None:
             read_errors, write_errors = os.pipe()
             self.stderr = os.fdopen(read_errors, "rb")
         else:
             write_errors = os.dup(errors.fileno())
-        theirs.append(Connection(write_errors, readable=False))
+        child_ends.append(Connection(write_errors, readable=False))
         self.stdin: IO[bytes] = os.fdopen(write, "wb", buffering=0)
         self.stdout: IO[bytes] = os.fdopen(read, "rb")
         self._process = _context().Process(
-            target=_run, args=(module, arguments, dict(os.environ), os.getcwd(), *theirs)
+            target=_run, args=(module, arguments, dict(os.environ), os.getcwd(), *child_ends)
         )
         try:
             with _no_main():
                 self._process.start()
         finally:
-            for one in theirs:
-                one.close()
+            # Otherwise the pipes would not end with the process.
+            for connection in child_ends:
+                connection.close()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        """Exit code, negative if a signal ended it; None while it runs."""
+        """Exit code, negative if a signal killed it; None while it runs."""
         return self._process.exitcode
 
     def terminate(self) -> None:
@@ -118,7 +124,7 @@ class ModuleProcess:
         """Returns the exit code.
 
         Raises:
-            subprocess.TimeoutExpired: If it still runs after so many seconds.
+            subprocess.TimeoutExpired: If it still runs after `timeout` seconds.
         """
         self._process.join(timeout)
         if self._process.exitcode is None:
@@ -139,11 +145,11 @@ def _run(
     folder: str,
     *standard: Connection,
 ) -> None:
-    """Becomes the process of a module's own."""
+    """Runs a module in the new process, with its own streams, environment and folder."""
     for number, connection in enumerate(standard):
         os.dup2(connection.fileno(), number)
         connection.close()
-    # What multiprocessing has put there is empty.
+    # multiprocessing has replaced standard input with an empty file.
     sys.stdin = os.fdopen(0, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
@@ -162,5 +168,5 @@ def _run(
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Libraries of the stack end threads in destructors, which can abort a process at its end.
+    # Skips destructors: libraries end threads in theirs, which can abort the process at its end.
     os._exit(code)

@@ -1,6 +1,6 @@
-"""A client of TF Serving's protocols, gRPC and REST, for models of the model contract.
+"""A client of TF Serving's protocols, gRPC and REST, for models with sigline's signatures.
 
-It needs neither TensorFlow nor a server of sigline's: it works against stock TF Serving too.
+It needs no TensorFlow, and works against sigline's server and stock TF Serving.
 """
 
 import asyncio
@@ -22,22 +22,23 @@ from sigline.serving.client.transport import (
     Options,
     RequestError,
     RestTransport,
-    answer_of,
-    coders,
-    failure_of,
     open_channel,
+    predict_codec,
+    to_answer,
+    to_request_error,
 )
 from sigline.serving.protocol import protos
 
-# Of a request, well below the limits of servers: encoded images, and images or texts.
+# Sizes of a request, well below the limits of servers: bytes of encoded images, number of images,
+# and number of texts.
 _REQUEST_BYTES = 4 * 2**20
 _REQUEST_ITEMS = 64
 _REQUEST_TEXTS = 256
-# Requests of one call that a coroutine has beside each other.
-_REQUESTS_BESIDE = 3
+# Most concurrent requests of one call of `AsyncClient`.
+_CONCURRENT_REQUESTS = 3
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-# What another attempt may mend: a server that restarts, or one that is full.
-_AGAIN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+# Errors worth a retry: a server that restarts, or one that is full.
+_RETRYABLE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 _FIRST_PAUSE_SECONDS = 0.1
 
 
@@ -50,14 +51,14 @@ class Match:
 
 
 class Client:
-    """Asks a server, sigline's own or TF Serving."""
+    """A client of one model on a server, sigline's own or TF Serving."""
 
     def __init__(self, target: str, **options: Any):
         """Opens a connection.
 
         Args:
-            target: `HOST:PORT` of gRPC, or `http://HOST:PORT` of REST.
-            **options: Those of `Options`.
+            target: `HOST:PORT` for gRPC, or `http://HOST:PORT` for REST.
+            **options: Fields of `Options`.
         """
         self._target = target
         self._options = Options(**options)
@@ -76,23 +77,23 @@ class Client:
         """
         end = time.monotonic() + self._options.timeout_seconds
         for attempt in range(self._options.retries + 1):
-            left = end - time.monotonic()
+            remaining = end - time.monotonic()
             try:
-                return self._transport.send(signature, inputs, max(left, 1e-3))
+                return self._transport.send(signature, inputs, max(remaining, 1e-3))
             except RequestError as error:
                 pause = _pause(attempt)
                 last = attempt == self._options.retries
-                if last or error.code not in _AGAIN or time.monotonic() + pause >= end:
-                    raise _named(self._target, error) from error
+                if last or error.code not in _RETRYABLE or time.monotonic() + pause >= end:
+                    raise _with_target(self._target, error) from error
                 time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
     def predict(self, signature: str, inputs: Inputs) -> dict[str, np.ndarray]:
-        """As `ask`, without the version."""
+        """Calls a signature as `ask` does, and returns only the outputs."""
         return self.ask(signature, inputs).outputs
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns unit vectors, shape `(texts, dim)`; many texts are asked in several requests."""
+        """Returns unit vectors, shape `(texts, dim)`; many texts are sent in several requests."""
         parts = [
             self.predict(signatures.EMBED_TEXT, {signatures.TEXT: part})[signatures.EMBEDDING]
             for part in _text_batches(texts)
@@ -100,7 +101,7 @@ class Client:
         return np.concatenate(parts)
 
     def embed_images(self, images: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns unit vectors `(images, dim)` and which images are valid; the rest are zeros."""
+        """Returns unit vectors `(images, dim)`, and which images are valid; others are zeros."""
         answers = [
             self.predict(signatures.EMBED_IMAGE_SAFE, {signatures.IMAGE_BYTES: part})
             for part in _image_batches(images)
@@ -110,18 +111,18 @@ class Client:
     def embed_files(
         self, paths: Sequence[Path]
     ) -> Iterator[tuple[list[Path], np.ndarray, list[Path]]]:
-        """Embeds files of images, batch by batch.
+        """Embeds image files, batch by batch.
 
         Yields:
-            The files that the model reads, their unit vectors `(files, dim)`, and the files that
-            cannot be opened, or are no images that the model reads. Those cost only themselves.
+            The files that the model could decode, their unit vectors `(files, dim)`, and the files
+            that cannot be opened or decoded, which do not affect the others.
         """
         for batch in _file_batches(paths):
             contents = {path: content for path in batch if (content := _content(path)) is not None}
             vectors, valid = self.embed_images(list(contents.values()))
-            names = [path for path, good in zip(contents, valid, strict=True) if good]
+            decoded = [path for path, is_valid in zip(contents, valid, strict=True) if is_valid]
             progress.advance(len(batch), "images")
-            yield names, vectors[valid], [path for path in batch if path not in set(names)]
+            yield decoded, vectors[valid], [path for path in batch if path not in set(decoded)]
 
     def compare(self, image: bytes, texts: Sequence[str]) -> np.ndarray:
         """Returns the probability that each text describes the image, shape `(texts,)`."""
@@ -129,11 +130,11 @@ class Client:
         return self.predict(signatures.SIMILARITY, inputs)[signatures.PROBABILITIES][0]
 
     def embed_classes(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-        """Returns a unit vector for each class, the mean of those of its prompts.
+        """Returns a unit vector for each class: the normalized mean over its prompts.
 
         Args:
-            names: The classes.
-            templates: Prompts with `{}` where the name goes, such as `a photo of {}`.
+            names: Names of the classes.
+            templates: Prompts with `{}` in place of the name, such as `a photo of {}`.
 
         Returns:
             Shape `(names, dim)`.
@@ -146,7 +147,7 @@ class Client:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the cosines of images and classes `(images, names)`, and which images are valid.
 
-        Classes are given by prompts (zero-shot), several of which are averaged.
+        Zero-shot: a class is the mean of its prompts, as in `embed_classes`.
         """
         vectors, valid = self.embed_images(images)
         return vectors @ self.embed_classes(names, templates).T, valid
@@ -157,65 +158,65 @@ class Client:
         """Finds the images that a text describes best.
 
         Returns:
-            The best matches with their cosine similarity, best first, and the files that are no
-            images that the model reads.
+            The best matches with their cosine similarity, best first, and the files that the model
+            cannot read as images.
         """
         query = self.embed_texts([text])[0]
         matches, unreadable = [], []
-        for names, vectors, passed_over in self.embed_files(paths):
-            unreadable += passed_over
+        for decoded, vectors, undecodable in self.embed_files(paths):
+            unreadable += undecodable
             matches += [
                 Match(path, float(score))
-                for path, score in zip(names, vectors @ query, strict=True)
+                for path, score in zip(decoded, vectors @ query, strict=True)
             ]
         matches.sort(key=lambda match: (-match.score, match.path))
         return matches[:top], unreadable
 
 
 class AsyncClient:
-    """Asks over gRPC from coroutines, as a web backend does; methods are those of `Client`."""
+    """A client for coroutines, as in a web backend, over gRPC, with the methods of `Client`."""
 
     def __init__(self, target: str, **options: Any):
-        """Opens a channel to `HOST:PORT`, inside a running loop; options are those of `Options`."""
+        """Opens a channel to `HOST:PORT` in the running loop; options are fields of `Options`."""
         self._target = target
         self._options = Options(**options)
         self._channel = open_channel(grpc.aio, target, self._options)
-        self._call = self._channel.unary_unary(protos.PREDICT, *coders())
+        self._call = self._channel.unary_unary(protos.PREDICT, *predict_codec())
 
     async def close(self) -> None:
         """Closes the channel."""
         await self._channel.close()
 
     async def ask(self, signature: str, inputs: Inputs) -> Answer:
-        """As `Client.ask`."""
+        """Calls a signature; as `Client.ask`."""
         request = self._options.request(signature, inputs)
         metadata = tuple(self._options.headers().items())
         end = time.monotonic() + self._options.timeout_seconds
         for attempt in range(self._options.retries + 1):
-            left = max(end - time.monotonic(), 1e-3)
+            remaining = max(end - time.monotonic(), 1e-3)
             try:
-                return answer_of(await self._call(request, timeout=left, metadata=metadata))
-            except grpc.RpcError as failed:
-                error, pause = failure_of(failed), _pause(attempt)
+                return to_answer(await self._call(request, timeout=remaining, metadata=metadata))
+            except grpc.RpcError as failure:
+                error, pause = to_request_error(failure), _pause(attempt)
                 last = attempt == self._options.retries
-                if last or error.code not in _AGAIN or time.monotonic() + pause >= end:
-                    raise _named(self._target, error) from failed
+                if last or error.code not in _RETRYABLE or time.monotonic() + pause >= end:
+                    raise _with_target(self._target, error) from failure
                 await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
     async def predict(self, signature: str, inputs: Inputs) -> dict[str, np.ndarray]:
-        """As `Client.predict`."""
+        """Calls a signature and returns its outputs; as `Client.predict`."""
         return (await self.ask(signature, inputs)).outputs
 
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Client.embed_texts`, with the requests beside each other."""
+        """Embeds texts as `Client.embed_texts` does, with concurrent requests."""
         answers = await self._predict_all(
             signatures.EMBED_TEXT, signatures.TEXT, _text_batches(texts)
         )
         return np.concatenate([answer[signatures.EMBEDDING] for answer in answers])
 
     async def embed_images(self, images: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """As `Client.embed_images`, with the requests beside each other."""
+        """Embeds images as `Client.embed_images` does, with concurrent requests."""
         answers = await self._predict_all(
             signatures.EMBED_IMAGE_SAFE, signatures.IMAGE_BYTES, _image_batches(images)
         )
@@ -224,29 +225,29 @@ class AsyncClient:
     async def _predict_all(
         self, signature: str, name: str, parts: Iterable[Sequence[Any]]
     ) -> list[dict[str, np.ndarray]]:
-        # Few at a time: a server holds just so many.
-        room = asyncio.Semaphore(_REQUESTS_BESIDE)
+        # Few at a time, since a server admits a limited number of requests.
+        semaphore = asyncio.Semaphore(_CONCURRENT_REQUESTS)
 
         async def ask(part: Sequence[Any]) -> dict[str, np.ndarray]:
-            async with room:
+            async with semaphore:
                 return await self.predict(signature, {name: part})
 
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(ask(part)) for part in parts]
         except BaseExceptionGroup as failures:
-            # One is enough to know; the group has ended the others.
+            # Callers expect a single error. The group has cancelled the other requests.
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def compare(self, image: bytes, texts: Sequence[str]) -> np.ndarray:
-        """As `Client.compare`."""
+        """Compares an image with texts; as `Client.compare`."""
         inputs = {signatures.IMAGE_BYTES: [image], signatures.TEXT: texts}
         return (await self.predict(signatures.SIMILARITY, inputs))[signatures.PROBABILITIES][0]
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """Returns the JPEG and PNG files of a folder, sorted; see `passed_over` for the rest.
+    """Returns the JPEG and PNG files of a folder, sorted; `passed_over` returns the others.
 
     Raises:
         ValueError: If there are none.
@@ -260,7 +261,7 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def passed_over(folder: str | Path) -> dict[str, list[str]]:
-    """Returns the names in a folder that `image_files` leaves out, sorted, by what they are."""
+    """Returns the names in a folder that `image_files` leaves out, sorted, by kind of file."""
     names: dict[str, list[str]] = {}
     for path in sorted(Path(folder).iterdir()):
         if _is_image_file(path):
@@ -279,12 +280,12 @@ def _is_image_file(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _named(target: str, error: RequestError) -> RequestError:
+def _with_target(target: str, error: RequestError) -> RequestError:
     return RequestError(f"{target} answered {error.code}: {error}", error.code)
 
 
 def _pause(attempt: int) -> float:
-    # Apart from each other, so that clients that failed together do not come back together.
+    # Exponential backoff with jitter, so that clients that failed together do not retry together.
     return _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
 
 
@@ -297,7 +298,7 @@ def _joined(answers: Iterable[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, np
 def _prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     if not names or not templates or any("{}" not in template for template in templates):
         raise ValueError(
-            "There must be names, and templates with {} where the name goes. "
+            "There must be names of classes, and templates with {} in place of the name. "
             f"Received: {len(names)} names, templates={list(templates)}"
         )
     return [template.replace("{}", name) for name in names for template in templates]
@@ -327,7 +328,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        # It went meanwhile, or leads nowhere; reading it tells.
+        # The file was removed, or is a broken link. Reading it will fail, and report it.
         return 0
 
 
@@ -339,6 +340,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _batches(items: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
+    """Yields the items in batches of limited number and bytes; a larger item is a batch alone."""
     batch, total = [], 0
     for item, size in zip(items, sizes, strict=True):
         if batch and (total + size > _REQUEST_BYTES or len(batch) == _REQUEST_ITEMS):

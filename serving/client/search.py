@@ -1,4 +1,4 @@
-"""Asks an index that TF Serving or sigline's server serves."""
+"""Client of an index that TF Serving or sigline's server serves."""
 
 from typing import Any
 
@@ -23,19 +23,19 @@ class ServedIndex:
 
         Raises:
             RequestError: If the server cannot be reached or refuses; the message has its reason.
-            ValueError: If the index answers with fewer than `top`.
+            ValueError: If the index returns fewer matches than `top`.
         """
         return self._find(retrieval.RETRIEVE_TEXT, {signatures.TEXT: [text]}, top)
 
     def by_image(self, encoded: bytes, *, top: int) -> list[Match]:
-        """Returns the images that are nearest to a JPEG or PNG; as `by_text`."""
+        """Returns the images that are nearest to an encoded JPEG or PNG; errors as `by_text`."""
         return self._find(retrieval.RETRIEVE_IMAGE, {signatures.IMAGE_BYTES: [encoded]}, top)
 
     def _find(self, signature: str, inputs: dict, top: int) -> list[Match]:
         answer = self._client.predict(signature, inputs)
-        most = len(answer[retrieval.ROW][0])
-        if not 1 <= top <= most:
-            raise ValueError(f"top must be 1 to {most}. Received: top={top}")
+        num_matches = len(answer[retrieval.ROW][0])
+        if not 1 <= top <= num_matches:
+            raise ValueError(f"top must be 1 to {num_matches}. Received: top={top}")
         names = (
             [_text(name) for name in answer[field][0][:top]]
             for field in (retrieval.KEY, retrieval.SOURCE)

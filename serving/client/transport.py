@@ -1,4 +1,4 @@
-"""How a client's requests travel: over gRPC or REST, with keys and certificates."""
+"""Transport of a client's requests: gRPC or REST, with API keys and TLS certificates."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ _HTTP_CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-# Over REST the name of a lone output is left out.
+# TF Serving's REST API leaves out the name of a single output.
 _ONLY_OUTPUT = {
     signatures.SERVING_DEFAULT: signatures.EMBEDDING,
     signatures.EMBED_IMAGE: signatures.EMBEDDING,
@@ -52,7 +52,7 @@ class RequestError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs by name, and the version that gave them; None over REST, which does not tell it."""
+    """Outputs by name, and the version that computed them; None over REST, which does not say."""
 
     outputs: dict[str, np.ndarray]
     version: int | None
@@ -60,11 +60,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class ClientTls:
-    """Files in PEM that a client trusts and shows.
+    """PEM files of a client's TLS certificates.
 
     Attributes:
-        ca: PEM file of who signs the server's certificate. None for whom the system trusts.
-        certificate: PEM file that the client shows, for servers that ask for it (mTLS).
+        ca: PEM file of the authority that signs the server's certificate. None for the authorities
+            that the system trusts.
+        certificate: PEM file of the client's certificate, for servers that ask for one (mTLS).
         key: PEM file of its private key.
     """
 
@@ -73,14 +74,14 @@ class ClientTls:
     key: Path | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Returns what gRPC needs."""
+        """Returns gRPC's credentials."""
         read = [
             None if x is None else x.read_bytes() for x in (self.ca, self.key, self.certificate)
         ]
         return grpc.ssl_channel_credentials(*read)
 
     def context(self) -> ssl.SSLContext:
-        """Returns what HTTPS needs."""
+        """Returns the context of HTTPS."""
         context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
         if self.certificate is not None:
             context.load_cert_chain(self.certificate, self.key)
@@ -89,16 +90,18 @@ class ClientTls:
 
 @dataclass(frozen=True)
 class Options:
-    """How a client asks.
+    """Options of a client.
 
     Attributes:
-        model_name: The model.
+        model_name: Name of the model.
         version: Its version; None for the newest that is served.
-        label: The label of a version instead; empty for none.
-        timeout_seconds: For an answer, all attempts together.
-        retries: Attempts after the first, where the server is away or full.
-        api_key: What is sent as `authorization: Bearer KEY`; None for none.
-        tls: What is trusted and shown; None for plain text.
+        label: Label of a version, instead of its number; empty for none.
+        timeout_seconds: Time limit of a call, all attempts together.
+        retries: Attempts after the first, if the server is unavailable or full.
+        api_key: API key to send as `authorization: Bearer KEY`; None for none.
+        tls: Certificates to trust and to show; None for plain text.
+        grid: Patches along a side at which a model of several grids (FlexiViT) is to see images:
+            few for speed, many for quality; None for the model's default.
     """
 
     model_name: str = "sigline"
@@ -108,16 +111,21 @@ class Options:
     retries: int = 3
     api_key: str | None = None
     tls: ClientTls | None = None
+    grid: int | None = None
+
+    def signature(self, name: str) -> str:
+        """Returns the signature to call: for signatures of images, the one at the grid."""
+        return signatures.at_grid(name, self.grid) if name in signatures.OF_IMAGES else name
 
     def headers(self) -> dict[str, str]:
         """Returns the headers of a request."""
         return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
 
     def request(self, signature: str, inputs: Inputs) -> Any:
-        """Returns a `PredictRequest`: of lists of strings, and of arrays of numbers."""
+        """Returns a `PredictRequest` with lists of strings, and arrays of numbers, as inputs."""
         request: Any = protos.PredictRequest()
         request.model_spec.name = self.model_name
-        request.model_spec.signature_name = signature
+        request.model_spec.signature_name = self.signature(signature)
         if self.version is not None:
             request.model_spec.version.value = self.version
         elif self.label:
@@ -139,7 +147,7 @@ class GrpcTransport:
         """Opens a channel to `HOST:PORT`."""
         self._options = options
         self._channel = open_channel(grpc, target, options)
-        self._call = self._channel.unary_unary(protos.PREDICT, *coders())
+        self._call = self._channel.unary_unary(protos.PREDICT, *predict_codec())
 
     def send(self, signature: str, inputs: Inputs, timeout: float) -> Answer:
         """Asks once; raises RequestError if there is no answer."""
@@ -149,8 +157,8 @@ class GrpcTransport:
                 request, timeout=timeout, metadata=tuple(self._options.headers().items())
             )
         except grpc.RpcError as error:
-            raise failure_of(error) from error
-        return answer_of(response)
+            raise to_request_error(error) from error
+        return to_answer(response)
 
     def close(self) -> None:
         """Closes the channel."""
@@ -175,7 +183,7 @@ class RestTransport:
             base += f"/labels/{options.label}"
         self._url = f"{base}:predict"
         context = options.tls.context() if options.tls is not None else None
-        # A redirection would take the key along, to whatever host it names.
+        # urllib would send the API key along to whatever host a redirection names.
         self._opener = urllib.request.build_opener(
             urllib.request.HTTPSHandler(context=context), _NoRedirections
         )
@@ -188,7 +196,8 @@ class RestTransport:
             else [_json_of(x) for x in values]
             for name, values in inputs.items()
         }
-        body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
+        name = self._options.signature(signature)
+        body = json.dumps({"signature_name": name, "inputs": columns}).encode()
         headers = self._options.headers() | {"content-type": "application/json"}
         request = urllib.request.Request(self._url, body, headers)
         try:
@@ -196,23 +205,27 @@ class RestTransport:
                 outputs = json.loads(answer.read())["outputs"]
         except urllib.error.HTTPError as error:
             if 300 <= error.code < 400:
-                place = error.headers.get("Location", "another place")
+                location = error.headers.get("Location", "an unnamed address")
                 raise RequestError(
-                    f"{self._url} sends on to {place}, which is not followed; ask there",
+                    f"{self._url} redirects to {location}, which the client does not follow; use "
+                    "that address as the target",
                     "FAILED_PRECONDITION",
                 ) from error
             code = _HTTP_CODES.get(error.code, "INTERNAL")
             raise RequestError(_reason(error), code) from error
         except TimeoutError as error:
-            raise RequestError("no answer in time", "DEADLINE_EXCEEDED") from error
+            raise RequestError(
+                f"no answer within {timeout:.3g} seconds; allow more by timeout_seconds",
+                "DEADLINE_EXCEEDED",
+            ) from error
         except (urllib.error.URLError, OSError) as error:
             raise RequestError(str(getattr(error, "reason", error)), "UNAVAILABLE") from error
         if not isinstance(outputs, dict):
-            outputs = {_ONLY_OUTPUT.get(signature, "outputs"): outputs}
+            outputs = {_ONLY_OUTPUT.get(signatures.split_grid(signature)[0], "outputs"): outputs}
         return Answer({name: _array_of(value) for name, value in outputs.items()}, None)
 
     def close(self) -> None:
-        """Has nothing to close: every request has a connection of its own."""
+        """Does nothing, since every request has a connection of its own."""
 
 
 def open_channel(library: Any, target: str, options: Options) -> Any:
@@ -226,20 +239,20 @@ def open_channel(library: Any, target: str, options: Options) -> Any:
     return library.insecure_channel(target, options=settings)
 
 
-def coders() -> tuple[Any, Any]:
-    """Returns what writes requests and reads responses."""
+def predict_codec() -> tuple[Any, Any]:
+    """Returns the serializer of requests and the parser of responses, as gRPC takes them."""
     request: Any = protos.PredictRequest
     response: Any = protos.PredictResponse
     return request.SerializeToString, response.FromString
 
 
-def answer_of(response: Any) -> Answer:
-    """Returns what a `PredictResponse` holds."""
+def to_answer(response: Any) -> Answer:
+    """Converts a `PredictResponse`."""
     return Answer(tensors.to_arrays(response.outputs), int(response.model_spec.version.value))
 
 
-def failure_of(error: Any) -> RequestError:
-    """Returns the error of a gRPC status."""
+def to_request_error(error: Any) -> RequestError:
+    """Converts the error of a gRPC call."""
     return RequestError(error.details() or "no reason given", error.code().name)
 
 

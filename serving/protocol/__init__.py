@@ -1,1 +1,1 @@
-"""What client and server speak: TF Serving's messages and tensors."""
+"""The protocol of client and server: TF Serving's messages and tensors."""

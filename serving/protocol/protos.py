@@ -1,8 +1,8 @@
-"""The messages of TF Serving's Predict and of its log, so that a client needs no TensorFlow.
+"""Messages of TF Serving's Predict API and of its log, so that a client needs no TensorFlow.
 
-They stand in a descriptor pool of their own, beside TensorFlow's, which has them under the same
-names. Field numbers are those of TensorFlow's `tensor.proto`, and of TF Serving's `predict.proto`
-and `prediction_log.proto`.
+They are in a descriptor pool of their own, since TensorFlow registers messages of the same names in
+the default pool. Field numbers are those of TensorFlow's `tensor.proto`, and of TF Serving's
+`predict.proto` and `prediction_log.proto`.
 """
 
 from collections.abc import Iterator
@@ -16,21 +16,24 @@ _TENSOR = ".tensorflow.TensorProto"
 _SPEC = ".tensorflow.serving.ModelSpec"
 
 
-def _add(message, name: str, number: int, kind: int, *, many: bool = False, of: str = "") -> None:
+def _add(
+    message, name: str, number: int, kind: int, *, many: bool = False, type_name: str = ""
+) -> None:
+    """Adds a field to a message; `type_name` is that of the message that it holds."""
     label = _MANY if many else _ONE
     field = message.field.add(name=name, number=number, type=kind, label=label)
-    if of:
-        field.type_name = of
+    if type_name:
+        field.type_name = type_name
 
 
 def _add_map(message, name: str, number: int, owner: str) -> None:
-    """Adds a map from names to tensors."""
+    """Adds a map from names to tensors to the message `owner`."""
     entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
     entry.options.map_entry = True
     _add(entry, "key", 1, _Field.TYPE_STRING)
-    _add(entry, "value", 2, _Field.TYPE_MESSAGE, of=_TENSOR)
-    of = f".tensorflow.serving.{owner}.{entry.name}"
-    _add(message, name, number, _Field.TYPE_MESSAGE, many=True, of=of)
+    _add(entry, "value", 2, _Field.TYPE_MESSAGE, type_name=_TENSOR)
+    type_name = f".tensorflow.serving.{owner}.{entry.name}"
+    _add(message, name, number, _Field.TYPE_MESSAGE, many=True, type_name=type_name)
 
 
 def _tensor_file() -> descriptor_pb2.FileDescriptorProto:
@@ -40,13 +43,13 @@ def _tensor_file() -> descriptor_pb2.FileDescriptorProto:
     shape = file.message_type.add(name="TensorShapeProto")
     dim = shape.nested_type.add(name="Dim")
     _add(dim, "size", 1, _Field.TYPE_INT64)
-    of = ".tensorflow.TensorShapeProto.Dim"
-    _add(shape, "dim", 2, _Field.TYPE_MESSAGE, many=True, of=of)
+    type_name = ".tensorflow.TensorShapeProto.Dim"
+    _add(shape, "dim", 2, _Field.TYPE_MESSAGE, many=True, type_name=type_name)
     _add(shape, "unknown_rank", 3, _Field.TYPE_BOOL)
     tensor = file.message_type.add(name="TensorProto")
-    # An enumeration in the original, which is the same on the wire.
+    # An enumeration in the original, which has the same encoding as an integer.
     _add(tensor, "dtype", 1, _Field.TYPE_INT32)
-    _add(tensor, "tensor_shape", 2, _Field.TYPE_MESSAGE, of=".tensorflow.TensorShapeProto")
+    _add(tensor, "tensor_shape", 2, _Field.TYPE_MESSAGE, type_name=".tensorflow.TensorShapeProto")
     _add(tensor, "tensor_content", 4, _Field.TYPE_BYTES)
     for name, number, kind in (
         ("float_val", 5, _Field.TYPE_FLOAT),
@@ -69,20 +72,20 @@ def _predict_file() -> descriptor_pb2.FileDescriptorProto:
     file.dependency.extend(["sigline/tensor.proto", wrappers_pb2.DESCRIPTOR.name])
     spec = file.message_type.add(name="ModelSpec")
     _add(spec, "name", 1, _Field.TYPE_STRING)
-    _add(spec, "version", 2, _Field.TYPE_MESSAGE, of=".google.protobuf.Int64Value")
+    _add(spec, "version", 2, _Field.TYPE_MESSAGE, type_name=".google.protobuf.Int64Value")
     _add(spec, "signature_name", 3, _Field.TYPE_STRING)
     _add(spec, "version_label", 4, _Field.TYPE_STRING)
     request = file.message_type.add(name="PredictRequest")
-    _add(request, "model_spec", 1, _Field.TYPE_MESSAGE, of=_SPEC)
+    _add(request, "model_spec", 1, _Field.TYPE_MESSAGE, type_name=_SPEC)
     _add_map(request, "inputs", 2, "PredictRequest")
     _add(request, "output_filter", 3, _Field.TYPE_STRING, many=True)
     response = file.message_type.add(name="PredictResponse")
     _add_map(response, "outputs", 1, "PredictResponse")
-    _add(response, "model_spec", 2, _Field.TYPE_MESSAGE, of=_SPEC)
+    _add(response, "model_spec", 2, _Field.TYPE_MESSAGE, type_name=_SPEC)
     log = file.message_type.add(name="PredictLog")
-    _add(log, "request", 1, _Field.TYPE_MESSAGE, of=".tensorflow.serving.PredictRequest")
+    _add(log, "request", 1, _Field.TYPE_MESSAGE, type_name=".tensorflow.serving.PredictRequest")
     log = file.message_type.add(name="PredictionLog")
-    _add(log, "predict_log", 6, _Field.TYPE_MESSAGE, of=".tensorflow.serving.PredictLog")
+    _add(log, "predict_log", 6, _Field.TYPE_MESSAGE, type_name=".tensorflow.serving.PredictLog")
     return file
 
 
@@ -92,8 +95,8 @@ def _messages() -> Iterator[type]:
     for file in (_tensor_file(), _predict_file()):
         pool.AddSerializedFile(file.SerializeToString())
     for name in ("PredictRequest", "PredictResponse", "PredictionLog"):
-        found = pool.FindMessageTypeByName(f"tensorflow.serving.{name}")
-        yield message_factory.GetMessageClass(found)
+        descriptor = pool.FindMessageTypeByName(f"tensorflow.serving.{name}")
+        yield message_factory.GetMessageClass(descriptor)
 
 
 PredictRequest, PredictResponse, PredictionLog = _messages()

@@ -1,4 +1,4 @@
-"""`TensorProto` from and to NumPy, without TensorFlow: the client needs no more than this."""
+"""Converts `TensorProto` from and to NumPy without TensorFlow, which the client does not need."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 STRING = 7
-# DT_ numbers of TensorFlow, the NumPy type, and the repeated field that holds its values.
+# By number of TensorFlow's DataType: the NumPy type, and the repeated field that holds its values.
 _KINDS = {
     1: (np.dtype(np.float32), "float_val"),
     2: (np.dtype(np.float64), "double_val"),
@@ -24,9 +24,9 @@ _KINDS = {
 _NUMBERS = {dtype: number for number, (dtype, _) in _KINDS.items()}
 MAX_TENSOR_BYTES = 64 * 2**20
 MAX_STRINGS = 1 << 20
-# NumPy's is twice that. The product of very many sizes alone would take long.
+# NumPy allows twice as many. Without a limit, multiplying very many sizes would already take long.
 _MAX_RANK = 32
-# Field 5, of wire type 2.
+# The tag of `float_val`: field 5, wire type 2 (length-delimited).
 _FLOAT_VAL = b"\x2a"
 
 
@@ -37,29 +37,36 @@ def to_array(
 
     Args:
         proto: The message.
-        max_bytes: Largest size of numbers: a single one may stand for all of a shape that claims
-            gigabytes.
+        max_bytes: Largest size of an array of numbers. A message with a single number may have a
+            shape of gigabytes, since its last value is repeated.
         max_strings: Most strings.
 
     Raises:
-        ValueError: If the type is none that is known, or values and shape do not fit.
+        ValueError: If the type is not supported, or the values do not match the shape.
     """
     if len(proto.tensor_shape.dim) > _MAX_RANK:
-        raise ValueError(f"a tensor may have {_MAX_RANK} axes")
+        raise ValueError(
+            f"a tensor may have {_MAX_RANK} axes. Received: {len(proto.tensor_shape.dim)}"
+        )
     shape = [dim.size for dim in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
-        raise ValueError(f"a tensor must have a known shape. Received: {shape}")
+        raise ValueError(
+            "a tensor must have a known shape. "
+            f"Received: {'an unknown rank' if proto.tensor_shape.unknown_rank else shape}"
+        )
     count = math.prod(shape)
     if proto.dtype == STRING:
         if proto.tensor_content:
-            raise ValueError("strings must be in string_val, not in tensor_content")
+            raise ValueError(
+                "strings must be in string_val, not in tensor_content. "
+                f"Received: {len(proto.tensor_content)} bytes of tensor_content"
+            )
         return _strings(proto.string_val, shape, count, max_strings)
-    if proto.dtype not in _KINDS:
-        raise ValueError(f"tensors of DataType {proto.dtype} are not taken")
-    dtype, name = _KINDS[proto.dtype]
+    dtype, name = _kind(proto.dtype)
     if count * dtype.itemsize > max_bytes:
         raise ValueError(
-            f"a tensor of {count * dtype.itemsize} bytes is over the limit of {max_bytes}"
+            f"a tensor may have {max_bytes} bytes. Received: {count * dtype.itemsize}; "
+            "send several requests"
         )
     if proto.tensor_content:
         if len(proto.tensor_content) != count * dtype.itemsize:
@@ -71,20 +78,37 @@ def to_array(
         return little.astype(dtype).reshape(shape)
     values = getattr(proto, name)
     if len(values) > count:
-        raise ValueError(f"{len(values)} values are too many for the shape {shape}")
+        raise ValueError(
+            f"{name} must have at most {count} values for the shape {shape}. "
+            f"Received: {len(values)}"
+        )
+    # Small integers are sent as wider ones, so their range must be checked before the cast.
     info = np.iinfo(dtype) if dtype.kind in "iu" else None
     array = np.array(values, np.int64 if info and dtype.itemsize < 8 else dtype)
     if info and len(array) and not (info.min <= array.min() and array.max() <= info.max):
-        raise ValueError(f"values must fit into {dtype.name}")
+        raise ValueError(
+            f"values must fit into {dtype.name}. Received: {array.min()} to {array.max()}"
+        )
     return _filled(array.astype(dtype), count).reshape(shape)
 
 
-def _strings(values: Any, shape: list[int], count: int, most: int) -> np.ndarray:
-    if len(values) > most:
-        raise ValueError(f"an input may have {most} items. Received: {len(values)}")
+def _kind(dtype: int) -> tuple[np.dtype, str]:
+    if dtype not in _KINDS:
+        names = ", ".join(f"{number} ({kind.name})" for number, (kind, _) in _KINDS.items())
+        raise ValueError(
+            f"numbers must be of one of the DataTypes {names}. Received: DataType {dtype}"
+        )
+    return _KINDS[dtype]
+
+
+def _strings(values: Any, shape: list[int], count: int, max_strings: int) -> np.ndarray:
+    if len(values) > max_strings:
+        raise ValueError(
+            f"an input may have {max_strings} items. Received: {len(values)}; send several requests"
+        )
     if count != len(values):
         raise ValueError(
-            f"string_val must have {count} values for {shape}. Received: {len(values)}"
+            f"string_val must have {count} values for the shape {shape}. Received: {len(values)}"
         )
     array = np.empty(count, object)
     array[:] = list(values)
@@ -92,7 +116,7 @@ def _strings(values: Any, shape: list[int], count: int, most: int) -> np.ndarray
 
 
 def _filled(values: np.ndarray, count: int) -> np.ndarray:
-    """Repeats the last value up to a count, as TensorFlow reads it; none stands for zeros."""
+    """Repeats the last value up to a count, as TensorFlow does; no value stands for zeros."""
     if len(values) == count:
         return values
     last = values[-1] if len(values) else np.zeros((), values.dtype)[()]
@@ -100,22 +124,22 @@ def _filled(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def as_type(array: np.ndarray, dtype: int) -> np.ndarray:
-    """Returns an array of numbers as one of a DataType.
+    """Converts an array of numbers to a DataType.
 
     Raises:
-        ValueError: If the type is none that is known, or the numbers do not fit it.
+        ValueError: If the type is not supported, or a number does not fit it.
     """
-    if dtype not in _KINDS:
-        raise ValueError(f"tensors of DataType {dtype} are not taken")
-    kind = _KINDS[dtype][0]
+    target, _ = _kind(dtype)
     try:
+        # An overflow is found below, or by the cast itself, without NumPy's warning.
         with np.errstate(all="ignore"):
-            found = array.astype(kind)
+            converted = array.astype(target)
     except (OverflowError, ValueError) as error:
-        raise ValueError(f"values must fit into {kind.name}: {error}") from None
-    if kind.kind in "iub" and not (found == array).all():
-        raise ValueError(f"values must fit into {kind.name}")
-    return found
+        raise ValueError(f"values must fit into {target.name}. Received: {error}") from None
+    if target.kind in "iub" and not (converted == array).all():
+        wrong = array[converted != array].ravel()[0]
+        raise ValueError(f"values must fit into {target.name}. Received: {wrong}")
+    return converted
 
 
 def to_arrays(
@@ -124,7 +148,7 @@ def to_arrays(
     max_bytes: int = MAX_TENSOR_BYTES,
     max_strings: int = MAX_STRINGS,
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays of the tensors of a request by name; the limits hold for each."""
+    """Returns the arrays of a request's tensors by name; the limits apply to each tensor."""
     return {
         name: to_array(proto, max_bytes=max_bytes, max_strings=max_strings)
         for name, proto in inputs.items()
@@ -132,14 +156,16 @@ def to_arrays(
 
 
 def fill(proto: Any, array: np.ndarray) -> None:
-    """Writes an array into an empty `TensorProto`, into the typed fields that many clients read.
+    """Writes an array into an empty `TensorProto`.
+
+    It uses the typed fields such as `float_val`, since many clients read only these.
 
     Args:
         proto: The message.
-        array: Strings are bytes or str.
+        array: Numbers, or strings as bytes or str.
 
     Raises:
-        TypeError: If the type of the array is none that is known.
+        TypeError: If the type of the array is not supported.
     """
     array = np.asarray(array)
     for size in array.shape:
@@ -150,10 +176,13 @@ def fill(proto: Any, array: np.ndarray) -> None:
         proto.string_val.extend(values)
         return
     if array.dtype not in _NUMBERS:
-        raise TypeError(f"Arrays of {array.dtype.name} have no TensorProto here.")
+        raise TypeError(
+            f"An array must be of strings or of one of {', '.join(map(str, _NUMBERS))}. "
+            f"Received: dtype={array.dtype.name}"
+        )
     proto.dtype = _NUMBERS[array.dtype]
     if array.dtype == np.float32:
-        # A packed field is, on the wire, what NumPy holds: this takes a hundredth of the time.
+        # A packed field has the bytes of the array, and copying takes a hundredth of the time.
         content = array.astype("<f4").tobytes()
         proto.MergeFromString(_FLOAT_VAL + _varint(len(content)) + content)
         return
@@ -162,9 +191,10 @@ def fill(proto: Any, array: np.ndarray) -> None:
 
 
 def _varint(value: int) -> bytes:
-    found = bytearray()
+    """Encodes an integer as protobuf does: 7 bits a byte, the lowest first."""
+    encoded = bytearray()
     while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    found.append(value)
-    return bytes(found)
+    encoded.append(value)
+    return bytes(encoded)

@@ -1,1 +1,1 @@
-"""The page that searches an index."""
+"""The web page that searches an index."""

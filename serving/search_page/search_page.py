@@ -1,4 +1,4 @@
-"""A page for one person at one machine: type a text or drop a picture, and see what is found."""
+"""A local web page for one user, who searches an index by a text or a picture."""
 
 import asyncio
 import logging
@@ -29,37 +29,37 @@ _HEADERS = {
 _LOG = logging.getLogger("sigline.serving")
 
 
-class Searched(Protocol):
-    """An index."""
+class SearchIndex(Protocol):
+    """An index that can be searched."""
 
     def by_text(self, text: str, *, top: int) -> list[Match]:
         """Returns the images that a text describes best."""
         ...
 
     def by_image(self, encoded: bytes, *, top: int) -> list[Match]:
-        """Returns the images that are nearest to another one."""
+        """Returns the images that are nearest to an encoded image."""
         ...
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows.
+    """Content and settings of the page.
 
     Attributes:
-        index: What is searched.
-        thumbnail: Returns the picture of a row; raises IndexError if there is no such row. None if
-            there are no pictures.
-        about: A line about the index.
-        top: How many matches are shown.
-        hosts: Names that a browser may call this server by: another site whose name was made to
-            point here must not read it.
-        probability: Returns the probability that a picture fits a text, of their cosine; None where
-            that is not known.
-        threshold: Probability of the best match below which nothing fits.
+        index: The index to search.
+        thumbnail: Returns the JPEG thumbnail of a row; raises IndexError if there is no such row.
+            None if the index has no thumbnails.
+        about: A line that describes the index.
+        top: Number of matches to show.
+        hosts: Host names by which a browser may address this server. Others are refused, so that
+            another site whose name resolves to this address (DNS rebinding) cannot read the page.
+        probability: Returns the probability that a picture fits a text for their cosine; None where
+            it is unknown.
+        threshold: Probability of the best match below which the page says that nothing fits.
         examples: Pictures to show before the first query.
     """
 
-    index: Searched
+    index: SearchIndex
     thumbnail: Callable[[int], bytes | None] | None
     about: str
     top: int
@@ -72,41 +72,43 @@ class Page:
 def application(page: Page) -> web.Application:
     """Returns the page as an application of aiohttp."""
     handlers = _Handlers(page)
-    made = web.Application(middlewares=[handlers.guard], client_max_size=_MAX_BYTES)
+    app = web.Application(middlewares=[handlers.guard], client_max_size=_MAX_BYTES)
     for path in _FILES:
-        made.router.add_get(path, handlers.file)
-    made.router.add_get("/about", handlers.about)
-    made.router.add_get("/examples", handlers.examples)
-    made.router.add_get("/thumbnail/{row:[0-9]{1,18}}", handlers.thumbnail)
-    made.router.add_post("/search", handlers.search)
-    return made
+        app.router.add_get(path, handlers.file)
+    app.router.add_get("/about", handlers.about)
+    app.router.add_get("/examples", handlers.examples)
+    app.router.add_get("/thumbnail/{row:[0-9]{1,18}}", handlers.thumbnail)
+    app.router.add_post("/search", handlers.search)
+    return app
 
 
-class _Refused(Exception):
-    """What the person who asks is told."""
+class _InvalidSearch(Exception):
+    """A search that cannot be answered; the message is shown to the user."""
 
 
 class _Handlers:
     def __init__(self, page: Page):
         self._page = page
-        # One search at a time: each uses all cores, and a person asks one at a time.
-        self._turn = asyncio.Lock()
+        # One search at a time, since each uses all cores, and there is one user.
+        self._search_lock = asyncio.Lock()
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Callable) -> web.StreamResponse:
-        """Lets nobody in by another name, and tells what is wrong in a sentence."""
+        """Refuses other host names and other sites; turns errors into a sentence for the user."""
         if request.host.rsplit(":", 1)[0].strip("[]") not in self._page.hosts:
             return _error(
-                f"This page is not known as {request.host}; start it with --allow-host.", 421
+                f"This server has no name {request.host}; start it with --allow-host.", 421
             )
         if _is_foreign(request, self._page.hosts):
-            return _error("Other sites may not ask.", 403)
+            return _error("Other sites may not use this page.", 403)
         try:
             response = await handler(request)
-        except _Refused as refused:
-            response = _error(str(refused), 400)
+        except _InvalidSearch as error:
+            response = _error(str(error), 400)
         except web.HTTPRequestEntityTooLarge:
-            response = _error(f"A picture may have {_MAX_BYTES // 2**20} MiB.", 413)
+            response = _error(
+                f"A picture may have {_MAX_BYTES // 2**20} MiB; use a smaller one.", 413
+            )
         except web.HTTPException as error:
             response = _error(error.reason, error.status)
         except Exception:
@@ -125,53 +127,54 @@ class _Handlers:
         return web.json_response({"text": self._page.about})
 
     async def examples(self, request: web.Request) -> web.Response:
-        """Answers with pictures of the index, for who does not know what it holds."""
-        return web.json_response({"matches": [self._shown(x) for x in self._page.examples]})
+        """Answers with some pictures of the index, to show what it holds."""
+        return web.json_response({"matches": [self._entry(x) for x in self._page.examples]})
 
     async def thumbnail(self, request: web.Request) -> web.Response:
         row, thumbnail = int(request.match_info["row"]), self._page.thumbnail
         try:
-            found = await asyncio.to_thread(thumbnail, row) if thumbnail else None
+            image = await asyncio.to_thread(thumbnail, row) if thumbnail else None
         except IndexError as error:
             raise web.HTTPNotFound from error
-        if found is None:
+        if image is None:
             raise web.HTTPNotFound
-        return web.Response(body=found, content_type="image/jpeg")
+        return web.Response(body=image, content_type="image/jpeg")
 
     async def search(self, request: web.Request) -> web.Response:
         fields = await _fields(request)
         image, text = fields.get("image"), _text(fields.get("text", b""))
         index, top = self._page.index, self._page.top
         if not image and not text:
-            raise _Refused("Type what the picture shows, or drop one.")
+            raise _InvalidSearch("Type what the picture shows, or drop one.")
         begin = time.perf_counter()
         try:
-            async with self._turn:
+            async with self._search_lock:
                 if image:
-                    found = await asyncio.to_thread(index.by_image, image, top=top)
+                    matches = await asyncio.to_thread(index.by_image, image, top=top)
                 else:
-                    found = await asyncio.to_thread(index.by_text, text, top=top)
+                    matches = await asyncio.to_thread(index.by_text, text, top=top)
         except ValueError as error:
-            raise _Refused(str(error)) from error
+            raise _InvalidSearch(str(error)) from error
         milliseconds = round(1e3 * (time.perf_counter() - begin))
-        matches = [self._shown(match) for match in found]
+        entries = [self._entry(match) for match in matches]
         if not image:
-            # The cosine of two pictures is no probability.
-            for shown, match in zip(matches, found, strict=True):
-                shown["probability"] = self._page.probability(match.score)
+            # Probabilities are calibrated for a text and a picture, not for two pictures.
+            for entry, match in zip(entries, matches, strict=True):
+                entry["probability"] = self._page.probability(match.score)
         best = max(
-            (x["probability"] for x in matches if x["probability"] is not None), default=None
+            (x["probability"] for x in entries if x["probability"] is not None), default=None
         )
         fits = None if best is None else best >= self._page.threshold
-        return web.json_response({"matches": matches, "milliseconds": milliseconds, "fits": fits})
+        return web.json_response({"matches": entries, "milliseconds": milliseconds, "fits": fits})
 
-    def _shown(self, match: Match) -> dict[str, Any]:
-        shown = f"/thumbnail/{match.row}" if self._page.thumbnail else None
-        return {**asdict(match), "thumbnail": shown, "probability": None}
+    def _entry(self, match: Match) -> dict[str, Any]:
+        """Returns a match as the page's script reads it."""
+        url = f"/thumbnail/{match.row}" if self._page.thumbnail else None
+        return {**asdict(match), "thumbnail": url, "probability": None}
 
 
 def _is_foreign(request: web.Request, hosts: frozenset[str]) -> bool:
-    """Returns whether another site has the browser ask."""
+    """Returns whether another site made the browser send a request."""
     origin = request.headers.get("Origin")
     if origin is not None and urllib.parse.urlsplit(origin).hostname not in hosts:
         return True
@@ -181,15 +184,18 @@ def _is_foreign(request: web.Request, hosts: frozenset[str]) -> bool:
 
 
 async def _fields(request: web.Request) -> dict[str, bytes]:
-    """Reads a form of small parts."""
+    """Reads the fields of a search form."""
     if request.content_type not in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        raise _Refused("A search is a form with a text or an image.")
+        raise _InvalidSearch(
+            "A search must be a form with a text or an image. "
+            f"Received: content type {request.content_type[:40]}."
+        )
     try:
         form = await request.post()
     except (ValueError, AssertionError) as error:
-        raise _Refused("The form cannot be read.") from error
+        raise _InvalidSearch("The form cannot be read; send it again.") from error
     if unknown := sorted(set(form) - {"text", "image"}):
-        raise _Refused(f"A search has the fields text and image, not {unknown[0][:40]}.")
+        raise _InvalidSearch(f"A search has the fields text and image, not {unknown[0][:40]}.")
     return {
         name: value.file.read() if isinstance(value, web.FileField) else _bytes(value)
         for name, value in form.items()
@@ -202,11 +208,14 @@ def _bytes(value: Any) -> bytes:
 
 def _text(content: bytes) -> str:
     if len(content) > _MAX_TEXT_BYTES:
-        raise _Refused(f"A text may have {_MAX_TEXT_BYTES // 2**10} KiB.")
+        raise _InvalidSearch(
+            f"A text may have {_MAX_TEXT_BYTES // 2**10} KiB; type a shorter one. "
+            f"Received: {len(content) // 2**10} KiB."
+        )
     try:
         return content.decode().strip()
     except UnicodeDecodeError as error:
-        raise _Refused("A text must be UTF-8.") from error
+        raise _InvalidSearch(f"A text must be UTF-8. Received: {error.reason}.") from error
 
 
 def _error(message: str, status: int) -> web.Response:

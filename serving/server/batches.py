@@ -1,4 +1,4 @@
-"""Requests that wait, and batches of them."""
+"""Queued requests, and batches of them."""
 
 import time
 from collections.abc import Collection
@@ -13,34 +13,35 @@ from sigline.serving.server.failures import RequestFailed
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass(eq=False)  # Arrays have no truth value.
+@dataclass(eq=False)  # Comparing arrays gives arrays, which have no truth value.
 class Task:
-    """One request.
+    """A queued request.
 
     Attributes:
         inputs: Arrays by name.
         rows: Rows of its inputs and of its outputs.
-        room: Rows that it counts for; what has none takes room too.
+        queue_rows: Rows that it counts for in limits, at least 1.
         deadline: Time of `time.monotonic` after which it need not be computed.
-        since: Time at which it came.
+        since: Time at which it arrived.
         future: Its outputs.
     """
 
     inputs: Arrays
     rows: int
-    room: int
+    queue_rows: int
     deadline: float | None
     since: float
     future: Future = field(default_factory=Future)
 
     def begin(self) -> bool:
-        """Returns whether it is to be computed: its client waits, its deadline is to come."""
+        """Marks it as running; returns False if its client left or its deadline has passed."""
         if not self.future.set_running_or_notify_cancel():
             return False
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.future.set_exception(
                 RequestFailed(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed before its turn came"
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    "The deadline passed while the request was queued",
                 )
             )
             return False
@@ -57,10 +58,10 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """Rows that its requests count for."""
-        return room(self.tasks)
+        """Rows that its requests count for in limits."""
+        return total_queue_rows(self.tasks)
 
 
-def room(tasks: Collection[Task]) -> int:
-    """Returns the rows that requests count for."""
-    return sum([task.room for task in tasks])
+def total_queue_rows(tasks: Collection[Task]) -> int:
+    """Returns the rows that requests count for in limits, all together."""
+    return sum([task.queue_rows for task in tasks])

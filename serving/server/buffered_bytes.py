@@ -1,4 +1,4 @@
-"""Bytes of request bodies that are in memory at a time, all requests together."""
+"""Limits the memory that the bodies of all requests take together."""
 
 import contextlib
 import threading
@@ -10,59 +10,59 @@ from sigline.serving.server.failures import RequestFailed
 
 
 class BufferedBytes:
-    """A bound on what the bodies of all requests take together."""
+    """Bytes of request bodies in memory, with a limit over all requests."""
 
-    def __init__(self, most: int):
-        """Begins with none; `most` is the bound in bytes."""
-        self._most = most
+    def __init__(self, max_bytes: int):
+        """Begins with none; `max_bytes` is the limit."""
+        self._max_bytes = max_bytes
         self._now = 0
         self._lock = threading.Lock()
 
     @property
     def now(self) -> int:
-        """Bytes that are held now."""
+        """Bytes that are reserved now."""
         return self._now
 
     @contextlib.contextmanager
-    def holding(self) -> Iterator["Holding"]:
-        """Yields what one request holds, and frees it at the end."""
-        holding = Holding(self)
+    def reserve(self) -> Iterator["Reservation"]:
+        """Yields the reservation of one request, and releases all of it at the end."""
+        reservation = Reservation(self)
         try:
-            yield holding
+            yield reservation
         finally:
-            holding.free(holding.num_bytes)
+            reservation.shrink(reservation.num_bytes)
 
     def add(self, num_bytes: int) -> None:
-        """Counts bytes; raises RequestFailed, and counts nothing, if there is no room."""
+        """Adds bytes; raises RequestFailed, and adds nothing, if that would exceed the limit."""
         with self._lock:
-            if self._now + num_bytes > self._most:
+            if self._now + num_bytes > self._max_bytes:
                 raise RequestFailed(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"The bodies of all requests hold {self._now} bytes, of at most {self._most}; "
-                    "send it again later",
+                    f"The bodies of all requests hold {self._now} bytes, of at most "
+                    f"{self._max_bytes}; send it again later",
                 )
             self._now += num_bytes
 
     def remove(self, num_bytes: int) -> None:
-        """Counts bytes off."""
+        """Removes bytes."""
         with self._lock:
             self._now -= num_bytes
 
 
-class Holding:
-    """What one request holds; one thread at a time uses it."""
+class Reservation:
+    """The bytes that one request has reserved. Not thread-safe."""
 
     def __init__(self, total: BufferedBytes):
-        """Begins with nothing."""
+        """Begins with none."""
         self._total = total
         self.num_bytes = 0
 
-    def take(self, num_bytes: int) -> None:
-        """Adds bytes; raises RequestFailed if there is no room for them."""
+    def grow(self, num_bytes: int) -> None:
+        """Reserves more bytes; raises RequestFailed if that would exceed the limit."""
         self._total.add(num_bytes)
         self.num_bytes += num_bytes
 
-    def free(self, num_bytes: int) -> None:
-        """Gives bytes back."""
+    def shrink(self, num_bytes: int) -> None:
+        """Releases bytes."""
         self._total.remove(num_bytes)
         self.num_bytes -= num_bytes

@@ -1,4 +1,4 @@
-"""HTTP connections: bounded in number, and closed when what they began does not come."""
+"""Limits the number of HTTP connections, and closes those that stay silent for too long."""
 
 import asyncio
 import collections
@@ -7,20 +7,23 @@ import resource
 from collections.abc import Callable, Iterator
 from typing import cast
 
-# For the headers of a request, and for the next request or the reading of an answer.
+# Time for the headers of a request; and time until the next request, or to read an answer.
 _HEADER_SECONDS, _IDLE_SECONDS = 10.0, 75.0
-# What is left of the descriptors is for the files of models and all else.
-HTTP_SHARE, GRPC_SHARE, _MOST = 0.5, 0.25, 4096
+# Shares of the file descriptors. The others are left for the files of models and everything else.
+HTTP_SHARE, GRPC_SHARE = 0.5, 0.25
+_MAX_CONNECTIONS = 4096
 
 
-def most_connections(share: float = HTTP_SHARE) -> int:
-    """Returns how many connections there may be: a share of the descriptors, at most 4,096."""
+def default_max_connections(share: float = HTTP_SHARE) -> int:
+    """Returns the default limit of connections: a share of the descriptors, at most 4,096."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST if soft == resource.RLIM_INFINITY else max(8, min(_MOST, int(soft * share)))
+    if soft == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    return max(8, min(_MAX_CONNECTIONS, int(soft * share)))
 
 
-def raise_limit() -> None:
-    """Lets this process open as many files and connections as it may."""
+def raise_descriptor_limit() -> None:
+    """Raises this process's soft limit of file descriptors to its hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -29,13 +32,14 @@ def raise_limit() -> None:
 class Connections:
     """The connections of one HTTP server, for its event loop.
 
-    When there is no room, the one gives way that has waited longest for something to come, of the
-    address that has most; requests that are computed never do.
+    At the limit, a new connection replaces one that is waiting for its client: of the address with
+    the most connections, the one that has waited longest. A connection whose request is being
+    computed is never closed.
     """
 
     def __init__(
         self,
-        most: int,
+        max_connections: int,
         *,
         header_seconds: float = _HEADER_SECONDS,
         idle_seconds: float = _IDLE_SECONDS,
@@ -43,12 +47,12 @@ class Connections:
         """Begins with none.
 
         Args:
-            most: How many there may be.
+            max_connections: Most connections at a time.
             header_seconds: How long the headers of a request may take.
-            idle_seconds: How long a connection may wait for its next request, or its client take to
-                read an answer.
+            idle_seconds: How long a connection may wait for its next request, or a client may take
+                to read an answer.
         """
-        self._most = most
+        self._max_connections = max_connections
         self._header_seconds = header_seconds
         self._idle_seconds = idle_seconds
         self._open: dict[asyncio.BaseTransport, _Connection] = {}
@@ -57,59 +61,60 @@ class Connections:
         return len(self._open)
 
     def guarded(self, protocol: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
-        """Returns a factory of protocols that are bounded, from one of those that are not."""
+        """Wraps a factory of protocols, so that its connections are limited and timed."""
         return lambda: _Connection(self, protocol)
 
     @contextlib.contextmanager
     def request(self, transport: asyncio.BaseTransport | None) -> Iterator[None]:
-        """Says that the headers of a request have come, until it is answered."""
-        found = self._open.get(transport) if transport is not None else None
-        if found is None:
+        """Suspends the timeout of a connection, from a request's headers until its answer."""
+        connection = self._open.get(transport) if transport is not None else None
+        if connection is None:
             yield
             return
-        found.stop_clock()
+        connection.stop_timer()
         try:
             yield
         finally:
-            found.computing = False
-            found.start_clock(self._idle_seconds, is_idle=True)
+            connection.is_computing = False
+            connection.start_timer(self._idle_seconds, is_idle=True)
 
     def computing(self, transport: asyncio.BaseTransport | None) -> None:
-        """Says that the body of a request has come."""
-        found = self._open.get(transport) if transport is not None else None
-        if found is not None:
-            found.computing = True
+        """Marks a connection whose request is complete, so that no other replaces it."""
+        connection = self._open.get(transport) if transport is not None else None
+        if connection is not None:
+            connection.is_computing = True
 
     def _admit(self, connection: "_Connection") -> bool:
-        """Returns whether there is room for a connection; makes it, if it can."""
-        if len(self._open) >= self._most:
-            waiting = [item for item in self._open.values() if not item.computing]
+        """Admits a connection, closing another one if need be; returns whether it could."""
+        if len(self._open) >= self._max_connections:
+            waiting = [item for item in self._open.values() if not item.is_computing]
             if not waiting:
                 return False
+            # One address that opens many connections must not push out those of others.
             counts = collections.Counter(item.address for item in self._open.values())
             min(waiting, key=lambda item: (-counts[item.address], item.since)).abort()
         assert connection.transport is not None
         self._open[connection.transport] = connection
-        connection.start_clock(self._header_seconds)
+        connection.start_timer(self._header_seconds)
         return True
 
-    def _heard(self, connection: "_Connection") -> None:
-        """Is told of the first bytes of a further request."""
-        connection.start_clock(self._header_seconds)
+    def _request_begun(self, connection: "_Connection") -> None:
+        """Starts the timeout for the headers of a further request on a connection."""
+        connection.start_timer(self._header_seconds)
 
-    def _gone(self, connection: "_Connection") -> None:
+    def _remove(self, connection: "_Connection") -> None:
         if connection.transport is not None:
             self._open.pop(connection.transport, None)
 
 
 class _Connection(asyncio.Protocol):
-    """A protocol that passes all on to another, and has a clock.
+    """A protocol that forwards everything to the wrapped one, and has a timeout.
 
     Attributes:
-        transport: The connection's.
-        address: Whose it is.
-        since: When its clock was set last.
-        computing: Whether it waits for an answer of the model.
+        transport: Transport of the connection.
+        address: Address of the client.
+        since: When its timer was started last.
+        is_computing: Whether its request is complete and not answered yet.
     """
 
     def __init__(self, connections: Connections, protocol: Callable[[], asyncio.Protocol]):
@@ -118,7 +123,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_idle = False
         self.transport: asyncio.Transport | None = None
-        self.address, self.since, self.computing = "", 0.0, False
+        self.address, self.since, self.is_computing = "", 0.0, False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -133,7 +138,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_idle:
             self._is_idle = False
-            self._connections._heard(self)
+            self._connections._request_begun(self)
         if self._protocol is not None:
             self._protocol.data_received(data)
 
@@ -149,32 +154,32 @@ class _Connection(asyncio.Protocol):
             self._protocol.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.stop_clock()
-        self._connections._gone(self)
+        self.stop_timer()
+        self._connections._remove(self)
         if self._protocol is not None:
             self._protocol.connection_lost(error)
 
     def abort(self) -> None:
-        """Ends the connection now; nobody waits for an answer of a model on it."""
-        self._connections._gone(self)
+        """Closes the connection at once; only for one that is not computing."""
+        self._connections._remove(self)
         if self.transport is not None:
             self.transport.abort()
 
-    def start_clock(self, seconds: float, *, is_idle: bool = False) -> None:
-        """Ends the connection after so long, unless the clock is stopped or set again.
+    def start_timer(self, seconds: float, *, is_idle: bool = False) -> None:
+        """Closes the connection after a time, unless the timer is stopped or started again.
 
         Args:
-            seconds: How long.
+            seconds: The time.
             is_idle: Whether the connection waits for its next request.
         """
-        self.stop_clock()
+        self.stop_timer()
         loop = asyncio.get_running_loop()
         self.since = loop.time()
         self._is_idle = is_idle
         self._timer = loop.call_later(seconds, self.abort)
 
-    def stop_clock(self) -> None:
-        """Lets the connection be, as long as it has something to do."""
+    def stop_timer(self) -> None:
+        """Suspends the timeout."""
         self._is_idle = False
         if self._timer is not None:
             self._timer.cancel()

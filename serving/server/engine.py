@@ -18,15 +18,16 @@ from sigline.serving.server.failures import RequestFailed
 
 _TAGS = ["serve"]
 _VARIABLES = "variables/variables.data-*"
-# Bytes of weights below which one thread computes an operation: in a small model several wait for
-# each other longer than they compute, see `benchmarks/operation_threads.py`.
-_SMALL = 32 * 2**20
-# Sessions else share the threads of the first one in the process, and so their number.
+# Bytes of weights below which one thread computes an operation. In a small model, several threads
+# wait for each other longer than they compute; see `benchmarks/operation_threads.py`.
+_SMALL_MODEL_BYTES = 32 * 2**20
+# Without this, all sessions of a process share the thread pool of the first one, and its size.
 os.environ.setdefault("TF_OVERRIDE_GLOBAL_THREADPOOL", "1")
-# Runs a call in the thread that makes it: to hand a short text over to TensorFlow's threads and to
-# wait for them takes as long as to embed it. Pictures are decoded at once by many.
-_AT_ONCE = tf.compat.v1.RunOptions(inter_op_thread_pool=-1)
-_BY_THREADS = tf.compat.v1.RunOptions()
+# Runs a call in the calling thread: handing a short text over to TensorFlow's threads and waiting
+# for them takes as long as embedding it. Signatures of images use the pool, which decodes many
+# images at a time.
+_IN_CALLING_THREAD = tf.compat.v1.RunOptions(inter_op_thread_pool=-1)
+_IN_THREAD_POOL = tf.compat.v1.RunOptions()
 # Sizes of a tensor's axes, None for any; None for any number of axes.
 _Shape = tuple[int | None, ...] | None
 
@@ -44,7 +45,7 @@ class _Callable:
         self.outputs = {name: _shape(info) for name, info in outputs.items()}
 
     @property
-    def by_row(self) -> bool:
+    def is_row_wise(self) -> bool:
         """Whether there is one input, and a row of every output for each of its rows."""
         shapes = [*self.inputs.values(), *self.outputs.values()]
         return len(self.inputs) == 1 and all(shape and shape[0] is None for shape in shapes)
@@ -53,11 +54,11 @@ class _Callable:
     def run(self) -> Callable[..., Sequence[np.ndarray]]:
         """Takes the inputs in their order, and returns the outputs in theirs.
 
-        Made when it is called first: TensorFlow optimizes the graph for each, which takes seconds.
+        Created on first use: TensorFlow optimizes the graph for each callable, which takes seconds.
         """
-        options = _BY_THREADS if signatures.IMAGE_BYTES in self.inputs else _AT_ONCE
-        # What `make_callable` gives looks up names and checks types again at every call, which
-        # takes almost as long as to embed a short text.
+        options = _IN_THREAD_POOL if signatures.IMAGE_BYTES in self.inputs else _IN_CALLING_THREAD
+        # The public `make_callable` looks up names and checks types again at every call, which
+        # takes almost as long as embedding a short text.
         return self._session._make_callable_from_options(
             config_pb2.CallableOptions(feed=self._feed, fetch=self._fetch, run_options=options)
         )
@@ -66,8 +67,8 @@ class _Callable:
 class LoadedVersion:
     """A SavedModel in a session of its own.
 
-    A session's callables cost about half of an eager signature call or less, and load through the
-    same path as TF Serving.
+    A session's callables take about half the time of eager signature calls, or less, and load
+    through the same path as TF Serving.
     """
 
     def __init__(
@@ -88,16 +89,16 @@ class LoadedVersion:
         self.version = version
         if intra_op_parallelism is None:
             weights = sum(x.stat().st_size for x in Path(directory).glob(_VARIABLES))
-            intra_op_parallelism = 1 if weights < _SMALL else 0
+            intra_op_parallelism = 1 if weights < _SMALL_MODEL_BYTES else 0
         graph = tf.Graph()
         config = tf.compat.v1.ConfigProto()
-        # A thread that waits for work would keep the core from those that receive and answer.
+        # A spinning thread would keep a core from the threads that receive and answer.
         config.experimental.disable_thread_spinning = True
         config.intra_op_parallelism_threads = intra_op_parallelism
         with graph.as_default():
             self._session = tf.compat.v1.Session(graph=graph, config=config)
             meta_graph = tf.compat.v1.saved_model.load(self._session, _TAGS, str(directory))
-        # As clients see them: with that by which the model was initialized, which takes nothing.
+        # As clients see them, with the initialization signature, which has no inputs.
         self.metadata_signature_defs = dict(meta_graph.signature_def)
         self.signature_defs = {
             name: signature
@@ -109,47 +110,52 @@ class LoadedVersion:
             for name, signature in self.signature_defs.items()
         }
 
-    def by_row(self) -> frozenset[str]:
-        """Returns the signatures that answer each row of their one input by a row."""
-        return frozenset(name for name, target in self._callables.items() if target.by_row)
+    def row_wise_signatures(self) -> frozenset[str]:
+        """Returns the signatures with one input that return a row for each of its rows."""
+        return frozenset(name for name, target in self._callables.items() if target.is_row_wise)
 
     def definition(self, signature: str) -> Any:
-        """Returns a signature's `SignatureDef`; raises RequestFailed if there is no such one."""
-        found = self.signature_defs.get(signature)
-        if found is None:
+        """Returns a signature's `SignatureDef`; raises RequestFailed if there is none."""
+        definition = self.signature_defs.get(signature)
+        if definition is None:
+            # TF Serving's message, which clients may match.
             message = f'Serving signature key "{signature}" not found.'
             raise RequestFailed(grpc.StatusCode.FAILED_PRECONDITION, message)
-        return found
+        return definition
 
     def check_types(self, signature: str, types: Mapping[str, int]) -> None:
-        """Raises RequestFailed if there is no such signature, or inputs of these names and types.
+        """Checks the names and types of a request's inputs.
 
         Args:
-            signature: The signature.
+            signature: Name of the signature.
             types: DataTypes of the inputs by name.
+
+        Raises:
+            RequestFailed: If there is no such signature, or it takes other inputs.
         """
         self.definition(signature)
-        wanted = self._callables[signature].types
-        if types == wanted:  # As nearly always.
+        expected = self._callables[signature].types
+        if types == expected:  # Almost always: spares the common case the rest.
             return
-        if set(types) != set(wanted):
+        if set(types) != set(expected):
             extra, missing = (
-                ",".join(sorted(x)) for x in (set(types) - set(wanted), set(wanted) - set(types))
+                ",".join(sorted(x))
+                for x in (set(types) - set(expected), set(expected) - set(types))
             )
             raise failures.invalid(
-                f"input size does not match signature: {len(types)}!={len(wanted)}. "
+                f"input size does not match signature: {len(types)}!={len(expected)}. "
                 f"Sent extra: {{{extra}}}. Missing but required: {{{missing}}}."
             )
         for name, number in types.items():
-            if number != wanted[name]:
+            if number != expected[name]:
                 raise failures.invalid(
-                    f"input {name} must be {tf.as_dtype(wanted[name]).name}. "
+                    f"input {name} must be {tf.as_dtype(expected[name]).name}. "
                     f"Received: {_type_name(number)}"
                 )
 
     def check(self, signature: str, inputs: dict[str, np.ndarray]) -> None:
-        """Raises RequestFailed if there is no such signature, or the inputs do not fit it."""
-        # A session would cast silently.
+        """Checks a request's inputs; raises RequestFailed if the signature does not take them."""
+        # A session would cast other types silently.
         self.check_types(signature, {name: _type_of(value) for name, value in inputs.items()})
         for name, shape in self._callables[signature].inputs.items():
             _check_shape(name, inputs[name].shape, shape)
@@ -159,7 +165,7 @@ class LoadedVersion:
         return list(self._callables[signature].outputs)
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs a signature with inputs that `check` has seen.
+        """Runs a signature with inputs that have passed `check`.
 
         Raises:
             RequestFailed: If an operation fails, for instance on an undecodable image.
@@ -168,7 +174,7 @@ class LoadedVersion:
         try:
             values = target.run(*(inputs[name] for name in target.inputs))
         except tf.errors.OpError as error:
-            raise failures.of_operation(error.error_code, error.message) from error
+            raise failures.operation_failed(error.error_code, error.message) from error
         return dict(zip(target.outputs, values, strict=True))
 
     def close(self) -> None:
@@ -192,12 +198,12 @@ def _shape(info) -> _Shape:
     return None if shape.rank is None else tuple(shape.as_list())
 
 
-def _check_shape(name: str, found: tuple[int, ...], wanted: _Shape) -> None:
-    if wanted is None:
+def _check_shape(name: str, shape: tuple[int, ...], expected: _Shape) -> None:
+    if expected is None:
         return
-    if len(found) != len(wanted) or any(
-        size not in (None, other) for size, other in zip(wanted, found, strict=True)
+    if len(shape) != len(expected) or any(
+        size not in (None, other) for size, other in zip(expected, shape, strict=True)
     ):
         raise failures.invalid(
-            f"input {name} must have shape {tf.TensorShape(wanted)}. Received: {found}"
+            f"input {name} must have shape {tf.TensorShape(expected)}. Received: {shape}"
         )

@@ -1,4 +1,4 @@
-"""What a request can fail with: a gRPC status, and the HTTP status that TF Serving gives it."""
+"""Failures of requests: gRPC status codes, and the HTTP status that TF Serving maps each to."""
 
 import grpc
 
@@ -6,7 +6,7 @@ _MAX_CHARS = 1024
 _TRUNCATED = "...TRUNCATED"
 _GRAPH_ERROR_HEADING = "Graph execution error:"
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
-# TF Serving, util/net_http; anything else is 500.
+# The mapping of TF Serving's util/net_http. Other codes become 500.
 _HTTP = {
     grpc.StatusCode.OK: 200,
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -26,7 +26,7 @@ _HTTP = {
 
 
 class RequestFailed(Exception):
-    """A request that is not answered; the message is for the client.
+    """A request has failed; the message is sent to the client.
 
     Attributes:
         code: The gRPC status.
@@ -34,7 +34,7 @@ class RequestFailed(Exception):
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, *, http_status: int | None = None):
-        """Cuts the message as TF Serving does; the HTTP status is by default that of the code."""
+        """Truncates the message as TF Serving does; the HTTP status follows the code by default."""
         if len(message) > _MAX_CHARS:
             message = message[:_MAX_CHARS] + _TRUNCATED
         super().__init__(message)
@@ -43,24 +43,24 @@ class RequestFailed(Exception):
 
 
 def invalid(message: str) -> RequestFailed:
-    """Returns the failure of a request that is wrong in itself."""
+    """Returns the failure of a request with an invalid argument."""
     return RequestFailed(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def client_left() -> RequestFailed:
-    """Returns what becomes of a request whose client has left: no failure of the server."""
+    """Returns the failure of a request whose client has left, which is no fault of the server."""
     return RequestFailed(grpc.StatusCode.CANCELLED, "The client has gone")
 
 
-def late() -> RequestFailed:
+def deadline_passed() -> RequestFailed:
     """Returns the failure of a request whose deadline has passed."""
     return RequestFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline passed")
 
 
-def of_operation(code: int, message: str) -> RequestFailed:
-    """Returns the failure of an operation of the graph, with the line that says what is wrong.
+def operation_failed(code: int, message: str) -> RequestFailed:
+    """Returns the failure of an operation of the graph, with the first line of its message.
 
-    The other lines would show the graph to the client.
+    The other lines describe the graph, which clients must not see.
     """
     lines = [line for line in message.splitlines() if line and line != _GRAPH_ERROR_HEADING]
     return RequestFailed(

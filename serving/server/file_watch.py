@@ -1,4 +1,4 @@
-"""Files that are read again when they change, such as keys and certificates that are renewed."""
+"""Reloads files when they change, such as keys and certificates that are renewed."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,30 +7,31 @@ _State = tuple[tuple[int, int, int] | None, ...]
 
 
 class FileWatch:
-    """Knows whether files have changed since they were read."""
+    """Reloads files that have changed since they were last read."""
 
     def __init__(self, files: Sequence[Path], read: Callable[[], object]):
-        """Takes the files as they are now for read.
+        """Begins with files that the caller has just read.
 
         Args:
             files: The files.
-            read: Reads them again, all or none; raises OSError or ValueError if it cannot.
+            read: Reads all of them again, or none; raises OSError or ValueError if it cannot.
         """
         self.files = tuple(files)
         self._read = read
         self._known = self._state()
 
-    def look(self) -> bool | str:
+    def reload_if_changed(self) -> bool | str:
         """Reads the files if they have changed.
 
         Returns:
-            Whether they were read, or why they could not be: what was read before stays, and they
-            are looked at again when they change again, since files are renewed one by one.
+            Whether they were read, or why they could not be. In that case the old content stays in
+            use until the files change once more: a certificate and its key are renewed one by one,
+            and do not match in between.
         """
-        found = self._state()
-        if found == self._known:
+        state = self._state()
+        if state == self._known:
             return False
-        self._known = found
+        self._known = state
         try:
             self._read()
         except (OSError, ValueError) as error:
@@ -43,7 +44,7 @@ class FileWatch:
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,4 +1,7 @@
-"""TF Serving's gRPC services, with its status codes: one client works against both.
+"""TF Serving's gRPC services, with its status codes and messages.
+
+One client works against TF Serving and this server, so messages that TF Serving has too keep its
+words.
 
 Methods run in threads; they take a message and a `calls.Call`, and raise RequestFailed.
 """
@@ -24,16 +27,16 @@ from sigline.serving.server.failures import RequestFailed
 from sigline.serving.server.requests import Requests, Target
 
 _ENTRYPOINT = "GRPC"
-# What `tensorflow/serving` calls the tensors of its own two kinds of signature.
+# Name of the input of TF Serving's classification and regression signatures.
 _EXAMPLES = "inputs"
-_LONGEST_RELOAD_SECONDS = 300.0
+_MAX_RELOAD_SECONDS = 300.0
 
 
 class PredictionService:
-    """Predict and GetModelMetadata; Classify and Regress find no signature of their kind."""
+    """Predict and GetModelMetadata; Classify and Regress are always refused."""
 
     def __init__(self, requests: Requests):
-        """Binds the service to what answers."""
+        """Takes the object that answers requests."""
         self._requests = requests
 
     def Predict(self, request, call):
@@ -54,9 +57,9 @@ class PredictionService:
                 on_wait=call.watch,
             )
             if not call.is_active():
-                # Nobody reads the answer.
+                # Nobody reads the answer, so it need not be serialized.
                 remaining = call.time_remaining()
-                raise failures.late() if remaining == 0 else failures.client_left()
+                raise failures.deadline_passed() if remaining == 0 else failures.client_left()
             response = predict_pb2.PredictResponse()
             response.model_spec.name = target.name
             response.model_spec.version.value = answer.version
@@ -66,7 +69,7 @@ class PredictionService:
             return response
 
     def _arrays(self, request, engine: LoadedVersion, signature: str) -> dict[str, np.ndarray]:
-        """Reads the inputs, after what is cheap to check: a small message may claim a lot."""
+        """Reads the inputs, after cheap checks: a small message may claim gigabytes."""
         types = {name: proto.dtype for name, proto in request.inputs.items()}
         engine.check_types(signature, types)
         limits = self._requests.limits
@@ -96,14 +99,15 @@ class PredictionService:
             return metadata(self._requests, target)
 
     def Classify(self, request, call):
-        """Refuses what no signature of the model contract takes: serialized examples."""
+        """Refuses serialized examples, which no signature of the model contract takes."""
         self._refuse_examples(request, call, "Classify", "classification", 2)
 
     def Regress(self, request, call):
-        """Refuses what no signature of the model contract takes: serialized examples."""
+        """Refuses serialized examples, which no signature of the model contract takes."""
         self._refuse_examples(request, call, "Regress", "regression", 1)
 
-    def _refuse_examples(self, request, call, api: str, kind: str, most: int) -> None:
+    def _refuse_examples(self, request, call, api: str, kind: str, max_outputs: int) -> None:
+        """Raises the error that TF Serving would, in the order of its checks."""
         target = _target(request.model_spec)
         with (
             _answered(),
@@ -118,8 +122,8 @@ class PredictionService:
                 definition = served.engine.definition(name)
             if len(definition.inputs) != 1:
                 raise failures.invalid("Expected one input Tensor.")
-            if len(definition.outputs) > most:
-                words = {1: "one output Tensor", 2: "one or two output Tensors"}[most]
+            if len(definition.outputs) > max_outputs:
+                words = {1: "one output Tensor", 2: "one or two output Tensors"}[max_outputs]
                 raise failures.invalid(f"Expected {words}, found {len(definition.outputs)}")
             if _EXAMPLES not in definition.inputs:
                 raise failures.invalid(
@@ -132,15 +136,15 @@ class PredictionService:
 
 
 class ModelService:
-    """GetModelStatus, and HandleReloadConfigRequest where it is allowed."""
+    """GetModelStatus, and HandleReloadConfigRequest if it is allowed."""
 
     def __init__(self, requests: Requests, *, allow_reload: bool):
-        """Binds the service to the models."""
+        """Takes the object that answers requests, and whether clients may reload the config."""
         self._requests = requests
         self._allow_reload = allow_reload
 
     def GetModelStatus(self, request, call):
-        """Answers with the states of versions; a label is not looked at, as in TF Serving."""
+        """Answers with the states of versions; ignores a label, as TF Serving does."""
         target = _target(request.model_spec)
         with (
             _answered(),
@@ -151,7 +155,7 @@ class ModelService:
             return status(self._requests, target)
 
     def HandleReloadConfigRequest(self, request, call):
-        """Replaces what is served by another model config."""
+        """Replaces the model config."""
         with (
             _answered(),
             self._requests.observed("", api="HandleReloadConfigRequest", entrypoint=_ENTRYPOINT),
@@ -165,7 +169,7 @@ class ModelService:
                 models = model_config.from_proto(request.config)
             except ValueError as error:
                 raise failures.invalid(str(error)) from error
-            self._requests.models.reload(models, timeout_seconds=_until_answer(call))
+            self._requests.models.reload(models, timeout_seconds=_reload_seconds(call))
             return model_management_pb2.ReloadConfigResponse()
 
 
@@ -173,29 +177,30 @@ def status(requests: Requests, target: Target) -> get_model_status_pb2.GetModelS
     """Returns the states of a model's versions."""
     response = get_model_status_pb2.GetModelStatusResponse()
     for item in requests.models.statuses(target.name, target.version):
-        found = response.model_version_status.add(version=item.version, state=int(item.state))
+        entry = response.model_version_status.add(version=item.version, state=int(item.state))
         if item.error:
-            found.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
-            found.status.error_message = item.error
+            entry.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
+            entry.status.error_message = item.error
         else:
-            found.status.error_message = item.note
-            found.status.SetInParent()
+            entry.status.error_message = item.note
+            # An empty status must still be present, as TF Serving sends it.
+            entry.status.SetInParent()
     return response
 
 
 def metadata(requests: Requests, target: Target) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """Returns the signatures of a version."""
     response = get_model_metadata_pb2.GetModelMetadataResponse()
-    found = get_model_metadata_pb2.SignatureDefMap()
+    signature_map = get_model_metadata_pb2.SignatureDefMap()
     if not target.name:
         raise failures.invalid("ModelSpec has no name specified")
     with requests.models.lease(target.name, version=target.version, label=target.label) as served:
         for name, signature in served.engine.metadata_signature_defs.items():
-            found.signature_def[name].CopyFrom(signature)
+            signature_map.signature_def[name].CopyFrom(signature)
         response.model_spec.version.value = served.version
     response.model_spec.name = target.name
     packed = any_pb2.Any()
-    packed.Pack(found)
+    packed.Pack(signature_map)
     response.metadata["signature_def"].CopyFrom(packed)
     return response
 
@@ -205,17 +210,17 @@ def _target(spec) -> Target:
     return Target(spec.name, version, spec.version_label, spec.signature_name)
 
 
-def _until_answer(call) -> float:
-    """Returns how long a call may take, so that its answer comes before the client's deadline."""
+def _reload_seconds(call) -> float:
+    """Returns how long a reload may take, so that its answer arrives before the deadline."""
     remaining = call.time_remaining()
-    if remaining is None or remaining > _LONGEST_RELOAD_SECONDS:
-        return _LONGEST_RELOAD_SECONDS
+    if remaining is None or remaining > _MAX_RELOAD_SECONDS:
+        return _MAX_RELOAD_SECONDS
     return remaining - min(1.0, remaining / 2)
 
 
 @contextlib.contextmanager
 def _answered() -> Iterator[None]:
-    """Turns a defect of ours into a failure, which must not show its trace."""
+    """Turns unexpected exceptions into failures, so that clients see no traceback."""
     try:
         yield
     except RequestFailed:

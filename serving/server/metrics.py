@@ -1,4 +1,4 @@
-"""What Prometheus reads: the metrics of TF Serving, and what it lacks."""
+"""Metrics in Prometheus' text format: those of TF Serving, and sigline's own."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Metrics:
-    """The figures of one server."""
+    """The metrics of one server."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Metrics:
         Args:
             waiting: Returns how many rows wait, by model and signature.
             versions: Returns the states of versions, by model and version.
-            overwritten: Returns whether the files of versions that serve have changed.
+            overwritten: Returns whether the files of each version that serves have changed.
         """
         self._registry = prometheus_client.CollectorRegistry()
         self._children: dict[tuple[prometheus_client.Histogram, tuple[str, ...]], Any] = {}
@@ -60,17 +60,17 @@ class Metrics:
             ("entrypoint",),
             registry=self._registry,
         )
-        self._registry.register(_Live(waiting, versions, overwritten))
+        self._registry.register(_StateCollector(waiting, versions, overwritten))
 
     def request(self, model: str, *, api: str, entrypoint: str, code: str, seconds: float) -> None:
         """Counts a request; see `TfServingMetrics.request`."""
         self.tf_serving.request(model, api=api, entrypoint=entrypoint, code=code, seconds=seconds)
-        # A client that leaves is no failure.
+        # A client that leaves is not a failure of the server.
         if code not in ("OK", "CANCELLED"):
             self._failures.labels(model, code).inc()
 
     def refused(self, entrypoint: str) -> None:
-        """Counts a request without a key that is known."""
+        """Counts a request without a valid key."""
         self._refused.labels(entrypoint).inc()
 
     def batch(self, model: str, signature: str, rows: int, seconds: float) -> None:
@@ -79,21 +79,24 @@ class Metrics:
         self._child(self._queue_seconds, model, signature).observe(seconds)
 
     def _child(self, metric: prometheus_client.Histogram, *labels: str) -> Any:
-        """Returns the series of labels; to look it up in the library takes longer than to count."""
+        """Returns the time series of some labels.
+
+        Series are cached: looking one up in the library takes longer than updating it.
+        """
         key = metric, labels
-        found = self._children.get(key)
-        if found is None:
-            found = self._children[key] = metric.labels(*labels)
-        return found
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
 
     def text(self) -> bytes:
-        """Returns the figures in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         own = prometheus_client.generate_latest(self._registry)
         return self.tf_serving.text().encode() + own
 
 
-class _Live(Collector):
-    """What is read when it is asked for."""
+class _StateCollector(Collector):
+    """Gauges that are computed when Prometheus scrapes the server."""
 
     def __init__(self, waiting, versions, overwritten):
         self._waiting = waiting

@@ -1,4 +1,4 @@
-"""Which models are served, in which versions and under which labels: TF Serving's model config."""
+"""TF Serving's model config: which models, versions and labels a server serves."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,21 +17,21 @@ _LABEL = re.compile(r"[A-Za-z0-9_]+")
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """Which of the versions in a folder are served.
+    """Which versions of a folder are served.
 
     Attributes:
-        latest: This many of the newest; None for another policy.
-        specific: Just these; all of them if it is empty too.
+        latest: Number of newest versions to serve; None for another policy.
+        specific: The versions to serve. If it is empty and `latest` None, all are served.
     """
 
     latest: int | None = 1
     specific: tuple[int, ...] = ()
 
-    def of(self, found: Iterable[int]) -> list[int]:
-        """Returns the versions to serve, ascending; specific ones also if they are not there."""
+    def select(self, available: Iterable[int]) -> list[int]:
+        """Returns the versions to serve, ascending; specific ones even if they do not exist."""
         if self.specific:
             return sorted(self.specific)
-        versions = sorted(found)
+        versions = sorted(available)
         return versions if self.latest is None else versions[-self.latest :]
 
 
@@ -40,7 +40,7 @@ class ModelConfig:
     """A model that is served.
 
     Attributes:
-        name: What requests call it.
+        name: Its name in requests.
         base_path: Folder of its version folders.
         policy: Which versions are served.
         labels: Versions by label, such as `canary` and `stable`.
@@ -60,7 +60,7 @@ class ModelConfig:
         for label in self.labels:
             if not _LABEL.fullmatch(label):
                 raise ValueError(
-                    f"Labels are made of letters, digits and underscores. Received: {label!r}"
+                    f"Labels must be made of letters, digits and underscores. Received: {label!r}"
                 )
 
 
@@ -68,18 +68,22 @@ def from_proto(message: model_server_config_pb2.ModelServerConfig) -> tuple[Mode
     """Reads a `ModelServerConfig`.
 
     Raises:
-        ValueError: If it is no list of models, or one of another platform than TensorFlow's.
+        ValueError: If it has no list of models, or a model of another platform than TensorFlow.
     """
-    if message.WhichOneof("config") != "model_config_list":
-        raise ValueError("A model config must have a model_config_list, even an empty one.")
-    found = []
+    kind = message.WhichOneof("config")
+    if kind != "model_config_list":
+        raise ValueError(
+            "A model config must have a model_config_list, even an empty one. "
+            f"Received: {kind or 'an empty config'}"
+        )
+    models = []
     for item in message.model_config_list.config:
         if item.model_platform not in ("", _PLATFORM):
             raise ValueError(
                 f'model_platform must be "{_PLATFORM}". Received: {item.model_platform!r}, '
                 f"model {item.name!r}"
             )
-        found.append(
+        models.append(
             ModelConfig(
                 item.name,
                 item.base_path,
@@ -87,17 +91,19 @@ def from_proto(message: model_server_config_pb2.ModelServerConfig) -> tuple[Mode
                 dict(item.version_labels),
             )
         )
-    names = [item.name for item in found]
+    names = [model.name for model in models]
     if len(set(names)) != len(names):
         raise ValueError(f"Models must have different names. Received: {', '.join(names)}")
-    return tuple(found)
+    return tuple(models)
 
 
 def _policy(message: Any) -> VersionPolicy:
     kind = message.WhichOneof("policy_choice")
     if kind == "specific":
         if not message.specific.versions:
-            raise ValueError("A specific version policy must name a version.")
+            raise ValueError(
+                "A specific version policy must name a version, as `versions: 1`. Received: none"
+            )
         return VersionPolicy(None, tuple(message.specific.versions))
     if kind == "all":
         return VersionPolicy(None)
@@ -128,7 +134,7 @@ def load(path: str | Path) -> tuple[ModelConfig, ...]:
     """Reads the text file that TF Serving takes as `--model_config_file`.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is not such a file.
     """
     return from_proto(_parsed(path))
 
@@ -138,31 +144,34 @@ def _parsed(path: str | Path) -> model_server_config_pb2.ModelServerConfig:
     try:
         return text_format.Parse(Path(path).read_text(), message)
     except text_format.ParseError as error:
-        raise ValueError(f"{path} is no model config of TF Serving: {error}") from None
+        raise ValueError(
+            f"{path} must be a model config of TF Serving in text format. Received: {error}"
+        ) from None
 
 
 def replace(path: str | Path, model: ModelConfig) -> None:
-    """Writes a model into a file of models, in place of the one of its name; others stay.
+    """Writes a model into a model config file, in place of the one with its name.
 
-    Whoever writes it at the same time waits; whoever reads it sees it before or after.
+    Other models of the file stay as they are. Concurrent writers wait for each other; readers see
+    the file from before or after the change.
 
     Raises:
-        ValueError: If there is such a file, and it is no model config.
+        ValueError: If the file exists and is not a model config.
     """
     path = Path(path)
     with atomic.locked(path.with_name(f".{path.name}.lock")):
         message = _parsed(path) if path.is_file() else to_proto(())
         from_proto(message)
-        _put(message, model)
+        _merge(message, model)
         atomic.write_file(path, text_format.MessageToString(message))
 
 
-def _put(message: model_server_config_pb2.ModelServerConfig, model: ModelConfig) -> None:
+def _merge(message: model_server_config_pb2.ModelServerConfig, model: ModelConfig) -> None:
     (entry,) = to_proto([model]).model_config_list.config
     items = message.model_config_list.config
     for item in items:
         if item.name == model.name:
-            # What is said of its logs stays too.
+            # Fields that `ModelConfig` does not have, such as those of logging, must stay.
             item.ClearField("model_version_policy")
             item.ClearField("version_labels")
             item.MergeFrom(entry)

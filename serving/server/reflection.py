@@ -1,7 +1,7 @@
-"""Server reflection, by which tools such as grpcurl ask which services there are.
+"""Server reflection, with which tools such as grpcurl list services and their messages.
 
-The packages that fit TensorFlow's protobuf have `grpc.reflection.v1alpha` alone. Its messages are,
-field by field, those of `grpc.reflection.v1`, which newer tools ask for first.
+The packages that fit TensorFlow's protobuf have only `grpc.reflection.v1alpha`. Its messages are,
+field by field, those of `grpc.reflection.v1`, which newer tools try first.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,23 +17,26 @@ SERVICES = (f"{_STABLE}.ServerReflection", v1alpha.SERVICE_NAME)
 
 
 def answers(services: Sequence[str]) -> Callable[[bytes], bytes]:
-    """Returns what answers a message of `ServerReflectionInfo`.
+    """Returns a function that answers a message of `ServerReflectionInfo`.
 
-    It lists services, reflection itself included, and tells their messages.
+    It lists the services, reflection included, and describes their messages.
     """
-    _describe()
+    _register_stable_file()
     servicer: Any = v1alpha.ReflectionServicer((*services, *SERVICES))
 
     def _answer(message: bytes) -> bytes:
-        asked = reflection_pb2.ServerReflectionRequest.FromString(message)
-        (found,) = servicer.ServerReflectionInfo(iter([asked]), None)
-        return found.SerializeToString()
+        request = reflection_pb2.ServerReflectionRequest.FromString(message)
+        (response,) = servicer.ServerReflectionInfo(iter([request]), None)
+        return response.SerializeToString()
 
     return _answer
 
 
-def _describe() -> None:
-    """Adds the file of `grpc.reflection.v1` to the descriptors that clients may read."""
+def _register_stable_file() -> None:
+    """Adds a file for `grpc.reflection.v1` to the descriptor pool, which clients may read.
+
+    The installed package has only `v1alpha`; the messages of both are the same.
+    """
     pool = descriptor_pool.Default()
     try:
         pool.FindFileByName(_FILE)
@@ -42,6 +45,7 @@ def _describe() -> None:
         file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file.name, file.package = _FILE, _STABLE
+    # Every reference to a message by its full name must be moved to the new package.
     named: list[tuple[Any, str]] = [
         (field, "type_name") for message in file.message_type for field in message.field
     ]

@@ -1,45 +1,51 @@
-"""Answers to those without a key, spread over time where one address asks again and again."""
+"""Throttles refusals of calls without a valid key, by address."""
 
 import asyncio
 import collections
 
-# Refusals that an address gets a second, how long one is held back at most, and how many are held
-# at a time; what comes beyond these is refused at once.
-_A_SECOND, _MOST_SECONDS, _MOST_HELD = 20, 10.0, 1024
+# Refusals per second and address.
+_PER_SECOND = 20
+# Longest delay of a refusal, well below the time after which clients give up on a server.
+_MAX_DELAY_SECONDS = 10.0
+# Most refusals that are delayed at a time, and most addresses that are tracked. Each delayed one
+# holds a call open, so those beyond the limit are refused without delay.
+_MAX_DELAYED = 1024
 
 
-class Refusals:
-    """Holds refusals back, so that who asks anew at each of them takes no time from others.
+class RefusalThrottle:
+    """Delays refusals, so that a client that retries in a loop takes no time from others.
 
-    The refusals of an address are spaced evenly, as many as `_A_SECOND` a second: the first of a
-    pause is answered at once, each further one waits for its turn. For one event loop.
+    The refusals of an address are spaced evenly, `_PER_SECOND` a second. The first one after a
+    pause has no delay; each further one waits for its turn. For one event loop.
     """
 
     def __init__(self) -> None:
-        """Begins with no address known."""
-        # The time of each address's next turn, oldest call first.
+        """Begins without any address."""
+        # The time of each address's next turn, in the order of their last calls.
         self._turns: collections.OrderedDict[str, float] = collections.OrderedDict()
-        self._held = 0
+        self._num_delayed = 0
 
-    async def turn(self, address: str) -> None:
+    async def wait_for_turn(self, address: str) -> None:
         """Waits until an address may be refused once more.
 
         Args:
-            address: Who calls.
+            address: Address of the client.
         """
-        seconds = self._wait(address, asyncio.get_running_loop().time())
-        if seconds <= 0 or self._held >= _MOST_HELD:
+        seconds = self._reserve_turn(address, asyncio.get_running_loop().time())
+        if seconds <= 0 or self._num_delayed >= _MAX_DELAYED:
             return
-        self._held += 1
+        self._num_delayed += 1
         try:
             await asyncio.sleep(seconds)
         finally:
-            self._held -= 1
+            self._num_delayed -= 1
 
-    def _wait(self, address: str, now: float) -> float:
-        """Returns the seconds until the turn of this call, and books it."""
+    def _reserve_turn(self, address: str, now: float) -> float:
+        """Reserves the next turn of an address; returns the seconds until then."""
         turn = max(now, self._turns.pop(address, now))
-        self._turns[address] = min(turn + 1 / _A_SECOND, now + _MOST_SECONDS)
-        while len(self._turns) > _MOST_HELD:
+        # Bounded by now, not by the turn, so that delays do not add up without end.
+        self._turns[address] = min(turn + 1 / _PER_SECOND, now + _MAX_DELAY_SECONDS)
+        # Forgets the addresses that called least recently, or the table would grow without end.
+        while len(self._turns) > _MAX_DELAYED:
             self._turns.popitem(last=False)
         return turn - now

@@ -1,4 +1,4 @@
-"""What both front ends do with a request: limits, the version, an answer in time."""
+"""Answers requests of both front ends: checks limits, picks the version, keeps deadlines."""
 
 import concurrent.futures
 import contextlib
@@ -19,27 +19,27 @@ from sigline.serving.server.failures import RequestFailed
 from sigline.serving.server.metrics import Metrics
 from sigline.serving.server.served_models import ServedModels
 
-# What gRPC says is left where there is no deadline is hundreds of years.
-_NO_DEADLINE = 365 * 24 * 3600.0
+# Without a deadline, gRPC reports hundreds of years as the remaining time.
+_NO_DEADLINE_SECONDS = 365 * 24 * 3600.0
 _BUFFERED_MESSAGES = 16
-# A client may make up a name of any length.
-_LOGGED_CHARS = 128
+# Longest part of a model's name that is logged: clients may send names of any length.
+_MAX_LOGGED_CHARS = 128
 _LOG = logging.getLogger("sigline.serving")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may be; what is more is refused before it is looked at.
+    """Limits of requests. A request that exceeds one is refused before it is computed.
 
     Attributes:
         max_message_bytes: Largest message or HTTP body.
         max_items: Most images or texts of a request.
-        max_text_bytes: Longest text; of a longer one a model would read the beginning only.
-        max_requests: Requests at a time; more are refused.
-        timeout_seconds: Deadline of requests that bring none, as over REST.
-        max_buffered_bytes: Most bytes of HTTP bodies in memory at a time, decompressed, of all
-            requests; by default 16 of the largest body. As many messages of gRPC, and bodies, are
-            read at a time as fit into it at their largest.
+        max_text_bytes: Longest text; a model would read only the beginning of a longer one.
+        max_requests: Most requests at a time; more are refused.
+        timeout_seconds: Deadline of requests that have none, such as those over REST.
+        max_buffered_bytes: Most bytes of HTTP bodies in memory at a time, decompressed, over all
+            requests; by default 16 times the largest body. It also bounds how many gRPC messages
+            and HTTP bodies are read at a time: as many as fit if each has the largest size.
     """
 
     max_message_bytes: int = 16 * 2**20
@@ -58,8 +58,8 @@ class Limits:
                 f"timeout_seconds must be more than 0. Received: {self.timeout_seconds}"
             )
         if self.max_buffered_bytes is None:
-            most = _BUFFERED_MESSAGES * self.max_message_bytes
-            object.__setattr__(self, "max_buffered_bytes", most)
+            default = _BUFFERED_MESSAGES * self.max_message_bytes
+            object.__setattr__(self, "max_buffered_bytes", default)
         elif self.max_buffered_bytes < self.max_message_bytes:
             raise ValueError(
                 "max_buffered_bytes must be at least max_message_bytes. "
@@ -70,7 +70,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Target:
-    """Which model a request is for.
+    """The model, version and signature that a request names.
 
     Attributes:
         name: The model.
@@ -87,81 +87,81 @@ class Target:
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs by name, and which version and signature gave them."""
+    """Outputs by name, and the version and signature that computed them."""
 
     version: int
     signature: str
     outputs: dict[str, np.ndarray]
 
 
-class Departure:
-    """Whether the client of a request has left, and the computation to cancel if it does."""
+class Cancellation:
+    """Cancels the computation of a request when its client leaves. Thread-safe."""
 
     def __init__(self):
         """Begins with a client that waits."""
         self._lock = threading.Lock()
-        self._has_left = False
+        self._is_cancelled = False
         self._future: concurrent.futures.Future | None = None
 
     def watch(self, future: concurrent.futures.Future) -> None:
-        """Names the computation, which is cancelled at once if the client has left."""
+        """Sets the computation to cancel; cancels it at once if the client has left."""
         with self._lock:
             self._future = future
-            has_left = self._has_left
-        if has_left:
+            is_cancelled = self._is_cancelled
+        if is_cancelled:
             future.cancel()
 
     @property
-    def has_left(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the client has left."""
-        return self._has_left
+        return self._is_cancelled
 
-    def leave(self) -> None:
-        """Says that the client has left."""
+    def cancel(self) -> None:
+        """Records that the client has left, and cancels the computation."""
         with self._lock:
-            self._has_left = True
+            self._is_cancelled = True
             future = self._future
         if future is not None:
             future.cancel()
 
 
 class Requests:
-    """Answers requests, whatever they came by."""
+    """Answers requests, whichever front end received them."""
 
     def __init__(self, models: ServedModels, limits: Limits, metrics: Metrics, *, log_all: bool):
-        """Binds them to the models."""
+        """Takes the models that answer, the limits and the metrics to update."""
         self.models = models
         self.limits = limits
         self.metrics = metrics
         self._log_all = log_all
-        self._room = threading.Semaphore(limits.max_requests)
+        self._free_requests = threading.Semaphore(limits.max_requests)
         assert limits.max_buffered_bytes is not None
         self.buffered = BufferedBytes(limits.max_buffered_bytes)
 
     @property
-    def places_for_messages(self) -> int:
-        """How many messages may be read at a time; each may take as much as the largest."""
+    def max_concurrent_reads(self) -> int:
+        """Most messages that are read at a time, since each may have the largest size."""
         assert self.limits.max_buffered_bytes is not None
         return max(1, self.limits.max_buffered_bytes // self.limits.max_message_bytes)
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Takes one of the places for requests; raises RequestFailed if there is none."""
-        if not self._room.acquire(blocking=False):
+        """Counts a request while it is answered; raises RequestFailed if there are too many."""
+        if not self._free_requests.acquire(blocking=False):
             raise RequestFailed(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"More than {self.limits.max_requests} requests at a time",
+                f"More than {self.limits.max_requests} requests at a time; send it again later",
             )
         try:
             yield
         finally:
-            self._room.release()
+            self._free_requests.release()
 
     def refused(self, address: str, entrypoint: str) -> None:
-        """Counts and logs a request without a key that is known.
+        """Counts and logs a request without a valid key.
 
         Args:
-            address: Where it came from.
+            address: Address of the client.
             entrypoint: `GRPC` or `REST`.
         """
         self.metrics.refused(entrypoint)
@@ -172,8 +172,8 @@ class Requests:
         """Counts, times and logs a request.
 
         Args:
-            model: Its model.
-            api: What is called: over gRPC the method, over REST the verb, `status` or `metadata`.
+            model: Name of its model.
+            api: The method over gRPC; the verb, `status` or `metadata` over REST.
             entrypoint: `GRPC` or `REST`.
         """
         begin, code, error = time.perf_counter(), "OK", ""
@@ -191,12 +191,12 @@ class Requests:
             raise
         finally:
             seconds = time.perf_counter() - begin
-            # Names that no model has would each be a time series for good.
-            known = model if self.models.knows(model) else "unknown"
-            self.metrics.request(known, api=api, entrypoint=entrypoint, code=code, seconds=seconds)
+            # Each label value is a time series that never ends, and clients may invent names.
+            label = model if self.models.has_model(model) else "unknown"
+            self.metrics.request(label, api=api, entrypoint=entrypoint, code=code, seconds=seconds)
             if self._log_all:
                 fields = {
-                    "model": model[:_LOGGED_CHARS],
+                    "model": model[:_MAX_LOGGED_CHARS],
                     "api": api,
                     "entrypoint": entrypoint,
                     "code": code,
@@ -216,16 +216,17 @@ class Requests:
         """Answers a Predict request.
 
         Args:
-            target: What is asked.
-            read: Returns the inputs for a model and the name of its signature.
-            output_filter: Names of the wanted outputs; all by default.
-            timeout_seconds: Until the client's deadline; None for none.
-            on_wait: Is given the future while it is waited for, to cancel it if the client goes.
+            target: The model, version and signature that the request names.
+            read: Returns the request's inputs for a loaded model and the name of its signature.
+            output_filter: Names of the outputs to return; all by default.
+            timeout_seconds: Seconds until the client's deadline; None for none.
+            on_wait: Called with the future of the outputs, so that it can be cancelled if the
+                client leaves.
 
         Raises:
-            RequestFailed: If it is not answered, for whatever reason.
+            RequestFailed: If it is not answered, with the reason.
         """
-        if timeout_seconds is None or timeout_seconds > _NO_DEADLINE:
+        if timeout_seconds is None or timeout_seconds > _NO_DEADLINE_SECONDS:
             timeout_seconds = self.limits.timeout_seconds
         deadline = time.monotonic() + timeout_seconds
         if not target.name:
@@ -239,43 +240,48 @@ class Requests:
                 raise failures.invalid(str(error)) from error
             self._check_size(inputs)
             served.engine.check(signature, inputs)
-            wanted = _wanted(output_filter, served.engine.output_names(signature))
+            names = _selected_outputs(output_filter, served.engine.output_names(signature))
             begin = time.monotonic()
             future = served.submit(signature, inputs, deadline=deadline)
             on_wait(future)
             try:
                 outputs = future.result(max(0.0, deadline - time.monotonic()))
             except concurrent.futures.CancelledError:
-                # gRPC ends a call at its deadline, too.
+                # gRPC cancels a call at its deadline, too.
                 if time.monotonic() >= deadline:
-                    raise failures.late() from None
+                    raise failures.deadline_passed() from None
                 raise failures.client_left() from None
             except concurrent.futures.TimeoutError:
-                # What has not begun is not begun any more.
+                # A request that is still queued is not computed any more.
                 future.cancel()
-                raise failures.late() from None
+                raise failures.deadline_passed() from None
             self.metrics.tf_serving.run(target.name, time.monotonic() - begin)
-            return Answer(served.version, signature, {name: outputs[name] for name in wanted})
+            return Answer(served.version, signature, {name: outputs[name] for name in names})
 
     def _check_size(self, inputs: dict[str, np.ndarray]) -> None:
         for name, value in inputs.items():
+            # Each string is an item, whatever the shape; for numbers, each row is.
             items = value.size if value.dtype == object else len(value) if value.ndim else 1
             if items > self.limits.max_items:
                 raise failures.invalid(
-                    f"input {name} may have {self.limits.max_items} items. Received: {items}"
+                    f"input {name} may have {self.limits.max_items} items. Received: {items}; "
+                    "send several requests"
                 )
             if name == signatures.TEXT and value.dtype == object:
                 longest = max((len(x) for x in value.ravel()), default=0)
                 if longest > self.limits.max_text_bytes:
                     raise failures.invalid(
                         f"input {name} may have {self.limits.max_text_bytes} bytes a text. "
-                        f"Received: {longest}"
+                        f"Received: {longest}; shorten the text"
                     )
 
 
-def _wanted(output_filter: Sequence[str], outputs: Sequence[str]) -> Sequence[str]:
+def _selected_outputs(output_filter: Sequence[str], outputs: Sequence[str]) -> Sequence[str]:
     if not output_filter:
         return outputs
     if len(set(output_filter)) != len(output_filter) or not set(output_filter) <= set(outputs):
-        raise failures.invalid(f"output_filter must name distinct outputs among {list(outputs)}")
+        raise failures.invalid(
+            f"output_filter must name distinct outputs among {list(outputs)}. "
+            f"Received: {list(output_filter)}"
+        )
     return output_filter

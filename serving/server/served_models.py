@@ -1,18 +1,16 @@
-"""Loads, swaps and unloads the versions of models while requests go on.
+"""Loads, swaps and unloads the versions of models while the server answers requests.
 
-A new version is loaded beside the old one and warmed up; then requests go to it, the old one
-finishes those it has and is unloaded. The last version that serves is never unloaded because a
-folder is empty, away or damaged. The same holds where a model config names another folder: the old
-one serves until a version of the new one does. What does not load is tried again, less and less
-often, and at once when its files change. A version whose files are overwritten while it serves goes
-on as it was loaded.
+A swap loads and warms up the new version beside the old one, then sends new requests to it. The old
+version finishes its own requests and is unloaded. The last version that serves is never unloaded
+because a folder is empty, missing or damaged. When a model config names another folder, the old
+folder's version serves until a version of the new folder does.
+
+Changes are made one at a time. Requests only look up a version and count themselves in it.
 """
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import grpc
 
@@ -22,17 +20,16 @@ from sigline.serving.server.batching import BatchingConfig
 from sigline.serving.server.failures import RequestFailed
 from sigline.serving.server.model_config import ModelConfig
 from sigline.serving.server.model_versions import (
-    Change,
+    ConfigChange,
     Model,
     Version,
-    kept,
     why_empty,
     why_nothing_serves,
+    with_config,
 )
-from sigline.serving.server.served_version import Served, State, VersionStatus
+from sigline.serving.server.served_version import ServedVersion, State, VersionStatus
 from sigline.serving.server.version_loader import VersionLoader
-
-_LONGEST_PAUSE_SECONDS = 60.0
+from sigline.serving.server.version_updates import VersionUpdates
 
 
 class ServedModels:
@@ -50,21 +47,21 @@ class ServedModels:
         verifier: signing.Verifier | None = None,
         intra_op_parallelism: int | None = None,
     ):
-        """Knows what to serve; `start` loads it.
+        """Takes what to serve; `start` loads it.
 
         Args:
             models: What to serve.
             batching: How requests are computed together.
-            observe: Is told the model, the signature, the rows of each batch and how long
-                it waited.
-            warmed: Is told the folder of a version, how many warm-up requests it ran, and the
+            observe: Called with the model, the signature, the rows of each batch and how many
+                seconds its first request waited.
+            warmed: Called with the folder of a version, how many warm-up requests it ran, and the
                 seconds that they took.
-            event: Is told what happens to versions: a name and fields.
-            poll_seconds: Time between two looks at the folders.
-            verifier: Knows who may have signed a version; None to serve unsigned ones too.
+            event: Called with the name and fields of each event of a version, for the log.
+            poll_seconds: Seconds between two checks of the folders.
+            verifier: Checks the signature of a version; None to serve unsigned versions too.
             intra_op_parallelism: Most threads that share an operation; see `LoadedVersion`.
         """
-        self._loader = VersionLoader(
+        loader = VersionLoader(
             batching,
             observe=observe,
             warmed=warmed,
@@ -73,26 +70,27 @@ class ServedModels:
         )
         self._event = event
         self._poll_seconds = poll_seconds
+        # Guards the tables below. Held for look-ups only, never while a model is loaded, so that
+        # requests do not wait for a swap.
         self._lock = threading.Lock()
-        # One change of what is loaded at a time.
+        self._updates = VersionUpdates(loader, self._lock, event)
+        # Held for the whole of an update: a version must not be loaded twice at a time.
         self._changing = threading.Lock()
         self._models = {config.name: Model(config) for config in models}
-        # Versions that no request finds any more, to be closed when those that they have end.
-        self._retired: list[tuple[str, int, Version, Served]] = []
-        self._change: Change | None = None
-        # Set when there is a change, or at the end.
+        self._change: ConfigChange | None = None
+        # Set by `reload` and `stop`, so that the thread does not sleep until its next poll.
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="versions", daemon=True)
 
     def start(self) -> None:
-        """Loads what there is, and keeps looking for more.
+        """Loads the versions that the folders hold, and begins to watch for others.
 
         Raises:
             ValueError: If there are models and none of them has a version that can be served; the
-                message has the reasons. One that has a version is not kept from serving by another.
+                message has the reasons. A single model that cannot be served only logs an event.
         """
-        self.look()
+        self.update()
         reasons = self.not_served()
         if reasons and len(reasons) == len(self._models):
             raise ValueError("; ".join(reasons.values()))
@@ -101,7 +99,7 @@ class ServedModels:
         self._poller.start()
 
     def stop(self) -> None:
-        """Unloads everything, after the requests that there are."""
+        """Unloads all versions, after their requests are answered."""
         self._stopped.set()
         self._wake.set()
         if self._poller.is_alive():
@@ -109,37 +107,41 @@ class ServedModels:
         with self._lock:
             change, self._change = self._change, None
         if change is not None:
-            change.end(grpc.StatusCode.UNAVAILABLE, "The server stops")
+            change.end(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
         with self._changing:
             for model in self._models.values():
                 for part in (model, model.target):
                     for number in part.available():
-                        self._retire(part, number)
-            self._close_retired()
+                        self._updates.retire(part, number)
+            self._updates.close_retired()
 
     @contextlib.contextmanager
-    def lease(self, name: str, *, version: int | None = None, label: str = "") -> Iterator[Served]:
-        """Yields a version that stays loaded until the end.
+    def lease(
+        self, name: str, *, version: int | None = None, label: str = ""
+    ) -> Iterator[ServedVersion]:
+        """Yields a version that stays loaded until the context ends.
 
         Args:
             name: The model.
             version: Its version; the newest that is served by default.
-            label: The label of one, instead.
+            label: The label of a version, instead of its number.
 
         Raises:
             RequestFailed: If there is no such model, version or label.
         """
         with self._lock:
             served = self._find(name, version, label)
-            served.enter()
+            # Counted under the same lock, so that a swap cannot unload the version in between.
+            served.acquire()
         try:
             yield served
         finally:
-            served.leave()
+            served.release()
 
-    def _find(self, name: str, version: int | None, label: str) -> Served:
+    def _find(self, name: str, version: int | None, label: str) -> ServedVersion:
         model = self._models.get(name)
-        asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+        # The messages of this method are those of TF Serving, which clients may match.
+        request = f"Latest({name})" if version is None else f"Specific({name}, {version})"
         if model is not None:
             if label:
                 version = model.labels.get(label)
@@ -154,7 +156,7 @@ class ServedModels:
                 served = model.versions[number].served
                 assert served is not None
                 return served
-        raise RequestFailed(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
+        raise RequestFailed(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {request}")
 
     def statuses(self, name: str, version: int | None = None) -> list[VersionStatus]:
         """Returns the states of a model's versions, the newest first.
@@ -164,8 +166,9 @@ class ServedModels:
         """
         with self._lock:
             model = self._models.get(name)
-            found = {} if model is None else model.target.versions | model.versions
-            states = [item.status(n) for n, item in sorted(found.items(), reverse=True)]
+            # Versions of a new folder that is still being loaded are shown too.
+            by_number = {} if model is None else model.target.versions | model.versions
+            states = [item.status(n) for n, item in sorted(by_number.items(), reverse=True)]
         if not states:
             raise RequestFailed(
                 grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {name}"
@@ -180,17 +183,17 @@ class ServedModels:
 
     def states(self) -> dict[tuple[str, int], State]:
         """Returns the states of all versions, by model and number."""
-        return {key: version.state for key, version in self._all().items()}
+        return {key: version.state for key, version in self._all_versions().items()}
 
     def overwritten(self) -> dict[tuple[str, int], bool]:
-        """Returns of versions that serve whether their files changed since they were loaded."""
+        """Returns whether the files of each version that serves changed since it was loaded."""
         return {
             key: bool(version.note)
-            for key, version in self._all().items()
+            for key, version in self._all_versions().items()
             if version.state is State.AVAILABLE
         }
 
-    def _all(self) -> dict[tuple[str, int], Version]:
+    def _all_versions(self) -> dict[tuple[str, int], Version]:
         with self._lock:
             return {
                 (name, number): version
@@ -198,15 +201,15 @@ class ServedModels:
                 for number, version in (model.target.versions | model.versions).items()
             }
 
-    def knows(self, name: str) -> bool:
-        """Returns whether there is such a model, whether it serves or not."""
+    def has_model(self, name: str) -> bool:
+        """Returns whether the config names a model, even if none of its versions serves."""
         with self._lock:
             return name in self._models
 
     def ready(self) -> bool:
         """Returns whether a model has a version that serves, or there are no models.
 
-        One whose folder is empty must not take the others out of service.
+        A model whose folder is empty must not take the others out of service.
         """
         with self._lock:
             return not self._models or any(model.available() for model in self._models.values())
@@ -217,10 +220,10 @@ class ServedModels:
             return {
                 name: why_nothing_serves(model.target)
                 for name, model in self._models.items()
-                if not model.is_leaving and not model.target.available()
+                if not model.is_removed and not model.target.available()
             }
 
-    def served(self) -> dict[str, list[Served]]:
+    def served(self) -> dict[str, list[ServedVersion]]:
         """Returns the versions that serve, by model."""
         with self._lock:
             return {
@@ -229,28 +232,33 @@ class ServedModels:
             }
 
     def reload(self, models: Sequence[ModelConfig], *, timeout_seconds: float = 300.0) -> None:
-        """Replaces what is served; returns when each model has been loaded, or was tried.
+        """Replaces the served models; returns when loading of each has succeeded or failed.
 
-        What served goes on serving until what replaces it does. What could not be loaded is tried
-        again later, as any version.
+        Each version goes on serving until its replacement does. A version that could not be loaded
+        is tried again later, as any other.
 
         Args:
             models: What to serve from now on.
-            timeout_seconds: How long to wait; loading goes on after that.
+            timeout_seconds: How long to wait; loading continues after that.
 
         Raises:
             RequestFailed: FAILED_PRECONDITION if a model has no version, or a label or a policy
                 names one that is not served; DEADLINE_EXCEEDED if it takes longer; ABORTED if
-                another config came before its turn. The message has the reasons.
+                another config arrived before this one was applied. The message has the reasons.
         """
-        change = Change(models)
+        change = ConfigChange(models)
         with self._lock:
             if self._stopped.is_set():
-                raise RequestFailed(grpc.StatusCode.UNAVAILABLE, "The server stops")
+                raise RequestFailed(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "The server is stopping; send the config again when it is back",
+                )
             previous, self._change = self._change, change
             self._wake.set()
         if previous is not None:
-            previous.end(grpc.StatusCode.ABORTED, "Another config came before this one's turn")
+            previous.end(
+                grpc.StatusCode.ABORTED, "Another config arrived before this one was applied"
+            )
         if not change.done.wait(max(0.0, timeout_seconds)):
             empty = [
                 why_empty(model) for model in models if not versions.directories(model.base_path)
@@ -258,16 +266,16 @@ class ServedModels:
             reasons = empty or ["versions are still being loaded"]
             raise RequestFailed(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"The config was taken, but not all of it serves yet: {'; '.join(reasons)}",
+                f"The config was accepted, but not all of it serves yet: {'; '.join(reasons)}",
             )
         if change.failure is not None:
             raise change.failure
 
-    def look(self) -> None:
-        """Brings what is loaded in line with what stands in the folders."""
+    def update(self) -> None:
+        """Loads and unloads versions, so that they match the config and the folders."""
         with self._changing:
-            self._look()
-            self._close_retired()
+            self._update_all()
+            self._updates.close_retired()
 
     def _poll(self) -> None:
         while True:
@@ -281,42 +289,43 @@ class ServedModels:
                 with self._changing:
                     if change is not None:
                         self._apply(change.models)
-                    self._look()
+                    self._update_all()
                     if change is not None:
                         problems = self._problems()
                         change.end(grpc.StatusCode.FAILED_PRECONDITION, "; ".join(problems))
-                    self._close_retired()
-            except Exception as error:  # The polls must not end with one of them.
+                    self._updates.close_retired()
+            except Exception as error:  # The thread must survive, or no version is loaded again.
                 self._event("look_failed", error=repr(error))
                 if change is not None:
                     change.end(grpc.StatusCode.INTERNAL, f"The server failed: {error!r}")
 
     def _apply(self, models: Sequence[ModelConfig]) -> None:
-        """Takes up a config; what it names is loaded by the next look."""
+        """Applies a config; the next update loads the versions that it names."""
         with self._lock:
             for config in models:
                 model = self._models.get(config.name)
+                # Nothing to keep serving: the folder may change at once.
                 if model is None or not model.available():
-                    model = self._models[config.name] = kept(model, config)
+                    model = self._models[config.name] = with_config(model, config)
                 elif version_files.is_same_folder(model.config.base_path, config.base_path):
                     model.config, model.successor = config, None
                 else:
-                    model.successor = kept(model.successor, config)
-                model.is_leaving = False
+                    model.successor = with_config(model.successor, config)
+                model.is_removed = False
             names = {config.name for config in models}
             for name, model in list(self._models.items()):
                 if name in names:
                     continue
-                model.is_leaving, model.successor = True, None
+                model.is_removed, model.successor = True, None
                 if not model.available():
                     del self._models[name]
 
     def _problems(self) -> list[str]:
-        """Returns what of the config is not served, and what serves in its place."""
+        """Returns which parts of the config are not served, and what serves in their place."""
         problems = []
         with self._lock:
-            models = [x for x in self._models.values() if not x.is_leaving]
-            leaving = [x.config.name for x in self._models.values() if x.is_leaving]
+            models = [x for x in self._models.values() if not x.is_removed]
+            removed = [x.config.name for x in self._models.values() if x.is_removed]
         for model in models:
             target, name = model.target, model.config.name
             served = target.available()
@@ -336,20 +345,16 @@ class ServedModels:
                 for number in target.config.policy.specific
                 if number not in served
             ]
-        if leaving:
-            problems.append(f"{', '.join(leaving)} goes on serving until the others do")
+        if removed:
+            problems.append(f"{', '.join(removed)} goes on serving until the others do")
         return problems
 
-    def _look(self) -> None:
+    def _update_all(self) -> None:
         for model in list(self._models.values()):
-            if model.is_leaving:
+            if model.is_removed:
                 continue
             target = model.target
-            try:
-                self._update(target)
-            # What cannot be read of one model keeps no other waiting.
-            except OSError as error:
-                self._note(target, "folder_not_read", str(error))
+            self._updates.update(target)
             if target is not model and target.can_replace(model):
                 with self._lock:
                     self._models[model.config.name] = target
@@ -360,146 +365,17 @@ class ServedModels:
                     before=model.config.base_path,
                 )
                 for number in model.available():
-                    self._retire(model, number)
-        self._let_go()
+                    self._updates.retire(model, number)
+        self._drop_removed()
 
-    def _let_go(self) -> None:
-        """Ends models that the config names no more, once those that it names serve."""
+    def _drop_removed(self) -> None:
+        """Ends models that the config no longer names, once those that it names serve."""
         with self._lock:
-            leaving = [x for x in self._models.values() if x.is_leaving]
-            if not all(x.available() for x in self._models.values() if not x.is_leaving):
+            removed = [x for x in self._models.values() if x.is_removed]
+            if not all(x.available() for x in self._models.values() if not x.is_removed):
                 return
-            for model in leaving:
+            for model in removed:
                 del self._models[model.config.name]
-        for model in leaving:
+        for model in removed:
             for number in model.available():
-                self._retire(model, number)
-
-    def _note(self, model: Model, event: str, problem: str) -> None:
-        """Logs what is wrong with a folder, once as long as it stays so."""
-        if problem != model.problem:
-            fields = {"model": model.config.name, "base_path": model.config.base_path}
-            self._event(event, **fields, error=problem)
-        model.problem = problem
-
-    def _update(self, model: Model) -> None:
-        base = Path(model.config.base_path)
-        found = versions.directories(base)
-        if not found:
-            self._note(model, "no_versions", version_files.why_empty(base))
-            return
-        model.problem = ""
-        wanted = model.config.policy.of(found)
-        with self._lock:
-            for number in wanted:
-                model.versions.setdefault(number, Version())
-        for number in wanted:
-            directory = found.get(number, base / str(number))
-            if model.versions[number].state is State.AVAILABLE:
-                self._check_unchanged(model, number, directory)
-            elif model.versions[number].state is not State.LOADING:
-                self._try(model, number, directory)
-        available = model.available()
-        with self._lock:
-            labels = {x: n for x, n in model.config.labels.items() if n in available}
-            kept = {x: n for x, n in model.labels.items() if x in model.config.labels}
-            model.labels = kept | labels
-        # The old serves until one of the new does, and as long as a label names it.
-        if any(number in available for number in wanted):
-            for number in available:
-                if number not in wanted and number not in model.labels.values():
-                    self._retire(model, number)
-        with self._lock:
-            for number in [n for n in model.versions if n not in wanted and n not in found]:
-                if model.versions[number].state == State.END:
-                    del model.versions[number]
-
-    def _check_unchanged(self, model: Model, number: int, directory: Path) -> None:
-        """Tells of a version that serves when its files are no longer those that were loaded."""
-        version = model.versions[number]
-        files = version_files.snapshot(directory)
-        # What is away is not overwritten; and what did not change since need not be read again.
-        if files == version.files or version.served is None or not directory.is_dir():
-            return
-        names = version_files.differing(version.served.content, directory)
-        version.files = files
-        fields = {"model": model.config.name, "version": number, "path": str(directory)}
-        if names and not version.note:
-            note = (
-                f"Version {number} was overwritten in its folder after it was loaded, which is "
-                f"refused: {', '.join(names[:5])}{' and more' if names[5:] else ''}. The server "
-                "goes on with what it loaded; publish the new model under a number of its own."
-            )
-            self._event("version_overwritten", **fields, error=note)
-            version.note = note
-        elif version.note and not names:
-            self._event("version_restored", **fields)
-            version.note = ""
-
-    def _try(self, model: Model, number: int, directory: Path) -> None:
-        version = model.versions[number]
-        files = version_files.snapshot(directory)
-        if files == version.files and time.monotonic() < version.again_at:
-            return
-        if files != version.files:
-            version.failures = 0
-        # What is being copied changes between two looks; what was published whole has a manifest.
-        whole = (directory / versions.MANIFEST).is_file()
-        if not whole and version.files != files and model.available():
-            version.files = files
-            return
-        version.files = files
-        begin = time.monotonic()
-        self._set(version, State.LOADING)
-        try:
-            served = self._loader.load(model.config.name, number, directory)
-            if version_files.snapshot(directory) != files:
-                served.close()
-                raise ValueError(f"{directory} changed while it was loaded")
-        # A model is a program: whatever it raises is why it is not served.
-        except Exception as error:
-            version.failures += 1
-            pause = min(2.0 ** (version.failures - 1), _LONGEST_PAUSE_SECONDS)
-            version.again_at = time.monotonic() + pause
-            reason = (str(error).strip() or repr(error)).splitlines()[0][:500]
-            self._set(version, State.END, error=reason)
-            self._event(
-                "load_failed",
-                model=model.config.name,
-                version=number,
-                error=reason,
-                again_in_seconds=pause,
-            )
-            return
-        version.failures = 0
-        self._set(version, State.AVAILABLE, served=served)
-        self._event(
-            "loaded",
-            model=model.config.name,
-            version=number,
-            seconds=round(time.monotonic() - begin, 3),
-            model_digest=served.metadata.get("model_digest"),
-        )
-
-    def _retire(self, model: Model, number: int) -> None:
-        """Lets no more requests find a version; `_close_retired` ends it."""
-        version = model.versions[number]
-        served = version.served
-        assert served is not None
-        version.note = ""
-        self._set(version, State.UNLOADING)
-        self._retired.append((model.config.name, number, version, served))
-
-    def _close_retired(self) -> None:
-        """Frees what was retired, after the requests that it has."""
-        while self._retired:
-            name, number, version, served = self._retired.pop()
-            served.close()
-            self._set(version, State.END)
-            self._event("unloaded", model=name, version=number)
-
-    def _set(
-        self, version: Version, state: State, *, served: Served | None = None, error: str = ""
-    ) -> None:
-        with self._lock:
-            version.state, version.served, version.error = state, served, error
+                self._updates.retire(model, number)

@@ -1,4 +1,4 @@
-"""A version of a model that is loaded: its state, its queues, and the requests that it has."""
+"""A loaded version of a model: its state, its queues, and the count of its requests."""
 
 import enum
 import threading
@@ -25,13 +25,13 @@ class State(enum.IntEnum):
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """What a client may know of a version.
+    """The status of a version as clients see it.
 
     Attributes:
         version: Its number.
-        state: Where it is between START and END.
-        error: Why it ended; empty if it was unloaded or did not end.
-        note: What is to know of a version that serves, such as that its files were overwritten.
+        state: Its state, from START to END.
+        error: Why loading failed; empty if it was unloaded or did not end.
+        note: A warning about a version that serves, such as that its files were overwritten.
     """
 
     version: int
@@ -40,8 +40,8 @@ class VersionStatus:
     note: str = ""
 
 
-class Served:
-    """A loaded version, the queues before it, and the requests that it has."""
+class ServedVersion:
+    """A loaded version with its queues, which counts its requests so that it can end after them."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Served:
         self.metadata = metadata
         self.content = dict(content)
         self._batcher = batcher
-        self._requests = 0
+        self._num_requests = 0
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
 
@@ -74,22 +74,22 @@ class Served:
         """Returns how many rows wait, by signature."""
         return self._batcher.waiting()
 
-    def enter(self) -> None:
-        """Counts a request."""
+    def acquire(self) -> None:
+        """Counts a request that begins; the version stays loaded until it is released."""
         with self._lock:
-            self._requests += 1
+            self._num_requests += 1
 
-    def leave(self) -> None:
-        """Counts it off."""
+    def release(self) -> None:
+        """Counts a request that has ended."""
         with self._lock:
-            self._requests -= 1
-            if not self._requests:
+            self._num_requests -= 1
+            if not self._num_requests:
                 self._idle.notify_all()
 
     def close(self) -> None:
-        """Waits until every request is answered, and frees the model."""
+        """Waits until every request is answered, then frees the model."""
         with self._idle:
-            while self._requests:
+            while self._num_requests:
                 self._idle.wait()
         self._batcher.close()
         self.engine.close()

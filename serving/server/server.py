@@ -1,13 +1,14 @@
-"""A server for one machine that speaks TF Serving's protocols, gRPC and REST.
+"""A model server for one machine that speaks TF Serving's protocols, gRPC and REST.
 
 It answers with the status codes of TF Serving, so that one client and one test work against both.
-It has what TF Serving leaves to others: limits, keys, a drain; and a folder that is damaged or half
-copied does not take away what serves.
+It adds what TF Serving leaves to other software: limits, API keys and draining. A damaged or
+half-copied folder never stops a version that serves.
 """
 
 import contextlib
 import json
 import logging
+import ssl
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from sigline.schemas import signing
 from sigline.serving.server import access, cores, model_config
 from sigline.serving.server.batching import BatchingConfig
 from sigline.serving.server.bounded_log import BoundedLog
-from sigline.serving.server.connections import Connections, most_connections
+from sigline.serving.server.connections import Connections, default_max_connections
 from sigline.serving.server.failures import RequestFailed
 from sigline.serving.server.file_watch import FileWatch
 from sigline.serving.server.grpc_server import GrpcServer
@@ -35,7 +36,8 @@ DEFAULT_MODEL_NAME = "sigline"
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
 _LOG = logging.getLogger("sigline.serving")
-_OF_LIBRARIES = ("asyncio", "grpc")
+_LIBRARY_LOGGERS = ("asyncio", "grpc")
+# Events that are logged as warnings; all others as information.
 _WARNINGS = (
     "load_failed",
     "no_versions",
@@ -50,41 +52,41 @@ _WARNINGS = (
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How a server serves.
+    """Settings of a server.
 
     Attributes:
-        models: What it serves.
+        models: The models to serve.
         model_config_file: File that `models` were read from, to be read again when it changes.
         host: Address to listen at, 0.0.0.0 for other machines too.
-        port: Of gRPC; 0 takes a free one.
-        rest_port: Of REST, probes and figures; 0 takes a free one, None leaves it out.
-        limits: What a request may be.
+        port: Port of gRPC; 0 takes a free one.
+        rest_port: Port of REST, probes and metrics; 0 takes a free one, None leaves it out.
+        limits: Limits of requests.
         batching: How requests are computed together.
         one_core: Whether the threads that receive and answer stay on one core; models are computed
-            on all.
+            on all cores.
         intra_op_parallelism: Most threads that share an operation of a model, 0 for one a core; by
             default one for a version whose weights take less than 32 MiB, else one a core.
-        poll_seconds: Time between two looks at the folders of versions.
-        tls: Its certificate; None for plain text.
-        verify_key: PEM file of public keys by one of which versions must be signed. None for no
-            such.
-        api_keys: Keys of which a request must hold one; none by default.
+        poll_seconds: Seconds between two checks of the folders of versions.
+        tls: The server's certificate; None for plain text.
+        verify_key: PEM file of public keys, one of which must have signed each version. None to
+            accept unsigned versions.
+        api_keys: API keys, one of which a request must send; none by default.
         api_key_file: File with API keys, one a line. They count besides `api_keys`; it is read
             again when it changes, as the files of `tls` are.
-        allow_hosts: Names that a server without keys may be asked by over REST, besides addresses
-            and names without a dot, if it listens at a loopback address.
-        health_port: Port of `/healthz` and `/readyz` alone, over plain HTTP, for probes that show
+        allow_hosts: Host names by which REST clients may address a server without keys that listens
+            at a loopback address. Addresses and names without a dot are always allowed.
+        health_port: Port of `/healthz` and `/readyz` alone, over plain HTTP, for probes that have
             no certificate; 0 takes a free one. None leaves it out. Needs `rest_port`.
-        allow_origins: Origins, as https://HOST, whose web pages may ask over REST (CORS); `*` for
-            all, by default none.
-        allow_reload: Whether clients may replace what is served, and so read any folder.
+        allow_origins: Origins, as https://HOST, whose web pages may send requests over REST (CORS);
+            `*` for all, by default none.
+        allow_reload: Whether clients may replace the model config, and so have any folder read.
         max_connections: Most connections over HTTP at a time, and as many over gRPC; by default
-            half and a quarter of the descriptors that the process may have, at most 4,096 each.
+            half and a quarter of the file descriptors of the process, at most 4,096 each.
         header_seconds: How long the headers of an HTTP request may take.
         log_requests: Whether every request is logged.
-        lame_duck_seconds: How long it goes on after it has said that it stops, so that those who
-            send requests learn of it.
-        grace_seconds: How long requests in flight may take then.
+        lame_duck_seconds: How long the server goes on after it has reported that it is stopping, so
+            that load balancers can react.
+        grace_seconds: How long requests in flight may take after that.
     """
 
     models: tuple[ModelConfig, ...]
@@ -119,7 +121,7 @@ class ServerConfig:
             )
         if self.intra_op_parallelism is not None and self.intra_op_parallelism < 0:
             raise ValueError(
-                "intra_op_parallelism must be 0, for one a core, or more. "
+                "intra_op_parallelism must be 0, for one thread a core, or more. "
                 f"Received: {self.intra_op_parallelism}"
             )
 
@@ -132,7 +134,7 @@ class ModelServer:
 
         Raises:
             OSError: If a port is taken, or a certificate cannot be read.
-            ValueError: If the file of public keys holds none.
+            ValueError: If the file of public keys is empty, or an origin is invalid.
         """
         self._config = config
         self._draining = False
@@ -153,7 +155,7 @@ class ModelServer:
             self.models, config.limits, self.metrics, log_all=config.log_requests
         )
         keys = access.ApiKeys(config.api_keys, config.api_key_file)
-        # gRPC has one word for whatever goes wrong; this one says what.
+        # Reads the files before gRPC does, whose error would not say what is wrong with them.
         context = config.tls.context() if config.tls is not None else None
         with self._one_core():
             self._grpc = GrpcServer(
@@ -172,22 +174,7 @@ class ModelServer:
         if config.rest_port is not None:
             try:
                 with self._one_core():
-                    self._rest = RestServer(
-                        self._requests,
-                        host=config.host,
-                        port=config.rest_port,
-                        tls=context,
-                        keys=keys,
-                        ready=lambda: not self._draining and self.models.ready(),
-                        grace_seconds=config.grace_seconds,
-                        allow_origins=config.allow_origins,
-                        hosts=Hosts(config.host, config.allow_hosts),
-                        health_port=config.health_port,
-                        connections=Connections(
-                            config.max_connections or most_connections(),
-                            header_seconds=config.header_seconds,
-                        ),
-                    )
+                    self._rest = self._rest_server(config.rest_port, keys, context)
             except (OSError, ValueError):
                 self._grpc.stop(0)
                 raise
@@ -199,11 +186,33 @@ class ModelServer:
         if config.tls is not None:
             self._watches.append(FileWatch(config.tls.files(), lambda: self._renew(context)))
 
+    def _rest_server(
+        self, port: int, keys: access.ApiKeys, context: ssl.SSLContext | None
+    ) -> RestServer:
+        config = self._config
+        return RestServer(
+            self._requests,
+            host=config.host,
+            port=port,
+            tls=context,
+            keys=keys,
+            ready=lambda: not self._draining and self.models.ready(),
+            grace_seconds=config.grace_seconds,
+            allow_origins=config.allow_origins,
+            hosts=Hosts(config.host, config.allow_hosts),
+            health_port=config.health_port,
+            connections=Connections(
+                config.max_connections or default_max_connections(),
+                header_seconds=config.header_seconds,
+            ),
+        )
+
     def _renew(self, context: Any) -> None:
-        """Takes up the certificate that the files hold now."""
+        """Starts to use the certificate that the files hold now."""
         tls = self._config.tls
         assert tls is not None
-        # Apart first: of a certificate and another's key nothing must be taken.
+        # A trial in a new context: if the key does not match the certificate, this raises, and the
+        # context in use is left as it is.
         tls.context()
         context.load_cert_chain(tls.certificate, tls.key)
         if tls.client_ca is not None:
@@ -211,7 +220,7 @@ class ModelServer:
         self._grpc.renew_certificate()
 
     def _one_core(self) -> contextlib.AbstractContextManager[int | None]:
-        return cores.one() if self._config.one_core else contextlib.nullcontext()
+        return cores.pinned_to_one() if self._config.one_core else contextlib.nullcontext()
 
     def start(self) -> None:
         """Loads the models, then begins to answer requests.
@@ -231,7 +240,10 @@ class ModelServer:
         _log_event("serving", address=self.address, rest_port=self.rest_port, core=core)
 
     def stop(self) -> None:
-        """Says that it stops, lets requests in flight finish, and frees the models; once."""
+        """Reports that it stops, lets requests in flight finish, then frees the models.
+
+        Further calls do nothing.
+        """
         if self._draining:
             return
         self._draining = True
@@ -245,7 +257,7 @@ class ModelServer:
         _log_event("stopped")
 
     def _close(self, grace_seconds: float) -> None:
-        # Both at a time, so that the grace is that of either.
+        # Both front ends stop at the same time, so that one does not use up the other's grace.
         stopping = threading.Thread(target=self._grpc.stop, args=(grace_seconds,))
         stopping.start()
         if self._rest is not None:
@@ -254,62 +266,72 @@ class ModelServer:
         self.models.stop()
 
     def _watch(self) -> None:
-        """Takes up what files say, whenever they say something else."""
+        """Reloads keys, certificates and the model config when their files change."""
         path = self._config.model_config_file
         known, refused = self._config.models, ""
         while not self._stopping.wait(self._config.poll_seconds):
             for watch in self._watches:
-                found = watch.look()
+                outcome = watch.reload_if_changed()
                 names = [str(name) for name in watch.files]
-                if isinstance(found, str):
-                    _log_event("files_refused", paths=names, error=found)
-                elif found:
+                if isinstance(outcome, str):
+                    _log_event("files_refused", paths=names, error=outcome)
+                elif outcome:
                     _log_event("files_read", paths=names)
             if path is not None:
-                known, refused = self._look_at_config(path, known, refused)
+                known, refused = self._reload_config(path, known, refused)
 
-    def _look_at_config(
+    def _reload_config(
         self, path: Path, known: tuple[ModelConfig, ...], refused: str
     ) -> tuple[tuple[ModelConfig, ...], str]:
-        """Takes up a model config file; returns what is known of it, and why it is refused."""
+        """Applies the model config file if it has changed.
+
+        Args:
+            path: The file.
+            known: The models that it held before.
+            refused: Why it was refused before; empty if it was not.
+
+        Returns:
+            `known` and `refused` for the next call.
+        """
         try:
-            found = model_config.load(path)
-            if found != known:
-                known = found
-                self.models.reload(found)
-                _log_event("config_loaded", path=str(path), models=[x.name for x in found])
-        # What serves goes on serving.
+            models = model_config.load(path)
+            if models != known:
+                known = models
+                self.models.reload(models)
+                _log_event("config_loaded", path=str(path), models=[x.name for x in models])
+        # The models that serve go on serving.
         except (OSError, ValueError, RequestFailed) as error:
-            # A file that stays wrong is told once.
+            # The same error is logged only once, not at every poll.
             if str(error) != refused:
                 _log_event("config_refused", path=str(path), error=str(error))
             return known, str(error)
         return known, ""
 
     def _waiting(self) -> Mapping[tuple[str, str], int]:
-        found: dict[tuple[str, str], int] = {}
+        rows_by_signature: dict[tuple[str, str], int] = {}
         for model, versions in self.models.served().items():
             for served in versions:
                 for signature, rows in served.waiting().items():
-                    found[model, signature] = found.get((model, signature), 0) + rows
-        return found
+                    key = model, signature
+                    rows_by_signature[key] = rows_by_signature.get(key, 0) + rows
+        return rows_by_signature
 
     def _versions(self) -> Mapping[tuple[str, int], int]:
         return {key: int(state) for key, state in self.models.states().items()}
 
 
 def one_model(base_path: str | Path, name: str = DEFAULT_MODEL_NAME) -> tuple[ModelConfig, ...]:
-    """Returns the config of a single model, its newest version."""
+    """Returns the config of a single model that serves its newest version."""
     return (ModelConfig(name, str(base_path)),)
 
 
 def log_to_stderr() -> None:
-    """Writes what happens to standard error, a JSON object a line."""
+    """Writes log records to standard error, a JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
     handler.addFilter(BoundedLog())
-    # What libraries say of connections, too: a stranger may cause a line each.
-    for log in (_LOG, *map(logging.getLogger, _OF_LIBRARIES)):
+    # Loggers of libraries too: any client can cause lines about its connection.
+    for log in (_LOG, *map(logging.getLogger, _LIBRARY_LOGGERS)):
         log.addHandler(handler)
         log.propagate = False
     _LOG.setLevel(logging.INFO)

@@ -1,27 +1,27 @@
-"""The metrics that TF Serving has: its names, labels, buckets and text, and what each counts.
+"""TF Serving's own metrics, with the same names, labels, buckets and meaning.
 
-Written as its `prometheus_exporter.cc` writes them. The client library of Prometheus would give
-counters another name (`_total`), distributions one more series (`_created`), and limits another
-form (`10.0`).
+The text is that of TF Serving's `prometheus_exporter.cc`. Prometheus' client library would rename
+counters (`_total`), add a series to each distribution (`_created`), and write bucket limits in
+another form (`10.0`).
 """
 
 import bisect
 import threading
 from collections.abc import Iterator
 
-# Microseconds, about 20 minutes in all.
+# Upper limits of the buckets, in microseconds; the largest is about 25 minutes.
 _LIMITS = tuple(10 * 1.8**power for power in range(33))
 _LIMIT_TEXTS = (*(f"{limit:.6g}" for limit in _LIMITS), "+Inf")
 _GRPC, _REST = "GRPC", "REST"
-# Over gRPC it counts no others.
+# The only gRPC methods that TF Serving counts.
 _COUNTED_RPCS = frozenset({"Predict", "Classify", "Regress"})
-# Over REST these name themselves; the method of a GET is empty.
+# REST methods that appear in the label `API`; it is empty for GET requests.
 _REST_METHODS = frozenset({"predict", "classify", "regress"})
 Labels = tuple[str, ...]
 
 
 class TfServingMetrics:
-    """Requests, and warm-up requests, as TF Serving counts them."""
+    """Counts requests and warm-up requests as TF Serving does."""
 
     def __init__(self):
         """Begins at zero."""
@@ -32,10 +32,10 @@ class TfServingMetrics:
         self._warmup_records = _Counter("model_warmup_records_read", ("model_path", "status"))
 
     def request(self, model: str, *, api: str, entrypoint: str, code: str, seconds: float) -> None:
-        """Counts a request; its latency only if it was answered.
+        """Counts a request, and its latency if it succeeded.
 
         Args:
-            model: Its model.
+            model: Name of its model.
             api: `Predict` and the like over gRPC, `predict` and the like over REST.
             entrypoint: `GRPC` or `REST`.
             code: Name of its status.
@@ -50,7 +50,7 @@ class TfServingMetrics:
             self._latency.add((model, api, entrypoint), 1e6 * seconds)
 
     def run(self, model: str, seconds: float) -> None:
-        """Counts the time in which a request's session was run, the wait for its batch included."""
+        """Counts the time to compute a request, the wait for its batch included."""
         self._runtime.add((model, "Predict", "TF1"), 1e6 * seconds)
 
     def warmup(self, path: str, num_records: int, seconds: float) -> None:
@@ -59,13 +59,13 @@ class TfServingMetrics:
         self._warmup_records.add((path, "OK"), num_records)
 
     def text(self) -> str:
-        """Returns them in Prometheus' text format."""
+        """Returns the metrics in Prometheus' text format."""
         parts = self._warmup, self._warmup_records, self._requests, self._latency, self._runtime
         return "".join(f"{line}\n" for part in parts for line in part.lines())
 
 
 class _Series:
-    """Values by labels."""
+    """A metric: one value for each combination of labels."""
 
     kind = ""
 

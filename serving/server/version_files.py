@@ -1,4 +1,4 @@
-"""The files of a version: whether they changed, and what in them."""
+"""The files of a version: whether they changed, and which of them."""
 
 import contextlib
 import os
@@ -8,10 +8,11 @@ from sigline.schemas import versions
 
 
 def snapshot(directory: Path) -> tuple:
-    """Returns what changes when a file of a version does: names, inodes, sizes and times.
+    """Returns a value that changes when a file does: names, inodes, sizes and times.
 
-    The time of the last change tells of a file that was overwritten by one of the same size and
-    modification time; it also changes where nothing is overwritten, as by another link to a file.
+    The inode's change time (ctime) reveals a file that was overwritten by one of the same size and
+    modification time. It also changes when no content does, for instance when a hard link is added,
+    so a different snapshot alone does not prove that a file was overwritten.
     """
     entries = []
     for path in sorted(directory.rglob("*")):
@@ -25,24 +26,24 @@ def snapshot(directory: Path) -> tuple:
     return tuple(entries)
 
 
-def differing(loaded: dict[str, str], directory: Path) -> list[str]:
-    """Returns the names of files whose content is not what was loaded, or that came or went.
+def changed_files(loaded: dict[str, str], directory: Path) -> list[str]:
+    """Returns the names of files that were changed, added or removed since they were loaded.
 
     Args:
-        loaded: SHA-256 by name, as `versions.content` returned them.
-        directory: Where they are now.
+        loaded: SHA-256 by name when they were loaded, as `versions.content` returned them.
+        directory: Folder of the version.
     """
-    now = versions.content(directory)
-    return sorted(name for name in {*loaded, *now} if loaded.get(name) != now.get(name))
+    current = versions.content(directory)
+    return sorted(name for name in {*loaded, *current} if loaded.get(name) != current.get(name))
 
 
 def is_same_folder(first: str, second: str) -> bool:
-    """Returns whether two paths lead to one folder: a slash at the end makes no other."""
+    """Returns whether two paths lead to the same folder, whatever slashes or links they have."""
     return os.path.realpath(first) == os.path.realpath(second)
 
 
 def why_empty(base: Path) -> str:
-    """Returns why a folder has no versions."""
+    """Returns why a folder has no versions, as the end of a sentence."""
     if base.is_dir():
         return "it holds no version directory such as 1/saved_model.pb"
-    return "it is no folder" if base.exists() else "it does not exist"
+    return "it is not a folder" if base.exists() else "it does not exist"

@@ -1,4 +1,4 @@
-"""Loads a version: checks its files, replays its warm-up requests, and makes its queues."""
+"""Loads a version: checks its files, replays its warm-up requests, and creates its queues."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from sigline.schemas import signatures, signing, versions
 from sigline.serving.server import warmup
 from sigline.serving.server.batching import Batcher, BatchingConfig
 from sigline.serving.server.engine import LoadedVersion
-from sigline.serving.server.served_version import Served
+from sigline.serving.server.served_version import ServedVersion
 
 _METADATA = f"{signatures.ASSETS_DIR}/{signatures.METADATA_FILE}"
-# Problems of a version that an error names.
-_SHOWN = 3
+# Most problems of a version that an error message names.
+_MAX_NAMED_PROBLEMS = 3
 
 
 class VersionLoader:
-    """Loads versions, all in the same way."""
+    """Loads versions, all with the same settings."""
 
     def __init__(
         self,
@@ -29,32 +29,39 @@ class VersionLoader:
         verifier: signing.Verifier | None,
         intra_op_parallelism: int | None,
     ):
-        """Takes what all versions share; see `ServedModels`."""
+        """Takes the settings that all versions share; see `ServedModels`."""
         self._batching = batching
         self._observe = observe
         self._warmed = warmed
         self._verifier = verifier
         self._intra_op_parallelism = intra_op_parallelism
 
-    def load(self, name: str, number: int, directory: Path) -> Served:
+    def load(self, name: str, number: int, directory: Path) -> ServedVersion:
         """Returns a version that is ready to serve.
 
         Raises:
-            ValueError: If its files are not whole, or it fails its warm-up requests. A model is a
-                program: loading may raise anything else, too.
+            ValueError: If files are missing or changed, or a warm-up request fails. A model is a
+                program, so loading it may raise any other exception too.
         """
         if not (directory / "saved_model.pb").is_file():
-            raise ValueError(f"{directory} holds no saved_model.pb")
-        # TensorFlow loads a model without its variables, and every request then fails.
+            raise ValueError(
+                "A version must hold saved_model.pb; copy or export it again. "
+                f"Received: {directory}"
+            )
+        # TensorFlow loads a model whose variables are missing, and every request then fails.
         if not (directory / "variables" / "variables.index").is_file():
-            raise ValueError(f"{directory} holds no variables/variables.index")
+            raise ValueError(
+                "A version must hold variables/variables.index; copy or export it again. "
+                f"Received: {directory}"
+            )
+        # Read once: the digests are compared with the manifest, and with the files later on.
         content = versions.content(directory)
         if os.path.lexists(directory / versions.MANIFEST):
-            told = versions.problems(directory, content)
-            if told:
+            problems = versions.problems(directory, content)
+            if problems:
                 raise ValueError(
                     f"Version {number} does not match its manifest; publish the model again. "
-                    f"Received: {directory}: {', '.join(told[:_SHOWN])}"
+                    f"Received: {directory}: {', '.join(problems[:_MAX_NAMED_PROBLEMS])}"
                 )
         if self._verifier is not None:
             self._verifier.check(directory)
@@ -68,7 +75,7 @@ class VersionLoader:
         except BaseException:
             engine.close()
             raise
-        merged = engine.by_row()
+        merged = engine.row_wise_signatures()
         if not self._batching.merge_images:
             merged = frozenset(x for x in merged if not _takes_images(engine, x))
         batcher = Batcher(
@@ -77,14 +84,17 @@ class VersionLoader:
             merged=merged,
             observe=lambda signature, rows, waited: self._observe(name, signature, rows, waited),
         )
-        return Served(engine, batcher, metadata, content)
+        return ServedVersion(engine, batcher, metadata, content)
 
 
 def _metadata(directory: Path) -> dict:
     path = directory / _METADATA
     metadata = json.loads(path.read_text()) if path.is_file() else {}
     if not isinstance(metadata, dict):
-        raise ValueError(f"{path} must hold a JSON object")
+        raise ValueError(
+            f"{path} must hold a JSON object; export the model again. "
+            f"Received: a {type(metadata).__name__}"
+        )
     return metadata
 
 

@@ -1,4 +1,4 @@
-"""Warm-up requests that a model carries: replayed before the first client's, as TF Serving does."""
+"""Replays the warm-up requests of a model before it serves, as TF Serving does."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from sigline.serving.server.engine import LoadedVersion
 from sigline.serving.server.failures import RequestFailed
 
 # TF Serving's limit.
-_MOST_RECORDS = 1000
+_MAX_RECORDS = 1000
 
 
 def replay(engine: LoadedVersion, directory: str | Path) -> int:
-    """Runs the Predict requests that a model carries in `assets.extra`; returns their number.
+    """Runs the Predict requests in a model's `assets.extra`; returns their number.
 
     Raises:
-        ValueError: If one cannot be read or fails: then the model would fail its clients too.
+        ValueError: If one cannot be read or fails: requests of clients would then fail too.
     """
     path = Path(directory) / signatures.ASSETS_DIR / signatures.WARMUP_FILE
     if not path.is_file():
@@ -27,11 +27,12 @@ def replay(engine: LoadedVersion, directory: str | Path) -> int:
     count = 0
     try:
         for record in tf.compat.v1.io.tf_record_iterator(str(path)):
-            if count == _MOST_RECORDS:
-                raise ValueError(f"there are more than {_MOST_RECORDS}")
+            if count == _MAX_RECORDS:
+                raise ValueError(f"there may be at most {_MAX_RECORDS}; remove the others")
             log = prediction_log_pb2.PredictionLog.FromString(record)
-            if log.WhichOneof("log_type") != "predict_log":
-                raise ValueError("only Predict requests are replayed")
+            kind = log.WhichOneof("log_type")
+            if kind != "predict_log":
+                raise ValueError(f"only Predict requests are replayed. Received: {kind}")
             request = log.predict_log.request
             signature = request.model_spec.signature_name or signatures.SERVING_DEFAULT
             inputs = tensors.to_arrays(request.inputs)

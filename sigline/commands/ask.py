@@ -1,4 +1,4 @@
-"""`sigline ask` and `sigline embed`: ask a server, sigline's own or TF Serving, from a shell."""
+"""`sigline ask` and `sigline embed`: send requests to sigline's server or TF Serving."""
 
 import argparse
 import sys
@@ -15,8 +15,8 @@ from sigline.schemas import atomic, digests, ownership, progress, signatures
 if TYPE_CHECKING:
     import numpy as np
 
-# Names of a kind that are told.
-_NAMED = 5
+# Most skipped files of a kind that are named.
+_MAX_NAMED = 5
 _PAUSE_SECONDS = 0.5
 _EMBED = "sigline embed"
 
@@ -44,7 +44,7 @@ def add_parser(commands) -> None:
         "--output",
         type=Path,
         required=True,
-        help=".npz to write: `embedding`; of images, `name`",
+        help=".npz file to write, with `embedding` and, for images, `name`",
     )
     _add_server(embed)
     embed.set_defaults(run=_embed)
@@ -56,26 +56,36 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model-name", default="sigline")
     parser.add_argument(
-        "--wait", type=float, default=0.0, metavar="SECONDS", help="for a server that is starting"
+        "--grid",
+        type=int,
+        metavar="N",
+        help="see images as N x N patches: one of the grids of a FlexiViT, by default its own",
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="time to wait for a server to start",
     )
     add_access(parser)
 
 
 def add_access(parser: argparse.ArgumentParser) -> None:
-    """Adds what a server may ask for; see `options`."""
+    """Adds options for an API key and certificates; see `options`."""
     parser.add_argument("--api-key-file", type=Path, help="file with the API key to send")
     add_options(parser, "sigline.serving.client.transport.ClientTls", prefix="tls_")
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options of a client: a key and certificates.
+    """Returns the options of a client: its API key and certificates.
 
     Raises:
-        ValueError: If the file of the key does not hold one.
+        ValueError: If the key file does not hold one key, or a certificate lacks its key.
     """
     from sigline.serving.client.transport import ClientTls
 
-    found: dict[str, Any] = {}
+    client_options: dict[str, Any] = {}
     if arguments.api_key_file is not None:
         lines = [x.strip() for x in arguments.api_key_file.read_text().splitlines() if x.strip()]
         if len(lines) != 1:
@@ -83,19 +93,25 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"--api-key-file must hold one key. Received: {arguments.api_key_file} with "
                 f"{len(lines)} lines"
             )
-        found["api_key"] = lines[0]
+        client_options["api_key"] = lines[0]
     files = arguments.tls_ca, arguments.tls_certificate, arguments.tls_key
     if bool(files[1]) != bool(files[2]):
-        raise ValueError("--tls-certificate and --tls-key must be given together.")
+        raise ValueError(
+            "--tls-certificate and --tls-key must be given together. "
+            f"Received: --tls-certificate {files[1]}, --tls-key {files[2]}"
+        )
     if any(files):
-        found["tls"] = from_arguments(ClientTls, arguments, prefix="tls_")
-    return found
+        client_options["tls"] = from_arguments(ClientTls, arguments, prefix="tls_")
+    return client_options
 
 
 def _ask(arguments: argparse.Namespace) -> int:
     images: Path | None = arguments.images
     if (arguments.image is None) == (images is None):
-        raise ValueError("Give either --image FILE [TEXT ...] or --images FOLDER TEXT.")
+        raise ValueError(
+            "Give either --image FILE [TEXT ...] or --images FOLDER TEXT. "
+            f"Received: {'both' if arguments.image else 'neither'}"
+        )
     if images is not None and len(arguments.texts) != 1:
         raise ValueError(
             f"A search takes one TEXT; quote it if it has spaces. Received: {arguments.texts}"
@@ -107,16 +123,23 @@ def _ask(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold must be 0 to 1. Received: --threshold {arguments.threshold}")
     if images is not None:
-        return _answered(arguments, _search)
-    return _answered(arguments, _compare if arguments.texts else _classify)
+        return _run_with_client(arguments, _search)
+    return _run_with_client(arguments, _compare if arguments.texts else _classify)
 
 
-def _answered(arguments: argparse.Namespace, ask: Callable[[Any, argparse.Namespace], None]) -> int:
-    """Asks a server, if need be until it is there, and returns the exit code."""
+def _run_with_client(
+    arguments: argparse.Namespace, ask: Callable[[Any, argparse.Namespace], None]
+) -> int:
+    """Sends requests to a server, after waiting for it if need be; returns the exit code."""
     from sigline.serving import client as serving_client
 
+    if arguments.grid is not None and arguments.grid < 1:
+        raise ValueError(f"--grid must be at least 1. Received: --grid {arguments.grid}")
     client = serving_client.Client(
-        arguments.target, model_name=arguments.model_name, **options(arguments)
+        arguments.target,
+        model_name=arguments.model_name,
+        grid=arguments.grid,
+        **options(arguments),
     )
     end = time.monotonic() + arguments.wait
     try:
@@ -132,6 +155,12 @@ def _answered(arguments: argparse.Namespace, ask: Callable[[Any, argparse.Namesp
                     time.sleep(_PAUSE_SECONDS)
     except serving_client.RequestError as error:
         print(f"sigline: {error}", file=sys.stderr)
+        if arguments.grid is not None and f"_g{arguments.grid}" in str(error):
+            print(
+                "The model has not been trained at that grid: --grid must be one of `image.grids` "
+                "of its recipe.",
+                file=sys.stderr,
+            )
         return 1
     finally:
         client.close()
@@ -142,7 +171,7 @@ def _compare(client, arguments: argparse.Namespace) -> None:
     for index in (-probabilities[0]).argsort(kind="stable"):
         print(f"{readable(probabilities[0, index])}  {arguments.texts[index]}")
     if is_sure:
-        _tell_doubt("No text fits", float(probabilities[0].max()), arguments.threshold)
+        _print_doubt("No text fits", float(probabilities[0].max()), arguments.threshold)
 
 
 def _classify(client, arguments: argparse.Namespace) -> None:
@@ -161,22 +190,23 @@ def _search(client, arguments: argparse.Namespace) -> None:
     matches, unreadable = client.search(text, files, top=arguments.top)
     for match in matches:
         print(f"{match.score:8.4f}  {match.path}")
-    _tell_skipped(arguments.images, unreadable)
+    _print_skipped(arguments.images, unreadable)
     if not matches:
         print("sigline: the model reads none of the images.", file=sys.stderr)
         return
-    # The scores are cosines, which say what fits best, and not whether it fits.
+    # Scores are cosines: they rank images, but do not say whether the best one fits.
     probabilities, is_sure = _probabilities(client, [matches[0].path.read_bytes()], [text])
     if is_sure:
-        _tell_doubt("No image fits", float(probabilities[0, 0]), arguments.threshold)
+        _print_doubt("No image fits", float(probabilities[0, 0]), arguments.threshold)
 
 
 def _probabilities(
     client, images: Sequence[bytes], texts: Sequence[str]
 ) -> "tuple[np.ndarray, bool]":
-    """Returns probabilities `(images, texts)`, and whether they say that nothing fits.
+    """Returns probabilities `(images, texts)`, and whether they are independent of each other.
 
-    Those of a softmax say which text fits best; they add up to one even if none does.
+    Only sigmoid probabilities can say that nothing fits. Those of a softmax add up to one, even if
+    no text fits.
     """
     import numpy as np
 
@@ -189,16 +219,17 @@ def _probabilities(
 
 
 def readable(probability: float) -> str:
-    """Returns a probability of eight characters, with digits that tell small ones apart."""
+    """Formats a probability in eight characters; small ones with an exponent."""
     if probability == 0 or probability >= 1e-4:
         return f"{probability:8.4f}"
     return f"{probability:8.1e}"
 
 
-def _tell_doubt(what: str, best: float, threshold: float) -> None:
+def _print_doubt(message: str, best: float, threshold: float) -> None:
+    """Prints that nothing fits, if the best probability is below the threshold."""
     if best < threshold:
         print(
-            f"{what}: the best has a probability of {readable(best).strip()}, "
+            f"{message}: the best has a probability of {readable(best).strip()}, "
             f"below {threshold:g} (--threshold).",
             file=sys.stderr,
         )
@@ -207,10 +238,12 @@ def _tell_doubt(what: str, best: float, threshold: float) -> None:
 def _embed(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix != ".npz":
         raise ValueError(f"--output must end in .npz. Received: --output {arguments.output}")
+    if arguments.texts is not None and arguments.grid is not None:
+        raise ValueError(f"--grid is for images. Received: --texts and --grid {arguments.grid}")
     checks.check_file(arguments.texts, "--texts")
     checks.check_folder(arguments.images, "--images")
     _check_output(arguments.output)
-    return _answered(arguments, _embed_into_file)
+    return _run_with_client(arguments, _embed_into_file)
 
 
 def _embed_into_file(client, arguments: argparse.Namespace) -> None:
@@ -229,18 +262,18 @@ def _embed_into_file(client, arguments: argparse.Namespace) -> None:
         _mark(scratch)
         _check_output(arguments.output)
     if arguments.images is not None:
-        _tell_skipped(arguments.images, unreadable)
+        _print_skipped(arguments.images, unreadable)
     print(f"Wrote {len(vectors)} embeddings of {vectors.shape[1]} numbers to {arguments.output}")
 
 
 def _mark(path: Path) -> None:
-    """Writes into an archive, as its comment, by which `_check_output` knows it again."""
+    """Marks an archive as written by this command, in its comment, for `_check_output`."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = _comment(archive)
 
 
 def _check_output(path: Path) -> None:
-    """Refuses to write over a file that this command did not write, or that was changed since."""
+    """Checks that a file may be overwritten: this command wrote it, and it was not changed."""
     if not (path.exists() or path.is_symlink()):
         return
     try:
@@ -253,16 +286,16 @@ def _check_output(path: Path) -> None:
 
 
 def _comment(archive: zipfile.ZipFile) -> bytes:
-    """Returns who wrote an archive, with the digest of what is in it."""
+    """Returns the mark of an archive: the command, and a digest of the archive's content."""
     content = [[item.filename, item.file_size, item.CRC] for item in archive.infolist()]
     return f"Written by {_EMBED}; {digests.json_digest(content)}".encode()
 
 
 def _lines(path: Path) -> list[str]:
-    """Returns the lines of a UTF-8 file, as editors count them."""
+    """Returns the lines of a UTF-8 file, split at newlines only, as editors do."""
     lines = path.read_bytes().decode().removesuffix("\n").split("\n")
     if lines == [""]:
-        raise ValueError(f"--texts must hold a text a line. Received: {path}")
+        raise ValueError(f"--texts must hold a text a line. Received: {path}, which is empty")
     return [line.removesuffix("\r") for line in lines]
 
 
@@ -272,19 +305,20 @@ def _embed_files(client, folder: Path) -> "tuple[list[str], np.ndarray, list[Pat
     from sigline.serving import client as serving_client
 
     names, vectors, unreadable = [], [], []
-    for found, rows, passed_over in client.embed_files(serving_client.image_files(folder)):
-        names += [path.name for path in found]
+    batches = client.embed_files(serving_client.image_files(folder))
+    for decoded, rows, undecodable in batches:
+        names += [path.name for path in decoded]
         vectors.append(rows)
-        unreadable += passed_over
+        unreadable += undecodable
     return names, np.concatenate(vectors), unreadable
 
 
-def _tell_skipped(folder: Path, unreadable: list[Path]) -> None:
-    """Says what of a folder was passed over: by name what should be images, the rest by kind."""
+def _print_skipped(folder: Path, unreadable: list[Path]) -> None:
+    """Prints which files of a folder were skipped: each unreadable image, others by kind."""
     from sigline.serving import client as serving_client
 
     for path in unreadable:
         print(f"skipped, no image that the model reads: {path}", file=sys.stderr)
     for kind, names in serving_client.passed_over(folder).items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        print(f"skipped, {kind}: {', '.join(names[:_NAMED])}{more}", file=sys.stderr)
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        print(f"skipped, {kind}: {', '.join(names[:_MAX_NAMED])}{more}", file=sys.stderr)

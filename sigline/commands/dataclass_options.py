@@ -1,7 +1,7 @@
-"""Options that mirror fields of a dataclass, with its types, defaults and descriptions.
+"""Command line options from the fields of a dataclass: their types, defaults and descriptions.
 
-A dataclass is read from its source and not imported: the options of all commands are made for each
-`sigline --help`, and some of the modules import TensorFlow.
+A dataclass is parsed from its source file, not imported: every call of `sigline` creates the
+options of all commands, and some of the modules import TensorFlow.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _SEVERAL = re.compile(r"(?:tuple|Sequence)\[(\w+)(?:, \.\.\.)?\]")
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 _SENTENCE_END = re.compile(r"\.(?: |$)")
 _UNITS = ((2**20, "MiB"), (2**10, "KiB"))
-# Modules that import nothing large, so that constants of theirs may be looked up.
+# Package whose modules are quick to import, so that defaults may use their constants.
 _LIGHT = "sigline.schemas"
 
 
@@ -41,25 +41,28 @@ def add_options(
 ) -> None:
     """Adds an option for each field of a dataclass.
 
-    An option that the command line does not name is None, and `from_arguments` leaves its default
-    to the class.
+    An option that is not on the command line is None, and `from_arguments` then uses the default of
+    the class.
 
     Args:
         parser: The parser, or a group of its options.
         source: Module and name of the dataclass, such as `sigline.serving.server.requests.Limits`.
         only: Names of the fields; all of them if empty.
-        prefix: What stands before the names of the fields in those of the options.
-        readers: What reads a value from its text, by type, if not the type itself.
+        prefix: Prefix of the options' names before those of the fields.
+        readers: By type, functions that parse a value; by default the type itself parses it.
         changes: By field, arguments of `add_argument` to use instead; `option` is the option's
             name.
 
     Raises:
-        ValueError: If a field does not exist, is not documented or has a type that no option has.
+        ValueError: If a field does not exist, is not documented or has an unsupported type.
     """
     dataclass = _read(source)
     names = only or list(dataclass.nodes)
     if unknown := sorted(set(changes) - set(names)):
-        raise ValueError(f"changes must be of fields with an option. Received: {unknown[0]}")
+        raise ValueError(
+            f"changes must be for fields that get an option: {', '.join(names)}. "
+            f"Received: {unknown[0]}"
+        )
     for name in names:
         kind, several = dataclass.type_of(name)
         default = dataclass.default_of(name)
@@ -75,7 +78,7 @@ def add_options(
                 settings["metavar"] = option.lstrip("-").replace("-", "_").upper()
         settings |= {"help": dataclass.help_of(name), **change}
         parts = [settings["help"], "repeat it" if settings["action"] == "append" else ""]
-        parts.append(f"{text} by default" if (text := _shown(name, default)) else "")
+        parts.append(f"{text} by default" if (text := _default_text(name, default)) else "")
         settings["help"] = "; ".join(part for part in parts if part).replace("%", "%%")
         parser.add_argument(option, **settings)
 
@@ -83,7 +86,7 @@ def add_options(
 def from_arguments(
     cls: "type[Instance]", arguments: argparse.Namespace, *, prefix: str = "", **values: Any
 ) -> "Instance":
-    """Builds a dataclass from its options that the command line names, and from other values.
+    """Builds a dataclass from the options on the command line, and from other values.
 
     Raises:
         ValueError: If the class refuses a value.
@@ -96,7 +99,7 @@ def from_arguments(
 
 
 class _Dataclass:
-    """The source of a dataclass.
+    """A dataclass, parsed from its source.
 
     Attributes:
         nodes: Its fields by name.
@@ -110,23 +113,29 @@ class _Dataclass:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
         }
         section = (ast.get_docstring(node) or "").partition("Attributes:\n")[2]
-        # Another section begins at the margin.
+        # The section ends at the first line without indentation.
         self._texts = dict(_ATTRIBUTE.findall(re.split(r"\n(?=\S)", section)[0]))
 
     def type_of(self, name: str) -> tuple[type, bool]:
-        """Returns the type of a field's value, or of each of its values, and if it has several."""
+        """Returns the type of a field, or of its items, and whether it has several items."""
         if name not in self.nodes:
-            raise ValueError(f"only must name fields of {self._source}. Received: {name}")
+            raise ValueError(
+                f"only must name fields of {self._source}: {', '.join(self.nodes)}. "
+                f"Received: {name}"
+            )
         text = ast.unparse(self.nodes[name].annotation)
         word = text.removesuffix(" | None")
         several = _SEVERAL.fullmatch(word)
         kind = _TYPES.get(several[1] if several else word)
         if kind is None:
-            raise ValueError(f"{name} must have a type that an option has. Received: {text}")
+            raise ValueError(
+                f"{name} must be of type {', '.join(_TYPES)}, or a tuple of one of them. "
+                f"Received: {text}"
+            )
         return kind, several is not None
 
     def default_of(self, name: str) -> Any:
-        """Returns the default of a field; None where it has none, or a function computes it."""
+        """Returns the default of a field; None if it has none, or a function computes it."""
         value = self.nodes[name].value
         try:
             return None if value is None else self._evaluated(value)
@@ -136,7 +145,7 @@ class _Dataclass:
     def _evaluated(self, node: ast.expr) -> Any:
         names = {item.id for item in ast.walk(node) if isinstance(item, ast.Name)}
         scope = {"__builtins__": {}, **{name: self._constant(name) for name in names}}
-        # As importing the module does.
+        # As safe as importing the module, which would evaluate the same expression.
         return eval(compile(ast.Expression(node), self._source, "eval"), scope)
 
     def _constant(self, name: str) -> Any:
@@ -147,12 +156,15 @@ class _Dataclass:
         raise NameError(name)
 
     def help_of(self, name: str) -> str:
-        """Returns the first sentence that `Attributes:` has of a field, as a help text."""
+        """Returns a help text: the first sentence about a field in the section `Attributes:`."""
         if name not in self._texts:
-            raise ValueError(f"{self._source} must document its fields. Received: {name}")
+            raise ValueError(
+                f"{self._source} must document each field under `Attributes:`. "
+                f"Received: {name}, without a description"
+            )
         sentence = _SENTENCE_END.split(" ".join(self._texts[name].split()), maxsplit=1)[0]
         word = sentence.split()[0]
-        # Words such as REST keep their capitals.
+        # The first word begins in lower case, unless it is an acronym such as REST.
         return word[0].lower() + sentence[1:] if word[1:].islower() or len(word) == 1 else sentence
 
 
@@ -161,17 +173,20 @@ def _read(source: str) -> _Dataclass:
     module, _, name = source.rpartition(".")
     spec = importlib.util.find_spec(module)
     text = Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
-    # Parsing whole modules would take ten times as long.
+    # Only the class is parsed: parsing whole modules would take ten times as long.
     block = re.search(rf"^class {name}\b.*\n(?:(?: .*)?\n)*", text, re.MULTILINE)
     if block:
         node = ast.parse(block[0]).body[0]
         assert isinstance(node, ast.ClassDef)
         return _Dataclass(source, text, node)
-    raise ValueError(f"source must be a class in a module. Received: source={source}")
+    raise ValueError(
+        "source must be the full name of a class, as package.module.Class. "
+        f"Received: source={source}"
+    )
 
 
-def _shown(name: str, value: Any) -> str:
-    """Returns a default as a help text says it; empty for one that says nothing."""
+def _default_text(name: str, value: Any) -> str:
+    """Returns a default for a help text; empty if it need not be shown."""
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, tuple):

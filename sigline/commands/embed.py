@@ -17,13 +17,13 @@ def add_parser(data) -> None:
     embed.add_argument("--data", required=True, type=Path, help="folder with manifest.json")
     embed.add_argument("--output", required=True, type=Path, help="folder to write to")
     embed.add_argument("--split", action="append", help="splits to embed; train by default")
-    embed.add_argument("--recipe", help="whose image tower to use, if not as the weights say")
+    embed.add_argument("--recipe", help="recipe of the image tower, if not that of the weights")
     embed.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     embed.set_defaults(run=_embed)
 
 
 def _check_embedding(arguments: argparse.Namespace) -> None:
-    """Refuses what is wrong with the arguments, as far as that can be told without TensorFlow."""
+    """Checks the arguments as far as possible without importing TensorFlow."""
     from sigline.schemas import record
     from sigline.trainer import config as trainer_config
 
@@ -54,18 +54,18 @@ def _embed(arguments: argparse.Namespace) -> int:
     if arguments.recipe is not None:
         config = trainer_config.load_recipe(arguments.recipe)
     config = trainer_config.override(config, arguments.overrides)
-    # As the training does: a recipe that freezes its image tower takes it over whole.
+    # As in training: a recipe with a frozen image tower takes over all of its weights.
     tower = start.tower_config(config).pretrained
     config = inheritance.inherit(
         dataclasses.replace(config, pretrained=tower), weights, arguments.overrides
     )
     model = start.frozen_tower(config, weights)
     digest = export.image_digest(model)
-    # What an interrupted run leaves is taken up again if it is of the same data and tower.
+    # An interrupted run is resumed if its data and tower are the same.
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
     tower = partial / "tower"
-    # A run that is stopped while it exports the tower leaves no claim, and nothing else.
-    claims.check(partial, but=("tower",))
+    # A run that is interrupted while it exports the tower leaves only that, without a claim.
+    claims.check(partial, ignored=("tower",))
     if not tower.exists():
         export.export_image_tower(tower, model, config=model.config)
     splits = tuple(arguments.split or ["train"])

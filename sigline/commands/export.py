@@ -1,4 +1,4 @@
-"""`sigline export`: the SavedModel of weights."""
+"""`sigline export`: exports weights as a SavedModel."""
 
 import argparse
 from pathlib import Path

@@ -12,10 +12,10 @@ from sigline.components.ingest import sources
 from sigline.schemas import progress
 from sigline.schemas.entries import FILE, Entry, local_entries
 
-# Files that are passed over and named.
-_SHOWN = 10
+# Most skipped files that are named.
+_MAX_NAMED = 10
 _SOURCE = "sigline.components.ingest.sources.SourceConfig"
-_FETCH = "sigline.components.ingest.fetch.FetchConfig"
+_FETCH = "sigline.components.fetch.fetcher.FetchConfig"
 
 
 def add_parser(commands) -> None:
@@ -29,7 +29,7 @@ def add_parser(commands) -> None:
         fetch,
         _SOURCE,
         ("format", "image", "caption", "columns", "delimiter", "quoting"),
-        format={"help": "of the tables; `list` is never told"},
+        format={"help": "format of the tables; `auto` never picks `list`"},
         image={"option": "--url-column", "help": "column of the URL, if not a usual name"},
         caption={"option": "--caption-column", "help": "columns of captions"},
         columns={"action": "store", "nargs": "+", "metavar": "NAME"},
@@ -53,7 +53,7 @@ def add_parser(commands) -> None:
 
 
 class _LocalFiles:
-    """Files of this machine, for what is checked before Beam is imported."""
+    """Local files, for checks before Beam is imported."""
 
     def open(self, path: str) -> BinaryIO:
         return open(path, "rb")
@@ -67,30 +67,30 @@ class _LocalFiles:
 
 def _run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    # What is wrong with the arguments is said before what takes seconds to import.
-    from sigline.components.ingest import fetch_tables
+    # Checks the tables before the imports below, which take seconds.
+    from sigline.components.fetch import url_tables
 
     folders = settings.pop("input_base"), settings.pop("output_dir")
-    tables = fetch_tables.find(*folders, _LocalFiles(), settings["source"])
+    tables = url_tables.find(*folders, _LocalFiles(), settings["source"])
     for name in tables.without_captions[:5]:
         print(
             f"sigline: {name} has no column with a usual name for captions; its images come "
             "without any, unless --caption-column names one.",
             file=sys.stderr,
         )
-    for name, reason in tables.passed_over[:_SHOWN]:
+    for name, reason in tables.passed_over[:_MAX_NAMED]:
         print(f"sigline: {name} is passed over ({reason}).", file=sys.stderr)
-    if (rest := len(tables.passed_over) - _SHOWN) > 0:
-        print(f"sigline: So are {rest} other files.", file=sys.stderr)
+    if (num_others := len(tables.passed_over) - _MAX_NAMED) > 0:
+        print(f"sigline: So are {num_others} other files.", file=sys.stderr)
     quiet.silence()
     import apache_beam as beam
 
-    from sigline.components.ingest import fetch_transforms
+    from sigline.components.fetch import transforms
 
-    transform = fetch_transforms.Fetch(*folders, settings.pop("config"), **settings)
+    transform = transforms.Fetch(*folders, settings.pop("config"), **settings)
     with progress.part("fetch"), beam.Pipeline(argv=["--runner=FnApiRunner"]) as pipeline:
         _ = pipeline | transform
-    counts = json.loads((arguments.output / fetch_transforms.COUNTS_FILE).read_text())
+    counts = json.loads((arguments.output / transforms.COUNTS_FILE).read_text())
     for status, number in sorted(counts["by_status"].items(), key=lambda item: -item[1]):
         print(f"{number:>10} {status}")
     print(f"What became of each row is listed beside the shards in {arguments.output}")
@@ -106,7 +106,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: If one is out of range.
     """
-    from sigline.components.ingest.fetch import FetchConfig
+    from sigline.components.fetch.fetcher import FetchConfig
 
     if not arguments.input.is_dir():
         raise ValueError(f"--input must be a folder with tables. Received: {arguments.input}")
@@ -125,7 +125,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         names = (name.strip() for item in arguments.columns for name in item.split(","))
         changed["columns"] = tuple(name for name in names if name)
     if arguments.delimiter is not None:
-        # As shells pass it on.
+        # Shells pass the two characters on, not a tab.
         changed["delimiter"] = arguments.delimiter.replace("\\t", "\t")
     return {
         "input_base": str(arguments.input.resolve()),
@@ -139,14 +139,14 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def problems(counts: dict[str, Any]) -> list[str]:
-    """Returns a sentence for each thing for which a run of a command counts as failed."""
+    """Returns a sentence for each reason for which the command counts as failed."""
     if not counts["input"]:
         return ["the tables hold no rows."]
-    found = [
+    reasons = [
         f"no row of {name} names a URL that could be asked for; the list beside its shards says "
         "why, row by row."
         for name in counts["tables_without_urls"]
     ]
     if not counts["by_status"].get("success"):
-        found.append(f"none of the {counts['input']:,} images was fetched.")
-    return found
+        reasons.append(f"none of the {counts['input']:,} images was fetched.")
+    return reasons

@@ -1,4 +1,4 @@
-"""`sigline gate`: judges a SavedModel alone, as continuous integration does."""
+"""`sigline gate`: judges a SavedModel without a pipeline, as in continuous integration."""
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ from sigline.schemas import artifacts, ownership, progress, record, signatures, 
 BLESSED, NOT_BLESSED = 0, 1
 JUNIT_FILE, SUMMARY_FILE, CLIP_BENCHMARK_FOLDER = "junit.xml", "summary.md", "clip_benchmark"
 _COMMAND = "sigline gate"
-# What is written in any case.
+# Files that the command writes in any case.
 _FILES = (
     artifacts.METRICS_FILE,
     artifacts.VERDICT_FILE,
@@ -61,11 +61,13 @@ def add_parser(commands) -> None:
         action="append",
         default=[],
         type=Path,
-        help="what was trained on, to look for leaks",
+        help="training data, to check for leaks",
     )
-    parser.add_argument("--logs", type=Path, help="TensorBoard files of the training, to draw")
+    parser.add_argument("--logs", type=Path, help="TensorBoard files of the training, to plot")
     parser.add_argument("--support", type=Path, help="labelled records that probes learn from")
-    parser.add_argument("--teacher", type=Path, help="SavedModel that the model is to agree with")
+    parser.add_argument(
+        "--teacher", type=Path, help="SavedModel of a teacher, to measure agreement with"
+    )
     parser.add_argument(
         "--corrupt",
         action="append",
@@ -75,14 +77,14 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--output", type=Path, help="folder for metrics.json, junit.xml and others")
     parser.add_argument(
-        "--tfma", action="store_true", help="write what tfma.load_eval_result reads, too"
+        "--tfma", action="store_true", help="also write results for tfma.load_eval_result"
     )
-    parser.add_argument("--cache", type=Path, help="folder that keeps embeddings for the next time")
+    parser.add_argument("--cache", type=Path, help="folder that keeps embeddings for later calls")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Judges, prints the table and returns the exit code."""
+    """Judges the model, prints the table and returns the exit code."""
     started = time.monotonic()
     from sigline.components.evaluate.options import corruption
 
@@ -131,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace):
-    """Returns the gate; refuses arguments that are wrong before TensorFlow is imported."""
+    """Checks the arguments without importing TensorFlow, and returns the gate."""
     for name in ("model", "baseline", "teacher"):
         path = getattr(arguments, name)
         if path is not None and not (path / "saved_model.pb").is_file():
@@ -149,12 +151,12 @@ def _check(arguments: argparse.Namespace):
 
 @contextlib.contextmanager
 def _output(folder: Path | None) -> Iterator[Path]:
-    """Gives a new folder to write to, on the file system of the one that the user names."""
+    """Yields a scratch folder on the same file system as the output folder."""
     if folder is None:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
         return
-    # Before minutes of work, and once more when it is done.
+    # Fails now rather than after minutes of work. The files are checked again when they are moved.
     ownership.OutputFolder(folder, _COMMAND).check(list(_FILES))
     scratch = folder / f".tmp-{uuid.uuid4().hex}"
     scratch.mkdir(parents=True)
@@ -169,8 +171,8 @@ def _train_dir(folder: Path, option: str, scratch: str) -> str:
 
 
 def _write_for_clip_benchmark(folder: Path, arguments: argparse.Namespace, judgement) -> None:
-    from sigline.components import served_model
     from sigline.components.evaluate import clip_benchmark
+    from sigline.components.shared import served_model
 
     metadata = served_model.metadata(str(arguments.model))
     tags = Counter(
@@ -192,7 +194,7 @@ def _write_for_clip_benchmark(folder: Path, arguments: argparse.Namespace, judge
 
 
 def _gate(path: Path | None, model: Path):
-    """Returns the gate of a file, or of the recipe that the model says it was trained by."""
+    """Returns the gate of a file, or of the recipe in the model's metadata."""
     import yaml
 
     from sigline.schemas.gate import Gate
@@ -209,8 +211,10 @@ def _gate(path: Path | None, model: Path):
     try:
         recipe = str(json.loads(metadata.read_text())["recipe"])
         if config.is_of_other_package(recipe):
-            # A model must not say what code is run.
-            raise ValueError(f"recipe {recipe} is not one of sigline's")
+            # Metadata of a model must not decide which code is run.
+            raise ValueError(
+                f"the model's recipe must be one of sigline's to be used. Received: {recipe}"
+            )
         return config.load_gate(recipe)
     except (KeyError, ValueError) as error:
         raise ValueError(f"--gate is needed: {error}") from None

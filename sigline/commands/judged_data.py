@@ -1,4 +1,4 @@
-"""What commands judge models by: splits of sigline's examples, or of CLIP_benchmark's folders."""
+"""Evaluation data of commands: splits of sigline's examples, or of CLIP_benchmark's folders."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ _SPLIT_FOLDER = "Split-{}"
 
 @dataclass(frozen=True)
 class JudgedData:
-    """A split.
+    """A split to evaluate models on.
 
     Attributes:
         split_dir: Folder of its TFRecord shards.
-        labels: Classes by the name of their prompts, if the data says which; empty otherwise.
-        captioned: Whether its records have captions of their own.
+        labels: Label sets by the name of their prompts; empty if the data has none.
+        captioned: Whether its records have captions.
     """
 
     split_dir: str
@@ -26,14 +26,14 @@ class JudgedData:
 
 
 def open_split(folder: Path, split: str | None, option: str, scratch: Path) -> JudgedData:
-    """Returns a split of a folder.
+    """Opens a split of a folder.
 
     Args:
-        folder: TFRecord shards, or splits of them below it, or a benchmark in the layout of
+        folder: Folder of TFRecord shards, or of splits, or of a benchmark in the layout of
             CLIP_benchmark's WebDatasets.
-        split: Name of the split; None for `eval`, or a benchmark's `test`.
-        option: Option of the command that names the folder, for errors.
-        scratch: Folder for what is written meanwhile.
+        split: Name of the split; None for `eval`, or `test` of a benchmark.
+        option: Option of the command that names the folder, for error messages.
+        scratch: Folder for temporary files.
 
     Raises:
         ValueError: If the folder is none of these, or a sample of a benchmark cannot be read.
@@ -43,9 +43,9 @@ def open_split(folder: Path, split: str | None, option: str, scratch: Path) -> J
     ours, theirs = split or record.EVAL_SPLIT, split or clip_benchmark.TEST_SPLIT
     if clip_benchmark.has_split(folder, theirs):
         return _converted(clip_benchmark.open_split(folder, theirs), scratch)
-    for found in (folder / _SPLIT_FOLDER.format(ours), folder):
-        if any(found.glob("*.gz")):
-            return JudgedData(str(found))
+    for split_dir in (folder / _SPLIT_FOLDER.format(ours), folder):
+        if any(split_dir.glob("*.gz")):
+            return JudgedData(str(split_dir))
     raise ValueError(
         f"{option} must be a folder of TFRecord shards (*.gz), or have "
         f"{_SPLIT_FOLDER.format(ours)} below it, or {theirs}/nshards.txt, as "
@@ -54,19 +54,19 @@ def open_split(folder: Path, split: str | None, option: str, scratch: Path) -> J
 
 
 def _converted(benchmark, scratch: Path) -> JudgedData:
-    """Writes a benchmark as TFRecord shards, one for each of its own, all samples in order."""
+    """Converts each shard of a benchmark to a TFRecord shard, with the samples in order."""
     from sigline.components.evaluate.views import DEFAULT_PROMPTS
-    from sigline.components.files import BeamFiles
     from sigline.components.ingest import clip_benchmark
+    from sigline.components.shared.files import BeamFiles
     from sigline.schemas import tf_example
 
     folder = scratch / f"benchmark-{len(list(scratch.glob('benchmark-*')))}"
     folder.mkdir(parents=True)
     count = len(benchmark.shards)
     for number, shard in enumerate(benchmark.shards):
-        found = clip_benchmark.records(benchmark, shard, BeamFiles())
+        records = clip_benchmark.records(benchmark, shard, BeamFiles())
         path = folder / f"data_tfrecord-{number:05d}-of-{count:05d}.gz"
-        tf_example.write_shard(str(path), map(tf_example.encode, found))
+        tf_example.write_shard(str(path), map(tf_example.encode, records))
     labels = {} if benchmark.labels is None else {DEFAULT_PROMPTS: benchmark.labels}
     return JudgedData(str(folder), labels, benchmark.type == clip_benchmark.RETRIEVAL)
 
@@ -75,14 +75,17 @@ def label_sets(assignments: Sequence[str]) -> dict[str, LabelSet]:
     """Returns label sets by the name of their prompts, from `[NAME=]FILE`."""
     from sigline.components.evaluate.views import DEFAULT_PROMPTS
 
-    found = {}
+    label_sets_by_name = {}
     for assignment in assignments:
         name, separator, path = assignment.partition("=")
         name, path = (name, path) if separator else (DEFAULT_PROMPTS, assignment)
-        if name in found:
-            raise ValueError(f"--labels must have other names. Received: {assignment} again")
+        if name in label_sets_by_name:
+            raise ValueError(
+                f"--labels must each have another NAME. Received: {assignment}, after another file "
+                f"for {name}"
+            )
         try:
-            found[name] = LabelSet.from_json(Path(path).read_text())
+            label_sets_by_name[name] = LabelSet.from_json(Path(path).read_text())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"--labels must be label sets. Received: {path}: {error}") from None
-    return found
+    return label_sets_by_name

@@ -39,17 +39,19 @@ def add_parser(commands) -> None:
     starting = actions.add_parser("submit", help="start a run of a package, or a schedule of runs")
     starting.add_argument("package", type=Path)
     starting.add_argument("--experiment", default="", help="by default the pipeline's name")
-    starting.add_argument("--service-account", default="", help="which the run acts as")
+    starting.add_argument("--service-account", default="", help="service account of the run")
     starting.add_argument("--cron", default="", help="start runs at these times, as `0 0 3 * * *`")
     starting.add_argument(
-        "--no-cache", action="store_true", help="run every task; Kubeflow's cache answers for none"
+        "--no-cache", action="store_true", help="run every task, without Kubeflow's cache"
     )
-    starting.add_argument("--namespace", default="", help="of the user, where there are several")
+    starting.add_argument(
+        "--namespace", default="", help="namespace of the user, if there are several"
+    )
     _add_parameters(starting)
     _add_access(starting)
     starting.set_defaults(run=_submit)
 
-    asking = actions.add_parser("status", help="tell the state of a run and of its tasks")
+    asking = actions.add_parser("status", help="print the state of a run and of its tasks")
     asking.add_argument("run_id", metavar="RUN")
     _add_access(asking)
     asking.set_defaults(run=_status)
@@ -67,7 +69,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter of the run, such as span=7; again for more",
+        help="parameter of the run, such as span=7; repeat it for others",
     )
 
 
@@ -85,10 +87,10 @@ def _access(arguments: argparse.Namespace):
     return from_arguments(cluster.Access, arguments)
 
 
-def _parameters(given: list[str]) -> dict[str, str]:
-    pairs = [item.partition("=") for item in given]
+def _parameters(assignments: list[str]) -> dict[str, str]:
+    pairs = [assignment.partition("=") for assignment in assignments]
     if wrong := [name for name, sign, _ in pairs if not sign or not name]:
-        raise ValueError(f"parameter must be NAME=VALUE. Received: {wrong[0]}")
+        raise ValueError(f"--parameter must be NAME=VALUE. Received: --parameter {wrong[0]}")
     return {name: value for name, _, value in pairs}
 
 
@@ -101,7 +103,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     checks.settings(environment)
     suffix = "json" if arguments.engine == "vertex" else "yaml"
     output = arguments.output or Path(f"{environment.pipeline_name}.{suffix}")
-    # What is wrong is said before TFX is imported, which takes half a minute.
+    # Checks before the import of TFX, which takes half a minute.
     settings.read(environment.kubeflow)
     packages.check_output(output)
     from sigline.pipeline.kubeflow import compiling
@@ -134,7 +136,7 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     succeeded = run.run() == dry_run.SUCCEEDED
     reporter = run.tasks.get("ReportRun")
     if reporter is not None and reporter.log is not None:
-        # What the run says of itself.
+        # The run's own report, which is the end of the log.
         text = reporter.log.read_text(errors="replace")
         print(text[text.rfind("\nRun ") + 1 :].rstrip())
     print(f"Logs: {arguments.logs / run.name / 'logs'}", file=sys.stderr)
@@ -149,17 +151,17 @@ def _submit(arguments: argparse.Namespace) -> int:
     from sigline.pipeline.kubeflow import cluster
 
     client = cluster.connect(_access(arguments))
-    given = {
+    options = {
         "parameters": _parameters(arguments.parameter),
         "experiment": arguments.experiment,
         "service_account": arguments.service_account,
         "namespace": arguments.namespace,
     }
     if arguments.cron:
-        made = cluster.schedule(client, arguments.package, cron=arguments.cron, **given)
-        print(f"Schedule {made}: {arguments.cron}")
+        schedule = cluster.schedule(client, arguments.package, cron=arguments.cron, **options)
+        print(f"Schedule {schedule}: {arguments.cron}")
     else:
-        run = cluster.submit(client, arguments.package, cache=not arguments.no_cache, **given)
+        run = cluster.submit(client, arguments.package, cache=not arguments.no_cache, **options)
         print(f"Run {run}")
     return 0
 

@@ -1,4 +1,4 @@
-"""`sigline lineage`: what a model was made of."""
+"""`sigline lineage`: the data, configuration, code and models that a model was made from."""
 
 import argparse
 import json
@@ -23,27 +23,27 @@ def add_parser(commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     checks.check_folder(arguments.model, "MODEL")
     checks.check_file(arguments.metadata, "--metadata")
-    from sigline.pipeline import lineage, report
+    from sigline.pipeline import lineage, run_report
 
     metadata = arguments.metadata or _above(arguments.model)
     if metadata is None:
         return _show_card(arguments.model, as_json=arguments.json)
-    found = lineage.trace(arguments.model, metadata)
+    trace = lineage.trace(arguments.model, metadata)
     if arguments.json:
-        print(json.dumps(found, indent=1, sort_keys=True))
+        print(json.dumps(trace, indent=1, sort_keys=True))
     else:
-        print(report.table(lineage.lines(found)))
+        print(run_report.table(lineage.lines(trace)))
     return 0
 
 
 def _above(model: Path) -> Path | None:
-    """Returns the metadata store of the pipeline whose folder a model lies in; None without one."""
+    """Returns the nearest metadata store in a folder above the model; None if there is none."""
     stores = (folder / "metadata.sqlite" for folder in model.resolve().parents)
     return next((path for path in stores if path.is_file()), None)
 
 
 def _show_card(model: Path, *, as_json: bool) -> int:
-    """Prints the card that was published with a model, wherever that is now."""
+    """Prints the model card that was published with a model."""
     from sigline.schemas import artifacts, signatures, versions
 
     page, data = (
@@ -55,6 +55,9 @@ def _show_card(model: Path, *, as_json: bool) -> int:
             f"Received: {model}"
         )
     if versions.verify(model) is None:
-        raise ValueError(f"The model's files were changed since it was published: {model}")
+        raise ValueError(
+            "The model's files must be those that were published, or its card may be wrong; "
+            f"`sigline verify` names the files that differ. Received: {model}"
+        )
     print((data if as_json else page).read_text().rstrip())
     return 0

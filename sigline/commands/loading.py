@@ -1,4 +1,4 @@
-"""What several commands load: weights and label sets."""
+"""Loads weights and label sets for several commands."""
 
 import sys
 from pathlib import Path
@@ -7,17 +7,17 @@ from sigline import arguments as checks
 
 
 def weights(path: str | Path):
-    """Returns weights; what a foreign file does not tell, and was assumed, is printed."""
+    """Loads weights; prints the settings that a foreign file does not hold and that are assumed."""
     from sigline.trainer.weights import weight_folders
 
     loaded = weight_folders.load(path)
     for item in loaded.assumed:
-        print(f"Assumed of {path}: {item}", file=sys.stderr)
+        print(f"Assumed for {path}: {item}", file=sys.stderr)
     return loaded
 
 
 def labels(path: Path | None):
-    """Returns the label set of a file; None of none."""
+    """Loads the label set of a file; None for None."""
     from sigline.schemas.labels import LabelSet
 
     checks.check_file(path, "--labels")

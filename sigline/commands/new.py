@@ -1,4 +1,4 @@
-"""`sigline new`: a repository of one's own, with data, recipe, thresholds, runners and CI."""
+"""`sigline new`: creates a project's repository, with data, recipe, thresholds, runners and CI."""
 
 import argparse
 import keyword
@@ -7,16 +7,17 @@ from pathlib import Path
 import sigline.pipeline
 
 TEMPLATE = Path(sigline.pipeline.__file__).parent / "template"
-# In the template's texts and paths: the name as Python writes it, and as everyone else does.
+# Placeholders in the template's texts and paths: the name with underscores, and with hyphens.
 _NAME, _TITLE = "PROJECT_NAME", "PROJECT_TITLE"
+# Prefix of names in the template that stands for a leading dot.
 _DOT = "dot_"
 
 
 def add_parser(commands) -> None:
     """Adds the command."""
-    parser = commands.add_parser("new", help="make the repository of a project of your own")
-    parser.add_argument("name", help="a Python name, which is the folder's too")
-    parser.add_argument("--into", type=Path, default=Path("."), help="folder to make it in")
+    parser = commands.add_parser("new", help="create the repository of a new project")
+    parser.add_argument("name", help="name of the Python package and of its folder")
+    parser.add_argument("--into", type=Path, default=Path("."), help="folder to create it in")
     parser.set_defaults(run=_run)
 
 
@@ -34,7 +35,7 @@ def make(name: str, into: Path) -> Path:
         into: The folder that it is made in.
 
     Raises:
-        ValueError: If it is no name for a package, or such a folder is there.
+        ValueError: If it is not a valid name of a package, or the folder exists.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
         raise ValueError(
@@ -46,10 +47,10 @@ def make(name: str, into: Path) -> Path:
     folder = into / name
     if folder.exists():
         raise ValueError(
-            "name must be of a folder that is not there yet; choose another, or another --into. "
+            "name must be that of a new folder; choose another name, or another --into. "
             f"Received: {folder}"
         )
-    # As Kubeflow and package indexes want it.
+    # Kubeflow and package indexes use hyphens.
     title = name.replace("_", "-").strip("-")
     for source in sorted(path for path in TEMPLATE.rglob("*") if path.is_file()):
         if "__pycache__" in source.parts:

@@ -24,6 +24,6 @@ def _run(arguments: argparse.Namespace) -> int:
     environment_checks.check(loaded)
     quiet.import_tfx()
     with progress.part("import the pipeline"):
-        from sigline.pipeline import run
+        from sigline.pipeline import local_run
 
-    return run.main(lambda: loaded)
+    return local_run.main(lambda: loaded)

@@ -1,4 +1,4 @@
-"""`sigline data scenes`: scenes with captions, with faults that are planted."""
+"""`sigline data scenes`: generates scenes with captions, and plants faults in them."""
 
 import argparse
 from pathlib import Path

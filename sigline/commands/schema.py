@@ -1,4 +1,4 @@
-"""`sigline data schema`: a schema from statistics."""
+"""`sigline data schema`: infers a schema from statistics."""
 
 import argparse
 from pathlib import Path
@@ -33,7 +33,7 @@ def _schema(arguments: argparse.Namespace) -> int:
     from sigline.components.validate import infer
 
     curated = tfdv.load_schema_text(str(artifacts.SCHEMA))
-    found = infer.infer(curated, [tfdv.load_stats_binary(str(path)) for path in paths])
-    tfdv.write_schema_text(found, str(arguments.output))
-    print(f"Look through {arguments.output}, and name it as `schema` in the environment.")
+    schema = infer.infer(curated, [tfdv.load_stats_binary(str(path)) for path in paths])
+    tfdv.write_schema_text(schema, str(arguments.output))
+    print(f"Review {arguments.output}, and name it as `schema` in the environment.")
     return 0

@@ -1,4 +1,4 @@
-"""`sigline index`, `sigline search` and `sigline ui`: make a corpus searchable, and search it."""
+"""`sigline index`, `sigline search` and `sigline ui`: build an index of images and search it."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ def add_parser(commands) -> None:
         splits={"option": "--split"},
     )
     index.add_argument(
-        "--beam-arg", action="append", default=[], metavar="ARG", help="of the Beam runner"
+        "--beam-arg", action="append", default=[], metavar="ARG", help="argument of the Beam runner"
     )
     index.set_defaults(run=_index)
 
@@ -43,19 +43,26 @@ def add_parser(commands) -> None:
     where = search.add_mutually_exclusive_group(required=True)
     where.add_argument("--index", type=Path, help="folder of an index")
     where.add_argument("--target", help="HOST:PORT of gRPC or http://HOST:PORT of REST")
-    search.add_argument("--model-name", default=retrieval.DEFAULT_NAME, help="of a served index")
+    search.add_argument(
+        "--model-name", default=retrieval.DEFAULT_NAME, help="name of a served index"
+    )
     ask.add_access(search)
     search.add_argument("--model", type=Path, help="the index's model; needed by the kind faiss")
     search.add_argument("--top", type=int, default=10, help="matches to print")
-    search.add_argument("--json", action="store_true", help="print a JSON object a match")
+    search.add_argument("--json", action="store_true", help="print a JSON object for each match")
     search.set_defaults(run=_search)
 
     page = commands.add_parser("ui", help="show a page to search an index with")
     page.add_argument("--index", type=Path, required=True, help="folder of an index")
     page.add_argument("--model", type=Path, help="the index's model; needed by the kind faiss")
-    page.add_argument("--host", default="127.0.0.1", help="this machine alone by default")
     page.add_argument(
-        "--allow-host", action="append", default=[], help="name that browsers may call it by"
+        "--host", default="127.0.0.1", help="address to listen at; by default only this machine"
+    )
+    page.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        help="host name by which browsers may address the page",
     )
     page.add_argument("--port", type=int, default=8600, help="0 takes a free one")
     page.add_argument("--top", type=int, default=24, help="matches to show")
@@ -108,7 +115,7 @@ def _index(arguments: argparse.Namespace) -> int:
 
 
 def _check_corpus(folder: Path) -> None:
-    """Refuses a folder whose manifest is not one of embeddings, as it would be replaced."""
+    """Checks that a folder's manifest, which is replaced, is one of embeddings."""
     from sigline.components.index import corpus
 
     path = folder / corpus.MANIFEST_FILE
@@ -123,7 +130,8 @@ def _check_corpus(folder: Path) -> None:
 
 def _search(arguments: argparse.Namespace) -> int:
     if (arguments.text is None) == (arguments.image is None):
-        raise ValueError("Give either TEXT or --image FILE.")
+        received = "both" if arguments.image is not None else "neither"
+        raise ValueError(f"Give either TEXT or --image FILE. Received: {received}")
     checks.check_file(arguments.image, "--image")
     _check_opened(arguments)
     from sigline.serving.client.transport import RequestError
@@ -131,13 +139,13 @@ def _search(arguments: argparse.Namespace) -> int:
     try:
         index = _opened(arguments)
         if arguments.image is not None:
-            found = index.by_image(arguments.image.read_bytes(), top=arguments.top)
+            matches = index.by_image(arguments.image.read_bytes(), top=arguments.top)
         else:
-            found = index.by_text(arguments.text, top=arguments.top)
+            matches = index.by_text(arguments.text, top=arguments.top)
     except RequestError as error:
         print(f"sigline: {error}", file=sys.stderr)
         return 1
-    for match in found:
+    for match in matches:
         if arguments.json:
             print(json.dumps(asdict(match), ensure_ascii=False))
         else:
@@ -147,7 +155,7 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _check_opened(arguments: argparse.Namespace) -> None:
-    """Refuses arguments of a search that are wrong, before TensorFlow is imported."""
+    """Checks the arguments of a search without importing TensorFlow."""
     if arguments.top < 1:
         raise ValueError(f"--top must be at least 1. Received: --top {arguments.top}")
     checks.check_folder(arguments.index, "--index")

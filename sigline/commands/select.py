@@ -1,4 +1,4 @@
-"""`sigline data select`: which records of a split to train on."""
+"""`sigline data select`: chooses the records of a split to train on."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from sigline import quiet
 from sigline.commands.dataclass_options import add_options, from_arguments
 from sigline.schemas import atomic, progress
 
-# What chooses, and what says only how.
+# Options that choose records, and options that only modify these.
 _CHOICES = (
     *("similarity_fraction", "min_similarity", "target_limit", "covariance_fraction"),
     *("clusters", "cluster_limit", "entry_limit"),
@@ -23,7 +23,9 @@ def add_parser(data) -> None:
     select.add_argument("--output", required=True, type=Path, help="folder to write to")
     select.add_argument("--split", default="train")
     select.add_argument("--model", type=Path, help="SavedModel that embeds the pairs")
-    select.add_argument("--target", type=Path, help="examples whose images to choose near ones of")
+    select.add_argument(
+        "--target", type=Path, help="examples; images that are near theirs are chosen"
+    )
     select.add_argument("--labels", type=Path, help="file with a class's text in each line")
     select.add_argument("--entries", type=Path, help="file with an entry for captions in each line")
     add_options(select, "sigline.components.curate.rules.CurateConfig", (*_CHOICES, *_DETAILS))
@@ -42,9 +44,13 @@ def _select(arguments: argparse.Namespace) -> int:
         checks.check_file(path, option)
     checks.check_absent(arguments.output, "--output")
     if all(getattr(arguments, name) is None for name in _CHOICES):
-        raise ValueError("select needs at least one of the options that say what to choose.")
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in _CHOICES)
+        raise ValueError(f"At least one of {options} must say what to choose. Received: none")
     if (arguments.entries is None) != (arguments.entry_limit is None):
-        raise ValueError("--entries and --entry-limit must be given together.")
+        raise ValueError(
+            "--entries and --entry-limit must be given together. "
+            f"Received: --entries {arguments.entries}, --entry-limit {arguments.entry_limit}"
+        )
     config = from_arguments(rules.CurateConfig, arguments)
     quiet.import_tensorflow()
     import apache_beam as beam
@@ -67,7 +73,8 @@ def _select(arguments: argparse.Namespace) -> int:
             _ = pipeline | transform
         selection = Selection.from_json((scratch / name / SELECTION_FILE).read_text())
         if not selection.selected:
-            raise ValueError("No record was chosen; choose less strictly.")
+            total = sum(shard.records for shard in selection.shards.values())
+            raise ValueError(f"None of {total} records was chosen; choose less strictly.")
     folder = arguments.output / name
     total = sum(shard.records for shard in selection.shards.values())
     print(f"Chose {selection.selected} of {total} records; train on them with --data {folder}")
@@ -75,6 +82,6 @@ def _select(arguments: argparse.Namespace) -> int:
 
 
 def _lines(path: Path | None) -> tuple[str, ...]:
-    """Returns the lines of a file that are not empty; none of none."""
+    """Returns the lines of a file that are not empty; none without a file."""
     lines = path.read_text().splitlines() if path else ()
     return tuple(line.strip() for line in lines if line.strip())

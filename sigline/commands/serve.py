@@ -1,4 +1,4 @@
-"""`sigline serve`: serves models until it is told to stop."""
+"""`sigline serve`: serves models until SIGTERM or SIGINT."""
 
 import argparse
 import os
@@ -34,14 +34,14 @@ def add_parser(commands) -> None:
     what.add_argument(
         "--model-config-file", type=Path, help="models, versions and labels, as TF Serving's"
     )
-    parser.add_argument("--model-name", default="sigline", help="what requests call it")
+    parser.add_argument("--model-name", default="sigline", help="name of the model in requests")
     add_options(parser, _SERVER, ("host", "port"), readers=_PORT)
     rest = parser.add_mutually_exclusive_group()
     rest.add_argument(
         "--rest-port",
         type=checks.port,
         default=8501,
-        help="of REST, probes and figures; 0 for a free one",
+        help="port of REST, probes and metrics; 0 for a free one",
     )
     rest.add_argument("--no-rest", action="store_true", help="gRPC alone")
     add_options(parser, _SERVER, ("health_port",), readers=_PORT)
@@ -73,7 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     tls_files = arguments.tls_certificate, arguments.tls_key
     if any(tls_files) != all(tls_files) or (arguments.tls_client_ca and not all(tls_files)):
         raise ValueError(
-            "--tls-certificate and --tls-key must be given together, with --tls-client-ca too."
+            "--tls-certificate and --tls-key must be given together, with --tls-client-ca too. "
+            f"Received: --tls-certificate {tls_files[0]}, --tls-key {tls_files[1]}, "
+            f"--tls-client-ca {arguments.tls_client_ca}"
         )
     _check(arguments)
     quiet.import_tensorflow()
@@ -99,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stopped.set())
     if arguments.until_stdin_closes:
         threading.Thread(target=_set_when_stdin_closes, args=(stopped,), daemon=True).start()
-    connections.raise_limit()
+    connections.raise_descriptor_limit()
     server.log_to_stderr()
     with progress.part("load the models"):
         running = server.ModelServer(config)
@@ -119,13 +121,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuses what is wrong with the arguments, as far as that can be told without TensorFlow."""
+    """Checks the arguments as far as possible without importing TensorFlow."""
     from sigline.serving.server import access, model_config
 
     threads = arguments.intra_op_parallelism
     if threads is not None and threads < 0:
         raise ValueError(
-            f"intra_op_parallelism must be 0, for one a core, or more. Received: {threads}"
+            f"intra_op_parallelism must be 0, for one thread a core, or more. Received: {threads}"
         )
     checks.check_file(arguments.model_config_file, "--model-config-file")
     for name in ("tls_certificate", "tls_key", "tls_client_ca", "api_key_file", "verify_key"):
@@ -142,7 +144,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _set_when_stdin_closes(stopped: threading.Event) -> None:
-    # The bare descriptor: a thread that waits in `sys.stdin` would block the interpreter's end.
+    # Reads the descriptor: a thread that waits in `sys.stdin` would block the interpreter's exit.
     while os.read(0, 1024):
         continue
     stopped.set()

@@ -1,4 +1,4 @@
-"""`sigline soup`: one model of several that began alike, or the best of them."""
+"""`sigline soup`: averages models that share their initial weights, or picks the best one."""
 
 import argparse
 import json
@@ -35,7 +35,9 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--metric", default="zero_shot_accuracy", help="score, named as in metrics.json"
     )
-    parser.add_argument("--minimize", action="store_true", help="the metric is better low")
+    parser.add_argument(
+        "--minimize", action="store_true", help="lower values of the metric are better"
+    )
     parser.add_argument(
         "--labels",
         action="append",
@@ -48,14 +50,17 @@ def add_parser(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Cooks, prints what went in and returns the exit code."""
+    """Builds the soup, prints its ingredients, returns the exit code."""
     checks.check_absent(arguments.output, "--output")
     if arguments.data is None and arguments.method != UNIFORM:
-        raise ValueError(f"--method {arguments.method} needs --data to score by.")
+        raise ValueError(
+            f"--method {arguments.method} needs --data to score by; or use --method {UNIFORM}. "
+            "Received: no --data"
+        )
     for path in arguments.weights:
-        # A checkpoint is named without the endings of its files.
+        # A checkpoint is a prefix of file names, not a file.
         if not path.with_name(f"{path.name}.index").is_file():
-            checks.check_there(path, "--weights")
+            checks.check_exists(path, "--weights")
     checks.check_folder(arguments.data, "--data")
     checks.check_folder(arguments.support, "--support")
     judged_data.label_sets(arguments.labels)
@@ -73,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             make = soups.greedy if arguments.method == GREEDY else soups.best
             soup = make(ingredients, score)
     sign = -1.0 if arguments.minimize else 1.0
-    made = {
+    notes = {
         "method": arguments.method,
         "metric": arguments.metric if score is not None else None,
         "score": None if soup.score is None else sign * soup.score,
@@ -83,13 +88,13 @@ def run(arguments: argparse.Namespace) -> int:
         "data_digest": None if score is None else score.data_digest,
     }
     weight_folders.save(
-        arguments.output, soup.weights, notes={SOUP_FILE: json.dumps(made, indent=1).encode()}
+        arguments.output, soup.weights, notes={SOUP_FILE: json.dumps(notes, indent=1).encode()}
     )
     for name in ingredients:
         mark = "+" if name in soup.ingredients else " "
-        alone = f"{made['alone'][name]:10.4f}" if name in soup.alone else ""
+        alone = f"{notes['alone'][name]:10.4f}" if name in soup.alone else ""
         print(f"{mark} {alone}  {name}")
-    reached = "" if soup.score is None else f", {arguments.metric} {made['score']:.4f}"
+    reached = "" if soup.score is None else f", {arguments.metric} {notes['score']:.4f}"
     print(
         f"Wrote {len(soup.ingredients)} of {len(ingredients)} models as one to "
         f"{arguments.output}{reached}"
@@ -98,10 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Score:
-    """What a model reaches: it is exported and measured as the gate measures."""
+    """Scores weights: exports the model and computes a metric as the gate does."""
 
     def __init__(self, arguments: argparse.Namespace, scratch: Path):
-        from sigline.trainer.inputs import data
+        from sigline.trainer.inputs import shards
 
         self._metric, self._sign = arguments.metric, -1.0 if arguments.minimize else 1.0
         self._data = judged_data.open_split(arguments.data, arguments.split, "--data", scratch)
@@ -110,7 +115,7 @@ class _Score:
         if arguments.support is not None:
             support = arguments.support, record.TRAIN_SPLIT, "--support"
             self._support_dir = judged_data.open_split(*support, scratch).split_dir
-        self.data_digest = data.data_digest(self._data.split_dir)
+        self.data_digest = shards.data_digest(self._data.split_dir)
 
     def __call__(self, weights) -> float:
         import apache_beam as beam
@@ -134,10 +139,10 @@ class _Score:
             embedded, _ = model_views.embed(inputs, f"{scratch}/embedded", pipeline)
             labels = model_views.all_labels(inputs)
             view = model_views.views(inputs, embedded, labels)[CANDIDATE]
-            found = evaluation.measures(view)
-        if self._metric not in found:
+            measures = evaluation.measures(view)
+        if self._metric not in measures:
             raise ValueError(
-                f"--metric must be one of {', '.join(sorted(found))}. Received: {self._metric}; "
+                f"--metric must be one of {', '.join(sorted(measures))}. Received: {self._metric}; "
                 "metrics of classes need --labels, and those of probes --support"
             )
-        return self._sign * found[self._metric].value
+        return self._sign * measures[self._metric].value

@@ -1,6 +1,7 @@
 """`sigline train`: trains and exports without TFX."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -11,7 +12,7 @@ from sigline import quiet
 from sigline.commands import claims, loading
 from sigline.schemas import progress
 
-# What is written below the output.
+# Names that the command writes in the output folder.
 _TRAINED = ("checkpoints", "logs", "model", "weights")
 
 
@@ -36,7 +37,7 @@ def add_parser(commands) -> None:
     )
     train.add_argument("--labels", type=Path, help="classes.json for the classify signature")
     train.add_argument(
-        "--weights", type=Path, help="what the recipe's pretrained parameters start from"
+        "--weights", type=Path, help="weights for the recipe's pretrained parameters"
     )
     train.add_argument(
         "--teacher",
@@ -60,17 +61,17 @@ def _train(arguments: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     from sigline.trainer.models import two_tower
     from sigline.trainer.run import Job, code_digest
-    from sigline.trainer.weights import inheritance, weight_folders
+    from sigline.trainer.weights import inheritance, model_weights, weight_folders
 
     recipe, weights = config, loading.weights(arguments.weights) if arguments.weights else None
     config = inheritance.inherit(recipe, weights, arguments.overrides)
     for line in inheritance.report(recipe, config, weights):
         print(line, file=sys.stderr)
-    brought = inheritance.brings_vocabulary(config, weights)
+    has_vocabulary = inheritance.brings_vocabulary(config, weights)
     job = Job(
         config=config,
         folders=arguments.data,
-        vocabulary=_vocabulary(arguments.vocabulary, config, brought=brought),
+        vocabulary=_vocabulary(arguments.vocabulary, config, in_weights=has_vocabulary),
         code_digest=code_digest(),
         weights=weights,
         teachers={name: loading.weights(x) for name, x in _named(arguments.teacher).items()},
@@ -86,25 +87,25 @@ def _train(arguments: argparse.Namespace) -> int:
     trained = {name: variable.numpy() for name, variable in variables.items()}
     weights_dir = arguments.output / "weights"
     if weights_dir.exists() and result.first_step < config.steps:
-        # Those of fewer steps, before the run was prolonged.
+        # Weights after fewer steps, from before the run was continued.
         shutil.rmtree(weights_dir)
     if not weights_dir.exists():
-        held = weight_folders.Weights(
+        final_weights = model_weights.Weights(
             config, trained, job.vocabulary, result.initial_digest, job.tokenizer
         )
-        weight_folders.save(weights_dir, held)
+        weight_folders.save(weights_dir, final_weights)
     print(f"Exported {metadata['num_parameters']:,} parameters to {model_dir}")
     return 0
 
 
 def _check_training(arguments: argparse.Namespace, config, model_dir: Path) -> None:
-    """Refuses what is wrong with the arguments, as far as that can be told without TensorFlow."""
+    """Checks the arguments as far as possible without importing TensorFlow."""
     for path in arguments.data:
         checks.check_folder(path, "--data", holds="*.gz")
     checks.check_file(arguments.vocabulary, "--vocabulary")
     if arguments.weights is None:
-        _vocabulary(arguments.vocabulary, config, brought=False)
-    checks.check_there(arguments.weights, "--weights")
+        _vocabulary(arguments.vocabulary, config, in_weights=False)
+    checks.check_exists(arguments.weights, "--weights")
     if arguments.weights is None and config.pretrained:
         raise ValueError(
             "--weights must be given: the recipe starts from some. "
@@ -112,7 +113,7 @@ def _check_training(arguments: argparse.Namespace, config, model_dir: Path) -> N
         )
     teachers = _named(arguments.teacher)
     for path in teachers.values():
-        checks.check_there(Path(path), "--teacher")
+        checks.check_exists(Path(path), "--teacher")
     if set(teachers) != set(config.teachers):
         raise ValueError(
             f"--teacher must name those of the recipe: {', '.join(config.teachers) or 'none'}. "
@@ -126,11 +127,11 @@ def _check_training(arguments: argparse.Namespace, config, model_dir: Path) -> N
             "output holds a finished model already; to train it for more steps, move that away. "
             f"Received: {model_dir}"
         )
-    claims.check(arguments.output, of=_TRAINED)
+    claims.check(arguments.output, written=_TRAINED)
 
 
-def _vocabulary(path: Path | None, config, *, brought: bool) -> bytes | None:
-    if path is None and brought:
+def _vocabulary(path: Path | None, config, *, in_weights: bool) -> bytes | None:
+    if path is None and in_weights:
         return None
     if (path is None) != (config.text is None):
         raise ValueError(
@@ -143,26 +144,38 @@ def _vocabulary(path: Path | None, config, *, brought: bool) -> bytes | None:
 
 def _named(assignments: list[str]) -> dict[str, str]:
     """Returns the values of NAME=VALUE arguments by their names."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for assignment in assignments:
         name, _, value = assignment.partition("=")
-        if not name or not value or name in found:
+        if not name or not value or name in values:
             raise ValueError(
-                "--teacher reads NAME=WEIGHTS, with another name for each. "
+                "--teacher must be NAME=WEIGHTS, with another name for each. "
                 f"Received: {assignment!r}"
             )
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _claim_run(output: Path, job) -> None:
-    """As `claims.claim`, of a training run, whose claim may be one of an earlier version."""
+    """Claims the output folder; accepts a claim that an earlier version wrote for this run."""
     from sigline.trainer.training import checkpoints
 
     path = output / claims.FILE
     if path.is_file():
         claim = json.loads(path.read_text())
         description = output / "checkpoints" / checkpoints.DESCRIPTION_FOLDER
-        if isinstance(claim, list) and len(claim) == 1 and job.is_of(claim[0], description):
+        claim = claim[0] if isinstance(claim, list) and len(claim) == 1 else None
+        if claim is not None and job.is_of(claim, description):
             return
+        if claim is not None and _without_lanes(job).is_of(claim, description):
+            raise ValueError(
+                "output holds a run from before records were read in lanes. To go on in its own "
+                "order give --set data.lanes=none, or choose another folder. "
+                f"Received: output={output}, data.lanes={job.config.data.lanes}"
+            )
     claims.claim(output, [job.identity])
+
+
+def _without_lanes(job):
+    data = dataclasses.replace(job.config.data, lanes=None)
+    return dataclasses.replace(job, config=dataclasses.replace(job.config, data=data))

@@ -1,4 +1,4 @@
-"""`sigline versions`, `rollback` and `label`: what a serving folder holds and serves."""
+"""`sigline versions`, `verify`, `rollback` and `label`: manage the versions that are served."""
 
 import argparse
 import datetime
@@ -16,9 +16,11 @@ def add_parser(commands) -> None:
     """Adds the commands to those of the command line."""
     parser = commands.add_parser("versions", help="list the versions of a serving folder")
     parser.add_argument("base", type=Path, help="folder of version folders")
-    parser.add_argument("--restore", type=int, metavar="N", help="bring a withdrawn one back first")
     parser.add_argument(
-        "--fast", action="store_true", help="look at manifests alone, and read no other file"
+        "--restore", type=int, metavar="N", help="restore a withdrawn version first"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="read only the manifests, no other file"
     )
     parser.set_defaults(run=_versions)
 
@@ -44,8 +46,10 @@ def add_parser(commands) -> None:
         description="Servers then take up the version before. Nothing is removed.",
     )
     parser.add_argument("base", type=Path, help="folder of version folders")
-    parser.add_argument("--to", type=int, metavar="N", help="version to go back to; one by default")
-    parser.add_argument("--reason", default="", help="for those who come later")
+    parser.add_argument(
+        "--to", type=int, metavar="N", help="version to go back to; by default the one before"
+    )
+    parser.add_argument("--reason", default="", help="reason, which `sigline versions` shows")
     parser.set_defaults(run=_rollback)
 
     parser = commands.add_parser(
@@ -56,16 +60,18 @@ def add_parser(commands) -> None:
     parser.add_argument("config", type=Path, help="model config to write, or change a model in")
     parser.add_argument("--base-path", required=True, type=Path, help="folder of version folders")
     parser.add_argument("--model-name", default="sigline")
-    parser.add_argument("--served-path", help="that folder as the server sees it, if otherwise")
+    parser.add_argument("--served-path", help="path of that folder on the server, if it differs")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="labels",
         metavar="LABEL=VERSION",
-        help="such as stable=7, several times",
+        help="label of a version, such as stable=7; repeat it for others",
     )
-    parser.add_argument("--clear", action="store_true", help="without labels, the newest version")
+    parser.add_argument(
+        "--clear", action="store_true", help="remove the labels, to serve the newest version"
+    )
     parser.set_defaults(run=_label)
 
 
@@ -73,14 +79,14 @@ def _versions(arguments: argparse.Namespace) -> int:
     checks.check_folder(arguments.base, "BASE")
     if arguments.restore is not None:
         print(f"Restored {publishing.restore(arguments.base, arguments.restore)}")
-    found = versions.directories(arguments.base)
-    gone = publishing.withdrawn(arguments.base)
-    if not found and not gone:
-        raise ValueError(f"base must hold versions, such as 1. Received: base={arguments.base}")
+    directories = versions.directories(arguments.base)
+    withdrawn = publishing.withdrawn(arguments.base)
+    if not directories and not withdrawn:
+        raise ValueError(f"BASE must hold versions, such as 1. Received: BASE {arguments.base}")
     print(f"{'version':>7}  {'published':<16}  {'MiB':>8}  {'files':<9}  {'model':<12}  recipe")
-    for number, path in found.items():
+    for number, path in directories.items():
         print(_line(number, path, _files_state(path, fast=arguments.fast)))
-    for item in gone:
+    for item in withdrawn:
         print(_line(item.version, item.path, "withdrawn") + f"  {item.time}: {item.reason}")
     return 0
 
@@ -100,18 +106,18 @@ def _verify(arguments: argparse.Namespace) -> int:
 
         verifier = signing.Verifier(arguments.verify_key)
     folders = [arguments.version]
-    # What lies in a version must not be taken for versions.
+    # Numbered folders inside a version must not be taken for versions.
     if not any((arguments.version / x).exists() for x in (versions.MANIFEST, "saved_model.pb")):
         folders = list(versions.directories(arguments.version).values()) or folders
     signed = ", signed by a key that is trusted" if verifier is not None else ""
     is_damaged = False
     for folder in folders:
-        told = versions.problems(folder)
+        problems = versions.problems(folder)
         if verifier is not None and (reason := _why_not_signed(verifier, folder)):
-            told.append(reason)
-        for problem in told:
+            problems.append(reason)
+        for problem in problems:
             print(problem)
-        if told:
+        if problems:
             print(f"{folder} is not what was published.")
             is_damaged = True
         else:
@@ -129,24 +135,24 @@ def _why_not_signed(verifier: Any, folder: Path) -> str:
 
 def _line(number: int, path: Path, state: str) -> str:
     extra = path / signatures.ASSETS_DIR / signatures.METADATA_FILE
-    told = json.loads(extra.read_text()) if extra.is_file() else {}
+    metadata = json.loads(extra.read_text()) if extra.is_file() else {}
     size = sum(x.stat().st_size for x in path.rglob("*") if x.is_file()) / 2**20
     published = datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    digest = told.get("model_digest", "")[:12]
+    digest = metadata.get("model_digest", "")[:12]
     return (
         f"{number:>7}  {published:<16}  {size:>8.1f}  {state:<9}  {digest:<12}  "
-        f"{told.get('recipe', '')}"
+        f"{metadata.get('recipe', '')}"
     )
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
     checks.check_folder(arguments.base, "BASE")
-    gone = publishing.rollback(arguments.base, to=arguments.to, reason=arguments.reason)
+    withdrawn = publishing.rollback(arguments.base, to=arguments.to, reason=arguments.reason)
     newest = max(versions.directories(arguments.base))
-    if not gone:
+    if not withdrawn:
         print(f"Version {newest} is the newest already")
         return 0
-    print(f"Withdrew {', '.join(map(str, gone))}; the newest version is {newest}")
+    print(f"Withdrew {', '.join(map(str, withdrawn))}; the newest version is {newest}")
     return 0
 
 
@@ -157,15 +163,16 @@ def _label(arguments: argparse.Namespace) -> int:
     for assignment in arguments.labels:
         label, _, number = assignment.partition("=")
         if not number.isdigit():
-            raise ValueError(f"A label reads LABEL=VERSION. Received: {assignment}")
+            raise ValueError(f"--set must be LABEL=VERSION. Received: --set {assignment}")
         labels[label] = int(number)
     if bool(labels) == arguments.clear:
-        raise ValueError("Give either --set LABEL=VERSION or --clear.")
-    found = versions.directories(arguments.base_path)
-    if missing := sorted({*labels.values()} - set(found)):
+        received = "both" if labels else "neither"
+        raise ValueError(f"Give either --set LABEL=VERSION or --clear. Received: {received}")
+    directories = versions.directories(arguments.base_path)
+    if missing := sorted({*labels.values()} - set(directories)):
         raise ValueError(
             f"Labels must name versions that are there. Received: {', '.join(map(str, missing))}, "
-            f"versions={sorted(found)}"
+            f"versions={sorted(directories)}"
         )
     policy = model_config.VersionPolicy()
     if labels:
@@ -184,7 +191,7 @@ def _label(arguments: argparse.Namespace) -> int:
 
 
 def _check_comments(config: Path) -> None:
-    """Refuses a config with comments, which would be lost: it is read and written as a message."""
+    """Checks that a config has no comments, which parsing and writing it would lose."""
     text = config.read_text() if config.is_file() else ""
     bare = re.sub(r"'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"", "", text)
     if "#" in bare:

@@ -1,4 +1,4 @@
-"""`sigline weights`: weights of others in and out."""
+"""`sigline weights`: imports weights of other libraries, and exports weights for them."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ def add_parser(commands) -> None:
         "--vocabulary", type=Path, help="SentencePiece model, if the source has none"
     )
     bring.add_argument(
-        "--drop", action="append", default=[], metavar="REGEX", help="tensors that are not wanted"
+        "--drop", action="append", default=[], metavar="REGEX", help="tensors to leave out"
     )
     bring.add_argument(
         "--set",
@@ -26,7 +26,7 @@ def add_parser(commands) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="assignments",
-        help="what the source does not tell, such as image.size=256 or text.pool=gap",
+        help="settings that the source does not hold, such as image.size=256 or text.pool=gap",
     )
     bring.set_defaults(run=_import_weights)
     send = weights.add_parser("export", help="write weights for Hugging Face transformers")
@@ -59,22 +59,22 @@ def _import_weights(arguments: argparse.Namespace) -> int:
     for item in weights.assumed:
         print(f"Assumed {item}")
     if weights.assumed:
-        print("The source does not tell these; --set KEY=VALUE says otherwise.")
+        print("The source does not hold these settings; set others by --set KEY=VALUE.")
     return 0
 
 
 def _export_weights(arguments: argparse.Namespace) -> int:
     source = arguments.source
-    # A checkpoint is named without the endings of its files.
+    # A checkpoint is a prefix of file names, not a file.
     if not source.with_name(f"{source.name}.index").is_file():
-        checks.check_there(source, "SOURCE")
+        checks.check_exists(source, "SOURCE")
     checks.check_absent(arguments.output, "--output")
     quiet.import_tensorflow()
     from sigline.trainer import sources
-    from sigline.trainer.weights import weight_folders
+    from sigline.trainer.weights import hugging_face_folders
 
     weights = sources.load(source)
-    notes = weight_folders.save_hugging_face(arguments.output, weights)
+    notes = hugging_face_folders.save(arguments.output, weights)
     print(f"Wrote {arguments.output}")
     for note in notes:
         print(f"Note: {note}")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigline.components.files import BeamFiles
 from sigline.components.ingest import clip_benchmark
+from sigline.components.shared.files import BeamFiles
 
 # As in ImageNet two classes have the same name.
 NAMES = ("tench", "missile", "missile", "jay")

@@ -1,13 +1,12 @@
-import copy
 import html.parser
 
 import jinja2
 import pytest
+from html_pages import HOSTILE, Tags, paths, without
 
 from sigline.components.validate import report
 from sigline.components.validate.gate import Described
 
-HOSTILE = "<script>alert(1)</script>\"'& שלום"
 COUNTS = {
     "input": 1234,
     "written": 1200,
@@ -129,26 +128,6 @@ def test_captions_have_a_direction_of_their_own_and_bars_have_axes():
     assert "% of train" in page
 
 
-class _Tags(html.parser.HTMLParser):
-    """Collects tags with the names of their attributes, and all texts and values."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text, self.values = [], "", set()
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, [name for name, _ in attrs]))
-        self.values |= {value for _, value in attrs}
-
-    def handle_endtag(self, tag):
-        self.tags.append(f"/{tag}")
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def _report_of(text):
     """Returns data and samples with a text in every place, made from the place's name."""
     group = {
@@ -204,9 +183,9 @@ def test_every_text_of_the_data_is_escaped():
 
     page = _page_of(hostile)
     assert "<script" not in page
-    parser = _Tags(page)
+    parser = Tags(page)
     # Nothing that the texts hold is a tag or an attribute, and none of them is lost.
-    assert parser.tags == _Tags(_page_of(str)).tags
+    assert parser.tags == Tags(_page_of(str)).tags
     assert len(places) == len(set(places))
     pictures = {f"data:image/jpeg;base64,{place} {HOSTILE}" for place in ("image", "other")}
     assert pictures | {f"../reports.html# {HOSTILE}"} <= parser.values
@@ -221,28 +200,12 @@ def test_an_address_that_runs_something_is_no_link(address):
     assert "model report, model card and all else" in page
 
 
-def _names(value, path=()):
-    """Returns the ways to all names of dictionaries."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield (*path, name)
-            yield from _names(inner, (*path, name))
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from _names(inner, (*path, i))
-
-
 def test_what_is_missing_is_an_error():
     data, samples, more = _report_of(str)
     content = report.content(data, samples) | more
     assert report.TEMPLATE.render(content) == _page_of(str)
-    names = list(_names(content))
-    assert ("features", 0, "rows", 0, "bars", 0, "share") in names
-    for path in names:
-        lacking = copy.deepcopy(content)
-        holder = lacking
-        for step in path[:-1]:
-            holder = holder[step]
-        del holder[path[-1]]
+    every = list(paths(content))
+    assert ("features", 0, "rows", 0, "bars", 0, "share") in every
+    for path in every:
         with pytest.raises(jinja2.UndefinedError):
-            report.TEMPLATE.render(lacking)
+            report.TEMPLATE.render(without(content, path))

@@ -15,12 +15,12 @@ from sigline.schemas import digests, record, tf_example
 from sigline.schemas import examples as examples_manifest
 from sigline.trainer import config
 from sigline.trainer.export import saved_model
-from sigline.trainer.inputs import data
+from sigline.trainer.inputs import preprocess, shards
 from sigline.trainer.models import two_tower
 from sigline.trainer.training import loop, start, steps
 from sigline.trainer.training.calls import Models
 from sigline.trainer.weights import weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 
 @pytest.fixture(scope="module")
@@ -62,26 +62,25 @@ def test_records_keep_all_but_the_image(embedded, examples, weights, tiny):
             assert set(old) - set(new) == {record.IMAGE}
             assert set(new) - set(old) == {record.IMAGE_EMBEDDING}
             assert all(old[name] == new[name] for name in set(old) & set(new))
-            pixels = data.preprocess.load_image(
+            pixels = preprocess.load_image(
                 tf.constant(old[record.IMAGE].bytes_list.value[0]), tiny.image, max_pixels=10**6
             )
-            expected = model.embed_image(data.preprocess.to_model_range(pixels[None], tiny.image))[
-                0
-            ]
+            expected = model.embed_image(preprocess.to_model_range(pixels[None], tiny.image))[0]
             found = new[record.IMAGE_EMBEDDING].float_list.value
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_manifest_names_shards_and_tower(embedded, weights, tiny):
     content = json.loads((embedded / "manifest.json").read_text())
-    shards = content["splits"]["train"]["shards"]
-    assert sum(shard["records"] for shard in shards.values()) == 100
-    for name, shard in shards.items():
+    listed = content["splits"]["train"]["shards"]
+    assert sum(shard["records"] for shard in listed.values()) == 100
+    for name, shard in listed.items():
         assert digests.file_digest(embedded / "Split-train" / name) == shard["sha256"]
+        assert (embedded / "Split-train" / name).stat().st_size == shard["bytes"]
     model = two_tower.build(tiny)
     start.start_from(model, weights, tiny)
     assert content["embeddings"]["image_digest"] == saved_model.image_digest(model)
-    assert data.embeddings(embedded / "Split-train") == content["embeddings"]
+    assert shards.embeddings(embedded / "Split-train") == content["embeddings"]
 
 
 def test_precomputed_and_live_training_agree(
@@ -109,21 +108,21 @@ def test_precomputed_and_live_training_agree(
 def test_embeddings_of_another_tower_are_refused(embedded, weights, tiny):
     other = two_tower.build(tiny)
     with pytest.raises(ValueError, match=r"by another image tower.*embed them again"):
-        start.check_embedded_by(other, data.embeddings(embedded / "Split-train"), tiny)
+        start.check_embedded_by(other, shards.embeddings(embedded / "Split-train"), tiny)
 
 
 def test_options_of_training_do_not_make_embeddings_stale(embedded, weights, tiny):
     dropping = config.override(tiny, ["image.token_dropout=0.5", "image.block.dropout=0.1"])
     model = two_tower.build(dropping)
     start.start_from(model, weights, dropping)
-    start.check_embedded_by(model, data.embeddings(embedded / "Split-train"), dropping)
+    start.check_embedded_by(model, shards.embeddings(embedded / "Split-train"), dropping)
 
 
 def test_embeddings_for_a_tower_that_is_trained_are_refused(embedded, tiny):
     trained = config.override(tiny, ['optimizer.rates=[[".*", 1]]'])
     with pytest.raises(ValueError, match=r"frozen by optimizer\.rates"):
         start.check_embedded_by(
-            two_tower.build(tiny), data.embeddings(embedded / "Split-train"), trained
+            two_tower.build(tiny), shards.embeddings(embedded / "Split-train"), trained
         )
 
 
@@ -181,8 +180,8 @@ def test_records_without_captions_are_embedded(embedded, examples, tmp_path):
         for item in list(tf_example.read_shard(str(first)))[:3]
     ]
     tf_example.write_shard(str(path), map(tf_example.encode, records))
-    shards = {name: {"records": 3, "sha256": digests.file_digest(path)}}
-    manifest_text = json.dumps({"splits": {"train": {"shards": shards}}})
+    listed = {name: {"records": 3, "sha256": digests.file_digest(path)}}
+    manifest_text = json.dumps({"splits": {"train": {"shards": listed}}})
     (tmp_path / "in" / "manifest.json").write_text(manifest_text)
     output = tmp_path / "out"
     tower = str(embedded / "tower")

@@ -19,17 +19,12 @@ import pytest
 from PIL import Image
 from urllib3.util import connection as sockets
 
-from sigline.components.files import BeamFiles
-from sigline.components.ingest import (
-    fetch,
-    fetch_transforms,
-    inventory,
-    readers,
-    rules,
-    sources,
-    transforms,
-)
-from sigline.components.ingest.fetch import FetchConfig, Fetcher
+from sigline.components.fetch import fetcher, robots
+from sigline.components.fetch import transforms as fetch_transforms
+from sigline.components.fetch.fetcher import FetchConfig, Fetcher
+from sigline.components.ingest import inventory, readers, rules, sources, transforms
+from sigline.components.ingest.options import IngestConfig
+from sigline.components.shared.files import BeamFiles
 
 LOCAL = FetchConfig(
     allowed_networks=("127.0.0.1/32",), timeout_s=0.5, deadline_s=2.0, backoff_s=0.01, retries=1
@@ -162,7 +157,7 @@ def server():
 
 def test_image_is_fetched_as_it_is(server):
     found = Fetcher(LOCAL).fetch(f"{server.url}/ok/7.png")
-    assert (found.status, found.content) == (fetch.SUCCESS, _png(7))
+    assert (found.status, found.content) == (fetcher.SUCCESS, _png(7))
     assert server.agents == {LOCAL.user_agent}
 
 
@@ -173,16 +168,16 @@ def test_image_is_fetched_as_it_is(server):
         ("/status/410", "http_410", 1),
         ("/status/429", "http_429", 2),
         ("/status/500", "http_500", 2),
-        ("/silent", fetch.TIMED_OUT, 2),
-        ("/drip/body", fetch.TIMED_OUT, 2),
-        ("/drip", fetch.TIMED_OUT, 2),
-        ("/huge", fetch.TOO_MANY_BYTES, 1),
-        ("/endless", fetch.TOO_MANY_BYTES, 1),
-        ("/cut", fetch.INCOMPLETE, 2),
-        ("/empty", fetch.EMPTY, 1),
-        ("/packed", fetch.COMPRESSED, 1),
-        ("/noise", fetch.INCOMPLETE, 2),
-        ("/loop", fetch.TOO_MANY_REDIRECTS, 6),
+        ("/silent", fetcher.TIMED_OUT, 2),
+        ("/drip/body", fetcher.TIMED_OUT, 2),
+        ("/drip", fetcher.TIMED_OUT, 2),
+        ("/huge", fetcher.TOO_MANY_BYTES, 1),
+        ("/endless", fetcher.TOO_MANY_BYTES, 1),
+        ("/cut", fetcher.INCOMPLETE, 2),
+        ("/empty", fetcher.EMPTY, 1),
+        ("/packed", fetcher.COMPRESSED, 1),
+        ("/noise", fetcher.INCOMPLETE, 2),
+        ("/loop", fetcher.TOO_MANY_REDIRECTS, 6),
     ],
 )
 def test_answer_that_is_no_image_has_a_status(server, path, status, requests):
@@ -195,7 +190,7 @@ def test_answer_that_is_no_image_has_a_status(server, path, status, requests):
 
 def test_what_may_pass_is_tried_again(server):
     found = Fetcher(LOCAL).fetch(f"{server.url}/once/3.png")
-    assert (found.status, server.asked["/once/3.png"]) == (fetch.SUCCESS, 2)
+    assert (found.status, server.asked["/once/3.png"]) == (fetcher.SUCCESS, 2)
 
 
 def test_redirections_are_followed(server):
@@ -218,7 +213,7 @@ def test_redirections_are_followed(server):
     ],
 )
 def test_url_that_is_none_is_refused(url):
-    assert Fetcher(LOCAL).fetch(url).status == fetch.INVALID_URL
+    assert Fetcher(LOCAL).fetch(url).status == fetcher.INVALID_URL
 
 
 @pytest.mark.parametrize(
@@ -260,14 +255,14 @@ def test_url_that_is_none_is_refused(url):
 def test_private_addresses_are_not_asked(server, host):
     config = FetchConfig(retries=0, timeout_s=0.5)
     found = Fetcher(config).fetch(f"http://{host}:{server.server_port}/ok/1.png")
-    assert found.status == fetch.PRIVATE_ADDRESS
+    assert found.status == fetcher.PRIVATE_ADDRESS
     assert not server.asked
 
 
 def test_redirection_to_a_private_address_is_not_followed(server):
     found = Fetcher(LOCAL).fetch(f"{server.url}/to/http://127.0.0.2:{server.server_port}/ok/1.png")
-    assert found.status == fetch.PRIVATE_ADDRESS
-    assert Fetcher(LOCAL).fetch(f"{server.url}/to/file:///etc/passwd").status == fetch.INVALID_URL
+    assert found.status == fetcher.PRIVATE_ADDRESS
+    assert Fetcher(LOCAL).fetch(f"{server.url}/to/file:///etc/passwd").status == fetcher.INVALID_URL
 
 
 def test_name_is_resolved_once(server, monkeypatch):
@@ -281,15 +276,15 @@ def test_name_is_resolved_once(server, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", _resolve)
     url = f"http://images.example:{server.server_port}/ok/1.png"
     assert Fetcher(LOCAL).fetch(url).content == _png(1)
-    assert Fetcher(LOCAL).fetch(url).status == fetch.PRIVATE_ADDRESS
+    assert Fetcher(LOCAL).fetch(url).status == fetcher.PRIVATE_ADDRESS
 
 
 def test_names_that_lead_nowhere_and_closed_ports_have_a_status():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    assert Fetcher(LOCAL).fetch(f"http://127.0.0.1:{port}/").status == fetch.NO_CONNECTION
-    assert Fetcher(LOCAL).fetch("http://name.invalid/").status == fetch.NO_CONNECTION
+    assert Fetcher(LOCAL).fetch(f"http://127.0.0.1:{port}/").status == fetcher.NO_CONNECTION
+    assert Fetcher(LOCAL).fetch("http://name.invalid/").status == fetcher.NO_CONNECTION
 
 
 @pytest.mark.parametrize(
@@ -313,20 +308,20 @@ def test_names_that_lead_nowhere_and_closed_ports_have_a_status():
     ],
 )
 def test_robots_directives(values, expected):
-    assert fetch.opted_out(values, "sigline", FetchConfig().opt_outs) == expected
+    assert robots.opted_out(values, "sigline", FetchConfig().opt_outs) == expected
 
 
 def test_opted_out_images_are_not_taken(server):
-    assert Fetcher(LOCAL).fetch(f"{server.url}/robots/noai").status == fetch.OPTED_OUT
-    assert Fetcher(LOCAL).fetch(f"{server.url}/robots/otherbot:_noai").status == fetch.SUCCESS
+    assert Fetcher(LOCAL).fetch(f"{server.url}/robots/noai").status == fetcher.OPTED_OUT
+    assert Fetcher(LOCAL).fetch(f"{server.url}/robots/otherbot:_noai").status == fetcher.SUCCESS
 
 
 def test_host_is_asked_by_few_at_a_time_and_not_too_often(server):
     config = FetchConfig(allowed_networks=("127.0.0.1/32",), per_host=2, host_interval_s=0.05)
-    fetcher = Fetcher(config)
+    client = Fetcher(config)
     begin = time.monotonic()
     urls = [f"{server.url}/wait/{i}.png" for i in range(8)]
-    threads = [threading.Thread(target=fetcher.fetch, args=(url,)) for url in urls]
+    threads = [threading.Thread(target=client.fetch, args=(url,)) for url in urls]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -338,15 +333,15 @@ def test_host_is_asked_by_few_at_a_time_and_not_too_often(server):
 
 def test_waiting_for_others_takes_no_time_of_an_attempt(server):
     config = dataclasses.replace(LOCAL, per_host=1, host_interval_s=0.1, deadline_s=0.5, retries=0)
-    fetcher = Fetcher(config)
+    client = Fetcher(config)
     urls = [f"{server.url}/ok/{i}.png" for i in range(12)]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
-        found = list(pool.map(fetcher.fetch, urls))
-    assert {item.status for item in found} == {fetch.SUCCESS}
+        found = list(pool.map(client.fetch, urls))
+    assert {item.status for item in found} == {fetcher.SUCCESS}
     # What nobody waits for any more is forgotten.
     time.sleep(0.2)
-    fetcher.fetch(urls[0])
-    assert len(fetcher._hosts) <= 1
+    client.fetch(urls[0])
+    assert len(client._hosts) <= 1
 
 
 def test_connections_that_are_made_late_are_cut_too(server, monkeypatch):
@@ -358,12 +353,12 @@ def test_connections_that_are_made_late_are_cut_too(server, monkeypatch):
 
     monkeypatch.setattr(sockets, "create_connection", _slow)
     config = dataclasses.replace(LOCAL, deadline_s=0.3, retries=0)
-    assert Fetcher(config).fetch(f"{server.url}/drip").status == fetch.TIMED_OUT
+    assert Fetcher(config).fetch(f"{server.url}/drip").status == fetcher.TIMED_OUT
 
 
 def test_redirection_that_is_no_url_is_final(server):
     found = Fetcher(LOCAL).fetch(f"{server.url}/astray")
-    assert (found.status, server.asked.total()) == (fetch.INVALID_URL, 1)
+    assert (found.status, server.asked.total()) == (fetcher.INVALID_URL, 1)
 
 
 def _table(folder, rows):
@@ -428,7 +423,7 @@ def test_ingest_reads_what_was_fetched_and_rejects_what_was_not(server, tmp_path
     _table(tmp_path / "tables", _rows(server))
     _fetch(tmp_path / "tables", tmp_path / "fetched")
     pairs = [
-        rules.examine(pair, rules.IngestConfig())
+        rules.examine(pair, IngestConfig())
         for name, part in inventory.take(
             str(tmp_path / "fetched"), BeamFiles(), sources.SourceConfig()
         ).parts
@@ -440,7 +435,7 @@ def test_ingest_reads_what_was_fetched_and_rejects_what_was_not(server, tmp_path
         (tmp_path / name).mkdir()
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         folders = str(tmp_path / "examples"), str(tmp_path / "report")
-        _ = pipeline | transforms.Ingest(str(tmp_path / "tables"), *folders, rules.IngestConfig())
+        _ = pipeline | transforms.Ingest(str(tmp_path / "tables"), *folders, IngestConfig())
     report = (tmp_path / "report" / "rejected" / "rejected-00000-of-00001-000.jsonl").read_text()
     assert "`sigline data fetch` fetches it first" in report
 
@@ -558,7 +553,7 @@ def test_files_of_like_names_and_counts_of_someone_else_stay(server, tmp_path):
 )
 def test_redirection_to_a_raw_address_is_followed(server, location, asked):
     found = Fetcher(LOCAL).fetch(f"{server.url}/moved/{location.hex()}")
-    assert (found.status, found.content) == (fetch.SUCCESS, _png(5))
+    assert (found.status, found.content) == (fetcher.SUCCESS, _png(5))
     assert server.asked[asked] == 1
 
 
@@ -576,5 +571,5 @@ def test_names_of_hosts_that_are_not_ascii_are_resolved_and_checked(server, monk
     assert Fetcher(LOCAL).fetch(f"http://b\u00fccher.example:{port}/ok/5.png").content == _png(5)
     target = f"HTTP://b\u00fccher-geheim.example:{port}/ok/5.png".encode()
     found = Fetcher(LOCAL).fetch(f"http://B\u00dcCHER.example:{port}/moved/{target.hex()}")
-    assert found.status == fetch.PRIVATE_ADDRESS
+    assert found.status == fetcher.PRIVATE_ADDRESS
     assert names == ["xn--bcher-kva.example"] * 2 + ["xn--bcher-geheim-dlb.example"]

@@ -6,6 +6,7 @@ from PIL import Image
 
 from sigline.components.ingest import filters, fingerprints
 from sigline.components.ingest.filters import Caption, FilterConfig
+from sigline.components.ingest.reasons import Refusal
 
 
 def _kept(text, language="und", **options):
@@ -13,7 +14,7 @@ def _kept(text, language="und", **options):
 
 
 def _reason(text, language="und", **options):
-    with pytest.raises(filters.Refusal) as caught:
+    with pytest.raises(Refusal) as caught:
         _kept(text, language, **options)
     return caught.value.reason
 
@@ -105,7 +106,7 @@ def test_other_captions_stay():
 
 def test_first_reason_is_that_of_the_pair():
     captions = [Caption("IMG_1.jpg", "und"), Caption("dog", "und")]
-    with pytest.raises(filters.Refusal) as caught:
+    with pytest.raises(Refusal) as caught:
         filters.kept_captions(captions, FilterConfig(file_names=True, min_words=1, min_chars=5))
     assert caught.value.reason == "file_name_text"
 
@@ -143,7 +144,7 @@ def _plain(pixels):
 def test_pictures_of_one_color_are_blank():
     config = FilterConfig(min_deviation=2.0)
     noise = np.random.default_rng(0).integers(0, 3, (64, 64, 3), np.uint8)
-    with pytest.raises(filters.Refusal) as caught:
+    with pytest.raises(Refusal) as caught:
         filters.check_picture(_plain(noise + 100), config)
     assert caught.value.reason == "blank_image"
     half = np.zeros((64, 64, 3), np.uint8)
@@ -160,14 +161,14 @@ def test_scores_within_bounds_pass(value):
 @pytest.mark.parametrize("value", [0.51, "high", None, True, [0.1], float("nan")])
 def test_scores_out_of_bounds_are_refused(value):
     config = FilterConfig(scores={"punsafe": {"max": 0.5}})
-    with pytest.raises(filters.Refusal) as caught:
+    with pytest.raises(Refusal) as caught:
         filters.scored(b"", ["a"], {"punsafe": value}, config)
     assert caught.value.reason == "score_out_of_range"
 
 
 def test_scorers_add_columns_that_can_be_bounded():
     config = FilterConfig(scorers=("statistics:mean",))
-    with pytest.raises(filters.Refusal) as caught:
+    with pytest.raises(Refusal) as caught:
         filters.scored(b"", ["a"], {}, config)
     assert caught.value.reason == "scorer_failed"
     assert "statistics:mean" in str(caught.value)
@@ -180,7 +181,7 @@ def test_scorer_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     config = FilterConfig(scorers=("own_scorer:score",), scores={"words": {"min": 2}})
     assert filters.scored(b"", ["a dog"], {"x": 1}, config) == {"x": 1, "words": 2.0}
-    with pytest.raises(filters.Refusal, match=r"words is 1\.0"):
+    with pytest.raises(Refusal, match=r"words is 1\.0"):
         filters.scored(b"", ["dog"], {}, config)
 
 
@@ -208,5 +209,5 @@ def test_blank_png_of_any_mode_is_blank():
     from sigline.components.ingest import images
 
     checked = images.check_image(buffer.getvalue(), images.ImageLimits())
-    with pytest.raises(filters.Refusal):
+    with pytest.raises(Refusal):
         filters.check_picture(checked.views[0], FilterConfig(min_deviation=0.5))

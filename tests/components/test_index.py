@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sigline.components import served_model
 from sigline.components.index import build as build
 from sigline.components.index import corpus, faiss_index, transforms
 from sigline.components.index import saved_index as saved_index
 from sigline.components.index.build import IndexRefused
 from sigline.components.index.options import IndexConfig
+from sigline.components.shared import served_model
 from sigline.schemas import digests, record, retrieval, signatures, strict, tf_example
 
 
@@ -214,8 +214,8 @@ def test_component_indexes_all_examples_of_a_blessed_model(
 ):
     from tfx.types import standard_artifacts
 
-    from sigline.components.artifact_types import EmbeddingIndex
     from sigline.components.index.component import IndexCorpus
+    from sigline.components.shared.artifact_types import EmbeddingIndex
     from sigline.schemas import artifacts
 
     def artifact(kind, uri, number=0):

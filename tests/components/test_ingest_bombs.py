@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sigline.components.files import BeamFiles
 from sigline.components.ingest import reasons
 from sigline.components.ingest.readers import bounds, parquet_pages
 from sigline.components.ingest.readers.arrow import HuggingFaceReader, ParquetReader
 from sigline.components.ingest.sources import SourceConfig
+from sigline.components.shared.files import BeamFiles
 
 MIB = 2**20
 # Of each bomb, written out.

@@ -8,10 +8,11 @@ from apache_beam.testing.util import assert_that, equal_to
 from PIL import ImageOps
 from planted_faults import encode, picture
 
-from sigline.components.ingest import fingerprints, group_transforms, images, options, rules
+from sigline.components.ingest import fingerprints, group_transforms, groups, images, options, rules
+from sigline.components.ingest.options import DuplicateConfig, IngestConfig
 from sigline.components.ingest.sources import RawPair
 
-_CONFIG = rules.IngestConfig(eval_sources=("held",))
+_CONFIG = IngestConfig(eval_sources=("held",))
 
 
 def _row(key, image, config, text="a house by the river", source="web", part=0):
@@ -69,7 +70,7 @@ def _components(edges):
 
 
 def _expected(edges):
-    return rules.group_roots(edges)
+    return groups.group_roots(edges)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_copies_stay_together():
 
 
 def test_best_copy_is_kept():
-    config = rules.IngestConfig(duplicates=rules.DuplicateConfig(keep="best"))
+    config = IngestConfig(duplicates=DuplicateConfig(keep="best"))
     kept, rejected = _decided(_copies(config), config)
     assert set(kept) == {"large", "other"}
     assert rejected == {
@@ -148,7 +149,7 @@ def test_best_copy_is_kept():
 
 
 def test_of_equal_bytes_the_longest_caption_is_kept():
-    config = rules.IngestConfig(duplicates=rules.DuplicateConfig(keep="best"))
+    config = IngestConfig(duplicates=DuplicateConfig(keep="best"))
     image = encode(picture(0))
     rows = [_row(text, image, config, text) for text in ("a house", "a house by a river", "house")]
     kept, rejected = _decided(rows, config)
@@ -159,7 +160,7 @@ def test_of_equal_bytes_the_longest_caption_is_kept():
 
 @pytest.mark.parametrize("keep", ["all", "best"])
 def test_pictures_of_the_evaluation_are_not_trained_on(keep):
-    config = rules.IngestConfig(eval_sources=("held",), duplicates=rules.DuplicateConfig(keep=keep))
+    config = IngestConfig(eval_sources=("held",), duplicates=DuplicateConfig(keep=keep))
     rows = [
         _row("large", encode(picture(0, (128, 96))), config),
         _row("held", encode(picture(0)), config, source="held"),
@@ -179,9 +180,7 @@ def test_pictures_of_the_evaluation_are_not_trained_on(keep):
 
 
 def test_evaluated_pairs_of_the_input_stay_beside_other_evaluation_sets():
-    config = rules.IngestConfig(
-        eval_sources=("held",), duplicates=rules.DuplicateConfig(keep="best")
-    )
+    config = IngestConfig(eval_sources=("held",), duplicates=DuplicateConfig(keep="best"))
     rows = [
         _row("outside", encode(picture(0, (128, 96))), config, part=-1),
         _row("held", encode(picture(0)), config, source="held"),
@@ -190,9 +189,9 @@ def test_evaluated_pairs_of_the_input_stay_beside_other_evaluation_sets():
 
 
 def test_evaluation_sets_need_no_captions_and_no_size():
-    config = rules.IngestConfig(limits=images.ImageLimits(min_side=200))
+    config = IngestConfig(limits=images.ImageLimits(min_side=200))
     pair = RawPair(key="x", source="cls", shard="a.tar", position=0, image=encode(picture(0)))
-    found = rules.examine(pair, rules.IngestConfig(), (-1, 0))
+    found = rules.examine(pair, IngestConfig(), (-1, 0))
     assert isinstance(found, tuple)
     assert found[0].text == ()
     assert rules.examine(pair, config, (0, 0)).reason == "missing_text"
@@ -202,9 +201,7 @@ def test_evaluation_sets_need_no_captions_and_no_size():
 
 
 def test_captions_of_the_evaluation_are_not_trained_on_if_asked_for():
-    config = rules.IngestConfig(
-        eval_sources=("held",), duplicates=rules.DuplicateConfig(captions=True)
-    )
+    config = IngestConfig(eval_sources=("held",), duplicates=DuplicateConfig(captions=True))
     rows = [
         _row("held", encode(picture(0)), config, "A house  by the river", source="held"),
         _row("leak", encode(picture(1)), config, "a house by the River"),
@@ -229,9 +226,7 @@ def test_repeated_captions_are_left_out():
 
 def test_mirror_images_are_copies_if_asked_for():
     for mirrored in (False, True):
-        config = rules.IngestConfig(
-            duplicates=rules.DuplicateConfig(keep="best", mirrored=mirrored)
-        )
+        config = IngestConfig(duplicates=DuplicateConfig(keep="best", mirrored=mirrored))
         rows = [
             _row("a", encode(picture(0)), config, "a longer caption"),
             _row("b", encode(ImageOps.mirror(picture(0))), config, "a caption"),
@@ -243,7 +238,7 @@ def test_mirror_images_are_copies_if_asked_for():
 @pytest.mark.parametrize("keep", ["all", "best"])
 def test_pictures_of_earlier_examples_stay_in_their_split(keep):
     """Whatever split their hashes would draw, and however many there are."""
-    config = rules.IngestConfig(duplicates=rules.DuplicateConfig(keep=keep))
+    config = IngestConfig(duplicates=DuplicateConfig(keep=keep))
     rows, expected = [], {}
     for number in range(12):
         image = picture(number)
@@ -283,7 +278,7 @@ def test_evaluation_comes_before_earlier_examples():
 
 
 def test_evaluation_sets_whose_pictures_are_trained_on_are_counted():
-    config = rules.IngestConfig()
+    config = IngestConfig()
     image = encode(picture(3))
     earlier = dataclasses.replace(_row("old", image, config, part=-1), earlier="train")
     kept, rejected = _decided([earlier, _row("set", image, config, part=-2)], config)
@@ -302,7 +297,7 @@ def test_examples_of_an_earlier_run_are_known(tmp_path):
         folders = [tmp_path / name / part for part in ("examples", "report")]
         for folder in folders:
             folder.mkdir(parents=True)
-        config = rules.IngestConfig(eval_share=0.3, **options)
+        config = IngestConfig(eval_share=0.3, **options)
         with beam.Pipeline(runner="FnApiRunner") as pipeline:
             _ = pipeline | transforms.Ingest(str(tmp_path / "data"), *map(str, folders), config)
         return {

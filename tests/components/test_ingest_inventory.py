@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sigline.components.files import BeamFiles
-from sigline.components.ingest import account, inventory, reasons, rules, sources, transforms
+from sigline.components.ingest import account, input_files, inventory, reasons, sources, transforms
+from sigline.components.ingest.options import IngestConfig
 from sigline.components.ingest.readers import READERS
+from sigline.components.shared.files import BeamFiles
 from sigline.components.validate import gate, report
 from sigline.schemas.entries import Entry, local_entries
 
@@ -164,7 +165,7 @@ def test_pipes_and_sockets_are_not_opened(tmp_path):
             "pipe.jpg": reasons.SPECIAL_FILE,
             "socket.tar": reasons.SPECIAL_FILE,
         }
-        assert transforms.input_files(str(tmp_path), sources.SourceConfig()) == [
+        assert input_files.input_files(str(tmp_path), sources.SourceConfig()) == [
             str(tmp_path / "a.jpg"),
             str(tmp_path / "a.txt"),
         ]
@@ -524,7 +525,7 @@ def fourteen_kinds(tmp_path_factory):
     there = len(things_below(base))
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         _ = pipeline | transforms.Ingest(
-            str(base), str(folder / "examples"), str(output), rules.IngestConfig(eval_share=0.5)
+            str(base), str(folder / "examples"), str(output), IngestConfig(eval_share=0.5)
         )
     return json.loads((output / "counts.json").read_text()), expected, there, output
 
@@ -616,10 +617,10 @@ def test_share_of_what_is_passed_over_is_no_percentage():
 def test_empty_folder_among_the_classes_is_one_of_them(tmp_path):
     write_pairs(tmp_path / "b", ["x"])
     config = sources.SourceConfig(class_folders=True)
-    assert transforms.class_names(str(tmp_path), config) == ("b",)
+    assert input_files.class_names(str(tmp_path), config) == ("b",)
     (tmp_path / "a").mkdir()
-    assert transforms.class_names(str(tmp_path), config) == ("a", "b")
-    assert transforms.class_names(str(tmp_path), sources.SourceConfig()) == ()
+    assert input_files.class_names(str(tmp_path), config) == ("a", "b")
+    assert input_files.class_names(str(tmp_path), sources.SourceConfig()) == ()
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.jsonl", "t.csv", "t.tar", "data.arrow"])

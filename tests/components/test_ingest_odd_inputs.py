@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from sigline.components.files import BeamFiles
-from sigline.components.ingest import class_labels, fetch_tables, inventory, reasons, rules
+from sigline.components.fetch import url_tables
+from sigline.components.ingest import class_labels, inventory, reasons, rules
 from sigline.components.ingest.compression import DAMAGED, decompressed
+from sigline.components.ingest.options import IngestConfig
 from sigline.components.ingest.readers import READERS
 from sigline.components.ingest.readers.values import pair_of
 from sigline.components.ingest.sources import (
@@ -23,6 +24,7 @@ from sigline.components.ingest.sources import (
     RawPair,
     SourceConfig,
 )
+from sigline.components.shared.files import BeamFiles
 
 
 def picture():
@@ -93,7 +95,7 @@ def test_pairs_of_a_class_folder_called_na_are_kept(tmp_path):
     for pair in READERS["images"].scan(part, BeamFiles(), config, 10**6):
         assert isinstance(pair, RawPair)
         outcome = rules.examine(
-            RawPair(**{**vars(pair), "image": picture()}), rules.IngestConfig(source=config)
+            RawPair(**{**vars(pair), "image": picture()}), IngestConfig(source=config)
         )
         assert not isinstance(outcome, rules.Rejection)
         labels.append(outcome[0].label)
@@ -123,7 +125,7 @@ def test_lists_in_lists_and_lists_of_nothing_are_read_as_such(cell, captions):
     config = SourceConfig()
     values = {"image": picture(), "caption": cell}
     pair = pair_of(values, Columns.choose(values, config), config, shard="t.csv", position=0)
-    outcome = rules.examine(pair, rules.IngestConfig(source=config))
+    outcome = rules.examine(pair, IngestConfig(source=config))
     if captions is None:
         assert isinstance(outcome, rules.Rejection)
         assert outcome.reason == reasons.MISSING_TEXT
@@ -181,7 +183,7 @@ def test_what_stands_before_damage_of_a_compressed_file_is_kept(compress):
 def test_a_table_with_other_delimiters_is_told_of_the_option(tmp_path):
     (tmp_path / "t.csv").write_text("url;caption\nhttp://a.example/1.jpg;x\n")
     with pytest.raises(ValueError, match=r"url;caption.*--delimiter"):
-        fetch_tables.find(str(tmp_path), "/out", BeamFiles(), SourceConfig())
+        url_tables.find(str(tmp_path), "/out", BeamFiles(), SourceConfig())
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_classes_stand_above_splits_or_below_them(tmp_path, names, labels):
 )
 def test_lists_of_captions_in_metadata_are_read_as_those_of_tables(metadata, captions):
     pair = RawPair(key="a", source="s", shard="s.tar", image=picture(), metadata=metadata)
-    outcome = rules.examine(pair, rules.IngestConfig())
+    outcome = rules.examine(pair, IngestConfig())
     assert not isinstance(outcome, rules.Rejection)
     assert outcome[0].text == captions
 
@@ -274,7 +276,7 @@ def test_no_pair_is_rejected_for_a_label_that_is_too_long_a_number(tmp_path):
     assert isinstance(row, RawPair)
     assert row.problem is None
     assert row.label == digits
-    outcome = rules.examine(pair, rules.IngestConfig())
+    outcome = rules.examine(pair, IngestConfig())
     assert not isinstance(outcome, rules.Rejection)
     assert outcome[0].label == ()
     assert digits in outcome[0].meta

@@ -5,10 +5,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigline.components.ingest import fingerprints, images, reasons, rules, sources
+from sigline.components.ingest import (
+    fingerprints,
+    groups,
+    images,
+    placement,
+    reasons,
+    rules,
+    sources,
+)
+from sigline.components.ingest.options import IngestConfig
 
 LIMITS = images.ImageLimits(max_bytes=100_000, max_pixels=10_000)
-CONFIG = rules.IngestConfig(limits=LIMITS)
+CONFIG = IngestConfig(limits=LIMITS)
 
 
 def _image(mode="RGB", size=(24, 16), seed=0):
@@ -336,28 +345,41 @@ def test_transparency_is_composed_as_the_served_model_does():
 
 
 def test_group_roots_join_chains():
-    roots = rules.group_roots([(b"c", b"d"), (b"b", b"c"), (b"x", b"y")])
+    roots = groups.group_roots([(b"c", b"d"), (b"b", b"c"), (b"x", b"y")])
     assert roots == {b"b": b"b", b"c": b"b", b"d": b"b", b"x": b"x", b"y": b"x"}
 
 
 def test_split_share_is_as_configured():
-    config = rules.IngestConfig(eval_share=0.2)
+    config = IngestConfig(eval_share=0.2)
     groups = [str(i).encode() for i in range(5000)]
-    share = np.mean([rules.split_of(group, config) == "eval" for group in groups])
+    share = np.mean([placement.split_of(group, config) == "eval" for group in groups])
     assert share == pytest.approx(0.2, abs=0.02)
 
 
-@pytest.mark.parametrize(("records", "shards"), [(0, 1), (1, 1), (512, 1), (513, 2)])
-def test_num_shards(records, shards):
-    assert rules.num_shards(records, rules.IngestConfig()) == shards
+@pytest.mark.parametrize(
+    ("records", "shards"),
+    [
+        (0, 1),
+        (1, 1),
+        (512, 1),
+        (513, 2),
+        (1025, 4),
+        (5000, 16),
+        (8192, 16),
+        (8193, 32),
+        (1_000_000, 1968),
+    ],
+)
+def test_number_of_shards_suits_the_lanes_of_training(records, shards):
+    assert placement.num_shards(records, IngestConfig()) == shards
 
 
 def test_shards_get_even_shares():
     positions = [np.random.default_rng(i).bytes(32) for i in range(4000)]
-    counts = np.bincount([rules.shard_of(p, 4) for p in positions], minlength=4)
+    counts = np.bincount([placement.shard_of(p, 4) for p in positions], minlength=4)
     assert counts.min() > 900
 
 
 def test_wrong_share_is_refused():
     with pytest.raises(ValueError, match="eval_share must be between 0 and 1"):
-        rules.IngestConfig(eval_share=1.0)
+        IngestConfig(eval_share=1.0)

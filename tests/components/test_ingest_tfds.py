@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigline.components.files import BeamFiles
-from sigline.components.ingest import inventory, readers, reasons, rules, sources, transforms
+from sigline.components.ingest import input_files, inventory, readers, reasons, sources, transforms
+from sigline.components.ingest.options import IngestConfig
+from sigline.components.shared.files import BeamFiles
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tfds"
 
@@ -60,7 +61,7 @@ def test_folder_of_a_version_tells_its_format():
 
 
 def test_all_files_of_the_version_and_no_others_are_the_input():
-    found = transforms.input_files(str(GOLDEN), sources.SourceConfig(dataset="tinydigits"))
+    found = input_files.input_files(str(GOLDEN), sources.SourceConfig(dataset="tinydigits"))
     assert {Path(path).parent for path in found} == {GOLDEN / "tinydigits" / "plain" / "2.0.1"}
     assert {Path(path).name for path in found} == {
         "dataset_info.json",
@@ -81,7 +82,7 @@ def test_highest_version_is_taken(copied):
 
 def test_missing_shard_is_rejected_and_costs_no_other(copied):
     (copied / "tinycaptions" / "1.1.0" / "tinycaptions-val.tfrecord-00000-of-00001").unlink()
-    config = rules.IngestConfig(source=sources.SourceConfig(dataset="tinycaptions"))
+    config = IngestConfig(source=sources.SourceConfig(dataset="tinycaptions"))
     for name in ("examples", "report"):
         (copied / name).mkdir()
     with beam.Pipeline(runner="FnApiRunner") as pipeline:

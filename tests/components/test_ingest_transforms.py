@@ -10,7 +10,8 @@ import power_cut
 import pytest
 from PIL import Image
 
-from sigline.components.ingest import rules, sources, transforms
+from sigline.components.ingest import input_files, rules, sources, transforms
+from sigline.components.ingest.options import IngestConfig
 from sigline.components.scenes import draw, generate, grammar
 from sigline.schemas import tf_example
 
@@ -44,7 +45,7 @@ def test_cut_of_the_power_leaves_no_manifest_without_its_shards(tmp_path):
 
 
 def _ingest(source, output, config=None):
-    config = config or rules.IngestConfig(
+    config = config or IngestConfig(
         eval_sources=(generate.HELD_OUT_SOURCE,), eval_share=0.3, shard_records=40
     )
     for name in ("examples", "report"):
@@ -115,6 +116,7 @@ def test_manifest_tells_records_sources_and_digests(ingested):
         for name, shard in content["shards"].items():
             path = ingested / "examples" / f"Split-{split}" / name
             assert digests.file_digest(path) == shard["sha256"]
+            assert path.stat().st_size == shard["bytes"]
             assert len(list(tf_example.read_shard(str(path)))) == shard["records"]
 
 
@@ -157,7 +159,7 @@ def test_output_does_not_depend_on_the_folder(ingested, scenes, tmp_path):
 def test_output_does_not_depend_on_the_runner(ingested, scenes, tmp_path):
     for name in ("examples", "report"):
         (tmp_path / name).mkdir()
-    config = rules.IngestConfig(
+    config = IngestConfig(
         eval_sources=(generate.HELD_OUT_SOURCE,), eval_share=0.3, shard_records=40
     )
     options = beam.options.pipeline_options.PipelineOptions(
@@ -186,7 +188,7 @@ def test_damaged_shard_costs_no_other_record(scenes, tmp_path):
 
 
 def test_eval_source_that_the_input_lacks_is_refused(scenes, tmp_path):
-    config = rules.IngestConfig(eval_sources=("scenes-heldotu",))
+    config = IngestConfig(eval_sources=("scenes-heldotu",))
     with pytest.raises(ValueError, match=r"scenes-heldotu.*the input has"):
         _ingest(scenes, tmp_path, config)
 
@@ -200,7 +202,7 @@ def test_folder_without_shards_is_refused(tmp_path):
 def test_broken_classes_file_is_refused(tmp_path):
     (tmp_path / "classes.json").write_text('{"names": []')
     with pytest.raises(ValueError, match="Expecting"):
-        transforms.copy_classes(str(tmp_path), str(tmp_path / "out"))
+        input_files.copy_classes(str(tmp_path), str(tmp_path / "out"))
 
 
 def test_counts_name_what_is_left_out_of_pairs(tmp_path):
@@ -217,7 +219,7 @@ def test_counts_name_what_is_left_out_of_pairs(tmp_path):
     lines = [json.dumps(row | {"image": f"k{i:03d}.png"}) for i, row in enumerate(rows)]
     (tmp_path / "in" / "pairs.jsonl").write_text("\n".join(lines))
     (tmp_path / "in" / "classes.json").write_text('{"names": ["great ape", "dog"]}')
-    output = _ingest(tmp_path / "in", tmp_path, rules.IngestConfig())
+    output = _ingest(tmp_path / "in", tmp_path, IngestConfig())
     counts = _counts(output)
     assert (counts["written"], counts["rejected"]) == (4, 0)
     assert counts["remarks"] == {
@@ -237,7 +239,7 @@ def test_counts_name_what_is_left_out_of_pairs(tmp_path):
 
 @pytest.mark.slow
 def test_noto_emoji_ingests_completely(noto_emoji, tmp_path):
-    output = _ingest(noto_emoji, tmp_path, rules.IngestConfig())
+    output = _ingest(noto_emoji, tmp_path, IngestConfig())
     counts = _counts(output)
     assert counts["input"] == 3374 == counts["written"]
     # 333 of the 37,114 names are that of another language, too.
@@ -357,14 +359,14 @@ def test_every_format_gives_the_same_records(write, tmp_path):
     samples[7] = (samples[7][0], samples[7][1], "")
     (tmp_path / "in").mkdir()
     write(samples, tmp_path / "in")
-    output = _ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig(shard_records=16))
+    output = _ingest(tmp_path / "in", tmp_path / "out", IngestConfig(shard_records=16))
     counts = _counts(output)
     assert counts["input"] == len(samples) == counts["written"] + counts["rejected"]
     expected = {}
     for key, image, text in samples:
         found = rules.examine(
             sources.RawPair(key=key, source="", shard="", image=image, text=text.encode()),
-            rules.IngestConfig(),
+            IngestConfig(),
         )
         if not isinstance(found, rules.Rejection):
             expected[key] = (found[1], (text,))
@@ -381,7 +383,7 @@ def test_keys_are_unique_and_no_pair_is_lost_for_its_key(tmp_path):
     ]
     (tmp_path / "in").mkdir()
     _write_parquet(samples, tmp_path / "in")
-    output = _ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig())
+    output = _ingest(tmp_path / "in", tmp_path / "out", IngestConfig())
     keys = [record.key for split in ("train", "eval") for record in _records(output, split)]
     assert len(set(keys)) == 9
     assert sum(key.startswith("same~") for key in keys) == 2
@@ -394,7 +396,7 @@ def test_key_that_is_no_unicode_costs_no_other(tmp_path):
     lines = ['{"image_path": "1.png", "caption": "c", "key": "k\\ud800"}']
     lines.append('{"image_path": "1.png", "caption": "c", "key": "k"}')
     (tmp_path / "in" / "pairs.jsonl").write_text("\n".join(lines))
-    counts = _counts(_ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig()))
+    counts = _counts(_ingest(tmp_path / "in", tmp_path / "out", IngestConfig()))
     assert counts["rejected_by_reason"] == {"invalid_utf8": 1}
     assert counts["written"] == 1
 
@@ -404,7 +406,7 @@ def test_files_of_one_name_in_two_folders_stay_apart(tmp_path):
     for name in ("train", "validation"):
         (tmp_path / "in" / name).mkdir(parents=True)
         _write_huggingface(samples, tmp_path / "in" / name)
-    output = _ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig())
+    output = _ingest(tmp_path / "in", tmp_path / "out", IngestConfig())
     keys = [record.key for split in ("train", "eval") for record in _records(output, split)]
     assert len(keys) == len(set(keys)) == 12
 
@@ -413,7 +415,7 @@ def test_names_of_folders_are_no_patterns(tmp_path):
     folder = tmp_path / "in[1]*"
     folder.mkdir()
     _write_jsonl(_samples(6), folder)
-    assert _counts(_ingest(folder, tmp_path / "out", rules.IngestConfig()))["written"] == 6
+    assert _counts(_ingest(folder, tmp_path / "out", IngestConfig()))["written"] == 6
 
 
 def test_images_of_a_table_may_lie_elsewhere(tmp_path):
@@ -422,9 +424,9 @@ def test_images_of_a_table_may_lie_elsewhere(tmp_path):
     _write_csv(samples, tmp_path / "pictures")
     (tmp_path / "in").mkdir()
     (tmp_path / "pictures" / "pairs.csv").rename(tmp_path / "in" / "pairs.csv")
-    config = rules.IngestConfig(source=sources.SourceConfig(root="../pictures"))
+    config = IngestConfig(source=sources.SourceConfig(root="../pictures"))
     assert _counts(_ingest(tmp_path / "in", tmp_path / "out", config))["written"] == 10
-    files = transforms.input_files(str(tmp_path / "in"), config.source)
+    files = input_files.input_files(str(tmp_path / "in"), config.source)
     assert len(files) == 11
 
 
@@ -434,7 +436,7 @@ def test_file_that_cannot_be_opened_costs_no_other(tmp_path):
     _write_webdataset(_samples(5), tmp_path / "in")
     shutil.copy(tmp_path / "in" / "x-0.tar.gz", tmp_path / "in" / "y-0.tar.gz")
     folders = [str(tmp_path / name) for name in ("in", "examples", "report")]
-    ingest = transforms.Ingest(*folders, rules.IngestConfig())
+    ingest = transforms.Ingest(*folders, IngestConfig())
     (tmp_path / "in" / "y-0.tar.gz").unlink()
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         _ = pipeline | ingest
@@ -451,7 +453,7 @@ def test_missing_and_forbidden_files_cost_no_other(tmp_path):
     (tmp_path / "in" / "images" / names[2]).unlink()
     (tmp_path / "in" / "images" / names[4]).unlink()
     (tmp_path / "in" / "images" / names[4]).mkdir()
-    output = _ingest(tmp_path / "in", tmp_path / "out", rules.IngestConfig())
+    output = _ingest(tmp_path / "in", tmp_path / "out", IngestConfig())
     assert _counts(output)["rejected_by_reason"]["missing_image"] == 2
     lines = [
         json.loads(line)

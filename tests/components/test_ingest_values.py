@@ -22,6 +22,7 @@ from sigline.components.ingest import (
     rules,
     sources,
 )
+from sigline.components.ingest.options import IngestConfig
 
 
 def _png():
@@ -47,7 +48,7 @@ class Memory(dict):
 
 
 def _examine(pair, classes=None, **options):
-    config = rules.IngestConfig(filters=filters.FilterConfig(**options))
+    config = IngestConfig(filters=filters.FilterConfig(**options))
     found = rules.examine(pair, config, (0, 0), classes)
     return found if isinstance(found, rules.Rejection) else found[0]
 

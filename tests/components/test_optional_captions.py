@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from planted_faults import caption, encode, picture
 
-from sigline.components.files import BeamFiles
 from sigline.components.ingest import (
     group_transforms,
     inventory,
     options,
+    placement,
     readers,
     reasons,
     remarks,
@@ -25,10 +25,12 @@ from sigline.components.ingest import (
     sources,
     transforms,
 )
+from sigline.components.ingest.options import IngestConfig
+from sigline.components.shared.files import BeamFiles
 from sigline.components.validate import gate, report
 from sigline.schemas import tf_example
 
-OPTIONAL = rules.IngestConfig(captions="optional")
+OPTIONAL = IngestConfig(captions="optional")
 PNG = encode(picture(0))
 
 
@@ -55,7 +57,7 @@ def test_picture_without_caption_is_kept_where_captions_are_optional(changes, re
     assert (row.text, row.language) == ((), ())
     assert row.to_record(PNG).text == ()
     assert rules.remarks_on(row) == remark
-    assert _outcome(rules.IngestConfig(), **changes).reason == reason
+    assert _outcome(IngestConfig(), **changes).reason == reason
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_table_with_null_captions_is_read(name, tmp_path):
     outcomes = _read(tmp_path, OPTIONAL)
     assert [row.text for row in outcomes] == [("a dog",), (), (), ("a cat",)]
     assert [row.label for row in outcomes] == [(0,), (1,), (2,), (3,)]
-    outcomes = _read(tmp_path, rules.IngestConfig())
+    outcomes = _read(tmp_path, IngestConfig())
     rejected = [item for item in outcomes if isinstance(item, rules.Rejection)]
     empty = name in ("pairs.csv", "pairs.tsv")
     assert [x.reason for x in rejected] == 2 * ["empty_text" if empty else "missing_text"]
@@ -206,7 +208,7 @@ def test_table_without_a_column_of_captions_is_read(name, tmp_path):
     outcomes = _read(tmp_path, OPTIONAL)
     assert [(row.text, row.label) for row in outcomes] == [((), (i,)) for i in range(3)]
     assert all(json.loads(row.meta) == {"place": "x"} for row in outcomes)
-    for rejection in _read(tmp_path, rules.IngestConfig()):
+    for rejection in _read(tmp_path, IngestConfig()):
         assert rejection.reason == reasons.MISSING_TEXT
         assert "no such column among" in rejection.detail
 
@@ -215,7 +217,7 @@ def test_table_without_a_column_of_captions_is_read(name, tmp_path):
 def test_column_that_is_named_must_be_there_unless_rows_name_their_own(name, tmp_path):
     TABLES[name]([{"jpg": encode(picture(i)), "label": i} for i in range(2)], tmp_path / name)
     source = sources.SourceConfig(caption=("titel",))
-    outcomes = _read(tmp_path, rules.IngestConfig(captions="optional", source=source))
+    outcomes = _read(tmp_path, IngestConfig(captions="optional", source=source))
     if name in ("pairs.jsonl", "pairs.tfrecord"):
         assert [row.text for row in outcomes] == [(), ()]
     else:
@@ -225,7 +227,7 @@ def test_column_that_is_named_must_be_there_unless_rows_name_their_own(name, tmp
 def test_table_without_image_or_with_a_path_that_leads_out_stays_rejected(tmp_path):
     (tmp_path / "a.csv").write_text("photo,label\nx.png,1\n")
     (tmp_path / "b.jsonl").write_text('{"image": "../x.png", "label": 1}\n{"label": 1}\n')
-    config = rules.IngestConfig(captions="optional")
+    config = IngestConfig(captions="optional")
     refused = [item.reason for item in _read(tmp_path, config)]
     assert refused == [reasons.MISSING_IMAGE, reasons.UNSAFE_PATH, reasons.MISSING_IMAGE]
 
@@ -243,7 +245,7 @@ def test_prepared_data_set_without_names_of_classes_is_read(tmp_path):
     assert [(row.text, row.label) for row in _read(tmp_path, OPTIONAL)] == [
         ((), (i,)) for i in range(3)
     ]
-    assert {item.reason for item in _read(tmp_path, rules.IngestConfig())} == {"missing_text"}
+    assert {item.reason for item in _read(tmp_path, IngestConfig())} == {"missing_text"}
 
 
 def test_folders_of_images_need_no_texts(tmp_path):
@@ -252,14 +254,12 @@ def test_folders_of_images_need_no_texts(tmp_path):
         (tmp_path / folder / "a.png").write_bytes(encode(picture(number)))
     (tmp_path / "dog" / "a.json").write_text('{"place": "home"}')
     assert [row.text for row in _read(tmp_path, OPTIONAL)] == [(), ()]
-    config = rules.IngestConfig(
-        captions="optional", source=sources.SourceConfig(class_folders=True)
-    )
+    config = IngestConfig(captions="optional", source=sources.SourceConfig(class_folders=True))
     rows = _read(tmp_path, config)
     # The name of a class is the caption of an image with nothing beside it, as ever.
     assert [(row.text, row.label) for row in rows] == [(("cat",), (0,)), ((), (1,))]
     (tmp_path / "list.txt").write_text("cat/a.png\ndog/a.png\n")
-    config = rules.IngestConfig(captions="optional", source=sources.SourceConfig(format="list"))
+    config = IngestConfig(captions="optional", source=sources.SourceConfig(format="list"))
     assert [row.text for row in _read(tmp_path, config)] == [(), ()]
 
 
@@ -383,7 +383,7 @@ def test_no_caption_at_all_is_no_error(tmp_path):
     data = gate.Described(counts, profile)
     assert "<b>12</b>without captions" in report.page(data, {}, [])
     # The written examples can be known of by a later run, as those of an earlier span.
-    earlier = rules.IngestConfig(
+    earlier = IngestConfig(
         captions="optional", earlier=(str(tmp_path / "out" / "examples"),), eval_share=0.5
     )
     counts, again = _ingest(tmp_path / "in", tmp_path / "again", earlier)
@@ -405,7 +405,7 @@ def test_evaluation_set_without_a_column_of_captions_is_looked_at(tmp_path):
         (tmp_path / name).mkdir()
         rows = [{"jpg": encode(picture(i)), "label": i} for i in numbers]
         _parquet(rows, tmp_path / name / "pairs.parquet")
-    config = rules.IngestConfig(captions="optional", eval_sets=(str(tmp_path / "held"),))
+    config = IngestConfig(captions="optional", eval_sets=(str(tmp_path / "held"),))
     counts, records = _ingest(tmp_path / "in", tmp_path / "out", config)
     assert counts["rejected_by_reason"] == {"leak": 3}
     assert counts["eval_sets_unreadable"] == {}
@@ -429,9 +429,9 @@ def test_repeated_captions_cost_no_picture_without_one():
 
 
 def test_of_copies_the_one_with_a_caption_is_the_best():
-    config = rules.IngestConfig(captions="optional")
+    config = IngestConfig(captions="optional")
     rows = [_outcome(key="a"), _outcome(key="b", text=b"a dog"), _outcome(key="c")]
-    assert min(rows, key=lambda row: rules.rank(row, config)).key == "b"
+    assert min(rows, key=lambda row: placement.rank(row, config)).key == "b"
 
 
 @pytest.fixture(scope="module")
@@ -511,7 +511,7 @@ def test_data_gate_passes_pictures_without_captions_where_they_are_optional(
     """The component that writes what the gate finds, on the artifacts of a real ingest."""
     from tfx.types import artifact_utils, standard_artifacts
 
-    from sigline.components.artifact_types import DataReport, IngestReport
+    from sigline.components.shared.artifact_types import DataReport, IngestReport
     from sigline.components.validate.component import ReportData
     from sigline.schemas import artifacts
 

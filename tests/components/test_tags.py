@@ -3,7 +3,8 @@ import json
 import apache_beam as beam
 import pytest
 
-from sigline.components.ingest import options, rules, tags, transforms
+from sigline.components.ingest import options, tags, transforms
+from sigline.components.ingest.options import IngestConfig
 from sigline.components.ingest.tags import TagConfig
 from sigline.components.scenes import generate
 from sigline.schemas import tf_example
@@ -107,4 +108,4 @@ def test_no_tags_by_default(scenes, tmp_path):
     records, counted = _ingest(scenes, tmp_path, {})
     assert counted is None
     assert {item.tag for items in records.values() for item in items} == {()}
-    assert not rules.IngestConfig().tags.wanted
+    assert not IngestConfig().tags.is_enabled

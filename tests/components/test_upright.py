@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigline.components import upright
 from sigline.components.evaluate import corruptions
 from sigline.components.index import corpus
 from sigline.components.ingest import images
-from sigline.serving.checks import turned_pictures
+from sigline.components.shared import upright
+from sigline.serving.checks import oriented_images
 
 
 def _opened(encoded):
@@ -17,7 +17,7 @@ def _opened(encoded):
 
 
 def test_pictures_stored_in_eight_ways_are_turned_upright():
-    pictures = {(form, number): x for form, number, x in turned_pictures.turned_pictures()}
+    pictures = {(form, number): x for form, number, x in oriented_images.oriented_images()}
     for (form, _), encoded in pictures.items():
         expected = np.asarray(_opened(pictures[form, 1]))
         np.testing.assert_array_equal(upright.upright(_opened(encoded)), expected)

@@ -11,7 +11,8 @@ import pytest
 
 from sigline import cli
 from sigline.commands import fetch as fetch_command
-from sigline.components.ingest import fetch_tables, readers, sources
+from sigline.components.fetch import url_tables
+from sigline.components.ingest import readers, sources
 from sigline.schemas.entries import Entry
 
 URL = "http://a.example/1.jpg"
@@ -32,7 +33,7 @@ class Memory(dict):
 
 def _rows(name, content, **options):
     files = Memory({f"d/{name}": content})
-    tables = fetch_tables.find("d", "out", files, sources.SourceConfig(**options))
+    tables = url_tables.find("d", "out", files, sources.SourceConfig(**options))
     return [
         (row.image_url, [text for text, _ in row.captions or ()])
         for item in tables.parts
@@ -114,7 +115,7 @@ def test_column_that_is_not_there_is_named_beside_those_that_are(name, content, 
 def test_list_of_urls_needs_no_columns():
     files = Memory({"d/l.txt": f" {URL} \n\nHTTP://b/2\n".encode()})
     source = sources.SourceConfig(format="list")
-    (item,) = fetch_tables.find("d", "out", files, source).parts
+    (item,) = url_tables.find("d", "out", files, source).parts
     rows = readers.READERS["list"].scan(item.part, files, item.source, 0)
     assert [row.image_url for row in rows] == [URL, "HTTP://b/2"]
 
@@ -122,7 +123,7 @@ def test_list_of_urls_needs_no_columns():
 def test_column_is_named_in_any_case_and_images_may_lack_captions():
     assert _rows("t.csv", f"LINK,n\n{URL},1\n".encode(), image="link") == [(URL, [])]
     files = Memory({"d/t.csv": f"url,n\n{URL},1\n".encode()})
-    assert fetch_tables.find("d", "o", files, sources.SourceConfig()).without_captions == ("t.csv",)
+    assert url_tables.find("d", "o", files, sources.SourceConfig()).without_captions == ("t.csv",)
 
 
 def test_tables_that_cannot_be_read_are_left_to_their_rows():
@@ -190,7 +191,7 @@ def test_files_beside_the_tables_that_may_hold_rows_are_named():
     content = f"url,caption\n{URL},x\n".encode()
     names = ("d/t.csv", "d/more.xlsx", "d/README.md", "d/other/a.tar")
     files = Memory({name: content for name in names})
-    tables = fetch_tables.find("d", "out", files, sources.SourceConfig())
+    tables = url_tables.find("d", "out", files, sources.SourceConfig())
     assert tables.passed_over == (("more.xlsx", "unknown_format"), ("other/a.tar", "webdataset"))
 
 
@@ -199,4 +200,4 @@ def test_listed_file_that_is_not_there_is_refused():
     rows = _arrow([{"url": URL, "caption": "x"}])
     files = Memory({"d/a.arrow": rows, "d/state.json": json.dumps(listed).encode()})
     with pytest.raises(ValueError, match=r"must be there. Received: d/b\.arrow"):
-        fetch_tables.find("d", "out", files, sources.SourceConfig())
+        url_tables.find("d", "out", files, sources.SourceConfig())

@@ -19,13 +19,13 @@ def whole_run(make_once, tmp_path_factory) -> WholeRun:
         from google.protobuf import json_format
 
         from sigline.pipeline import environment as environments
-        from sigline.pipeline import run
+        from sigline.pipeline import local_run
 
         # Not in the folder of facts, which is moved when it is whole: a run knows its own paths.
         folder = tmp_path_factory.mktemp("whole-run")
         faults = {generate.CORRUPT: 0.02, generate.EMPTY_TEXT: 0.01}
         generate.write_scenes(folder / "data", count=1000, seed=1, faults=faults)
-        report = run.run(environments.load(write_environment(folder)))
+        report = local_run.run(environments.load(write_environment(folder)))
         assert report is not None
         assets = folder / "root/serving/1" / signatures.ASSETS_DIR
         (facts / "folder").write_text(str(folder))

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from sigline.pipeline import preloading
+from sigline.pipeline.kubeflow import preloading
 
 
 class Forked:

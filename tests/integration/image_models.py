@@ -24,6 +24,7 @@ SIZES = [
     "optimizer.warmup_steps=5",
     "optimizer.learning_rate=0.003",
     "data.crop_min_area=0.7",
+    "data.randaugment=none",
     "data.shuffle_records=1000",
 ]
 

@@ -26,21 +26,26 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(folder):
-    """A run of the classifier."""
-    from sigline.pipeline import run
+    """A run of the classifier, a FlexiViT of two grids."""
+    from sigline.pipeline import local_run
 
     # Labels are those of all pictures but the held-out ones.
     changes = ["objectives.classify.unlabelled=skip", "data.mixup=0"]
+    # Each grid is drawn for half of the steps.
+    changes += ["image.grids=[2,4]", "steps=400"]
     values = image_models.environment(
         folder,
         "vit_s16",
         overrides=[*image_models.SIZES, *changes],
-        gate={"minimum": {"classification_accuracy": 0.3}},
+        gate={
+            "minimum": {"classification_accuracy": 0.15},
+            "slice_minimum": {"classification_accuracy": {"grid": 0.15}},
+        },
         evaluation={"probes": True, "corrupt": ["blur@3"]},
     )
     path = folder / "environment.yaml"
     path.write_text(yaml.safe_dump(values))
-    return run.run(environments.load(path))
+    return local_run.run(environments.load(path))
 
 
 def test_classifier_is_trained_gated_and_published(report, folder):
@@ -52,7 +57,7 @@ def test_classifier_is_trained_gated_and_published(report, folder):
     assert "TrainVocabulary" not in names
     assert {"Trainer", "EvaluateModel", "CheckServing", "PublishModel"} <= names
     metrics = report.metrics
-    assert metrics["classification_accuracy"]["value"] > 0.3
+    assert metrics["classification_accuracy"]["value"] > 0.15
     assert metrics["classification_accuracy"]["chance"] == pytest.approx(1 / 36, rel=0.01)
     assert "classification_mean_class_recall" in metrics
     assert "classification_calibration_error" in metrics
@@ -61,7 +66,11 @@ def test_classifier_is_trained_gated_and_published(report, folder):
     assert not any("text" in name or "zero_shot" in name for name in metrics)
     checked = {check["metric"] for check in report.verdict["checks"]}
     assert {"parity_max_difference/image", "parity_max_difference/class_logits"} <= checked
-    assert report.infra["signatures_run"] == 5.0
+    assert {f"classification_accuracy/grid={grid}" for grid in (2, 4)} <= checked
+    assert "classification_accuracy_difference/grid=2" in metrics
+    assert metrics["latency_ms/embed_image@1/grid=2"]["value"] > 0
+    # Five of the default grid, and four of each grid.
+    assert report.infra["signatures_run"] == 13.0
 
 
 def test_report_and_card_say_what_it_is(folder):
@@ -78,6 +87,7 @@ def test_report_and_card_say_what_it_is(folder):
     assert "The five worst examples" in text
     assert "What is taken for what" in text
     assert "Calibration" in text
+    assert "By number of patches" in text
     assert "Captions found for images" not in text
     name = grammar.label_set().names[0].split()[-1]
     assert name in text
@@ -97,11 +107,24 @@ def test_it_is_served_and_asked(report, folder, capsys):
             signatures.CLASSIFY, {signatures.IMAGE_BYTES: [picture.read_bytes()]}
         )
         client.close()
-        assert cli.main(["ask", "--target", address, "--image", str(picture)]) == 0
+        coarse = Client(address, timeout_seconds=120, grid=2)
+        other = coarse.predict(
+            signatures.CLASSIFY, {signatures.IMAGE_BYTES: [picture.read_bytes()]}
+        )
+        coarse.close()
+        arguments = ["ask", "--target", address, "--image", str(picture)]
+        assert cli.main([*arguments, "--grid", "3"]) == 1
+        assert "--grid must be one of" in capsys.readouterr().err
+        assert cli.main([*arguments, "--grid", "2"]) == 0
+        asked_coarsely = capsys.readouterr().out
+        assert cli.main(arguments) == 0
     classes = [name.decode() for name in answer[signatures.CLASSES][0]]
     assert len(classes) == 5
     assert set(classes) <= names
     assert np.all(np.diff(answer[signatures.SCORES][0]) <= 0)
+    best = float(other[signatures.SCORES][0][0])
+    assert best != float(answer[signatures.SCORES][0][0])
+    assert asked_coarsely.split()[0] == f"{best:.4f}"
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 5
     assert lines[0].endswith(classes[0])

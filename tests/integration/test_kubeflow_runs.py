@@ -10,7 +10,7 @@ from tiny_model import FROZEN, OVERRIDES, write_weights
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
 from sigline.schemas import signatures
-from sigline.trainer.inputs import data
+from sigline.trainer.inputs import shards
 
 pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 
@@ -100,7 +100,7 @@ def test_newest_span_is_trained_on_with_the_one_before(refused, spans, folder):
     assets = folder / "volume/spans/serving/1" / signatures.ASSETS_DIR
     model = json.loads((assets / signatures.METADATA_FILE).read_text())
     folders = [Path(uri) / "Split-train" for uri in window]
-    assert model["data_digest"] == data.data_digest(folders)
+    assert model["data_digest"] == shards.data_digest(folders)
     card = json.loads((assets / "model_card.json").read_text())
     assert [item["span"] for item in card["data"]["spans"]] == [1, 2]
 

@@ -32,9 +32,9 @@ def folder(whole_run):
 
 @pytest.fixture(scope="module")
 def run():
-    from sigline.pipeline import run
+    from sigline.pipeline import local_run
 
-    return run
+    return local_run
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_lineage_tells_what_the_model_was_made_of(first, folder, capsys):
     assert cli.main(["lineage", str(folder / "changed"), "--metadata", database]) == 2
     assert "does not know this model" in capsys.readouterr().err
     assert cli.main(["lineage", str(folder / "changed")]) == 2
-    assert "files were changed since it was published" in capsys.readouterr().err
+    assert "files must be those that were published" in capsys.readouterr().err
     (folder / "changed" / signatures.ASSETS_DIR / "model_card.md").unlink()
     assert cli.main(["lineage", str(folder / "changed")]) == 2
     assert "give --metadata" in capsys.readouterr().err
@@ -255,12 +255,12 @@ def test_changed_recipe_trains_again_against_the_last_blessed_model(first, folde
 
 
 def test_what_does_not_change_the_tower_embeds_nothing_again(folder):
-    from sigline.pipeline import build
+    from sigline.pipeline import wiring
 
     def _tower(*overrides):
         environment = environments.load(folder / "environment.yaml")
         changed = dataclasses.replace(environment, overrides=(*environment.overrides, *overrides))
-        nodes = {node.id: node for node in build.build(changed).components}
+        nodes = {node.id: node for node in wiring.build(changed).components}
         return nodes["ExportFrozenTower"].exec_properties
 
     assert _tower() == _tower("steps=7", "optimizer.learning_rate=1", "text.depth=1")
@@ -273,7 +273,7 @@ def test_what_does_not_change_the_tower_embeds_nothing_again(folder):
 
 def test_changed_input_bytes_are_ingested_again(first, folder, tmp_path):
     from sigline.components.ingest.filters import FilterConfig
-    from sigline.components.ingest.rules import IngestConfig
+    from sigline.components.ingest.options import IngestConfig
     from sigline.pipeline import planning
 
     # Also those of what is evaluated on, and of a vocabulary.
@@ -307,10 +307,10 @@ def test_tfx_checks_the_model_on_a_cluster_if_it_is_asked_to(first, folder):
     from tfx.dsl.compiler import compiler
     from tfx.proto.orchestration import pipeline_pb2
 
-    from sigline.pipeline import build
+    from sigline.pipeline import wiring
 
     environment = environments.load(folder / "environment.yaml")
-    built = build.build(dataclasses.replace(environment, infra="tfx"))
+    built = wiring.build(dataclasses.replace(environment, infra="tfx"))
     compiled = compiler.Compiler().compile(built)
     nodes = {x.pipeline_node.node_info.id: x.pipeline_node for x in compiled.nodes}
     checked = nodes["CheckServing"]
@@ -324,7 +324,7 @@ def test_tfx_checks_the_model_on_a_cluster_if_it_is_asked_to(first, folder):
 
 
 def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monkeypatch):
-    from sigline.pipeline import build, planning
+    from sigline.pipeline import planning, wiring
 
     copy = tmp_path / "package"
     for name in ("schemas", "trainer", "components", "serving", "pipeline", "sigline"):
@@ -335,20 +335,20 @@ def test_changed_code_changes_the_parameters_of_its_nodes(folder, tmp_path, monk
     def _digests():
         return {
             node.id: node.exec_properties["code_digest"]
-            for node in build.build(environment).components
+            for node in wiring.build(environment).components
             if "code_digest" in getattr(node, "exec_properties", {})
         }
 
     for path, nodes in (
         ("trainer/losses/pair_losses.py", {"ExportFrozenTower", "Trainer", "TrainVocabulary"}),
         ("components/evaluate/gate.py", {"EvaluateModel"}),
-        ("components/served_model.py", {"EmbedExamples", "EvaluateModel", "IndexCorpus"}),
+        ("components/shared/served_model.py", {"EmbedExamples", "EvaluateModel", "IndexCorpus"}),
         (
-            "components/files.py",
+            "components/shared/files.py",
             {"IngestExamples", "EmbedExamples", "EvaluateModel", "IndexCorpus"},
         ),
         ("components/index/options.py", {"IndexCorpus"}),
-        ("components/outputs.py", {"IngestExamples"}),
+        ("components/shared/outputs.py", {"IngestExamples"}),
     ):
         before = _digests()
         with open(copy / path, "a") as handle:

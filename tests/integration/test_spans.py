@@ -10,7 +10,7 @@ from whole_run import write_environment
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
 from sigline.schemas import signatures
-from sigline.trainer.inputs import data
+from sigline.trainer.inputs import shards
 
 pytestmark = [pytest.mark.tfx, pytest.mark.slow]
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 
 def _run(folder, span=None, **changes):
-    from sigline.pipeline import run
+    from sigline.pipeline import local_run
 
     values = {
         "input_base": str(folder / "data" / "span-{SPAN}"),
@@ -37,7 +37,9 @@ def _run(folder, span=None, **changes):
     }
     if span is not None:
         values["span"] = span
-    return run.run(environments.load(write_environment(folder, "spans", **(values | changes))))
+    return local_run.run(
+        environments.load(write_environment(folder, "spans", **(values | changes)))
+    )
 
 
 def _outputs(report):
@@ -68,8 +70,8 @@ def test_newest_accepted_spans_are_trained_on(folder, capfd):
         Path(_outputs(report)["IngestExamples"]["examples"]) / "Split-train"
         for report in (first, third)
     ]
-    assert _metadata(third)["data_digest"] == data.data_digest(folders)
-    assert _metadata(first)["data_digest"] == data.data_digest(folders[0])
+    assert _metadata(third)["data_digest"] == shards.data_digest(folders)
+    assert _metadata(first)["data_digest"] == shards.data_digest(folders[0])
     again = _run(folder)
     done = {name for name, state in _states(again).items() if state == "cached"}
     assert {"IngestExamples", "StatisticsGen", "ReportData", "CheckData", "Trainer"} <= done

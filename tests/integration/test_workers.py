@@ -49,7 +49,7 @@ def pool(tmp_path):
 
 
 def _run(folder: Path, name: str, beam_args: list[str]):
-    from sigline.pipeline import run
+    from sigline.pipeline import local_run
 
     values = {
         "pipeline_name": name,
@@ -63,7 +63,7 @@ def _run(folder: Path, name: str, beam_args: list[str]):
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
-    return run.run(environments.load(path))
+    return local_run.run(environments.load(path))
 
 
 def _model_digest(report) -> str:

@@ -27,10 +27,10 @@ def write_weights(folder: Path, overrides: list[str]):
     """Writes new weights of the model with these overrides, and returns them."""
     from sigline.trainer import config
     from sigline.trainer.models import two_tower
-    from sigline.trainer.weights import weight_folders
+    from sigline.trainer.weights import model_weights, weight_folders
 
     settings = config.override(config.load_recipe("siglip_small"), overrides)
     variables = two_tower.named_variables(two_tower.build(settings))
-    weights = weight_folders.Weights(settings, {name: v.numpy() for name, v in variables.items()})
+    weights = model_weights.Weights(settings, {name: v.numpy() for name, v in variables.items()})
     weight_folders.save(folder, weights)
     return weights

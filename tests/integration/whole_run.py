@@ -26,13 +26,13 @@ class WholeRun(NamedTuple):
     @classmethod
     def read(cls, facts: Path) -> "WholeRun":
         """Reads what was written about it when it was done."""
-        from sigline.pipeline import report
+        from sigline.pipeline import run_report
 
         written = json.loads((facts / "report.json").read_text())
-        nodes = tuple(report.NodeRun(**node) for node in written.pop("nodes"))
+        nodes = tuple(run_report.NodeRun(**node) for node in written.pop("nodes"))
         return cls(
             Path((facts / "folder").read_text()),
-            report.RunReport(nodes=nodes, **written),
+            run_report.RunReport(nodes=nodes, **written),
             json.loads((facts / "model.json").read_text()),
         )
 

@@ -8,7 +8,7 @@ import object_store
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from sigline.components.ingest import component, transforms
+from sigline.components.ingest import component, input_files, transforms
 from sigline.components.scenes import generate
 from sigline.pipeline import environment as environments
 
@@ -25,7 +25,7 @@ def _ingest(source: str, output: str) -> None:
     config = component.config_from_json('{"shard_records": 10, "duplicates": {"keep": "best"}}')
     with beam.Pipeline("FnApiRunner") as pipeline:
         _ = pipeline | transforms.Ingest(source, f"{output}/examples", f"{output}/report", config)
-    transforms.copy_classes(source, f"{output}/examples")
+    input_files.copy_classes(source, f"{output}/examples")
 
 
 def _files(folder) -> dict[str, bytes]:
@@ -109,12 +109,12 @@ def test_vocabulary_that_its_workers_cannot_open_is_refused(tmp_path):
 
 
 def test_where_its_workers_see_no_data_it_is_refused(tmp_path):
-    from sigline.pipeline import build
+    from sigline.pipeline import wiring
     from sigline.pipeline.kubeflow import compiling
 
     environment = environments.load("dataflow")
     with pytest.raises(ValueError, match="do not see the folders of this machine"):
-        build.build(environment)
+        wiring.build(environment)
     kubeflow = environments.load("kubeflow")
     with pytest.raises(ValueError, match="DataflowRunner's workers do not see"):
         compiling.compile_pipeline(

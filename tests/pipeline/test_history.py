@@ -12,7 +12,7 @@ SPANS = "/data/span-{SPAN}"
 def _artifact(kind, number, span=None):
     from tfx.types import standard_artifacts
 
-    from sigline.components import artifact_types
+    from sigline.components.shared import artifact_types
 
     cls = getattr(standard_artifacts, kind, None) or getattr(artifact_types, kind)
     found = cls()
@@ -32,9 +32,9 @@ def _acceptance(number, examples, spans=SPANS, statistics=0, report=0):
 
 
 def _window(examples, acceptances, last, num_spans, candidate=()):
-    from sigline.pipeline import baseline
+    from sigline.pipeline import history
 
-    strategy = baseline.AcceptedSpans(SPANS, last, num_spans)
+    strategy = history.AcceptedSpans(SPANS, last, num_spans)
     found = {"examples": examples, "acceptance": acceptances, "candidate": list(candidate)}
     return [item.id for item in strategy.resolve_artifacts(None, found)["examples"]]
 
@@ -73,9 +73,9 @@ def test_data_without_spans_or_of_others_is_no_span():
 
 def _last(spans, current, *accepted):
     """Returns the ids of the statistics and the report that are compared with."""
-    from sigline.pipeline import baseline
+    from sigline.pipeline import history
 
-    found = baseline.LastAcceptedData(spans).resolve_artifacts(
+    found = history.LastAcceptedData(spans).resolve_artifacts(
         None,
         {
             "candidate": [current],

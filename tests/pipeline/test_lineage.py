@@ -15,9 +15,9 @@ class _Store:
     """A metadata store that is written as TFX's runners write it."""
 
     def __init__(self, path):
-        from sigline.pipeline import report
+        from sigline.pipeline import run_report
 
-        self._store = report.open_store(str(path))
+        self._store = run_report.open_store(str(path))
         self._nodes = self._store.put_context_type(mlmd.ContextType(name="node"))
 
     def artifact(self, kind, uri, **properties):

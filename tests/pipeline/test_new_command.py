@@ -70,7 +70,7 @@ def test_wrong_names_are_refused(tmp_path, name):
 
 
 def test_nothing_is_overwritten(project, tmp_path):
-    with pytest.raises(ValueError, match="not there yet"):
+    with pytest.raises(ValueError, match="that of a new folder"):
         new_command.make("my_project", tmp_path)
 
 

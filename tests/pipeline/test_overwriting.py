@@ -117,16 +117,16 @@ def test_training_leaves_folders_of_someone_else_as_they_are(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine.txt").write_text(MINE)
     with pytest.raises(ValueError, match=f"{name} is in the way: no run of sigline wrote it"):
-        claims.check(tmp_path, of=train._TRAINED)
+        claims.check(tmp_path, written=train._TRAINED)
     claims.claim(tmp_path, ["a run"])
-    claims.check(tmp_path, of=train._TRAINED)
+    claims.check(tmp_path, written=train._TRAINED)
 
 
 def test_training_may_begin_beside_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text(MINE)
-    claims.check(tmp_path, of=train._TRAINED)
+    claims.check(tmp_path, written=train._TRAINED)
     with pytest.raises(ValueError, match=r"notes\.txt is in the way"):
-        claims.check(tmp_path, but=("tower",))
+        claims.check(tmp_path, ignored=("tower",))
 
 
 def test_a_run_leaves_a_database_of_someone_else_as_it_is(tmp_path, capsys):

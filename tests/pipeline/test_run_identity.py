@@ -29,9 +29,9 @@ def _record_run(metadata_path: Path, name: str, blessed: bool, folder: Path) -> 
     """Puts a run into a store: one node, the evaluation, with a verdict."""
     from ml_metadata.proto import metadata_store_pb2 as mlmd
 
-    from sigline.pipeline import report
+    from sigline.pipeline import run_report
 
-    store = report.open_store(str(metadata_path))
+    store = run_report.open_store(str(metadata_path))
     uri = folder / name
     uri.mkdir(parents=True)
     (uri / artifacts.VERDICT_FILE).write_text(json.dumps({"blessed": blessed}))
@@ -55,24 +55,24 @@ def _record_run(metadata_path: Path, name: str, blessed: bool, folder: Path) -> 
 
 
 def test_run_reports_its_own_verdict_though_another_ended_later(tmp_path):
-    from sigline.pipeline import report
+    from sigline.pipeline import run_report
 
     path = tmp_path / "metadata.sqlite"
     _record_run(path, "mine", False, tmp_path)
     _record_run(path, "others", True, tmp_path)
-    assert report.run_ids(str(path)) == {"mine", "others"}
-    assert report.read_report(str(path), "mine").verdict == {"blessed": False}
-    assert report.read_report(str(path), "others").verdict == {"blessed": True}
+    assert run_report.run_ids(str(path)) == {"mine", "others"}
+    assert run_report.read_report(str(path), "mine").verdict == {"blessed": False}
+    assert run_report.read_report(str(path), "others").verdict == {"blessed": True}
     with pytest.raises(ValueError, match="Received: run_id=third"):
-        report.read_report(str(path), "third")
+        run_report.read_report(str(path), "third")
 
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
     """An environment whose pipeline is never built."""
-    from sigline.pipeline import build
+    from sigline.pipeline import wiring
 
-    monkeypatch.setattr(build, "build", lambda environment: None)
+    monkeypatch.setattr(wiring, "build", lambda environment: None)
     data = tmp_path / "data"
     data.mkdir()
     return environments.Environment(
@@ -83,7 +83,7 @@ def environment(tmp_path, monkeypatch):
 def test_refused_run_is_refused_though_another_publishes_meanwhile(
     environment, tmp_path, monkeypatch
 ):
-    from sigline.pipeline import run
+    from sigline.pipeline import local_run
     from sigline.pipeline.narrated_runner import NarratedRunner
 
     path = Path(environment.metadata_path)
@@ -94,7 +94,7 @@ def test_refused_run_is_refused_though_another_publishes_meanwhile(
         _record_run(path, "others", True, tmp_path)
 
     monkeypatch.setattr(NarratedRunner, "run", _run)
-    outcome = run.run(environment)
+    outcome = local_run.run(environment)
     assert outcome is not None
     assert outcome.verdict == {"blessed": False}
 
@@ -111,17 +111,17 @@ class _Runner:
 
 
 def test_run_of_another_runner_is_the_one_that_is_new(environment, tmp_path):
-    from sigline.pipeline import run
+    from sigline.pipeline import local_run
 
     path = Path(environment.metadata_path)
     Path(environment.root).mkdir()
     _record_run(path, "before", False, tmp_path)
-    outcome = run.run(environment, _Runner(path, tmp_path, ("mine",)))
+    outcome = local_run.run(environment, _Runner(path, tmp_path, ("mine",)))
     assert outcome is not None
     assert outcome.verdict == {"blessed": True}
-    assert run.run(environment, _Runner(path, tmp_path, ())) is None
+    assert local_run.run(environment, _Runner(path, tmp_path, ())) is None
     with pytest.raises(RuntimeError, match="Received: a, b"):
-        run.run(environment, _Runner(path, tmp_path, ("a", "b")))
+        local_run.run(environment, _Runner(path, tmp_path, ("a", "b")))
 
 
 def test_names_of_runs_differ_though_they_begin_at_the_same_time(monkeypatch):
@@ -138,7 +138,7 @@ def test_names_of_runs_differ_though_they_begin_at_the_same_time(monkeypatch):
 
 
 def test_second_run_on_a_root_is_refused_and_told_the_first(environment, tmp_path):
-    from sigline.pipeline import run
+    from sigline.pipeline import local_run
 
     Path(environment.root).mkdir()
     first = subprocess.Popen(
@@ -150,14 +150,16 @@ def test_second_run_on_a_root_is_refused_and_told_the_first(environment, tmp_pat
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match="Another run is at work on this root") as refused:
-        run.run(environment, _Runner(Path(environment.metadata_path), tmp_path, ()))
+        local_run.run(environment, _Runner(Path(environment.metadata_path), tmp_path, ()))
     assert f"process {first.pid} on " in str(refused.value)
     assert f"root={environment.root}" in str(refused.value)
-    assert run.main(lambda: environment) == run.EXIT_FAILED
+    assert local_run.main(lambda: environment) == local_run.EXIT_FAILED
     # One that was killed holds nothing.
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    assert run.run(environment, _Runner(Path(environment.metadata_path), tmp_path, ())) is None
+    assert (
+        local_run.run(environment, _Runner(Path(environment.metadata_path), tmp_path, ())) is None
+    )
 
 
 def test_root_is_free_after_a_run_that_failed(tmp_path):

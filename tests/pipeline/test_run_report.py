@@ -1,6 +1,6 @@
 from sigline.components.ingest import account, reasons
 from sigline.components.ingest.sources import PassedOver
-from sigline.pipeline.report import RunReport, rows
+from sigline.pipeline.run_report import RunReport, rows
 
 
 def test_summary_names_what_was_passed_over_by_folder_and_suffix():

@@ -9,7 +9,7 @@ from sigline import cli
 from sigline.components.scenes import grammar
 from sigline.trainer.models import two_tower
 from sigline.trainer.weights import weight_folders
-from sigline.trainer.weights.weight_folders import Weights
+from sigline.trainer.weights.model_weights import Weights
 
 
 @pytest.fixture(scope="module")

@@ -57,9 +57,9 @@ def test_what_cannot_be_done_is_one_sentence(base, tmp_path, capsys):
     assert [line.split(". ")[0] for line in errors] == [
         "sigline: to must be a version that is there",
         "sigline: BASE must be a folder; there is no such folder",
-        "sigline: A label reads LABEL=VERSION",
+        "sigline: --set must be LABEL=VERSION",
         "sigline: Labels must name versions that are there",
-        "sigline: Give either --set LABEL=VERSION or --clear.",
+        "sigline: Give either --set LABEL=VERSION or --clear",
     ]
 
 

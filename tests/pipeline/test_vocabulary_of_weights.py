@@ -15,7 +15,7 @@ from sigline.components.scenes import generate  # noqa: E402
 from sigline.pipeline import environment as environments  # noqa: E402
 from sigline.trainer import config  # noqa: E402
 from sigline.trainer.weights import tokenizer_json, weight_folders  # noqa: E402
-from sigline.trainer.weights.weight_folders import Weights  # noqa: E402
+from sigline.trainer.weights.model_weights import Weights  # noqa: E402
 
 pytestmark = [pytest.mark.tfx]
 
@@ -49,13 +49,13 @@ def _environment(folder, **changes):
 
 
 def _node(environment, name="TrainVocabulary"):
-    from sigline.pipeline import build
+    from sigline.pipeline import wiring
 
-    return {node.id: node for node in build.build(environment).components}[name]
+    return {node.id: node for node in wiring.build(environment).components}[name]
 
 
 def test_vocabulary_node_hands_on_that_of_the_weights(folder, vocabulary, tmp_path, capsys):
-    from sigline.components.artifact_types import Vocabulary
+    from sigline.components.shared.artifact_types import Vocabulary
 
     environment = _environment(folder, weights=str(folder / "weights"), overrides=STARTS)
     node = _node(environment)

@@ -14,7 +14,7 @@ from sigline.serving.server.grpc_server import GrpcServer
 from sigline.serving.server.metrics import Metrics
 from sigline.serving.server.requests import Limits, Requests
 from sigline.serving.server.rest import RestServer
-from sigline.serving.server.served_version import Served
+from sigline.serving.server.served_version import ServedVersion
 
 
 class _Engine:
@@ -54,7 +54,7 @@ class HeldServer:
         config = BatchingConfig(num_batch_threads=1)
         batcher = Batcher(self._run, config, merged=frozenset(["serving_default"]))
         engine: Any = _Engine()
-        self.served = Served(engine, batcher, {}, {})
+        self.served = ServedVersion(engine, batcher, {}, {})
         self.metrics = Metrics(lambda: {}, lambda: {})
         count = self.metrics.request
 
@@ -108,13 +108,13 @@ class HeldServer:
     @contextlib.contextmanager
     def lease(self, name, *, version=None, label=""):
         """Yields the version."""
-        self.served.enter()
+        self.served.acquire()
         try:
             yield self.served
         finally:
-            self.served.leave()
+            self.served.release()
 
-    def knows(self, name):
+    def has_model(self, name):
         """Returns whether there is such a model."""
         return True
 

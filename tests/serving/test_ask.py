@@ -9,6 +9,7 @@ from sigline import cli
 from sigline.commands import ask
 from sigline.schemas import signatures
 from sigline.serving.client import Client, RequestError, image_files, passed_over
+from sigline.serving.client.transport import Options
 
 PNG = b"\x89PNG"
 
@@ -132,7 +133,7 @@ def test_what_is_passed_over_is_told_by_kind(folder, capsys):
     }
     for number in range(6):
         (folder / f"{number}.csv").write_text("x")
-    ask._tell_skipped(folder, [folder / "broken.png"])
+    ask._print_skipped(folder, [folder / "broken.png"])
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"skipped, no image that the model reads: {folder / 'broken.png'}"
     assert "skipped, links that lead nowhere: gone.png" in lines
@@ -158,11 +159,11 @@ def test_a_server_that_is_away_is_waited_for_as_long_as_asked(picture, capsys, m
             raise RequestError("away", "UNAVAILABLE")
 
     arguments = cli._parser().parse_args(["ask", "--image", str(picture), "--wait", "60", "a"])
-    assert ask._answered(arguments, _ask) == 0
+    assert ask._run_with_client(arguments, _ask) == 0
     assert len(calls) == 3
     arguments.wait = 0.0
     calls.clear()
-    assert ask._answered(arguments, _ask) == 1
+    assert ask._run_with_client(arguments, _ask) == 1
     assert "away" in capsys.readouterr().err
     assert len(calls) == 1
 
@@ -172,3 +173,28 @@ def test_thresholds_are_probabilities(picture, capsys, threshold):
     arguments = ["ask", "--image", str(picture), "a", f"--threshold={threshold}"]
     assert cli.main(arguments) == 2
     assert "--threshold must be 0 to 1" in capsys.readouterr().err
+
+
+def test_grid_is_asked_for_by_the_signature_of_images():
+    options = Options(grid=7)
+    for name in ("embed_image", "embed_image_safe", "similarity", "classify", "class_logits"):
+        assert options.request(name, {}).model_spec.signature_name == f"{name}_g7"
+        assert Options().request(name, {}).model_spec.signature_name == name
+    # Texts have no grid, and what names one already stays as it is.
+    for name in ("embed_text", "classify_g4"):
+        assert options.request(name, {}).model_spec.signature_name == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "--image", "PICTURE", "--grid", "0"], "--grid must be at least 1"),
+        (
+            ["embed", "--texts", "PICTURE", "--grid", "4", "--output", "o.npz"],
+            "--grid is for images. Received: --texts and --grid 4",
+        ),
+    ],
+)
+def test_wrong_grids_are_refused(picture, capsys, arguments, message):
+    assert cli.main([str(picture) if x == "PICTURE" else x for x in arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -230,8 +230,8 @@ def test_batch_waits_for_more_if_it_is_told_to(model):
 
 
 def test_batch_waits_for_as_many_requests_as_the_last_one_had(model, monkeypatch):
-    monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
-    monkeypatch.setattr(batching, "_RECENT", 60.0)
+    monkeypatch.setattr(batching, "_MAX_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(batching, "_RECENT_SECONDS", 60.0)
     batcher = _batcher(model)
     _two_together(model, batcher, 20.0)
     again = [batcher.submit("merged", _of("c"))]
@@ -264,8 +264,8 @@ def test_wait_for_more_ends_with_the_deadline(model):
 
 
 def test_long_ago_says_nothing_of_how_many_come_together(model, monkeypatch):
-    monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
-    monkeypatch.setattr(batching, "_RECENT", 0.0)
+    monkeypatch.setattr(batching, "_MAX_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(batching, "_RECENT_SECONDS", 0.0)
     batcher = _batcher(model)
     _two_together(model, batcher, 60.0)
     # Would wait for 30 seconds.
@@ -274,8 +274,8 @@ def test_long_ago_says_nothing_of_how_many_come_together(model, monkeypatch):
 
 
 def test_other_signatures_do_not_wait_for_a_batch_to_fill(model, monkeypatch):
-    monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
-    monkeypatch.setattr(batching, "_RECENT", 60.0)
+    monkeypatch.setattr(batching, "_MAX_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(batching, "_RECENT_SECONDS", 60.0)
     batcher = _batcher(model)
     _two_together(model, batcher, 60.0)
     waiting = batcher.submit("merged", _of("c"))
@@ -320,7 +320,7 @@ def _released(model, batches):
 
 
 def test_batches_that_take_long_share_what_waits(model, monkeypatch):
-    monkeypatch.setattr(batching, "_LONG", 0.0)
+    monkeypatch.setattr(batching, "_LONG_BATCH_SECONDS", 0.0)
     batcher = _batcher(model, num_batch_threads=2, max_batch_size=6)
     _both_held(model, batcher)
     futures = [batcher.submit("merged", _of(str(i))) for i in range(7)]
@@ -333,7 +333,7 @@ def test_batches_that_take_long_share_what_waits(model, monkeypatch):
 
 @pytest.mark.parametrize(("limit", "at_a_time"), [(0.0, 4), (60.0, 2)])
 def test_long_batches_use_all_threads_and_quick_ones_half(model, monkeypatch, limit, at_a_time):
-    monkeypatch.setattr(batching, "_LONG", limit)
+    monkeypatch.setattr(batching, "_LONG_BATCH_SECONDS", limit)
     batcher = _batcher(model, num_batch_threads=4)
     assert _computed_at_a_time(model, batcher, "aaaaaa", at_a_time) == at_a_time
     assert len(model.batches) == 6
@@ -349,7 +349,7 @@ def test_long_batches_use_all_threads_and_quick_ones_half(model, monkeypatch, li
     ],
 )
 def test_quick_batches_are_halves_of_many(model, monkeypatch, settings, requests, sizes):
-    monkeypatch.setattr(batching, "_LONG", 60.0)
+    monkeypatch.setattr(batching, "_LONG_BATCH_SECONDS", 60.0)
     batcher = _batcher(model, **settings)
     thread = _held(model, batcher)
     futures = [batcher.submit("merged", _of(str(i))) for i in range(requests)]
@@ -362,9 +362,9 @@ def test_quick_batches_are_halves_of_many(model, monkeypatch, settings, requests
 
 
 def test_quick_batch_waits_for_half_of_those_that_came_together(model, monkeypatch):
-    monkeypatch.setattr(batching, "_LONG", 60.0)
-    monkeypatch.setattr(batching, "_LONGEST_PATIENCE", 30.0)
-    monkeypatch.setattr(batching, "_RECENT", 60.0)
+    monkeypatch.setattr(batching, "_LONG_BATCH_SECONDS", 60.0)
+    monkeypatch.setattr(batching, "_MAX_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(batching, "_RECENT_SECONDS", 60.0)
     batcher = _batcher(model, num_batch_threads=2)
     thread = _held(model, batcher)
     model.seconds = 20.0
@@ -393,7 +393,7 @@ def test_quick_batch_waits_for_half_of_those_that_came_together(model, monkeypat
 
 
 def test_large_requests_are_not_left_over_by_shares(model, monkeypatch):
-    monkeypatch.setattr(batching, "_LONG", 0.0)
+    monkeypatch.setattr(batching, "_LONG_BATCH_SECONDS", 0.0)
     batcher = _batcher(model, num_batch_threads=2, max_batch_size=64)
     _both_held(model, batcher)
     futures = [batcher.submit("merged", _of(*[str(i)] * 32)) for i in range(3)]
@@ -405,7 +405,7 @@ def test_large_requests_are_not_left_over_by_shares(model, monkeypatch):
 
 
 def test_shares_do_not_wait_for_more_one_after_the_other(model, monkeypatch):
-    monkeypatch.setattr(batching, "_LONG", 0.0)
+    monkeypatch.setattr(batching, "_LONG_BATCH_SECONDS", 0.0)
     batcher = _batcher(model, num_batch_threads=4, batch_timeout_seconds=0.5)
     gate = model.gates["merged"] = threading.Semaphore(0)
     futures = [batcher.submit("merged", _of(str(i))) for i in range(8)]
@@ -435,7 +435,7 @@ def test_end_lets_what_waits_for_its_turn_finish(model):
 
 
 def test_quick_request_does_not_wait_for_another_that_takes_long(model, monkeypatch):
-    monkeypatch.setattr(batching, "_LONG", 0.4)
+    monkeypatch.setattr(batching, "_LONG_BATCH_SECONDS", 0.4)
     batcher = _batcher(model, num_batch_threads=2)
     model.seconds = 0.5
     batcher.submit("long", _of("a")).result(10)
@@ -452,7 +452,7 @@ def test_quick_request_does_not_wait_for_another_that_takes_long(model, monkeypa
 
 
 def test_after_a_failure_requests_are_not_merged_for_a_while(model, monkeypatch):
-    monkeypatch.setattr(batching, "_APART", 60.0)
+    monkeypatch.setattr(batching, "_UNMERGED_SECONDS", 60.0)
     batcher = _batcher(model)
     for good, bad in (("a", "bad"), ("c", "bad")):
         thread = _held(model, batcher)
@@ -485,7 +485,7 @@ def test_end_lets_what_waits_finish(model):
 
 @pytest.mark.parametrize("limit", [0.0, 60.0])
 def test_many_threads_get_their_own_answers(model, monkeypatch, limit):
-    monkeypatch.setattr(batching, "_LONG", limit)
+    monkeypatch.setattr(batching, "_LONG_BATCH_SECONDS", limit)
     batcher = _batcher(model, num_batch_threads=5, max_batch_size=7)
 
     def ask(number):

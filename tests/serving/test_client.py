@@ -101,7 +101,7 @@ def test_classes_are_means_of_their_prompts(client, images):
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     expected = client.embed_images(images)[0] @ means.T
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="where the name goes"):
+    with pytest.raises(ValueError, match="in place of the name"):
         client.embed_classes(names, ["a photo"])
 
 

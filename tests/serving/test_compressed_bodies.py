@@ -182,8 +182,8 @@ def test_nothing_is_decompressed_without_a_key(base):
 def test_bodies_of_all_requests_are_bounded_together(base):
     limits = Limits(max_message_bytes=MIB, max_buffered_bytes=MIB)
     with small_servers.running(base, limits=limits) as server:
-        with server._requests.buffered.holding() as held:
-            held.take(MIB - 100)
+        with server._requests.buffered.reserve() as reservation:
+            reservation.grow(MIB - 100)
             status, answer = _post(server, gzip.compress(b" " * 1000), Content_Encoding="gzip")
             assert (status, "send it again later" in answer["error"]) == (429, True)
             status, answer = _post(server, b" " * 1000)

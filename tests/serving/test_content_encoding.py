@@ -77,7 +77,7 @@ _GZIP = gzip.compress(TEXT)
     ],
 )
 def test_damaged_body_is_the_clients_fault(body, name):
-    with pytest.raises(RequestFailed, match=f"no {name} data, or damaged") as caught:
+    with pytest.raises(RequestFailed, match=f"not valid {name} data") as caught:
         _decoded(body, name)
     assert (caught.value.http_status, caught.value.code.name) == (400, "INVALID_ARGUMENT")
 
@@ -119,17 +119,23 @@ def test_decoding_ends_with_the_deadline():
 def test_every_piece_is_counted_before_it_is_kept():
     total = BufferedBytes(2**20)
     body = gzip.compress(b"\0" * 2**20)
-    with total.holding() as held:
-        held.take(len(body))
-        decoded = _decoded(body[:], "gzip", max_bytes=2**21, grew=lambda n: None)
+    with total.reserve() as reservation:
+        reservation.grow(len(body))
+        decoded = _decoded(body[:], "gzip", max_bytes=2**21, on_grow=lambda n: None)
         assert len(decoded) == 2**20
         with pytest.raises(RequestFailed, match=r"of at most 1048576; send it again later"):
-            _decoded(body, "gzip", max_bytes=2**21, grew=held.take, shrank=held.free)
+            _decoded(
+                body,
+                "gzip",
+                max_bytes=2**21,
+                on_grow=reservation.grow,
+                on_shrink=reservation.shrink,
+            )
         assert total.now <= 2**20
     assert total.now == 0
-    with total.holding() as held:
-        held.take(100)
-        held.take(1000)
-        held.free(100)
+    with total.reserve() as reservation:
+        reservation.grow(100)
+        reservation.grow(1000)
+        reservation.shrink(100)
         assert total.now == 1000
     assert total.now == 0

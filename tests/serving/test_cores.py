@@ -33,24 +33,24 @@ def _in_a_thread(work):
 
 
 def test_threads_that_are_started_meanwhile_and_by_them_stay_on_one_core(every):
-    with cores.one() as core:
+    with cores.pinned_to_one() as core:
         begun = _in_a_thread(lambda: _in_a_thread(lambda: os.sched_getaffinity(0)))
     assert begun == {core}
     assert core in every
     assert os.sched_getaffinity(0) == every
-    with cores.one() as again:
+    with cores.pinned_to_one() as again:
         assert again == core
 
 
 def test_cores_are_given_back_after_a_failure(every):
-    with pytest.raises(ValueError, match="taken"), cores.one():
+    with pytest.raises(ValueError, match="taken"), cores.pinned_to_one():
         raise ValueError("taken")
     assert os.sched_getaffinity(0) == every
 
 
 def test_single_core_is_left_alone(every):
     os.sched_setaffinity(0, {min(every)})
-    with cores.one() as core:
+    with cores.pinned_to_one() as core:
         assert core is None
         assert os.sched_getaffinity(0) == {min(every)}
 
@@ -59,7 +59,7 @@ def test_models_are_computed_on_all_cores_whoever_loads_them(every):
     used, config = [], BatchingConfig()
 
     def load():
-        with cores.one():
+        with cores.pinned_to_one():
             batcher = Batcher(lambda signature, inputs: {}, config)
             threads = [x for x in threading.enumerate() if x.name.startswith("batcher")]
             used.extend(os.sched_getaffinity(x.native_id) for x in threads)
@@ -108,7 +108,7 @@ def threads_more(**options):
 loaded = [engine.LoadedVersion(sys.argv[1], 1)]
 counts = [threads_more(intra_op_parallelism=n) for n in (1, 32, 0)]
 counts.append(threads_more())
-engine._SMALL = 0
+engine._SMALL_MODEL_BYTES = 0
 counts.append(threads_more())
 for one in loaded:
     one.close()

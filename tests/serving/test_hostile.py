@@ -364,7 +364,7 @@ def test_tensor_that_is_written_is_what_tensorflow_reads(array):
 def test_array_of_another_type_is_refused():
     from tensorflow.core.framework import tensor_pb2
 
-    with pytest.raises(TypeError, match="Arrays of complex64 have no TensorProto"):
+    with pytest.raises(TypeError, match="Received: dtype=complex64"):
         tensors.fill(tensor_pb2.TensorProto(), np.zeros(3, np.complex64))
 
 
@@ -398,5 +398,5 @@ def test_number_that_stands_for_gigabytes_is_refused():
 
     proto = tensor_pb2.TensorProto(dtype=1, float_val=[1.0])
     proto.tensor_shape.dim.add(size=10**10)
-    with pytest.raises(ValueError, match="a tensor of 40000000000 bytes is over the limit of 1024"):
+    with pytest.raises(ValueError, match=r"may have 1024 bytes\. Received: 40000000000"):
         tensors.to_array(proto, max_bytes=1024)

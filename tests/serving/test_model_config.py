@@ -59,13 +59,13 @@ def test_what_is_written_is_what_was_read(tmp_path):
     ],
 )
 def test_versions_by_policy(policy, expected):
-    assert policy.of([9, 1, 3]) == expected
+    assert policy.select([9, 1, 3]) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nonsense", "no model config of TF Serving"),
+        ("nonsense", "must be a model config of TF Serving"),
         ("", "must have a model_config_list"),
         (
             "model_config_list { config { name: 'a' base_path: '/a' model_platform: 'x' } }",

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from sigline.schemas import signatures
-from sigline.serving.checks import loader_check, turned_pictures
+from sigline.serving.checks import loader_check, oriented_images
 
 
 class _Model:
@@ -25,16 +25,16 @@ class _Model:
 
 
 def test_model_that_turns_pictures_passes():
-    loader_check._check_turned(_Model(turns=True))
+    loader_check._check_orientation(_Model(turns=True))
 
 
 def test_model_that_does_not_turn_pictures_is_refused():
     message = r"a (JPEG|PNG) of EXIF orientation \d gets another embedding than the upright picture"
     with pytest.raises(loader_check.LoaderError, match=message):
-        loader_check._check_turned(_Model(turns=False))
+        loader_check._check_orientation(_Model(turns=False))
 
 
 def test_difference_names_the_worst_picture():
     answers = np.zeros((16, 3))
     answers[13] = 0.5
-    assert turned_pictures.difference(answers) == (0.5, "a PNG of EXIF orientation 6")
+    assert oriented_images.max_difference(answers) == (0.5, "a PNG of EXIF orientation 6")

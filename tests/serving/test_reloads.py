@@ -106,12 +106,12 @@ def test_folder_that_cannot_be_served_changes_nothing(bases, tmp_path, start, ma
     assert {"no_versions", "load_failed"} & set(manager.names())
     # As long as nothing changes it is told once.
     count = len(manager.events)
-    manager.models.look()
+    manager.models.update()
     assert len(manager.events) == count
     # It takes over as soon as it can be served.
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.copytree(bases / "two", path)
-    manager.models.look()
+    manager.models.update()
     assert manager.answer("m") == [2.0, 5.0]
     assert manager.names()[-3:] == ["loaded", "folder_changed", "unloaded"]
 
@@ -142,7 +142,7 @@ def test_good_folder_takes_over_and_the_old_one_ends(bases, start):
     manager.reload(("m", str(bases / "two")))
     assert manager.answer("m") == [2.0, 5.0]
     assert [x.version for x in manager.models.statuses("m")] == [2]
-    manager.models.look()
+    manager.models.update()
     assert manager.names() == ["loaded", "loaded", "folder_changed", "unloaded"]
 
 
@@ -155,7 +155,7 @@ def test_labels_are_kept_until_the_new_folder_has_them(bases, tmp_path, start):
     assert "label stable of m names version 3, which is not served" in message
     assert manager.answer("m", label="stable") == [1.0, 5.0]
     made.write_version(base, 3)
-    manager.models.look()
+    manager.models.update()
     assert manager.answer("m", label="stable") == [3.0, 5.0]
 
 
@@ -214,7 +214,7 @@ def test_config_that_goes_back_before_the_other_folder_serves_loads_nothing(base
     manager.refusal(("m", str(tmp_path)))
     manager.reload(("m", base))
     shutil.copytree(bases / "two" / "2", tmp_path / "2")
-    manager.models.look()
+    manager.models.update()
     assert manager.answer("m") == [1.0, 5.0]
     assert manager.names().count("loaded") == 1
 
@@ -236,13 +236,13 @@ def test_folder_that_goes_while_it_serves_costs_nothing(bases, tmp_path, start, 
         base.mkdir()
     if how == "other":
         (base / "readme.txt").touch()
-    manager.models.look()
-    manager.models.look()
+    manager.models.update()
+    manager.models.update()
     assert manager.answer("m") == [1.0, 5.0]
     assert manager.names() == ["loaded", "no_versions"]
     # Back, as it was and newer.
     shutil.copytree(bases / "two", base, dirs_exist_ok=True)
-    manager.models.look()
+    manager.models.update()
     assert manager.answer("m") == [2.0, 5.0]
 
 
@@ -324,8 +324,8 @@ def test_version_that_is_overwritten_is_refused_and_told(bases, own, start, how)
         os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     else:
         (version / "more.txt").touch()
-    manager.models.look()
-    manager.models.look()
+    manager.models.update()
+    manager.models.update()
     assert manager.answer("m") == [1.0, 5.0]
     assert manager.names() == ["loaded", "version_overwritten"]
     note = manager.events[-1][1]["error"]
@@ -343,7 +343,7 @@ def test_version_that_is_only_touched_or_linked_is_not_overwritten(own, tmp_path
     scratch = tmp_path / "copy"
     shutil.copy(file, scratch)
     scratch.replace(file)
-    manager.models.look()
+    manager.models.update()
     assert manager.names() == ["loaded"]
     assert not _overwritten(manager)
 
@@ -352,10 +352,10 @@ def test_version_that_is_put_back_is_no_longer_told(own, start):
     manager, file = start(("m", str(own))), own / "1" / "saved_model.pb"
     content = file.read_bytes()
     file.write_bytes(b"x")
-    manager.models.look()
+    manager.models.update()
     assert _overwritten(manager)
     file.write_bytes(content)
-    manager.models.look()
+    manager.models.update()
     assert not _overwritten(manager)
     assert manager.names() == ["loaded", "version_overwritten", "version_restored"]
     assert manager.models.statuses("m")[0].note == ""

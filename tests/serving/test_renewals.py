@@ -120,14 +120,14 @@ def test_file_that_cannot_be_read_is_told_once(tmp_path):
             raise ValueError(failures.pop())
 
     watch = FileWatch([path], _read)
-    assert watch.look() is False
+    assert watch.reload_if_changed() is False
     path.write_text("22")
-    assert watch.look() == "damaged"
-    assert watch.look() is False
+    assert watch.reload_if_changed() == "damaged"
+    assert watch.reload_if_changed() is False
     path.write_text("333")
-    assert watch.look() is True
+    assert watch.reload_if_changed() is True
     path.unlink()
-    assert watch.look() is True
+    assert watch.reload_if_changed() is True
 
 
 def test_probes_need_no_certificate_on_their_own_port(base, tmp_path):
@@ -221,7 +221,7 @@ def test_client_follows_no_redirection_with_its_key():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Away)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     client = Client(f"http://127.0.0.1:{server.server_port}", api_key=OLD, retries=0)
-    with pytest.raises(RequestError, match=r"sends on to http://localhost.*is not followed"):
+    with pytest.raises(RequestError, match=r"redirects to http://localhost.*does not follow"):
         client.embed_texts(["7"])
     server.shutdown()
     server.server_close()

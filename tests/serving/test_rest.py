@@ -178,7 +178,7 @@ def test_metadata_is_printed_as_tf_serving_prints_it(numbers):
         ({"instances": "a"}, "must be a list that is not empty"),
         ({"instances": ["a"], "signature_name": 3}, "signature_name must be a string"),
         ({"instances": ["a"], "signature_name": "x"}, 'signature key "x" not found'),
-        ({"instances": [{"b64": "?"}]}, "no base64"),
+        ({"instances": [{"b64": "?"}]}, "must hold base64"),
         ({"instances": [{"b64": 3}]}, "must hold strings"),
         ({"instances": [3]}, "must hold strings"),
         ({"instances": [["a"]]}, "must be a list of strings"),
@@ -239,7 +239,10 @@ def test_other_paths_have_a_status_and_json(server, path, body, status):
 
 def test_body_over_the_limit_is_refused(server):
     status, answer = _call(server, "/v1/models/sigline:predict", b" " * (17 * 2**20))
-    assert (status, answer) == (413, {"error": "The body may have 16777216 bytes"})
+    assert (status, answer) == (
+        413,
+        {"error": "The body may have 16777216 bytes; send several requests"},
+    )
 
 
 def test_too_many_requests_at_a_time_are_refused(versions_base):
@@ -248,7 +251,10 @@ def test_too_many_requests_at_a_time_are_refused(versions_base):
     with small_servers.running(versions_base, limits=Limits(max_requests=1)) as server:
         with server._requests.admitted():
             status, answer = _predict(server, instances=["1"])
-        assert (status, answer["error"]) == (429, "More than 1 requests at a time")
+        assert (status, answer["error"]) == (
+            429,
+            "More than 1 requests at a time; send it again later",
+        )
         assert _predict(server, instances=["1"])[0] == 200
 
 

@@ -58,7 +58,7 @@ def test_new_version_takes_over_and_the_old_one_ends(versions_base, start, event
     manager = start(versions_base)
     assert _answer(manager) == [1.0, 5.0]
     made.write_version(versions_base, 2)
-    manager.look()
+    manager.update()
     assert _answer(manager) == [2.0, 5.0]
     assert _states(manager) == {1: State.END, 2: State.AVAILABLE}
     assert [name for name, _ in events] == ["loaded", "loaded", "unloaded"]
@@ -70,7 +70,7 @@ def test_request_in_flight_keeps_its_version(versions_base, start):
     manager = start(versions_base)
     made.write_version(versions_base, 2)
     with manager.lease(NAME) as served:
-        looking = threading.Thread(target=manager.look)
+        looking = threading.Thread(target=manager.update)
         looking.start()
         while _states(manager)[1] == State.AVAILABLE:
             looking.join(0.01)
@@ -88,10 +88,10 @@ def test_rollback_is_taken_up(versions_base, start):
     manager = start(versions_base)
     assert _answer(manager) == [2.0, 5.0]
     assert publishing.rollback(versions_base, reason="worse") == [2]
-    manager.look()
+    manager.update()
     assert _answer(manager) == [1.0, 5.0]
     publishing.restore(versions_base, 2)
-    manager.look()
+    manager.update()
     assert _answer(manager) == [2.0, 5.0]
 
 
@@ -100,7 +100,7 @@ def test_damaged_version_does_not_take_over_and_is_told(versions_base, start, ev
     broken = made.write_version(versions_base, 2)
     content = (broken / "saved_model.pb").read_bytes()
     (broken / "saved_model.pb").write_bytes(content[:-1])
-    manager.look()
+    manager.update()
     assert _answer(manager) == [1.0, 5.0]
     newest, serving = manager.statuses(NAME)
     assert (newest.version, newest.state) == (2, State.END)
@@ -109,10 +109,10 @@ def test_damaged_version_does_not_take_over_and_is_told(versions_base, start, ev
     assert events[-1][0] == "load_failed"
     # Not tried again at once, but as soon as its files change.
     count = len(events)
-    manager.look()
+    manager.update()
     assert len(events) == count
     (broken / "saved_model.pb").write_bytes(content)
-    manager.look()
+    manager.update()
     assert _answer(manager) == [2.0, 5.0]
 
 
@@ -122,11 +122,11 @@ def test_version_that_is_being_copied_is_left_until_it_rests(versions_base, star
     target = versions_base / "2"
     target.mkdir()
     shutil.copytree(whole / "variables", target / "variables")
-    manager.look()
+    manager.update()
     shutil.copy(whole / "saved_model.pb", target)
-    manager.look()
+    manager.update()
     assert [name for name, _ in events] == ["loaded"]
-    manager.look()
+    manager.update()
     assert _answer(manager) == [2.0, 5.0]
 
 
@@ -135,8 +135,8 @@ def test_model_without_its_variables_does_not_take_over(versions_base, start):
     whole = made.write_version(versions_base.parent / "elsewhere", 2)
     (versions_base / "2").mkdir()
     shutil.copy(whole / "saved_model.pb", versions_base / "2")
-    manager.look()
-    manager.look()
+    manager.update()
+    manager.update()
     assert _answer(manager) == [1.0, 5.0]
     assert "variables.index" in manager.statuses(NAME)[0].error
 
@@ -148,8 +148,8 @@ def test_last_version_serves_on_where_the_folder_is(versions_base, start, events
         shutil.rmtree(versions_base / "1")
     else:
         versions_base.rename(versions_base.with_name("moved"))
-    manager.look()
-    manager.look()
+    manager.update()
+    manager.update()
     assert _answer(manager) == [1.0, 5.0]
     assert [name for name, _ in events] == ["loaded", "no_versions"]
 
@@ -180,7 +180,7 @@ def test_labels_name_versions_and_move_when_the_target_serves(versions_base, sta
         manager.reload([later])
     assert _answer(manager, label="stable") == [1.0, 5.0]
     made.write_version(versions_base, 3)
-    manager.look()
+    manager.update()
     assert _answer(manager, label="stable") == [3.0, 5.0]
     assert _states(manager)[1] == State.END
     with pytest.raises(RequestFailed, match="label: canary"):
@@ -234,16 +234,16 @@ def test_warm_up_requests_are_run_before_a_version_serves(versions_base, start):
     (version / "sigline_manifest.json").unlink()
     _warm_up(version, b"1", b"not a number")
     shutil.copytree(version, versions_base / "2")
-    manager.look()
-    manager.look()
+    manager.update()
+    manager.update()
     assert _answer(manager) == [1.0, 5.0]
     assert "Warm-up request 1 of" in manager.statuses(NAME)[0].error
     version = made.write_version(base, 3)
     (version / "sigline_manifest.json").unlink()
     _warm_up(version, b"1", b"2")
     shutil.copytree(version, versions_base / "3")
-    manager.look()
-    manager.look()
+    manager.update()
+    manager.update()
     assert _answer(manager) == [3.0, 5.0]
 
 
@@ -267,7 +267,7 @@ def test_metadata_that_cannot_be_read_is_why_a_version_does_not_serve(
     (version / "assets.extra").mkdir()
     (version / "assets.extra" / "sigline.json").write_text(content)
     for _ in range(3):
-        manager.look()
+        manager.update()
     assert _answer(manager) == [1.0, 5.0]
     assert manager.statuses(NAME)[0].error
     assert threading.active_count() == threads
@@ -294,7 +294,7 @@ def test_folder_that_cannot_be_read_keeps_no_other_waiting(
 
     monkeypatch.setattr(versions, "directories", refuse)
     made.write_version(other, 2)
-    manager.look()
+    manager.update()
     with manager.lease("b") as served:
         assert served.version == 2
     with manager.lease("a") as served:

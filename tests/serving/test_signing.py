@@ -115,7 +115,7 @@ def test_swap_to_an_unsigned_version_does_not_happen(signed, keys, signature):
         shutil.copytree(signed / "1", signed / ".tmp-2")
         (signed / ".tmp-2" / signature).unlink()
         (signed / ".tmp-2").rename(signed / "2")
-        server.models.look()
+        server.models.update()
         answer = Client(server.address).ask("embed_text", {"text": ["7"]})
         assert answer.version == 1
         (status,) = server.models.statuses("sigline", 2)

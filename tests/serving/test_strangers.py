@@ -84,7 +84,7 @@ def _half_open(address, methods, count, channels=10):
 @pytest.mark.parametrize("keys", [(KEY,), ()])
 def test_calls_that_send_no_message_lock_nobody_out(base, monkeypatch, keys):
     """What they cost in time is measured by `make soak`."""
-    monkeypatch.setattr("sigline.serving.server.grpc_server._OPEN_SECONDS", 300.0)
+    monkeypatch.setattr("sigline.serving.server.grpc_server._PROBE_SECONDS", 300.0)
     methods = [CHECK, PREDICT, REFLECT]
     with small_servers.running(base, api_keys=keys) as server:
         client = Client(server.address, api_key=KEY if keys else None)
@@ -101,7 +101,7 @@ def test_calls_that_send_no_message_lock_nobody_out(base, monkeypatch, keys):
 
 
 def test_call_that_sends_no_message_ends_in_time(base, monkeypatch):
-    monkeypatch.setattr("sigline.serving.server.grpc_server._OPEN_SECONDS", 0.5)
+    monkeypatch.setattr("sigline.serving.server.grpc_server._PROBE_SECONDS", 0.5)
     with (
         small_servers.running(base) as server,
         grpc.insecure_channel(server.address) as channel,
@@ -235,7 +235,7 @@ def test_body_of_many_values_is_not_parsed(base, monkeypatch, body):
         sizes.append(len(content))
         return parse(content, *args, **kwargs)
 
-    monkeypatch.setattr("sigline.serving.server.rest.json.loads", _loads)
+    monkeypatch.setattr("sigline.serving.server.rest_bodies.json.loads", _loads)
     with small_servers.running(base) as server:
         with pytest.raises(urllib.error.HTTPError, match="400") as caught:
             _ask(server, body)
@@ -254,7 +254,7 @@ def test_body_that_is_parsed_stalls_nobody(base, monkeypatch):
             assert go_on.wait(60)
         return parse(content, *args, **kwargs)
 
-    monkeypatch.setattr("sigline.serving.server.rest.json.loads", _loads)
+    monkeypatch.setattr("sigline.serving.server.rest_bodies.json.loads", _loads)
     body = json.dumps({"instances": ["7" * 2000]}).encode()
     with (
         small_servers.running(base) as server,
@@ -305,7 +305,7 @@ def test_wrong_keys_are_counted_and_logged(base, caplog):
 
 
 def test_lines_of_one_kind_are_bounded_a_second():
-    bounded, now = BoundedLog(lines=3), 1000.0
+    bounded, now = BoundedLog(max_lines=3), 1000.0
 
     def _record(message, created):
         found = logging.LogRecord("sigline", logging.INFO, "", 0, message, None, None)

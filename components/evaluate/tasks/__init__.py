@@ -5,6 +5,7 @@ from collections.abc import Callable
 from sigline.components.evaluate.metrics.intervals import Measure
 from sigline.components.evaluate.tasks import (
     composition,
+    grids,
     head,
     health,
     probes,
@@ -24,5 +25,6 @@ TASKS: tuple[Callable[[View], dict[str, Measure]], ...] = (
     probes.measures,
     composition.measures,
     robustness.measures,
+    grids.measures,
     teacher.measures,
 )

@@ -1,6 +1,4 @@
-import copy
 import html
-import html.parser
 import io
 import os
 import re
@@ -10,6 +8,7 @@ import subprocess
 import jinja2
 import numpy as np
 import pytest
+from html_pages import HOSTILE, Tags, paths, without
 from PIL import Image
 
 from sigline.components.evaluate import evaluation, findings, plots, report, results
@@ -21,7 +20,6 @@ from sigline.components.evaluate.views import Scale, View
 NAMES = ("cat", "dog", "bird")
 RNG = np.random.default_rng(0)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-HOSTILE = "<script>alert(1)</script>\"'& שלום"
 
 
 def _unit(x):
@@ -69,7 +67,8 @@ def test_worst_examples_are_furthest_from_their_class(view, seen):
     assert [example.unit for example in seen.worst] == [view.split.units[i] for i in worst]
     first = seen.worst[0]
     assert first.expected == (NAMES[worst[0] % 3],)
-    assert [name for name, _ in first.found] == [NAMES[c] for c in np.argsort(-cosines[worst[0]])]
+    names = [name for name, _ in first.predictions]
+    assert names == [NAMES[c] for c in np.argsort(-cosines[worst[0]])]
     assert not first.right
 
 
@@ -239,26 +238,6 @@ def test_the_verdict_says_what_it_is_worth():
     assert "Far above chance, below 35% of what the last model reached" in page
 
 
-class _Parser(html.parser.HTMLParser):
-    """Collects tags with the names of their attributes, and all texts and values."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text, self.values = [], "", set()
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, [name for name, _ in attrs]))
-        self.values |= {value for _, value in attrs}
-
-    def handle_endtag(self, tag):
-        self.tags.append(f"/{tag}")
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def _report_of(text):
     """Returns the arguments of a report with a text in every place, made from the place's name."""
 
@@ -304,9 +283,9 @@ def test_every_text_of_the_data_is_escaped():
     page = report.page(*_report_of(hostile))
     assert page.startswith("<!doctype html>")
     assert "<script" not in page
-    parser = _Parser(page)
+    parser = Tags(page)
     # Nothing that the texts hold is a tag or an attribute, and none of them is lost.
-    assert parser.tags == _Parser(report.page(*_report_of(str))).tags
+    assert parser.tags == Tags(report.page(*_report_of(str))).tags
     assert len(places) == len(set(places))
     in_values = {f"{name} unit" for name in ("worst", "right", "wrong", "searched")}
     in_values = {f"{place} {HOSTILE}" for place in (*in_values, "../reports.html#")}
@@ -337,32 +316,16 @@ def test_an_address_that_runs_something_is_no_link(address):
 @pytest.mark.parametrize("address", ["../reports.html", "https://host:8/a", "a/b:c", "/x?a&b"])
 def test_an_address_of_a_page_is_a_link(address):
     page = report.page(Verdict(()), {}, findings.Findings(), Subject("m", reports=address))
-    assert address in _Parser(page).values
-
-
-def _names(value, path=()):
-    """Returns the ways to all names of dictionaries."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield (*path, name)
-            yield from _names(inner, (*path, name))
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from _names(inner, (*path, i))
+    assert address in Tags(page).values
 
 
 def test_what_is_missing_is_an_error():
     content = report.content(*_report_of(str))
     assert report.TEMPLATE.render(content) == report.page(*_report_of(str))
     # What a blessed model is worth is not said of one that is not.
-    names = [path for path in _names(content) if path != ("verdict", "worth")]
-    assert ("metrics", "rows", 0, "significant") in names
-    assert ("searches", 0, "images", 0, 0, "address") in names
-    for path in names:
-        lacking = copy.deepcopy(content)
-        holder = lacking
-        for step in path[:-1]:
-            holder = holder[step]
-        del holder[path[-1]]
+    every = [path for path in paths(content) if path != ("verdict", "worth")]
+    assert ("metrics", "rows", 0, "significant") in every
+    assert ("searches", 0, "images", 0, 0, "address") in every
+    for path in every:
         with pytest.raises(jinja2.UndefinedError):
-            report.TEMPLATE.render(lacking)
+            report.TEMPLATE.render(without(content, path))

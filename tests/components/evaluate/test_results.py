@@ -49,7 +49,10 @@ def test_other_confidence_gives_another_interval():
 
 
 def test_costs_are_compared_without_interval():
-    found = results.costs({"model_bytes": 3.0, "new": 1.0}, {"model_bytes": 2.0})
+    found = results.costs(
+        {"model_bytes": costs.Cost(3.0), "new": costs.Cost(1.0, 0.5, 2.0)},
+        {"model_bytes": costs.Cost(2.0)},
+    )
     assert found["model_bytes"].difference == 1.0
     assert not found["model_bytes"].significant
     assert found["new"].baseline is None
@@ -84,7 +87,15 @@ def test_models_take_turns_when_they_are_timed():
     found = costs.latencies(calls, rounds=3)
     assert turns == ["new", "old"] * 6
     assert set(found) == {"new", "old"}
-    assert found["new"]["call"] >= 0
+    cost = found["new"]["call"]
+    assert 0 <= cost.low <= cost.value <= cost.high
+
+
+def test_interval_of_a_median_is_that_of_the_binomial_distribution():
+    # Of 31 values those of ranks 10 and 22, outside of which the median is in 2.9 % of cases.
+    cost = costs._median([float(x) for x in reversed(range(1, 32))])
+    assert cost == (16.0, 10.0, 22.0)
+    assert costs._median([3.0]) == (3.0, 3.0, 3.0)
 
 
 def test_known_noise_of_seeds_counts_for_slices_too():

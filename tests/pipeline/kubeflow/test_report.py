@@ -2,7 +2,7 @@
 
 import pytest
 
-from sigline.pipeline.report import NodeRun
+from sigline.pipeline.run_report import NodeRun
 
 pytestmark = pytest.mark.tfx
 

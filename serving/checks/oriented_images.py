@@ -1,4 +1,4 @@
-"""Pictures that a camera held askew: stored in eight ways, the same once they are upright."""
+"""Test images in all eight EXIF orientations, which are equal once they are turned upright."""
 
 import io
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import ExifTags, Image
 
-# What stores a picture so that a camera's note of an orientation sets it upright again.
+# The operation that an image is stored with, such that its EXIF orientation undoes it.
 _STORED_AS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -16,14 +16,14 @@ _STORED_AS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-# Blocks of one colour, of the size that JPEG transforms: it keeps them whichever way they lie.
+# Uniform blocks of the size of JPEG's transform, which JPEG stores alike in each orientation.
 _BLOCK, _BLOCKS_DOWN, _BLOCKS_ACROSS = 8, 4, 6
 FORMATS = ("JPEG", "PNG")
 ORIENTATIONS = range(1, 9)
 
 
-def turned_pictures() -> Iterator[tuple[str, int, bytes]]:
-    """Yields formats, EXIF orientations and pictures; those of a format are equal when upright."""
+def oriented_images() -> Iterator[tuple[str, int, bytes]]:
+    """Yields formats, EXIF orientations and encoded images, equal per format when upright."""
     colors = np.random.default_rng(0).integers(0, 256, (_BLOCKS_DOWN, _BLOCKS_ACROSS, 3), np.uint8)
     upright = Image.fromarray(np.kron(colors, np.ones((_BLOCK, _BLOCK, 1), np.uint8)))
     for form in FORMATS:
@@ -38,19 +38,19 @@ def turned_pictures() -> Iterator[tuple[str, int, bytes]]:
             yield form, orientation, buffer.getvalue()
 
 
-def difference(embeddings: np.ndarray) -> tuple[float, str]:
-    """Returns how far answers to `turned_pictures` are from the upright picture's, at most.
+def max_difference(embeddings: np.ndarray) -> tuple[float, str]:
+    """Returns the largest difference between embeddings of `oriented_images` and upright ones.
 
     Args:
-        embeddings: One for each of the pictures, in their order, `(pictures, dim)`.
+        embeddings: An embedding for each image, in their order, shape `(images, dim)`.
 
     Returns:
-        The largest difference of a number, and which picture has it.
+        The largest absolute difference of a component, and a description of its image.
     """
     worst = 0.0, ""
     rows = embeddings.astype(np.float64).reshape(len(FORMATS), len(ORIENTATIONS), -1)
     for form, answers in zip(FORMATS, rows, strict=True):
         for orientation, answer in zip(ORIENTATIONS, answers, strict=True):
-            off = float(np.abs(answer - answers[0]).max())
-            worst = max(worst, (off, f"a {form} of EXIF orientation {orientation}"))
+            difference = float(np.abs(answer - answers[0]).max())
+            worst = max(worst, (difference, f"a {form} of EXIF orientation {orientation}"))
     return worst

@@ -1,0 +1,1 @@
+"""Fetches the images of tables of URLs into WebDataset shards, which ingest reads."""

@@ -1,0 +1,1 @@
+"""What several components share: files, SavedModels, artifact types, pages of reports."""
