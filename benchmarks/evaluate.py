@@ -21,7 +21,7 @@ import machine
 import workers
 
 DIM, CAPTIONS = 512, 5
-# Of the noise between an image and its captions, so that recalls lie away from 0 and 1.
+# Scale of the noise between an image and its captions, so that recalls lie away from 0 and 1.
 NOISE = 5.0
 SIGLINE, PEER = "sigline", "clip-benchmark"
 # Images, rounds, recalls, and whether CLIP_benchmark takes part; its time grows with the sum of the

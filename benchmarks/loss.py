@@ -25,7 +25,7 @@ import workers
 
 THREADS = 2
 LOG_TEMPERATURE, BIAS = 2.302585, -10.0
-# Of the machine's memory, for one call of a dense variant: the other processes stay alive.
+# Share of the machine's memory for one call of a dense variant: the other processes stay alive.
 MEMORY_SHARE = 0.5
 GEMM = "gemm-tf"
 SIGLINE = "sigline"

@@ -34,7 +34,7 @@ SIZES = {
 BATCHES = (1, 4, 16)
 # One thread an operation, or one a core.
 ONE, EACH = 1, 0
-# Of each measurement, at least, beside one that is not counted.
+# Seconds of each measurement, at least, beside one that is not counted.
 SECONDS = 1.0
 ROUNDS = 3
 

@@ -33,7 +33,7 @@ import machine
 import workers
 
 CONCURRENCY = {"tiny": (1, 8, 32, 128), "B/16": (1, 8, 32)}
-# Of each measurement; eight pictures of B/16 take three.
+# Seconds of each measurement; eight pictures of B/16 take three.
 SECONDS = {"tiny": 6.0, "B/16": 12.0}
 ROUNDS = 3
 DIRECT, SESSION = "direct call", "its session"

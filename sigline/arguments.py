@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sigline.schemas import suggestions
 
@@ -13,6 +13,19 @@ _WEIGHT_FILES = ("parameters.safetensors", "config.json")
 class Parser(argparse.ArgumentParser):
     """A parser whose errors suggest the option or command that was probably meant."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parses arguments; a command itself refuses those that it does not know.
+
+        argparse leaves that to the parser of all commands, which knows the options of none.
+        """
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown and not self._has_commands():
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def _has_commands(self) -> bool:
+        return any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+
     def error(self, message: str) -> NoReturn:
         """Ends the process with the message, as argparse does."""
         super().error(message + self._suggestion(message))
@@ -22,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         words = message.split()
         if message.startswith("unrecognized arguments:"):
             unknown = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
-            known = [option for option in self._options() if option.startswith("--")]
+            known = [option for option in self._option_string_actions if option.startswith("--")]
             suggestion = suggestions.did_you_mean(unknown[0], known) if unknown else ""
             return f".{suggestion}" if suggestion else ""
         if "invalid choice:" in message:
@@ -32,16 +45,6 @@ class Parser(argparse.ArgumentParser):
             suggestion = suggestions.did_you_mean(name, choices)
             return f".{suggestion}" if suggestion else ""
         return ""
-
-    def _options(self) -> list[str]:
-        """Returns the options of this parser and of all commands below it."""
-        names = []
-        for action in self._actions:
-            names += action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    names += parser._options() if isinstance(parser, Parser) else []
-        return names
 
 
 def check_file(path: Path | None, option: str) -> None:

@@ -155,6 +155,15 @@ def test_options_and_commands_are_suggested(capsys, command, message):
     assert message in capsys.readouterr().err
 
 
+def test_option_of_another_command_is_refused_by_the_command_itself(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["ask", "--port", "1", "a red ring"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: sigline ask ")
+    assert said.endswith("sigline ask: error: unrecognized arguments: --port\n")
+
+
 def test_every_command_has_quiet(capsys):
     parser = cli._parser()
 

@@ -52,7 +52,7 @@ def TrainModel(
     embedded = shards.embeddings(train_splits[-1]) is not None
     task = Task(
         config=config,
-        # Of several spans, weighted by their records.
+        # Several spans are weighted by their records.
         folders=train_splits,
         vocabulary=os.path.join(vocabulary.uri, artifacts.VOCABULARY_FILE) if vocabulary else "",
         weights=weights,

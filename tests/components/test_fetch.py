@@ -31,7 +31,7 @@ LOCAL = FetchConfig(
 )
 
 
-# Of the first part of `pairs.jsonl`.
+# Name of the first part of `pairs.jsonl`.
 PART = "pairs-375225477246"
 
 
@@ -449,7 +449,7 @@ def test_finished_shards_are_not_fetched_again(server, tmp_path):
     (tmp_path / "fetched" / f"{PART}00001_stats.json").unlink()
     assert _fetch(tmp_path / "tables", tmp_path / "fetched") == counts
     assert before == {path: path.read_bytes() for path in (tmp_path / "fetched").glob("*.tar")}
-    # Of that shard four rows, one of them twice.
+    # Asked for again: the four rows of that shard, one of them twice.
     assert server.asked.total() == asked + 5
 
 

@@ -152,7 +152,7 @@ def test_texts_and_images_and_vectors_find_what_brute_force_finds(index, embedde
     import tensorflow as tf
 
     digest = corpus.describe(served_model.metadata(model_dir))[0]
-    # Of any length: what counts is the direction.
+    # Queries may have any length: only the direction counts.
     answer = served.signatures[retrieval.RETRIEVE](
         embedding=tf.constant(3 * queries), model_digest=tf.constant([digest] * 2)
     )

@@ -13,7 +13,7 @@ from sigline.components.ingest.sources import SourceConfig
 from sigline.components.shared.files import BeamFiles
 
 MIB = 2**20
-# Of each bomb, written out.
+# What each bomb takes when it is written out.
 BOMB = 64 * MIB
 
 

@@ -165,7 +165,7 @@ def test_pictures_of_the_evaluation_are_not_trained_on(keep):
         _row("large", encode(picture(0, (128, 96))), config),
         _row("held", encode(picture(0)), config, source="held"),
         _row("other", encode(picture(1)), config),
-        # Of another input: neither written nor rejected.
+        # Belongs to another input: neither written nor rejected.
         _row("outside", encode(picture(2)), config, part=-1),
         _row("leak", encode(picture(2), "JPEG", quality=90), config),
     ]

@@ -158,7 +158,7 @@ def test_half_a_version_is_never_loaded_nor_its_number_used(model, tmp_path, buc
     bucket.dies_at = ""
     half = any(path.startswith(f"{BASE}/2/") for path in bucket.objects)
     found = remote.publish(other, BASE)
-    # Of a version of which nothing was written nothing is known.
+    # Nothing is known about a version of which nothing was written.
     assert found.version == (3 if half else 2)
     assert _whole() == ["1", str(found.version)]
     assert len({path.split("/")[4] for path in bucket.objects}) == 2

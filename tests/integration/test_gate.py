@@ -34,7 +34,7 @@ LIMITS = Gate(
     max_drop={ACCURACY: 0.03, RECALL: 0.03},
     max_ratio={SLOWEST: 1.5},
     slice_max_drop={ACCURACY: {"source": 0.03}},
-    # Of six seeds of the recipe below: accuracies of 0.40 to 0.48, recalls of 0.52 to 0.69.
+    # Six seeds of the recipe below: accuracies of 0.40 to 0.48, recalls of 0.52 to 0.69.
     seed_std={ACCURACY: 0.029, RECALL: 0.073},
 )
 _SMALL = {"width": 48, "depth": 1, "mlp_dim": 192, "num_heads": 2}

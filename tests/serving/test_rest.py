@@ -292,7 +292,7 @@ def test_figures_have_tf_servings_names(versions_base):
     count = ':tensorflow:serving:request_count{model_name="sigline",status='
     assert f'{count}"OK"}} 4' in lines
     assert f'{count}"INVALID_ARGUMENT"}} 1' in lines
-    # Of requests that are answered alone.
+    # Latencies of requests that are answered alone.
     labels = '{model_name="sigline",API="predict",entrypoint="REST"}'
     assert f":tensorflow:serving:request_latency_count{labels} 3" in lines
     # Names that no model has are one.

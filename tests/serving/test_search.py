@@ -97,7 +97,7 @@ def test_server_answers_texts_images_and_vectors(server, contract_base, scene_re
                 retrieval.RETRIEVE, {retrieval.EMBEDDING: bad, retrieval.MODEL_DIGEST: digests}
             )
         assert caught.value.code == "INVALID_ARGUMENT"
-    # Of any length that 32 bits hold.
+    # Vectors may have any length that 32 bits hold.
     for factor in (1e-30, 1e30):
         answer = asked.predict(
             retrieval.RETRIEVE,

@@ -263,7 +263,7 @@ def test_texts_come_with_probabilities_and_whether_the_best_fits(index):
         answer = json.loads(_ask(address, text="a star")[2])
         assert [x["probability"] for x in answer["matches"]] == [0.5, 0.45, 0.4]
         assert answer["fits"] is False
-        # Of two pictures there is no probability.
+        # Two pictures have no probability.
         answer = json.loads(_ask(address, image=b"\x89PNG")[2])
         assert (answer["matches"][0]["probability"], answer["fits"]) == (None, None)
     with _running(index, None, probability=lambda score: score / 2, threshold=0.5) as address:

@@ -241,14 +241,15 @@ def _visits(
             dataset = seeds.shuffled(held, size, config.seed, epoch, begin + offset)
             # The numbers of visits seed crops and captions.
             visit = seeds.first_visit(source) + epoch * num_examples + begin + offset
-            # Of the first block, what was given before this step is left out.
+            # Records of the first block that came before this step are left out.
             skip = tf.where(number == first_block, first_offset % size, 0)
             return seeds.numbered(dataset, visit).skip(skip)
 
         # One stream over all epochs, whose functions are made once. It reads a block while the one
         # before is given.
         epochs = tf.data.Dataset.range(first_epoch, 2**31)
-        windows = epochs.flat_map(_pieces_of).flat_map(_read).window(size)
+        windows = epochs.flat_map(_pieces_of)
+        windows = windows.flat_map(_read).window(size)  # pyright: ignore[reportArgumentType]
         return seeds.numbered(windows, first_block).prefetch(1).flat_map(_shuffled)
 
     return _stream

@@ -231,7 +231,7 @@ def _counted(paths: list[str]) -> list[int]:
 
 
 @functools.cache
-def _counter() -> Callable[[str], tf.Tensor]:
+def _counter() -> Callable[..., tf.Tensor]:
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def count(path: tf.Tensor) -> tf.Tensor:
         dataset = tf.data.TFRecordDataset(path, compression_type=tf_example.COMPRESSION)

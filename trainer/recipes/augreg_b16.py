@@ -11,7 +11,6 @@ dropout and stochastic depth, which helped this size in the paper's figure 4. Cr
 of 3:4 to 4:3, there to 1.33. Expected result: not measured.
 """
 
-from sigline.schemas.gate import Gate
 from sigline.trainer.config import (
     ClassifyConfig,
     DataConfig,
@@ -21,6 +20,7 @@ from sigline.trainer.config import (
     augmentation,
 )
 from sigline.trainer.models import sizes
+from sigline.trainer.recipes import vit_s16
 
 
 def config() -> TrainConfig:
@@ -51,10 +51,4 @@ def config() -> TrainConfig:
     )
 
 
-def gate() -> Gate:
-    """Returns what a model must reach: clearly more than chance, and no less than the last one."""
-    return Gate(
-        maximum={"leaked_share": 0.0},
-        above_chance={"classification_accuracy": 3.0},
-        max_drop={"classification_accuracy": 0.01},
-    )
+gate = vit_s16.gate

@@ -47,7 +47,7 @@ _PARTS = {
 # and the side of the pictures, of which see `_sides`.
 _TRAINING = {"text": (), "image": ("token_dropout", "classes", "size", "drop_remainder")}
 _TRAINING_OF_BLOCKS = ("dropout", "stochastic_depth")
-# Of a FlexiViT: the recipe's if it has grids, else those of the weights.
+# A FlexiViT's fields: the recipe's if it has grids, else those of the weights.
 _GRIDS = ("grids", "position_grid", "default_grid")
 
 

@@ -28,7 +28,7 @@ def test_results_have_clip_benchmarks_shape_and_names():
         "metrics": {"acc1": 0.5, "acc5": 0.75},
         "language": "en",
     }
-    # Of images, by texts: CLIP_benchmark names what is found.
+    # CLIP_benchmark names what is searched: images by texts is image retrieval.
     assert retrieval["metrics"] == {
         "image_retrieval_recall@1": 0.25,
         "text_retrieval_recall@1": 0.125,

@@ -218,5 +218,5 @@ def test_caption_of_several_languages_is_in_the_slices_of_them_all():
     assert found["text_to_image_recall@1/language=en"].units == ("cat", "dog")
     assert found["text_to_image_recall@1/language=fr"].units == ("cat", "chat", "chien")
     assert found["text_to_image_recall@1/language=fr"].value == pytest.approx(1 / 3)
-    # Of images the first caption counts.
+    # An image's first caption counts.
     assert found["image_to_text_recall@1/language=fr"].units == ("a/1",)

@@ -77,7 +77,7 @@ def test_ridge_equals_scikit_learn(count):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")  # Of scikit-learn's call.
+@pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")  # scikit-learn's call.
 def test_logistic_regression_equals_scikit_learn():
     found = probes.logistic(SUPPORT, LABELS, QUERIES, l2=0.5)
     peer = linear_model.LogisticRegression(C=2.0, tol=1e-8, max_iter=2000)

@@ -92,7 +92,7 @@ def test_models_take_turns_when_they_are_timed():
 
 
 def test_interval_of_a_median_is_that_of_the_binomial_distribution():
-    # Of 31 values those of ranks 10 and 22, outside of which the median is in 2.9 % of cases.
+    # The values of ranks 10 and 22 of 31: the median lies outside in 2.9 % of cases.
     cost = costs._median([float(x) for x in reversed(range(1, 32))])
     assert cost == (16.0, 10.0, 22.0)
     assert costs._median([3.0]) == (3.0, 3.0, 3.0)

@@ -93,7 +93,7 @@ def test_hosts_share_every_global_batch(split_dir, tiny, tokenizer, whole, first
         )
         for host in range(2)
     ]
-    # Of each global batch of 8, a host feeds two replicas of 2.
+    # A host feeds two replicas of 2 from each global batch of 8.
     parts = [
         np.stack([b["image"] for b in itertools.islice(h.as_numpy_iterator(), 6)]) for h in hosts
     ]

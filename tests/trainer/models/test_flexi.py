@@ -100,7 +100,7 @@ def test_kernels_have_the_reference_values():
     def resized(kernel, new):
         kernel = np.asarray(kernel, np.float32)
         old = len(kernel)
-        # Of three channels the last one, and of two outputs the first one.
+        # The last of three channels, and the first of two outputs.
         values = np.zeros((old, old, 3, 2), np.float32)
         values[:, :, 2, 0] = kernel
         found = flexi.resize_kernel(tf.constant(values.reshape(-1, 2)), old, new).numpy()

@@ -250,7 +250,7 @@ def test_token_dropout_leaves_out_a_share_of_the_patches_in_training_only():
     tower.encoder.call = lambda x, seed=None, tokens=None: lengths.append(x.shape[1]) or call(x)
     tower(IMAGES)
     tower(IMAGES, tf.constant([0, 0]))
-    # Of nine patches, half: Python rounds to the even number.
+    # Half of nine patches: Python rounds to the even number.
     assert lengths == [9, 4]
 
 

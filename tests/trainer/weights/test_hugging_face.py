@@ -325,7 +325,7 @@ def test_clip_gets_the_pixels_of_its_processor():
     assert (image.resize, image.interpolation, image.antialias) == ("crop", "bicubic", True)
     assert image.resampler == "pillow"
     white = preprocess.to_model_range(tf.fill((1, 1, 3), tf.constant(255, tf.uint8)), image)
-    # Of the published mean and deviation: (1 - mean) / std.
+    # White by the published mean and deviation: (1 - mean) / std.
     np.testing.assert_allclose(white[0, 0], [1.930336, 2.074884, 2.145897], rtol=1e-5)
 
 

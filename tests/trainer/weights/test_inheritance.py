@@ -360,5 +360,5 @@ def test_recipe_without_grids_has_those_of_its_weights_and_their_side(tiny, weig
     found = inheritance.inherit(_starting(recipe, ["image/.*"]), held).image
     assert (found.grids, found.position_grid, found.default_grid) == ((2, 4), 3, 2)
     assert (found.size, found.patch) == (32, 8)
-    # Of a tower in parts grids are no part.
+    # Grids are no part of a tower that is taken in parts.
     assert not inheritance.inherit(_starting(recipe, ["image/encoder/.*"]), held).image.grids
