@@ -62,6 +62,9 @@ class BatchingConfig:
             5 ms, since receiving and answering takes cores too.
         merge_images: Whether requests of images are merged too. If one image of a batch does not
             decode, all requests of that batch are computed a second time.
+        rows_per_smaller_grid: For a model of several grids: how many rows that wait move a request
+            which names no grid to the next smaller one, each time. The answer names the signature
+            that computed it. By default such requests have the model's default grid.
     """
 
     max_batch_size: int = 64
@@ -69,11 +72,18 @@ class BatchingConfig:
     max_enqueued_rows: int = 1024
     num_batch_threads: int = field(default_factory=cores.count)
     merge_images: bool = True
+    rows_per_smaller_grid: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_enqueued_rows", "num_batch_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
+        for name in (
+            "max_batch_size",
+            "max_enqueued_rows",
+            "num_batch_threads",
+            "rows_per_smaller_grid",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {value}")
         if self.batch_timeout_seconds < 0:
             raise ValueError(
                 "batch_timeout_seconds must not be negative. "

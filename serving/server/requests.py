@@ -241,6 +241,7 @@ class Requests:
             self._check_size(inputs)
             served.engine.check(signature, inputs)
             names = _selected_outputs(output_filter, served.engine.output_names(signature))
+            signature = served.at_load(signature)
             begin = time.monotonic()
             future = served.submit(signature, inputs, deadline=deadline)
             on_wait(future)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sigline.serving.server.batching import Batcher
 from sigline.serving.server.engine import LoadedVersion
+from sigline.serving.server.grids import GridsByLoad
 
 
 class State(enum.IntEnum):
@@ -49,12 +50,22 @@ class ServedVersion:
         batcher: Batcher,
         metadata: Mapping[str, Any],
         content: Mapping[str, str],
+        grids: GridsByLoad | None = None,
     ):
-        """Begins with no requests; `content` has the SHA-256 of the files that were loaded."""
+        """Begins with no requests.
+
+        Args:
+            engine: The loaded model.
+            batcher: Its queues.
+            metadata: What the model says of itself.
+            content: SHA-256 of the files that were loaded, by name.
+            grids: Chooses the grid of requests that name none; None for the default one.
+        """
         self.engine = engine
         self.metadata = metadata
         self.content = dict(content)
         self._batcher = batcher
+        self._grids = grids
         self._num_requests = 0
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -63,6 +74,12 @@ class ServedVersion:
     def version(self) -> int:
         """The version's number."""
         return self.engine.version
+
+    def at_load(self, signature: str) -> str:
+        """Returns the signature that computes a request, by how much waits now."""
+        if self._grids is None:
+            return signature
+        return self._grids.choose(signature, self._batcher.waiting())
 
     def submit(
         self, signature: str, inputs: dict[str, np.ndarray], *, deadline: float | None = None

@@ -10,6 +10,7 @@ from sigline.schemas import signatures, signing, versions
 from sigline.serving.server import warmup
 from sigline.serving.server.batching import Batcher, BatchingConfig
 from sigline.serving.server.engine import LoadedVersion
+from sigline.serving.server.grids import GridsByLoad
 from sigline.serving.server.served_version import ServedVersion
 
 _METADATA = f"{signatures.ASSETS_DIR}/{signatures.METADATA_FILE}"
@@ -84,7 +85,11 @@ class VersionLoader:
             merged=merged,
             observe=lambda signature, rows, waited: self._observe(name, signature, rows, waited),
         )
-        return ServedVersion(engine, batcher, metadata, content)
+        rows, grids = self._batching.rows_per_smaller_grid, None
+        if rows is not None:
+            default = metadata.get(signatures.DEFAULT_GRID)
+            grids = GridsByLoad(engine.signature_defs, default, rows)
+        return ServedVersion(engine, batcher, metadata, content, grids)
 
 
 def _metadata(directory: Path) -> dict:

@@ -1,9 +1,10 @@
-"""Checkpoints of big_vision in `.npz`: two towers, the image tower of LiT, and plain ViTs.
+"""Checkpoints of big_vision in `.npz`: two towers, LiT's image tower, plain ViTs and FlexiViTs.
 
 Names and shapes of the tensors tell what the towers are. What they do not tell, the user states, or
 it is assumed and listed.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ _ATTENTION = big_vision_layouts.ATTENTION
 # Settings that no file tells, and that the user may state.
 _CHOICES = (
     "image.size",
+    "image.grids",
+    "image.default_grid",
     "image.pool",
     "image.projection_tanh",
     "text.pool",
@@ -26,6 +29,8 @@ _CHOICES = (
     *choices.PIXELS,
     *choices.TEXTS,
 )
+# Side of the pictures of released FlexiViTs: many numbers of patches divide it.
+_FLEXIVIT_SIZE = 240
 # Rows of the token tables of SigLIP 2, and the text rules that it was trained with.
 _SIGLIP_2_VOCABULARY = 256_000
 _SIGLIP_2_TEXTS = {
@@ -60,8 +65,8 @@ def settings(
             f"Received: {', '.join(sorted(tensors)[:5])}, ..."
         )
     chosen = choices.parsed(assignments, _CHOICES)
-    size = chosen.pop("image.size", None)
-    image, assumed = _image_tower(tensors, size, chosen)
+    size, grids_of_user = chosen.pop("image.size", None), _grids(chosen.pop("image.grids", None))
+    image, assumed = _image_tower(tensors, size, grids_of_user, chosen)
     loss = "softmax" if "t" in tensors and "b" not in tensors else "sigmoid"
     text = TextTowerConfig()
     if has_text(tensors):
@@ -104,18 +109,43 @@ def _sizes(tensors: Mapping[str, np.ndarray], encoder: str) -> dict[str, Any]:
     return {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
 
 
+def _grids(text: str | None) -> tuple[int, ...]:
+    """Returns the grids that the user states; none without a statement."""
+    if text is None:
+        return ()
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        values = None
+    if not isinstance(values, list) or not values or not all(type(x) is int for x in values):
+        raise ValueError(
+            "image.grids must be a list of patches along a side, such as [5,6,8,10,12,15,16]. "
+            f"Received: image.grids={text}"
+        )
+    return tuple(values)
+
+
 def _image_tower(
-    tensors: Mapping[str, np.ndarray], size: str | None, chosen: Mapping[str, str]
+    tensors: Mapping[str, np.ndarray],
+    size: str | None,
+    grids_of_user: tuple[int, ...],
+    chosen: Mapping[str, str],
 ) -> tuple[ImageTowerConfig, list[str]]:
     """Returns the image tower, and what is assumed of it.
 
     Args:
         tensors: The parameters.
         size: What the user says of the side of the pictures.
+        grids_of_user: And of its grids, which make it a FlexiViT: no file tells them.
         chosen: What else.
     """
     patch = _patch(tensors["img/embedding/kernel"])
-    side, assumed = _size(tensors.get("img/pos_embedding"), patch, size)
+    table, flexible = tensors.get("img/pos_embedding"), {}
+    if grids_of_user:
+        side, assumed = _flexible_size(size)
+        flexible = {"grids": grids_of_user, "position_grid": _position_grid(table)}
+    else:
+        side, assumed = _size(table, patch, size)
     pool_of_file = (
         "map" if "img/MAPHead_0/probe" in tensors else "tok" if "img/cls" in tensors else None
     )
@@ -137,8 +167,9 @@ def _image_tower(
         size=side,
         patch=patch,
         pool=pool,
-        positions="learned" if "img/pos_embedding" in tensors else "sincos2d",
-        drop_remainder=bool(side % patch),
+        positions="learned" if table is not None else "sincos2d",
+        drop_remainder=bool(side % patch) and not flexible,
+        **flexible,
         **heads,
         **_sizes(tensors, "img/Transformer"),
     )
@@ -196,6 +227,29 @@ def _size(table: np.ndarray | None, patch: int, asked: str | None) -> tuple[int,
             f"positions of {grid} x {grid} patches of {patch} pixels. Received: image.size={asked}"
         )
     return int(asked), []
+
+
+def _flexible_size(asked: str | None) -> tuple[int, list[str]]:
+    """Returns the side of a FlexiViT's pictures, and what is assumed of it."""
+    if asked is None:
+        return _FLEXIVIT_SIZE, [f"image.size={_FLEXIVIT_SIZE}, as of released FlexiViTs"]
+    if not (asked.isdecimal() and int(asked)):
+        raise ValueError(
+            "image.size must be a whole number that each of image.grids divides. "
+            f"Received: image.size={asked}"
+        )
+    return int(asked), []
+
+
+def _position_grid(table: np.ndarray | None) -> int:
+    """Returns the patches along a side of the stored positions of a FlexiViT."""
+    if table is None or table.ndim != 3:
+        raise ValueError(
+            "A FlexiViT has learned positions, which are resized to each of image.grids; leave "
+            "image.grids out for a ViT of one size. Received: "
+            + ("no img/pos_embedding" if table is None else f"img/pos_embedding {table.shape}")
+        )
+    return grids.side(table.shape[1])
 
 
 def _check_pool(tower: str, pool: str, pool_of_file: str | None) -> None:

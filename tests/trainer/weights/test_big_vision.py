@@ -326,6 +326,61 @@ def test_fixed_positions_need_the_size_of_the_pictures(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def _at_grid(parameters, grid, size):
+    """Returns the parameters of the plain ViT that a FlexiViT is at a grid."""
+    kernel, table = parameters["img/embedding/kernel"], parameters["img/pos_embedding"]
+    old, new, channels = len(kernel), size // grid, kernel.shape[2] * kernel.shape[3]
+    # The resize of every basis picture, with both axes at once.
+    basis = tf.reshape(tf.eye(old * old), (-1, old, old, 1))
+    resize = tf.reshape(tf.image.resize(basis, (new, new)), (old * old, new * new)).numpy()
+    resized = np.linalg.pinv(resize.astype(np.float64)) @ kernel.reshape(old * old, channels)
+    side = int(table.shape[1] ** 0.5)
+    squares = tf.reshape(table, (1, side, side, -1))
+    positions_there = tf.image.resize(squares, (grid, grid), antialias=True)
+    return parameters | {
+        "img/embedding/kernel": resized.reshape(new, new, *kernel.shape[2:]).astype(np.float32),
+        "img/pos_embedding": tf.reshape(positions_there, (1, grid * grid, -1)).numpy(),
+    }
+
+
+def test_flexivit_is_the_references_at_every_grid_that_is_stated(tmp_path):
+    parameters = reference.random_parameters(pool="tok", text=False)
+    path = _save(tmp_path / "flexivit.npz", parameters)
+    stated = ["image.grids=[2,3,6]", "image.size=24"]
+    weights = weight_folders.load(path, assignments=stated)
+    image = weights.config.image
+    assert (image.size, image.patch, image.position_grid, image.grid) == (24, 4, 3, 6)
+    model = _image_tower(weights)
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 24, 24, 3)).astype(np.float32)
+    for grid in image.grids:
+        expected = reference.embed_image(_at_grid(parameters, grid, 24), images)
+        answers = model.look(tf.constant(images), variant=grid)
+        np.testing.assert_allclose(answers[two_tower.EMBEDDING], expected, atol=1e-5)
+    chosen = weight_folders.load(path, assignments=[*stated, "image.default_grid=3"])
+    assert chosen.config.image.grid == 3
+    released = weight_folders.load(path, assignments=["image.grids=[5,6,8,10,12,15,16,20,24,30]"])
+    assert released.config.image.size == 240
+    assert "image.size=240, as of released FlexiViTs" in released.assumed
+
+
+def test_grids_that_cannot_be_are_refused(tmp_path):
+    parameters = reference.random_parameters(pool="tok", text=False)
+    path = _save(tmp_path / "x.npz", parameters)
+    for value in ("7", "many", "[]", "[2,true]", '["2"]'):
+        with pytest.raises(ValueError, match="must be a list of patches along a side"):
+            weight_folders.load(path, assignments=[f"image.grids={value}"])
+    with pytest.raises(ValueError, match=r"each of which divides .*size=240"):
+        weight_folders.load(path, assignments=["image.grids=[7]"])
+    with pytest.raises(ValueError, match=r"each of image\.grids divides.*image\.size=0"):
+        weight_folders.load(path, assignments=["image.grids=[2]", "image.size=0"])
+    with pytest.raises(ValueError, match=r"image\.default_grid needs image\.grids"):
+        weight_folders.load(path, assignments=["image.default_grid=3"])
+    del parameters["img/pos_embedding"]
+    fixed = _save(tmp_path / "y.npz", parameters)
+    with pytest.raises(ValueError, match=r"has learned positions.*no img/pos_embedding"):
+        weight_folders.load(fixed, assignments=["image.grids=[2]"])
+
+
 def test_what_the_file_tells_is_not_set(tmp_path):
     path = _save(tmp_path / "x.npz", reference.random_parameters())
     with pytest.raises(ValueError, match=r"the file does not tell: image\.size, .*image\.width=3"):
