@@ -74,13 +74,7 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
     skipped = tf.TensorSpec((2,), tf.int64)
     changing = ({n: specs[n] for n in trained}, slots, {n: specs[n] for n in averages}, skipped)
     donated = tf.nest.flatten(changing)
-    size = settings.image.size
-    image = (
-        tf.TensorSpec((batch, settings.image.width), tf.bfloat16)
-        if form.startswith("precomputed")
-        else tf.TensorSpec((batch, size, size, 3), tf.uint8)
-    )
-    inputs = [image, tf.TensorSpec((batch, settings.text.length), tf.int32)]
+    inputs = _inputs(settings, batch, precomputed=form.startswith("precomputed"))
     exchange = collectives.tpu_ring(num_replicas)
     models = Models.of(settings, model, embedded=form.startswith("precomputed"))
     if form.endswith("dense"):
@@ -95,11 +89,11 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
         values, slots, ema, skipped = tf.nest.pack_sequence_as(changing, flat[: len(donated)])
         rest = flat[len(donated) :]
         values |= dict(zip(frozen, rest[: len(frozen)], strict=True))
-        number, *inputs = rest[len(frozen) :]
+        number, *values_of_inputs = rest[len(frozen) :]
         state = TrainState(values, slots, ema, number, skipped)
         state, scalars = steps.train_step(
             state,
-            dict(zip(("image", "text"), inputs, strict=True)),
+            dict(zip(inputs, values_of_inputs, strict=True)),
             config=settings,
             exchange=exchange,
             compute=compute,
@@ -109,10 +103,26 @@ def lower_step(settings: config.TrainConfig, *, num_replicas: int, form: str) ->
         changed = (values, state.slots, state.ema, state.skipped)
         return (*tf.nest.flatten(changed), scalars["loss"], scalars["gradient_norm"])
 
-    flat_specs = [*donated, *(specs[n] for n in frozen), tf.TensorSpec((), tf.int64), *inputs]
+    flat_specs = [*donated, *(specs[n] for n in frozen), tf.TensorSpec((), tf.int64)]
+    flat_specs += inputs.values()
     text = lower(step, flat_specs, len(donated))
     number = sum(int(np.prod(spec.shape)) for spec in specs.values())
     return text, {"parameters": number, "batch_per_chip": batch, "form": form}
+
+
+def _inputs(settings: config.TrainConfig, batch: int, *, precomputed: bool) -> dict:
+    """Returns what a chip's part of the batch holds, by name."""
+    size = settings.image.size
+    image = tf.TensorSpec((batch, size, size, 3), tf.uint8)
+    if precomputed:
+        image = tf.TensorSpec((batch, settings.image.width), tf.bfloat16)
+    inputs = {"image": image}
+    if settings.text is not None:
+        inputs["text"] = tf.TensorSpec((batch, settings.text.length), tf.int32)
+    for objective in settings.objectives:
+        if isinstance(objective, config.ClassifyConfig):
+            inputs["label"] = tf.TensorSpec((batch, objective.labels_per_image), tf.int32)
+    return inputs
 
 
 def lower_loss(batch: int, dim: int, *, num_replicas: int, form: str) -> tuple[str, dict]:

@@ -1,5 +1,7 @@
 """Claim: the published SigLIP and SigLiT batch sizes fit the TPUs that the paper names.
 
+And ViT-22B, whose state every chip would have to hold, does not.
+
 Compiles sigline's real training step for TPU topologies ahead of time, with no TPU: the step is
 lowered to StableHLO in the environment of `[tpu]` (`tpu_lower.py`) and compiled by libtpu in
 another one (`tpu_compiler/`), whose own accounting of memory is printed. `make tpu-check` makes
@@ -89,6 +91,8 @@ def rows() -> list[Row]:
         )
         for form in ("ring", "dense")
     ]
+    largest = config.load_recipe("vit_22b")
+    smaller = config.load_recipe("vit_parallel_so400m14")
     return [
         *losses,
         Row("Large LiT, precomputed images", "v4:2x2x1", 20_480, "precomputed", wide, lit, 24),
@@ -100,7 +104,23 @@ def rows() -> list[Row]:
         Row("Large LiT, frozen L/16 live", "v4:2x2x1", 20_480, "live", large, (24,), 24),
         Row("the same, 4 microbatches", "v4:2x2x1", 20_480, "live", in_parts, (24,), 24),
         Row("Base SigLIP", "v4:2x2x2", 32_768, "live", base, SHALLOW, 12),
+        # As many images a chip as the authors have, who keep a part of the model on each.
+        Row("ViT-22B of 1 layer", "v4:2x2x1", 256, "live", largest, (1,), 1),
+        Row("ViT-22B of 2 layers", "v4:2x2x1", 256, "live", largest, (2,), 2),
+        Row("ViT-22B, from 1 and 2 layers", "v4:2x2x1", 256, "live", largest, (1, 2), 48),
+        Row("ViT So400m/14 of its blocks", "v4:2x2x1", 4096, "live", smaller, (*SHALLOW, 27), 27),
     ]
+
+
+def at_depth(settings: TrainConfig, depth: int, global_batch_size: int) -> TrainConfig:
+    """Returns a configuration with towers of another depth, and another batch."""
+    text = settings.text
+    return dataclasses.replace(
+        settings,
+        global_batch_size=global_batch_size,
+        image=dataclasses.replace(settings.image, depth=depth),
+        text=None if text is None else dataclasses.replace(text, depth=depth),
+    )
 
 
 def request(row: Row, depth: int) -> dict:
@@ -110,14 +130,8 @@ def request(row: Row, depth: int) -> dict:
         form = row.form.removeprefix("loss-")
         loss = {"batch": batch, "dim": row.dim, "num_replicas": row.num_chips, "form": form}
         return {"loss": loss}
-    settings = dataclasses.replace(
-        row.settings,
-        global_batch_size=row.global_batch_size,
-        image=dataclasses.replace(row.settings.image, depth=depth),
-        text=dataclasses.replace(row.settings.text, depth=depth),
-    )
     return {
-        "config": json.loads(settings.to_json()),
+        "config": json.loads(at_depth(row.settings, depth, row.global_batch_size).to_json()),
         "num_replicas": row.num_chips,
         "form": row.form,
     }
@@ -160,7 +174,7 @@ def _source_digest() -> str:
             ROOT / "tpu_compiler/compile.py",
             ROOT / "tpu_compiler/uv.lock",
             ROOT.parent / "uv.lock",
-            *(ROOT.parent / "trainer").glob("*.py"),
+            *(ROOT.parent / "trainer").rglob("*.py"),
         ]
     ):
         digest.update(path.read_bytes())
@@ -223,8 +237,8 @@ def write_table(result: dict, path: Path) -> None:
         "block rematerialised, first moments in bfloat16. Peak is the compiler's, of "
         f"{V4_HBM_GIB} GiB; temp is what it reserves for temporaries. FLOPs count the body of a "
         "loop once. `~` marks figures on the line through compiles with "
-        f"{' and '.join(map(str, SHALLOW))} layers a tower. `tpu_memory.json` names the code "
-        "behind each row by its digest.",
+        f"{' and '.join(map(str, SHALLOW))} layers a tower, or as many as the row says. "
+        "`tpu_memory.json` names the code behind each row by its digest.",
         "",
         "| what | chips | global batch | per chip | peak GiB | temp GiB | FLOPs | collectives "
         "| fits |",
@@ -240,9 +254,10 @@ def write_table(result: dict, path: Path) -> None:
             continue
         sign = "~" if row.get("extrapolated") else ""
         collectives = ", ".join(f"{n} {name}" for name, n in row["collectives"].items() if n)
+        fits = "yes" if row["fits"] else f"does not fit: {row['peak_gib']:.0f} GiB"
         lines.append(
             head + f"{sign}{row['peak_gib']:.2f} | {sign}{row['temp_gib']:.2f} | "
-            f"{sign}{row['flops']:.2e} | {collectives} | {'yes' if row['fits'] else 'no'} |"
+            f"{sign}{row['flops']:.2e} | {collectives} | {fits} |"
         )
     for row in result["rows"]:
         if "peak_gib_by_line" in row:

@@ -20,6 +20,7 @@ from sigline.schemas.gate import Gate
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import TrainConfig
+from sigline.trainer.config.objectives import check_tree
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def check(environment: Environment) -> None:
                 "input_base must be a folder with pairs in a format that ingest reads. "
                 f"Received: input_base={base}"
             )
+        check_classes(config, base)
     check_folders(environment)
     paths = {name: getattr(environment, name) for name in ("schema", "weights", "signing_key")}
     paths |= {f"teachers.{name}": path for name, path in environment.teachers.items()}
@@ -118,6 +120,18 @@ def check_folders(environment: Environment) -> None:
                 f"one. Received: {name}={getattr(environment, name)}, "
                 f"input_base={environment.input_base}"
             )
+
+
+def check_classes(config: TrainConfig, base: Path) -> None:
+    """Refuses an input without the tree of classes that the recipe learns."""
+    path = base / record.CLASSES_FILE
+    labels = None
+    if path.is_file():
+        try:
+            labels = LabelSet.from_json(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} must be a label set: {error}") from None
+    check_tree(config.objectives, labels)
 
 
 def check_weights(config: TrainConfig, weights: str) -> None:

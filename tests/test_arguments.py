@@ -20,6 +20,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(quiet, "import_tfx", imported)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x\n")
+    (tmp_path / "flat").write_text('{"names": ["a", "b"]}')
+    (tmp_path / "circle").write_text('{"names": ["a", "b"], "parents": [1, 0]}')
     (tmp_path / "folder").mkdir()
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "a.gz").write_bytes(b"")
@@ -28,6 +30,7 @@ def place(tmp_path, monkeypatch):
 
 
 TRAIN = "train --recipe siglip_demo --data examples --output o --vocabulary file"
+SEMANTIC = "train --recipe semantic_21k_b16 --data examples --output o"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,9 @@ TRAIN = "train --recipe siglip_demo --data examples --output o --vocabulary file
         (f"{TRAIN} --set optimizer.name=adam", "Did you mean adamw?"),
         (f"{TRAIN} --set steps=many", "steps must be a whole number. Received: steps=many"),
         (f"{TRAIN} --labels file", "--labels must be a label set"),
+        (SEMANTIC, "needs a tree of the classes: `parents` in the label set"),
+        (f"{SEMANTIC} --labels flat", "Received: a label set without parents"),
+        (f"{SEMANTIC} --labels circle", "not round in a circle. Received: 0 -> 1 -> 0"),
         (f"{TRAIN} --labels folder", "--labels must be a file; a folder is there"),
         (f"{TRAIN} --teacher a=folder", "--teacher must name those of the recipe: none"),
         (TRAIN.replace("examples", "none"), "--data must be a folder; there is no such folder"),

@@ -41,6 +41,23 @@ def test_mistake_is_one_line_and_exit_code_two(capsys, arguments, message):
     assert "Traceback" not in error
 
 
+def test_train_that_cannot_fit_is_refused_and_leaves_the_folder_free(
+    split_dir, vocabulary, tmp_path, monkeypatch, capsys, contract_config
+):
+    from sigline.trainer import config
+    from sigline.trainer.training import memory
+
+    monkeypatch.setattr(config, "load_recipe", lambda name: contract_config)
+    monkeypatch.setattr(memory, "_host_bytes", lambda: 1000)
+    (tmp_path / "v.model").write_bytes(vocabulary)
+    arguments = ["train", "--recipe", "siglip_demo", "--data", str(split_dir)]
+    arguments += ["--vocabulary", str(tmp_path / "v.model"), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "sigline: The run's state does not fit: it takes 0.0 GiB (parameters" in error
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_train_runs_alone_and_finishes_what_was_begun(
     split_dir, vocabulary, tmp_path, monkeypatch, capsys, contract_config
 ):

@@ -13,6 +13,7 @@ from sigline.schemas import digests, progress
 from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer.config import TrainConfig
+from sigline.trainer.config.objectives import check_tree
 from sigline.trainer.export import saved_model
 from sigline.trainer.inputs import shards
 from sigline.trainer.training import loop
@@ -38,7 +39,8 @@ class Job:
         code_digest: Of the code that trains.
         weights: What the parameters that `config.pretrained` names start from.
         teachers: Weights of the frozen models that objectives ask, by name.
-        labels: Classes for `classify`, and for teachers that tell classes by their texts.
+        labels: Classes for `classify`, and for teachers that tell classes by their texts; their
+            tree for an objective that learns it.
     """
 
     config: TrainConfig
@@ -58,6 +60,7 @@ class Job:
                 "The label set must have as many classes as the model's head. "
                 f"Received: classes={len(labels.names)}, image.classes={classes}"
             )
+        check_tree(self.config.objectives, labels)
 
     @property
     def tokenizer(self) -> Mapping[str, bytes]:
@@ -91,6 +94,8 @@ class Job:
         if headless and self.labels is not None:
             # Teachers without a head classify by the texts of the label set.
             identity["labels"] = self.labels.to_json()
+        if self.config.class_loss == "semantic" and self.labels is not None:
+            identity["parents"] = digests.json_digest(self.labels.parents)
         return json.dumps(identity, sort_keys=True)
 
     def is_of(self, claim: str, description: str | Path) -> bool:

@@ -27,7 +27,7 @@ class Example:
         unit: The record.
         expected: What it is: its classes, or its captions.
         predictions: Classes or captions that the model predicts, the best first, each with its
-            score: a cosine, or a logit of the head.
+            score: a cosine, a logit of the head, or a logarithm of a probability within a level.
         right: Whether the best is one of the expected.
         rank: How many wrong ones come before the first right one.
     """
@@ -132,7 +132,7 @@ def _scores(view: View, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray |
         return scores, None if view.scale is None else view.scale.probabilities(scores)
     if split.class_logits is None:
         return None
-    return split.class_logits, head.probabilities(split.class_logits, view.class_loss)
+    return head.of_head(view, split)
 
 
 def _worst(
@@ -152,6 +152,8 @@ def _worst(
             tuple(
                 (names[c], float(scores[i, c]))
                 for c in np.argsort(-scores[i], kind="stable")[:_FOUND]
+                # Others do not compete.
+                if scores[i, c] > -np.inf
             ),
             bool(ranks[i] == 0),
             int(ranks[i]),

@@ -15,7 +15,7 @@ from sigline.components.evaluate.predictions import Predictions
 from sigline.components.evaluate.views import DEFAULT_PROMPTS, Scale, View
 from sigline.components.shared import served_model
 from sigline.components.shared.files import read_text, write_file
-from sigline.schemas import record, signatures
+from sigline.schemas import class_tree, record, signatures
 from sigline.schemas.labels import LabelSet
 
 # Splits of a model: what it is judged by, what its probes learn from, and what is corrupted.
@@ -180,6 +180,7 @@ def views(
             by_grid,
             captioned=inputs.captioned,
             class_loss=served_model.metadata(model_dir).get("class_loss", "softmax"),
+            levels=_levels(model_dir),
         )
     teacher = by_role.pop(TEACHER, None)
     return {role: dataclasses.replace(view, teacher=teacher) for role, view in by_role.items()}
@@ -190,6 +191,15 @@ def _classes(model_dir: str, labels: Mapping[str, LabelSet]) -> dict[str, np.nda
     if not served_model.has(served_model.load(model_dir), signatures.EMBED_TEXT):
         return {}
     return {name: transforms.embed_classes(model_dir, item) for name, item in labels.items()}
+
+
+def _levels(model_dir: str) -> tuple[int, ...]:
+    """Returns the level of each class in the tree that the model's head learnt; empty without."""
+    if served_model.metadata(model_dir).get("class_loss") != "semantic":
+        return ()
+    text = served_model.asset(model_dir, signatures.LABELS_FILE)
+    assert text is not None, "A head that learnt a tree is exported with it."
+    return class_tree.levels(LabelSet.from_json(text).parents)
 
 
 def _scale(model_dir: str) -> Scale | None:

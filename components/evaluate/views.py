@@ -50,7 +50,8 @@ class View:
             `split` itself at the default one. Empty for a model of one grid.
         teacher: The same records as a teacher sees them; none by default.
         captioned: Whether captions are to be retrieved.
-        class_loss: What the model's head was trained by: `softmax` or `sigmoid`.
+        class_loss: What the model's head was trained by: `softmax`, `sigmoid` or `semantic`.
+        levels: The level of each class in the tree that a `semantic` head learnt; empty for others.
     """
 
     split: Predictions
@@ -62,6 +63,7 @@ class View:
     teacher: "View | None" = None
     captioned: bool = True
     class_loss: str = "softmax"
+    levels: tuple[int, ...] = ()
 
     @property
     def reads(self) -> bool:

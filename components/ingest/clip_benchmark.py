@@ -10,7 +10,7 @@ Nothing is left out: what cannot be read is an error, since every example counts
 
 import io
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,17 +98,17 @@ def open_split(folder: Path, split: str) -> Benchmark:
     distinct = list(dict.fromkeys(names))
     position = {name: number for number, name in enumerate(distinct)}
     try:
-        labels = LabelSet(tuple(distinct), **_templates(folder / _TEMPLATES_FILE))
+        labels = LabelSet(tuple(distinct), _templates(folder / _TEMPLATES_FILE))
     except ValueError as error:
         raise ValueError(f"The classes or prompts in {folder} cannot be read: {error}") from None
     return Benchmark(folder, split, kind, shards, labels, tuple(position[name] for name in names))
 
 
-def _templates(path: Path) -> Mapping[str, tuple[str, ...]]:
+def _templates(path: Path) -> tuple[str, ...]:
     if not path.is_file():
-        return {}
+        return LabelSet.templates
     lines = path.read_text(encoding="utf-8").splitlines()
-    return {"templates": tuple(line.strip().replace("{c}", "{}") for line in lines if line.strip())}
+    return tuple(line.strip().replace("{c}", "{}") for line in lines if line.strip())
 
 
 def records(benchmark: Benchmark, shard: Path, files: Files) -> Iterator[ImageTextRecord]:

@@ -79,8 +79,14 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
     _claim_run(arguments.output, job)
-    with progress.part("train"):
-        result, metadata = job.run(arguments.output, model_dir)
+    try:
+        with progress.part("train"):
+            result, metadata = job.run(arguments.output, model_dir)
+    except ValueError:
+        # What is refused before anything is made leaves the folder to other settings.
+        if [path.name for path in arguments.output.iterdir()] == [claims.FILE]:
+            (arguments.output / claims.FILE).unlink(missing_ok=True)
+        raise
     if metadata is None:
         return 0
     variables = two_tower.named_variables(result.model)
@@ -100,6 +106,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _check_training(arguments: argparse.Namespace, config, model_dir: Path) -> None:
     """Checks the arguments as far as possible without importing TensorFlow."""
+    from sigline.trainer.config.objectives import check_tree
+
     for path in arguments.data:
         checks.check_folder(path, "--data", holds="*.gz")
     checks.check_file(arguments.vocabulary, "--vocabulary")
@@ -119,7 +127,7 @@ def _check_training(arguments: argparse.Namespace, config, model_dir: Path) -> N
             f"--teacher must name those of the recipe: {', '.join(config.teachers) or 'none'}. "
             f"Received: {', '.join(teachers) or 'none'}"
         )
-    loading.labels(arguments.labels)
+    check_tree(config.objectives, loading.labels(arguments.labels))
     if arguments.output.is_file():
         raise ValueError(f"--output must be a folder. Received: --output {arguments.output}")
     if model_dir.exists() and (arguments.output / claims.FILE).is_file():

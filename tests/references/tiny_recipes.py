@@ -19,8 +19,9 @@ from sigline.trainer.weights.model_weights import Weights
 
 PRECOMPUTED = "+precomputed"
 # Recipes that are trained, and one whose frozen tower may have embedded the images before. Those of
-# AugReg are `vit_s16` with other values; `test_augreg.py` has what sets them apart.
-_TRAINED = [name for name in recipes.names() if not name.startswith("augreg_")]
+# AugReg are `vit_s16` with other values, and `semantic_21k_b16` has another loss and a tree of
+# classes; `test_augreg.py` and `test_semantic.py` have what sets them apart.
+_TRAINED = [name for name in recipes.names() if not name.startswith(("augreg_", "semantic_"))]
 NAMES = (*_TRAINED, f"lit_b16{PRECOMPUTED}")
 
 
@@ -58,6 +59,10 @@ def common(tiny: config.TrainConfig) -> config.TrainConfig:
         # Augmentation, by which they differ, too, is that of recipes of one grid.
         values += ["data.crop_min_area=none", "data.flip=false", "data.randaugment=none"]
         values += ["data.mixup=0", "image.head_bias_init=0"]
+    if tiny.name == "hashtags_b16":
+        # Augmentation and the number of labels apart, it is `vit_s16` of another width.
+        values += ["data.crop_min_area=0.05", 'data.randaugment={"layers": 2, "magnitude": 10}']
+        values += ["objectives.classify.labels_per_image=8"]
     return config.override(tiny, ["name=tiny", "optimizer.learning_rate=1e-3", *values])
 
 

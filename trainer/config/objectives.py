@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sigline.schemas.labels import LabelSet
 from sigline.trainer.config import checks
 
 # What is checked against is a `TrainConfig`, whose module imports this one.
@@ -98,11 +99,14 @@ class DistillConfig:
         teacher: Name that the teacher's weights are given under.
         target: `classes`, the teacher's distribution over classes (of its own head, or of its texts
             for a label set) for the student's head, by KL divergence; or `pairs`, the probabilities
-            it gives to the pairs of the batch, by the sigmoid loss with these as soft targets.
+            it gives to the pairs of the batch, by the sigmoid loss with these as soft targets. With
+            `image.distillation_token` the head of that token learns `classes`.
         weight: Factor of this loss.
         temperature: Divides the logits of both for `classes`; the divergence is multiplied by its
-            square, which keeps the size of the gradient. 1 for `pairs`.
+            square, which keeps the size of the gradient. 1 for `pairs`, and with `hard`.
         chunk_size: As in `PairsConfig`, for `pairs`.
+        hard: Whether the teacher's best class is the target of `classes`, by softmax cross-entropy
+            without smoothing, in place of its distribution (arXiv 2012.12877, section 4).
     """
 
     kind: ClassVar[str] = "distill"
@@ -114,6 +118,7 @@ class DistillConfig:
     weight: float = 1.0
     temperature: float = 1.0
     chunk_size: int | None = None
+    hard: bool = False
 
     @property
     def name(self) -> str:
@@ -136,6 +141,13 @@ class DistillConfig:
         checks.positive(f"{key}.weight", self.weight)
         checks.positive(f"{key}.temperature", self.temperature)
         checks.at_least(f"{key}.chunk_size", self.chunk_size, 1)
+        if self.hard and (self.target, self.temperature) != ("classes", 1.0):
+            raise ValueError(
+                f"{key}.hard must be false, or {key}.target classes and {key}.temperature 1: the "
+                "teacher's best class is the same at any temperature. Received: "
+                f"{key}.hard=True, {key}.target={self.target!r}, "
+                f"{key}.temperature={self.temperature}"
+            )
         if self.target == "classes":
             _check_head(f"{key}.target=classes", config, " of the teacher, or of the label set")
             return
@@ -161,10 +173,13 @@ class ClassifyConfig:
 
     Attributes:
         loss: `softmax` cross-entropy, in which several labels of an image share its probability
-            equally, or `sigmoid`: the sum over classes of their binary cross-entropies.
+            equally; `sigmoid`, the sum over classes of their binary cross-entropies; or `semantic`
+            (arXiv 2104.10972), a softmax for each level of a tree of the classes, which is
+            `parents` in the run's label set. With `image.distillation_token` the head of the class
+            token learns the labels.
         weight: Its factor beside other objectives.
-        smoothing: Share of the target that is spread: over all classes by `softmax`; by `sigmoid`
-            half of it is in every class.
+        smoothing: Share of the target that is spread: over all classes by `softmax`, over those of
+            each level that is reached by `semantic`; by `sigmoid` half of it is in every class.
         unlabelled: What becomes of records without a label: `refuse`, which stops the run as other
             records do that cannot be used, or `skip`: they do not count.
         labels_per_image: Most labels of a record; one with more cannot be used.
@@ -188,7 +203,7 @@ class ClassifyConfig:
 
     def check(self, key: str, config: Config) -> None:
         """Raises ValueError, with the key and what to give, if it does not fit the model."""
-        checks.one_of(f"{key}.loss", self.loss, ("softmax", "sigmoid"))
+        checks.one_of(f"{key}.loss", self.loss, ("softmax", "sigmoid", "semantic"))
         checks.positive(f"{key}.weight", self.weight)
         checks.share(f"{key}.smoothing", self.smoothing)
         checks.one_of(f"{key}.unlabelled", self.unlabelled, ("refuse", "skip"))
@@ -227,6 +242,30 @@ def check_together(objectives: tuple[ObjectiveConfig, ...], config: Config) -> N
             "objectives must each be there once; raise the weight instead. "
             f"Received: {', '.join(names)}"
         )
+    teaches = any(isinstance(x, DistillConfig) and x.target == "classes" for x in objectives)
+    if config.image.distillation_token and config.image.classes is not None and not teaches:
+        raise ValueError(
+            "image.distillation_token needs an objective of kind distill with target=classes, "
+            f"which its head learns. Received: objectives={', '.join(names)}"
+        )
+
+
+def check_tree(objectives: tuple[ObjectiveConfig, ...], labels: LabelSet | None) -> None:
+    """Raises ValueError if an objective needs a tree of classes that the label set has not.
+
+    Args:
+        objectives: What is learnt.
+        labels: The run's label set; None for none.
+    """
+    for i, item in enumerate(objectives):
+        is_semantic = isinstance(item, ClassifyConfig) and item.loss == "semantic"
+        if is_semantic and (labels is None or not labels.parents):
+            raise ValueError(
+                f"objectives[{i}].loss=semantic needs a tree of the classes: `parents` in the "
+                "label set, which is the classes.json of a pipeline's input or of --labels, with "
+                "the id of the class above each class, or -1 at the top. Received: "
+                + ("no label set" if labels is None else "a label set without parents")
+            )
 
 
 def _check_head(key: str, config: Config, of_what: str) -> None:

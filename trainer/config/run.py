@@ -21,6 +21,8 @@ class RunConfig:
         max_damaged_records: Records that may be unreadable in all; each is replaced by one beside
             it, and listed. One more stops the run.
         log_steps: Steps between log lines and TensorBoard scalars.
+        monitor_attention: Whether the scalars have the entropy and the largest logit of attention
+            in each block, which costs the forward pass of a few examples.
         strategy: `auto` (the workers of `$TF_CONFIG`, else all TPU cores, else all GPUs, else the
             CPU), `multi_worker`, `tpu`, `mirrored` or `one_device`.
         jit_compile: Whether XLA compiles the forward and backward pass and the update; None means
@@ -35,6 +37,7 @@ class RunConfig:
     max_skipped_steps: int = 0
     max_damaged_records: int = 0
     log_steps: int = 50
+    monitor_attention: bool = False
     strategy: str = "auto"
     jit_compile: bool | None = None
     exchange: str = "auto"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from sigline.trainer.config import checks
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu")
+NORMS = ("layer", "rms")
 INTERPOLATIONS = ("bilinear", "bicubic", "area", "box", "hamming", "lanczos")
 RESIZES = ("squash", "crop", "crop_rounded")
 _OF_TENSORFLOW = ("bilinear", "bicubic", "area")
@@ -17,7 +18,9 @@ class BlockConfig:
 
     Attributes:
         activation: Of the MLPs: `gelu_tanh`, `gelu` (exact) or `quick_gelu` (CLIP's).
-        norm_epsilon: Added to the variance in layer norms.
+        norm: Kind of all norms of the tower: `layer`, or `rms`, which does not centre and has no
+            bias (arXiv 1910.07467).
+        norm_epsilon: Added in norms to the variance, or to the mean square of `rms`.
         norm_bias: Whether layer norms have a bias.
         qkv_bias: Whether the projections to queries, keys and values have biases.
         mlp_bias: Whether the MLPs and the projection out of the attention have biases.
@@ -29,6 +32,7 @@ class BlockConfig:
     """
 
     activation: str = "gelu_tanh"
+    norm: str = "layer"
     norm_epsilon: float = 1e-6
     norm_bias: bool = True
     qkv_bias: bool = True
@@ -41,6 +45,12 @@ class BlockConfig:
     def check(self, key: str) -> None:
         """Raises ValueError, with the key and what to give, if a field makes no sense."""
         checks.one_of(f"{key}.activation", self.activation, ACTIVATIONS)
+        checks.one_of(f"{key}.norm", self.norm, NORMS)
+        if self.norm == "rms" and self.norm_bias:
+            raise ValueError(
+                f"{key}.norm_bias must be false with {key}.norm=rms, which has no bias. "
+                f"Received: {key}.norm_bias=True"
+            )
         checks.share(f"{key}.dropout", self.dropout)
         checks.share(f"{key}.stochastic_depth", self.stochastic_depth)
 
@@ -99,6 +109,10 @@ class ImageTowerConfig:
             `default_grid`.
         default_grid: With `grids`, the one that evaluation and requests without a grid take; None
             for the largest.
+        distillation_token: Whether a second learned token stands behind the class token, with a
+            head of its own that learns a teacher's classes (DeiT, arXiv 2012.12877); needs
+            `pool=tok`. Both tokens then have positions, if positions are learned. The logits of the
+            model are the mean of those of both heads; its embedding is the class token's.
     """
 
     size: int = 224
@@ -131,6 +145,7 @@ class ImageTowerConfig:
     grids: tuple[int, ...] = ()
     position_grid: int | None = None
     default_grid: int | None = None
+    distillation_token: bool = False
 
     @property
     def grid(self) -> int:
@@ -178,6 +193,11 @@ class ImageTowerConfig:
             self._check_grids(key)
         else:
             self._check_one_grid(key)
+        if self.distillation_token and self.pool != "tok":
+            raise ValueError(
+                f"{key}.pool must be tok with {key}.distillation_token, which stands beside the "
+                f"class token. Received: {key}.pool={self.pool!r}"
+            )
         if self.pool == "last" and self.token_dropout:
             raise ValueError(
                 f"{key}.token_dropout must be 0 with {key}.pool=last: the last patch may be left "

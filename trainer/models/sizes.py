@@ -2,7 +2,8 @@
 
 from typing import Any
 
-# Width, depth, hidden width of the MLPs, heads; those of big_vision `models/vit.py`.
+# Width, depth, hidden width of the MLPs, heads; those of big_vision `models/vit.py`, and of arXiv
+# 2302.05442.
 _SIZES = {
     "mu": (32, 1, 128, 2),
     "Ti": (192, 12, 768, 3),
@@ -17,6 +18,7 @@ _SIZES = {
     "G": (1664, 48, 8192, 16),
     "G-opt": (1536, 48, 8192, 16),
     "e": (1792, 56, 15360, 16),
+    "22B": (6144, 48, 24576, 48),
 }
 
 

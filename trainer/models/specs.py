@@ -1,8 +1,11 @@
 """Names and shapes of a model's parameters, without making them."""
 
+import dataclasses
+import functools
+
 import tensorflow as tf
 
-from sigline.trainer.config import TrainConfig
+from sigline.trainer.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from sigline.trainer.models import two_tower
 
 
@@ -14,6 +17,13 @@ def parameter_specs(config: TrainConfig) -> dict[str, tf.TensorSpec]:
     Args:
         config: The configuration.
     """
+    # Of all that a configuration has, the parameters depend on the towers.
+    others = {"data": DataConfig(), "optimizer": OptimizerConfig(), "run": RunConfig()}
+    return dict(_specs(dataclasses.replace(config, name="", steps=1, seed=0, **others)))
+
+
+@functools.lru_cache(maxsize=64)
+def _specs(config: TrainConfig) -> dict[str, tf.TensorSpec]:
     # A graph makes its variables when it runs, and this one never does.
     with tf.Graph().as_default():
         parameters = two_tower.named_parameters(two_tower.build(config))

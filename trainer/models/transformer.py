@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from sigline.trainer.config import BlockConfig, ImageTowerConfig, TextTowerConfig
+from sigline.trainer.models import attention_statistics
 from sigline.trainer.models.xla_regions import fusible
 
 # Biases of the MLPs start at N(0, 1e-6), as in the reference.
@@ -104,8 +105,12 @@ def drop(x: tf.Tensor, rate: float, seed: tf.Tensor | None, *, examples: bool = 
     return tf.where(kept, x / (1.0 - rate), tf.zeros([], x.dtype))
 
 
-def layer_norm(name: str, options: BlockConfig = _PLAIN) -> keras.layers.LayerNormalization:
-    """Returns a layer norm in float32, whatever comes in."""
+def layer_norm(name: str, options: BlockConfig = _PLAIN) -> keras.layers.Layer:
+    """Returns a layer norm, or an RMS norm, in float32, whatever comes in."""
+    if options.norm == "rms":
+        return keras.layers.RMSNormalization(
+            epsilon=options.norm_epsilon, dtype="float32", name=name
+        )
     return keras.layers.LayerNormalization(
         epsilon=options.norm_epsilon, center=options.norm_bias, dtype="float32", name=name
     )
@@ -126,15 +131,20 @@ def _mix_values(q, k, v, mask=None):
         A mixture of values for every query.
     """
     q, k, v = (tf.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
+    scores = _scores(q, k)
+    if mask is not None:
+        scores = tf.where(mask, scores, attention_statistics.UNSEEN)
+    weights = tf.cast(tf.nn.softmax(scores), q.dtype)
+    return tf.transpose(tf.matmul(weights, v), (0, 2, 1, 3))
+
+
+def _scores(q, k):
+    """Returns the logits of attention in float32, of `(batch, heads, tokens, head_dim)`."""
     head_dim: Any = q.shape[-1]
     # Scaling the queries is a pass over fewer numbers than the scores.
     scores = tf.matmul(q * (head_dim**-0.5), k, transpose_b=True)
     # A softmax in bfloat16 would lose digits of its sum.
-    scores = tf.cast(scores, tf.float32)
-    if mask is not None:
-        scores = tf.where(mask, scores, -1e9)
-    weights = tf.cast(tf.nn.softmax(scores), q.dtype)
-    return tf.transpose(tf.matmul(weights, v), (0, 2, 1, 3))
+    return tf.cast(scores, tf.float32)
 
 
 _attend = fusible(_mix_values)
@@ -200,7 +210,7 @@ class Attention(Container):
             # The norms return float32; the cast lets the products compute in the precision of the
             # projections.
             q, k = (tf.cast(norm(x), x.dtype) for norm, x in zip(self.norms, (q, k), strict=True))
-        attend = _attend
+        attend, mask = _attend, None
         if self.causal:
             square = tf.ones((source.shape[1], source.shape[1]), tf.bool)
             mask = tf.linalg.band_part(square, -1, 0)[tokens]
@@ -210,6 +220,9 @@ class Attention(Container):
         # weights of all heads stay in memory until the backward pass of the MLP is done; on a TPU
         # their short rows are padded, too.
         attend = tf.recompute_grad(attend) if self.rematerialize else attend
+        if attention_statistics.is_recording():
+            by_heads = (tf.transpose(x, (0, 2, 1, 3)) for x in (q, k))
+            attention_statistics.record(str(self.path), _scores(*by_heads), mask)
         mixed = attend(q, k, self._split(self.value(source)))
         return self.out(tf.reshape(mixed, (tf.shape(query)[0], query.shape[1], self.out.units)))
 

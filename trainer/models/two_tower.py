@@ -24,6 +24,9 @@ TOWERS: Mapping[type, Callable[..., Any]] = {
 
 # What a model says of images: unit vectors, and logits of its head.
 EMBEDDING, CLASSES = "embedding", "classes"
+# Logits of the head that learns labels and of the one that learns a teacher's classes. With a
+# distillation token these are two heads, whose mean is `CLASSES`; else both are the only one.
+CLASS_HEAD, DISTILLATION_HEAD = "class_head", "distillation_head"
 
 # Added to the norm, not under the root, as in the reference.
 NORM_EPSILON = 1e-8
@@ -100,12 +103,21 @@ class TwoTower(Container):
             variant: One of the image tower's variants; None for its default.
         """
         # A tower without variants takes no such argument.
-        options = {} if variant is None else {"variant": variant}
-        x = self.image(images, seed, **options)
+        options: dict[str, Any] = {} if variant is None else {"variant": variant}
+        if self.config.image.distillation_token:
+            x, distilled = self.image(images, seed, with_distilled=True, **options)
+        else:
+            x = distilled = self.image(images, seed, **options)
         outputs = {EMBEDDING: normalize(x)}
-        if self.config.image.classes is not None:
-            outputs[CLASSES] = self.image.classify(x)
-        return outputs
+        if self.config.image.classes is None:
+            return outputs
+        logits: tf.Tensor = self.image.classify(x)
+        if distilled is x:
+            return outputs | dict.fromkeys((CLASSES, CLASS_HEAD, DISTILLATION_HEAD), logits)
+        taught = self.image.classify_distilled(distilled)
+        # The released code of DeiT averages logits, not probabilities.
+        mean = 0.5 * (logits + taught)
+        return outputs | {CLASSES: mean, CLASS_HEAD: logits, DISTILLATION_HEAD: taught}
 
     def embed_text(self, ids: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Embeds token ids `(batch, length)` as unit vectors `(batch, dim)`; see `embed_image`."""

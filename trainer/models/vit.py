@@ -64,6 +64,12 @@ class VisionTransformer(Container):
             if config.classes is not None
             else None
         )
+        # Made where it is switched on alone, as the initializer above.
+        self.distilled_head = None
+        if config.distillation_token and config.classes is not None:
+            self.distilled_head = dense(
+                config.classes, precision=precision, kernel_initializer="zeros", name="distilled"
+            )
         self.projection = (
             dense(
                 config.projection,
@@ -94,7 +100,7 @@ class VisionTransformer(Container):
             )
         else:
             self.positions = tf.constant(positions.sincos_2d(config.stored_grid, width))
-        self.token = self.registers = None
+        self.token = self.distillation_token = self.token_positions = self.registers = None
         if config.pool == "tok":
             self.token = self.add_weight(name="token", shape=(1, 1, width), initializer="zeros")
         if config.num_registers:
@@ -103,7 +109,10 @@ class VisionTransformer(Container):
                 shape=(1, config.num_registers, width),
                 initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
             )
-        tokens = (None, patches + (config.pool == "tok") + config.num_registers, width)
+        if config.distillation_token:
+            self._build_distillation(width)
+        own = (config.pool == "tok") + config.distillation_token + config.num_registers
+        tokens = (None, patches + own, width)
         if self.embedding_norm is not None:
             self.embedding_norm.build(tokens)
         self.encoder.build(tokens)
@@ -113,28 +122,53 @@ class VisionTransformer(Container):
             self.projection.build((None, width))
         if self.head is not None:
             self.head.build((None, config.output_dim))
+        if self.distilled_head is not None:
+            # All below `head/` is no part of the embedding, as of a single head.
+            with keras.name_scope("head"):
+                self.distilled_head.build((None, config.output_dim))
 
-    def call(self, images, seed=None, *, variant: int | None = None):
+    def _build_distillation(self, width: int):
+        """Creates the distillation token, and the positions of both tokens (arXiv 2012.12877)."""
+        self.distillation_token = self.add_weight(
+            name="distillation_token",
+            shape=(1, 1, width),
+            initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+        )
+        if self.config.positions == "learned":
+            # A table of their own, so that the patches' can be resampled to another resolution.
+            self.token_positions = self.add_weight(
+                name="token_positions",
+                shape=(1, 2, width),
+                initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
+            )
+
+    def call(
+        self, images, seed=None, *, variant: int | None = None, with_distilled: bool = False
+    ) -> Any:
         """Embeds images.
 
         Args:
             images: Shape `(batch, size, size, 3)`, float32 in [-1, 1].
             seed: Two integers as a tensor, decide what is dropped; nothing is without them.
             variant: Patches along a side; None for the configuration's `grid`.
+            with_distilled: Whether to return what the distillation token gives, too.
 
         Returns:
-            Shape `(batch, dim)`, not normalised.
+            Shape `(batch, dim)`, not normalised; with the distillation token's a pair of such.
         """
         x = self._tokens(images, variant or self.config.grid)
         if seed is not None and self.config.token_dropout:
             x = _some_tokens(x, self.config.token_dropout, fold(seed, 0))
         patches = x.shape[1]
-        before, behind = self._own_tokens(self.token, x), self._own_tokens(self.registers, x)
+        before, behind = self._first_tokens(x), self._own_tokens(self.registers, x)
         x = tf.concat([*before, x, *behind], axis=1)
         if self.embedding_norm is not None:
             x = tf.cast(self.embedding_norm(x), x.dtype)
         pooled = self._pooled(x, patches, fold(seed, 1))
-        return pooled if self.projection is None else self.projection(pooled)
+        outputs = pooled if self.projection is None else self.projection(pooled)
+        if not self.config.distillation_token:
+            return outputs
+        return (outputs[:, 0], outputs[:, 1]) if with_distilled else outputs[:, 0]
 
     def _tokens(self, images, grid: int) -> Any:
         """Returns the embedded patches with their positions, `(batch, grid * grid, width)`."""
@@ -158,7 +192,15 @@ class VisionTransformer(Container):
         assert self.head is not None
         return tf.cast(self.head(x), tf.float32)
 
+    def classify_distilled(self, x):
+        """Returns the logits `(batch, classes)`, float32, of what the distillation token gave."""
+        assert self.distilled_head is not None
+        return tf.cast(self.distilled_head(x), tf.float32)
+
     def _pooled(self, x, patches: int, seed):
+        """Returns `(batch, width)`, or with a distillation token `(batch, 2, width)` of both."""
+        if self.config.distillation_token:
+            return self.encoder(x, seed, tokens=slice(0, 2))
         if self.config.pool == "tok":
             return self.encoder(x, seed, tokens=slice(0, 1))[:, 0]
         if self.config.pool == "last":
@@ -167,6 +209,13 @@ class VisionTransformer(Container):
             return tf.reduce_mean(self.encoder(x, seed, tokens=slice(0, patches)), axis=1)
         assert self.pool is not None
         return self.pool(self.encoder(x, seed))
+
+    def _first_tokens(self, x) -> list[tf.Tensor]:
+        """Returns the tokens before the patches, at their positions."""
+        first = [*self._own_tokens(self.token, x), *self._own_tokens(self.distillation_token, x)]
+        if self.token_positions is None:
+            return first
+        return [tf.concat(first, axis=1) + tf.cast(self.token_positions, x.dtype)]
 
     def _own_tokens(self, variable, x) -> list[tf.Tensor]:
         if variable is None:

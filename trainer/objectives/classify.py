@@ -3,8 +3,9 @@
 import tensorflow as tf
 
 from sigline.trainer.config import ClassifyConfig
+from sigline.trainer.config.objectives import check_tree
 from sigline.trainer.inputs import needs
-from sigline.trainer.losses import cross_entropy
+from sigline.trainer.losses import cross_entropy, semantic_softmax
 from sigline.trainer.models import two_tower
 from sigline.trainer.objectives import base
 
@@ -22,6 +23,11 @@ class Classify(base.Objective):
         image = context.config.image
         assert image.classes is not None
         self._classes = image.classes
+        check_tree((config,), context.labels)
+        self._levels = None
+        if config.loss == "semantic":
+            assert context.labels is not None
+            self._levels = semantic_softmax.levels_of(context.labels.parents)
         self._required = config.unlabelled == "refuse"
         labels = needs.Labels(image.classes, config.labels_per_image, self._required)
         self._needs = needs.of_pairs(image, None)._replace(labels=labels)
@@ -32,11 +38,16 @@ class Classify(base.Objective):
 
     def targets(self, inputs: base.Tensors) -> dict[str, tf.Tensor]:
         """Returns the targets `(batch, classes)`, made dense on the device."""
-        make = cross_entropy.softmax_targets
-        if self._config.loss == "sigmoid":
-            make = cross_entropy.sigmoid_targets
-        smoothing = self._config.smoothing
-        targets = make(inputs[needs.LABEL], classes=self._classes, smoothing=smoothing)
+        labels, smoothing = inputs[needs.LABEL], self._config.smoothing
+        if self._levels is not None:
+            targets = semantic_softmax.semantic_targets(
+                labels, levels=self._levels, smoothing=smoothing
+            )
+        else:
+            make = cross_entropy.softmax_targets
+            if self._config.loss == "sigmoid":
+                make = cross_entropy.sigmoid_targets
+            targets = make(labels, classes=self._classes, smoothing=smoothing)
         return {_TARGETS: targets}
 
     def count(self, inputs: base.Tensors) -> tf.Tensor:
@@ -46,7 +57,7 @@ class Classify(base.Objective):
     def outputs(self, call: base.Call) -> dict[str, tf.Tensor]:
         """Returns logits, targets, and which examples are labelled."""
         return {
-            "logits": call.image()[two_tower.CLASSES],
+            "logits": call.image()[two_tower.CLASS_HEAD],
             "targets": call.inputs[_TARGETS],
             "labelled": _labelled(call.inputs),
         }
@@ -54,21 +65,32 @@ class Classify(base.Objective):
     def loss(self, outputs: base.Tensors, call: base.Call) -> base.Outcome:
         """Returns the mean cross-entropy of labelled examples, and how many are right.
 
-        An example is right if the best class is one of its largest targets.
+        An example is right if the best class is one of its largest targets; with a tree, at each
+        level that it reaches, and the mean over these levels counts.
         """
-        loss = cross_entropy.softmax_cross_entropy
-        if self._config.loss == "sigmoid":
-            loss = cross_entropy.sigmoid_cross_entropy
-        logits, targets, labelled = (outputs[x] for x in ("logits", "targets", "labelled"))
-        best = tf.one_hot(tf.argmax(logits, axis=-1), self._classes)
-        largest = tf.reduce_max(targets, axis=-1)
-        right = tf.cast(tf.reduce_sum(best * targets, axis=-1) >= largest, tf.float32)
+        labelled = outputs["labelled"]
 
         def share(values: tf.Tensor) -> tf.Tensor:
             # A batch without a label has nothing to learn, and is no error.
             return tf.reduce_sum(values * labelled) / tf.maximum(call.count, 1.0)
 
-        return base.Outcome({base.LOSS: share(loss(logits, targets)), "accuracy": share(right)})
+        losses, right = self._measured(outputs["logits"], outputs["targets"])
+        return base.Outcome({base.LOSS: share(losses), "accuracy": share(right)})
+
+    def _measured(self, logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns loss and rightness of each example, both `(batch,)`."""
+        if self._levels is not None:
+            return (
+                semantic_softmax.semantic_cross_entropy(logits, targets, levels=self._levels),
+                semantic_softmax.semantic_accuracy(logits, targets, levels=self._levels),
+            )
+        loss = cross_entropy.softmax_cross_entropy
+        if self._config.loss == "sigmoid":
+            loss = cross_entropy.sigmoid_cross_entropy
+        best = tf.one_hot(tf.argmax(logits, axis=-1), self._classes)
+        largest = tf.reduce_max(targets, axis=-1)
+        right = tf.cast(tf.reduce_sum(best * targets, axis=-1) >= largest, tf.float32)
+        return loss(logits, targets), right
 
 
 def _labelled(inputs: base.Tensors) -> tf.Tensor:

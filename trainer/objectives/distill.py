@@ -15,7 +15,7 @@ def make(config: DistillConfig, context: base.Context) -> base.Objective:
 
 
 class DistillClasses(base.Objective):
-    """The student's head learns the teacher's distribution over classes."""
+    """The student's head learns the teacher's distribution over classes, or its best class."""
 
     over = "examples"
 
@@ -32,14 +32,17 @@ class DistillClasses(base.Objective):
     def outputs(self, call: base.Call) -> dict[str, tf.Tensor]:
         """Returns the logits of both."""
         theirs = call.frozen(self._config.teacher)[two_tower.CLASSES]
-        return {"student": call.image()[two_tower.CLASSES], "teacher": theirs}
+        return {"student": call.image()[two_tower.DISTILLATION_HEAD], "teacher": theirs}
 
     def loss(self, outputs: base.Tensors, call: base.Call) -> base.Outcome:
-        """Returns the mean divergence; see `losses.divergence`."""
-        divergences = divergence.kl_divergence(
-            outputs["teacher"], outputs["student"], temperature=self._config.temperature
-        )
-        return base.Outcome({base.LOSS: tf.reduce_sum(divergences) / call.count})
+        """Returns the mean divergence, or cross-entropy; see `losses.divergence`."""
+        if self._config.hard:
+            losses = divergence.hard_cross_entropy(outputs["teacher"], outputs["student"])
+        else:
+            losses = divergence.kl_divergence(
+                outputs["teacher"], outputs["student"], temperature=self._config.temperature
+            )
+        return base.Outcome({base.LOSS: tf.reduce_sum(losses) / call.count})
 
 
 class DistillPairs(base.Objective):

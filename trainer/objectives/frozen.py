@@ -126,6 +126,12 @@ def _check_asked(name: str, weights: Weights, asked: frozenset[str], *, reads: b
             f"The teacher {name} must be of the sigmoid loss to give probabilities of pairs. "
             f"Received: loss={weights.config.pair_loss!r}"
         )
+    has_head = weights.config.image.classes is not None
+    if "classes" in asked and has_head and weights.config.class_loss == "semantic":
+        raise ValueError(
+            f"The teacher {name} must give one distribution over all classes; a head that learnt a "
+            "tree of classes has one for each level. Received: loss='semantic'"
+        )
     if reads and not any(parameter.startswith("text/") for parameter in weights.parameters):
         raise ValueError(
             f"The teacher {name} must have a text tower to tell pairs, or classes without a head. "

@@ -18,7 +18,15 @@ from sigline.trainer.inputs.repairs import Repairs
 from sigline.trainer.inputs.resuming import Feed
 from sigline.trainer.models import two_tower
 from sigline.trainer.objectives import frozen
-from sigline.trainer.training import preemption, progress, start, strategies, variants
+from sigline.trainer.training import (
+    attention_monitor,
+    memory,
+    preemption,
+    progress,
+    start,
+    strategies,
+    variants,
+)
 from sigline.trainer.training.calls import Models
 from sigline.trainer.training.checkpoints import Checkpoints, describe
 from sigline.trainer.training.state import TrainState
@@ -81,8 +89,9 @@ def train(
         strategy: Overrides the strategy that the configuration names.
 
     Raises:
-        ValueError: If the global batch size is not a multiple of the number of replicas, or the
-            weights, their vocabulary or the teachers are not what the configuration asks for.
+        ValueError: If the global batch size is not a multiple of the number of replicas, the state
+            does not fit on a device, or the weights, their vocabulary or the teachers are not what
+            the configuration asks for.
         RuntimeError: If the loss is no longer finite, data cannot be read or a checkpoint cannot be
             written.
         preemption.Preempted: If SIGTERM came; the state was saved.
@@ -91,6 +100,7 @@ def train(
         strategy = strategies.make_strategy(config.run.strategy)
     assert strategy is not None
     _check_divisible(config.global_batch_size, strategy.num_replicas_in_sync)
+    memory.check_fits(config, strategy)
     vocabulary = inheritance.vocabulary(config, weights, vocabulary)
     tokenizer = start.make_tokenizer(vocabulary, config)
     embedded = shards.embeddings(split_dir)
@@ -249,6 +259,9 @@ class _Run:
         config = self._config
         batches = self._batches(first_step)
         train_step = make_train_step(self._models, self._state, self._strategy)
+        monitor = None
+        if config.run.monitor_attention:
+            monitor = attention_monitor.make_monitor(self._models, self._strategy)
         final_loss, saved = float("nan"), time.monotonic()
         for number in range(first_step + 1, config.steps + 1):
             with meter:
@@ -266,6 +279,9 @@ class _Run:
                 values["images_per_second"] = meter.images_per_second
                 values["data_wait_fraction"] = meter.data_wait_fraction
                 values["damaged_records"] = float(self._repairs.count)
+                if monitor is not None:
+                    with meter.paused():
+                        values |= monitor(batch)
                 report.show(number, values)
                 final_loss = values["loss"]
             if save:

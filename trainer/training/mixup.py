@@ -34,12 +34,18 @@ def mixed_up(
             "data.mixup needs at least two images on each replica. Received: a batch of 1 each"
         )
     share = _upper_beta(concentration, tf.random.stateless_uniform([], seed))
+    return {name: mixed(x, share) if name in names else x for name, x in inputs.items()}
 
-    def mixed(values: tf.Tensor) -> tf.Tensor:
-        values = tf.cast(values, tf.float32)
-        return share * values + (1.0 - share) * tf.roll(values, 1, axis=0)
 
-    return {name: mixed(x) if name in names else x for name, x in inputs.items()}
+def mixed(values: tf.Tensor, share: float | tf.Tensor) -> tf.Tensor:
+    """Returns the share of each example and the rest of the one before it, float32.
+
+    Args:
+        values: Shape `(batch, ...)`, any type of numbers.
+        share: What an example keeps, a scalar.
+    """
+    values = tf.cast(values, tf.float32)
+    return share * values + (1.0 - share) * tf.roll(values, 1, axis=0)
 
 
 def _upper_beta(concentration: float, uniform: tf.Tensor) -> tf.Tensor:

@@ -2,13 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
 from sigline.schemas import progress
 from sigline.trainer.config import TrainConfig
+from sigline.trainer.training import attention_monitor
 
 # Examples of a batch that are written for looking at.
 _SHOWN = 8
@@ -52,6 +53,15 @@ class Meter:
             self._waited += self._waited_now
         self._programs.add(program)
         self._last, self._waited_now = now, 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of its block out of that of the steps."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._last += time.perf_counter() - started
 
     @property
     def images_per_second(self) -> float:
@@ -134,15 +144,25 @@ class Report:
 
         Args:
             number: Steps done.
-            values: By name; `loss`, `images_per_second` and `data_wait_fraction` are shown.
+            values: By name; `loss`, `images_per_second` and `data_wait_fraction` are shown, and the
+                extremes of attention, if it is monitored.
         """
         if not self._silent:
-            progress.note(
-                f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
-                f"data wait {values['data_wait_fraction']:.0%}"
-            )
+            progress.note(_line(values))
         if self._writer is not None:
             with self._writer.as_default(step=number):
                 for name, value in values.items():
                     tf.summary.scalar(name, value)
             self._writer.flush()
+
+
+def _line(values: dict[str, float]) -> str:
+    line = (
+        f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
+        f"data wait {values['data_wait_fraction']:.0%}"
+    )
+    if attention_monitor.MAX_LOGIT in values:
+        logit = values[attention_monitor.MAX_LOGIT]
+        share = values[attention_monitor.MIN_ENTROPY_SHARE]
+        line += f", attention logits up to {logit:.1f}, entropy from {share:.0%}"
+    return line

@@ -35,6 +35,14 @@ def _num_workers() -> int:
     return len(cluster.get("chief", [])) + len(cluster.get("worker", []))
 
 
+def num_local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """Returns how many replicas this process runs."""
+    workers = 1
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        workers = max(_num_workers(), 1)
+    return strategy.num_replicas_in_sync // workers
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one that writes: the first worker, or the only one."""
     resolver = strategy.cluster_resolver

@@ -37,6 +37,8 @@ _PARTS = {
         "embedding/kernel",
         "positions",
         "token",
+        "distillation_token",
+        "token_positions",
         "registers",
         "encoder/norm/gamma",
         "pool/probe",

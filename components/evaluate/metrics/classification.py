@@ -84,7 +84,8 @@ def average_precision(
     relevant = relevant[order]
     # Thresholds are the ends of runs of equal scores; those without a relevant example are left
     # out, since they add no recall.
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    ranked = scores[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(scores) - 1)
     counts = np.cumsum(relevant)[last]
     last = last[np.diff(counts, prepend=0) > 0]
 

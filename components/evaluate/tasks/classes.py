@@ -23,7 +23,8 @@ def measures(
     Args:
         prefix: What names begin with.
         split: Labelled records.
-        scores: Shape `(records, classes)`, larger is likelier.
+        scores: Shape `(records, classes)`, larger is likelier; minus infinity for classes that do
+            not compete.
         probabilities: As many, for calibration; None for none.
         sliced: Whether to measure top-1 by slices, too.
 
@@ -41,19 +42,29 @@ def measures(
             )
     counts = np.array([len(classes) for classes in labels])
     ranks = classification.ranks(scores, labels)
+    competing = np.count_nonzero(scores > -np.inf, axis=1)
     accuracy, measured = f"{prefix}_accuracy", {}
     for k in (1, 5):
         if k < scores.shape[1]:
             name = accuracy if k == 1 else f"{accuracy}@{k}"
-            chances = retrieval.chance_at_k(scores.shape[1], counts, k)
+            chances = _chances(competing, counts, k)
             measured[name] = intervals.mean(split.units, ranks < k, chances=chances)
     if sliced and accuracy in measured:
         by = slices.transposed(slices.of_record(record) for record in split.records)
         measured |= slices.sliced(accuracy, measured[accuracy], by)
-    measured |= _by_class(prefix, split, scores, labels, counts)
+    measured |= _by_class(prefix, split, scores, labels, competing)
     if probabilities is not None:
         measured |= _calibration(prefix, split, probabilities)
     return measured
+
+
+def _chances(competing: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
+    """Returns how likely guessing is right among the first k, by the number that compete."""
+    chances = np.empty(len(counts))
+    for number in np.unique(competing):
+        rows = competing == number
+        chances[rows] = retrieval.chance_at_k(int(number), counts[rows], k)
+    return chances
 
 
 def _by_class(
@@ -61,9 +72,9 @@ def _by_class(
     split: Predictions,
     scores: np.ndarray,
     labels: list[np.ndarray],
-    counts: np.ndarray,
+    competing: np.ndarray,
 ) -> dict[str, Measure]:
-    measured, single = {}, counts == 1
+    measured, single = {}, np.array([len(classes) == 1 for classes in labels])
     if single.any():
         first = np.array([classes[0] for classes in labels])[single]
         right = classification.predictions(scores[single]) == first
@@ -71,7 +82,7 @@ def _by_class(
             _at(split.units, single),
             right,
             first,
-            chances=np.full(len(first), 1.0 / scores.shape[1]),
+            chances=1.0 / competing[single],
         )
     if not single.all():
         several = ~single

@@ -27,9 +27,42 @@ def of_split(view: View, split: Predictions, *, sliced: bool) -> dict[str, Measu
     if split.class_logits is None:
         return {}
     split = split.only(labelled(split))
-    assert split.class_logits is not None
-    predicted = probabilities(split.class_logits, view.class_loss)
-    return classes.measures(_NAME, split, split.class_logits, predicted, sliced=sliced)
+    scores, predicted = of_head(view, split)
+    return classes.measures(_NAME, split, scores, predicted, sliced=sliced)
+
+
+def of_head(view: View, split: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Returns scores and probabilities of the classes, both `(records, classes)`, by the head.
+
+    A head that learnt a tree of classes tells apart those of each level. Of a record compete the
+    classes of its labels' levels, by their probability within the level; the score of the others is
+    minus infinity and their probability zero.
+
+    Args:
+        view: The model.
+        split: Labelled records that it has logits of.
+    """
+    logits = split.class_logits
+    assert logits is not None
+    if not view.levels:
+        return logits, probabilities(logits, view.class_loss)
+    levels = np.array(view.levels)
+    predicted = np.empty(logits.shape, np.float64)
+    for level in np.unique(levels):
+        predicted[:, levels == level] = probabilities(logits[:, levels == level], "softmax")
+    competing = np.array(
+        [np.isin(levels, [view.levels[c] for c in _known(r.label, levels)]) for r in split.records]
+    )
+    predicted = np.where(competing, predicted, 0.0)
+    # A probability that is too small for a number still competes.
+    tiny = np.finfo(np.float64).tiny
+    scores = np.where(competing, np.log(np.maximum(predicted, tiny)), -np.inf)
+    return scores, predicted
+
+
+def _known(label: tuple[int, ...], levels: np.ndarray) -> list[int]:
+    """Returns the labels that are classes; `classes.measures` refuses others."""
+    return [c for c in label if 0 <= c < len(levels)]
 
 
 def probabilities(logits: np.ndarray, loss: str) -> np.ndarray:

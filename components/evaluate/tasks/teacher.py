@@ -21,7 +21,12 @@ def measures(view: View) -> dict[str, Measure]:
 
 
 def _logits(view: View) -> np.ndarray | None:
-    """Returns logits of classes, by the head or by prompts; None of a model that has neither."""
+    """Returns logits of classes, by the head or by prompts; None of a model that has neither.
+
+    Logits of a tree of classes can be compared within a level alone, and are left out.
+    """
+    if view.levels:
+        return None
     if view.split.class_logits is not None:
         return view.split.class_logits
     if not view.classes:

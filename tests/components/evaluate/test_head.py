@@ -70,6 +70,43 @@ def test_probabilities_are_those_of_the_loss(split, loss):
     np.testing.assert_allclose(extreme, [[1.0, 0.0]])
 
 
+def test_classes_of_a_tree_compete_within_the_levels_of_the_labels(split):
+    levels = np.array([0, 1, 1, 0, 1, 1, 2])
+    # Logits of different levels cannot be compared: no shift of one changes a measure.
+    logits = split.class_logits + np.array([0.0, 50.0, -50.0])[levels].astype(np.float32)
+    view = View(split, class_loss="semantic", levels=tuple(int(x) for x in levels))
+    shifted = dataclasses.replace(view, split=dataclasses.replace(split, class_logits=logits))
+    measured = evaluation.measures(view)
+    assert "classification_mean_average_precision" in measured
+    again = evaluation.measures(shifted)
+    for name in (x for x in measured if x.startswith("classification")):
+        assert again[name].value == pytest.approx(measured[name].value, rel=1e-5), name
+    right, chances = [], []
+    for record, row in zip(split.records, split.class_logits.astype(np.float64), strict=True):
+        if not record.label:
+            continue
+        competing = np.isin(levels, levels[list(record.label)])
+        score = np.full(CLASSES, -np.inf)
+        for level in set(levels[competing]):
+            at = levels == level
+            score[at] = row[at] - np.log(np.exp(row[at]).sum())
+        right.append(score.argmax() in record.label)
+        chances.append(min(len(set(record.label)) / competing.sum(), 1.0))
+    accuracy = measured["classification_accuracy"]
+    assert accuracy.value == pytest.approx(np.mean(right))
+    assert accuracy.chance == pytest.approx(np.mean(chances))
+    _, probabilities = head.of_head(view, split.only(np.arange(3)))
+    np.testing.assert_allclose(probabilities.sum(1), 1.0)
+    shown = findings.collect(view, "abcdefg", {}, min_slice_examples=1)
+    assert all(np.isfinite(score) for x in shown.worst for _, score in x.predictions)
+
+
+def test_logits_of_a_tree_agree_with_no_teacher(split):
+    teacher = View(split)
+    view = View(split, class_loss="semantic", levels=(0, 0, 1, 1, 1, 2, 2), teacher=teacher)
+    assert not [name for name in evaluation.measures(view) if name.startswith("teacher_")]
+
+
 def test_nothing_of_texts_is_measured_of_a_model_that_reads_none(split):
     names = set(evaluation.measures(View(split)))
     assert {"image_norm", "image_effective_rank"} <= names

@@ -25,6 +25,7 @@ OTHERS = {
     "max_skipped_steps": 4,
     "max_damaged_records": 5,
     "log_steps": 6,
+    "monitor_attention": True,
     "strategy": "mirrored",
     "jit_compile": False,
     "exchange": "ring",

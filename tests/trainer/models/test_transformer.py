@@ -26,6 +26,9 @@ def _randomized(layer, seed=0):
 
 
 def _norm(x, weights, name, epsilon):
+    if f"{name}/scale" in weights:
+        # Not centred: an RMS norm.
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * weights[f"{name}/scale"]
     x = x - x.mean(-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * weights[f"{name}/gamma"]
     return x + weights.get(f"{name}/beta", 0.0)
@@ -84,7 +87,13 @@ def _numpy_block(x, weights, options, causal):
         {"parallel": True},
         {"norm_bias": False, "qkv_bias": False, "mlp_bias": False},
         # ViT-22B: all at once, with biases in the MLP only.
-        {"qk_norm": True, "parallel": True, "norm_bias": False, "qkv_bias": False},
+        {
+            "qk_norm": True,
+            "parallel": True,
+            "qkv_bias": False,
+            "norm": "rms",
+            "norm_bias": False,
+        },
     ],
     ids=str,
 )
@@ -216,6 +225,18 @@ def test_image_pools_embed(pool, registers):
     tower = _image_tower(pool=pool, num_registers=registers)
     assert tower(IMAGES).shape == (3, WIDTH)
     assert tower.encoder.norm.gamma.shape == (WIDTH,)
+
+
+def test_rms_norm_has_no_bias():
+    block = BlockConfig(norm="rms", norm_bias=False)
+    block.check("block")
+    with pytest.raises(ValueError, match=r"block\.norm_bias must be false with block\.norm=rms"):
+        dataclasses.replace(block, norm_bias=True).check("block")
+    tower = _image_tower(pool="map", embedding_norm=True, block=block)
+    paths = [variable.path for variable in tower.variables]
+    assert not [path for path in paths if path.endswith(("gamma", "beta"))]
+    # Before the first block, in each block, behind the last one, and in the pool.
+    assert sum(path.endswith("norm/scale") for path in paths) == 5
 
 
 @pytest.mark.parametrize(("pool", "token"), [("tok", 0), ("last", 8), ("gap", slice(0, 9))])

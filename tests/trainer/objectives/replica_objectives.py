@@ -18,7 +18,7 @@ from sigline.trainer import config
 from sigline.trainer.inputs import data
 from sigline.trainer.models import two_tower
 from sigline.trainer.objectives import making
-from sigline.trainer.training import start, train_step
+from sigline.trainer.training import attention_monitor, start, train_step
 from sigline.trainer.training.calls import Models
 
 
@@ -29,6 +29,8 @@ def main() -> None:
     import toy_objective
 
     making.OBJECTIVES = toy_objective.register()
+    # As many as each of two replicas has.
+    attention_monitor.EXAMPLES = 4
     tiny = config.tiny(config.load_recipe("vit_s16"))
     sizes = ["image.depth=1", "image.patch=8", "image.size=32", "image.classes=36"]
     # A FlexiViT, whose kernel and positions are of another size than those of its step.
@@ -64,7 +66,11 @@ def _run(settings, strategy):
 
     batches = iter(strategy.distribute_datasets_from_function(local))
     for number in range(1, 5):
-        scalars = step(next(batches), number)
+        batch = next(batches)
+        scalars = step(batch, number)
+    if settings.microbatches == 1:
+        # The first images of the first replica are those of the whole batch.
+        scalars |= attention_monitor.make_monitor(models, strategy)(batch)
     values = {**state.parameters, **{f"toy/{n}": x for n, x in state.extras["toy"].items()}}
     norms = {name: float(np.linalg.norm(x.numpy())) for name, x in values.items()}
     return {name: float(x) for name, x in scalars.items()} | norms

@@ -333,7 +333,7 @@ def test_labels_that_are_none_stop_the_run_or_are_left_out(tiny, labelled, tmp_p
     settings = config.override(tiny, ["steps=20", "global_batch_size=25"])
     with pytest.raises(RuntimeError, match=re.escape(reason)) as caught:
         loop.train(settings, split_dir=folder, vocabulary=None, checkpoint_dir=tmp_path / "ck")
-    assert repr(tf_example.key(items[7])) in str(caught.value)
+    assert f".gz: record 7, key {tf_example.key(items[7])!r}: " in str(caught.value)
     # As other records that cannot be used, so many may be left out.
     allowed = config.override(settings, ["run.max_damaged_records=1", "steps=4"])
     result = loop.train(allowed, split_dir=folder, vocabulary=None, checkpoint_dir=tmp_path / "d")

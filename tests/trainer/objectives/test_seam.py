@@ -182,6 +182,7 @@ def test_two_replicas_and_microbatches_equal_one_step(split_dir, tmp_path):
     assert process.returncode == 0, errors
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("[")]
     assert len(lines) == 4
+    assert "attention_entropy/image/encoder/block_0" in lines[0][2]
     reference = {}
     for over, parts, one, two in lines:
         assert one.keys() == two.keys()

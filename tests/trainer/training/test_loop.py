@@ -76,9 +76,13 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def whole(tiny, split_dir, vocabulary, tmp_path_factory):
-    """An uninterrupted run, of which the last checkpoint and those of every other step are left."""
+    """An uninterrupted run, of which the last checkpoint and those of every other step are left.
+
+    It monitors attention, which the runs that are compared with it do not: not a bit may differ.
+    """
     folder = tmp_path_factory.mktemp("whole")
     kept = _running(tiny, checkpoint_steps=1, keep_checkpoints=1, keep_every_steps=2)
+    kept = _running(kept, monitor_attention=True)
     result = _train(kept, split_dir, vocabulary, folder / "ck", log_dir=folder / "logs")
     return Run(folder / "ck", folder / "logs", _weights(result), result.final_loss)
 
@@ -148,6 +152,17 @@ def test_scalars_reach_tensorboard(whole):
         "images_per_second",
         "data_wait_fraction",
     }
+
+
+def test_attention_of_each_block_reaches_tensorboard(tiny, whole):
+    logged = _logged(whole.logs)
+    for tower in ("image", "text"):
+        for field in ("max_logit", "entropy", "entropy_share"):
+            values = logged[f"attention_{field}/{tower}/encoder/block_0"]
+            assert len(values) == tiny.steps
+            assert all(float(tf.make_ndarray(value)) >= 0 for value in values)
+    assert len(logged["attention/max_logit"]) == tiny.steps
+    assert len(logged["attention/min_entropy_share"]) == tiny.steps
 
 
 def _wild(tiny, **changes):
@@ -295,7 +310,7 @@ from sigline.trainer.weights import weight_folders
 both = '[{"kind": "pairs"}, {"kind": "distill", "teacher": "t", "target": "pairs"}]'
 assignments = [f"objectives={both}", "steps=3",
                "image.depth=1", "text.depth=1", "optimizer.clip_norm=0.1",
-               "run.jit_compile=false", "run.checkpoint_steps=2"]
+               "run.jit_compile=false", "run.checkpoint_steps=2", "run.monitor_attention=true"]
 if "TF_CONFIG" in os.environ:
     assignments += ["run.strategy=multi_worker"]
 else:

@@ -37,3 +37,12 @@ def test_events_hold_scalars_pictures_and_texts(tmp_path):
     np.testing.assert_array_equal(tf.io.decode_png(encoded[3]), pixels[3])
     assert events["batch/texts"][1].tensor.string_val[0] == b"0. a cat\n1. a dog"
     assert events["loss"][0] == 3
+
+
+def test_line_has_the_extremes_of_attention_where_it_is_monitored():
+    values = {"loss": 1.5, "images_per_second": 80.4, "data_wait_fraction": 0.125}
+    assert progress._line(values) == "loss 1.500, 80 images/s, data wait 12%"
+    extremes = {"attention/max_logit": 51.26, "attention/min_entropy_share": 0.043}
+    assert progress._line(values | extremes).endswith(
+        "data wait 12%, attention logits up to 51.3, entropy from 4%"
+    )

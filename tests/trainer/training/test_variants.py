@@ -98,6 +98,19 @@ def test_steps_that_compile_are_not_timed(monkeypatch):
     assert meter.images_per_second == pytest.approx(2 * 30 / 3)
 
 
+def test_time_of_a_pause_is_not_that_of_steps(monkeypatch):
+    # A pause from 2 to 9 within a step of eight seconds.
+    times = iter([0.0, 1.0, 2.0, 9.0, 9.5])
+    clock = types.SimpleNamespace(perf_counter=lambda: next(times))
+    monkeypatch.setattr(progress, "time", clock)
+    meter = progress.Meter(30)
+    meter.step_done()
+    with meter.paused():
+        pass
+    meter.step_done()
+    assert meter.images_per_second == pytest.approx(30 / 1.5)
+
+
 def test_loss_has_a_name_for_each_grid(settings):
     models = Models.of(settings, two_tower.build(settings))
     scalars = {"loss": 2.0, "bias": 1.0}

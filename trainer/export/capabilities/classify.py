@@ -1,6 +1,8 @@
 """Classifies images: the best class names and their probabilities.
 
 By the head, if the model has one; else against the label set, whose prompts are embedded at export.
+Of a head that learnt a tree of classes a probability is that among the classes of one level, and
+classes of several levels may be sure.
 """
 
 from collections.abc import Callable
@@ -9,7 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from sigline.schemas import signatures
+from sigline.trainer.config.objectives import check_tree
 from sigline.trainer.export.served import IMAGES, Served
+from sigline.trainer.losses import semantic_softmax
 from sigline.trainer.models import two_tower
 
 NAME = signatures.CLASSIFY
@@ -22,7 +26,8 @@ def make(served: Served, grid: int | None = None) -> Any:
     It is None for a model without a head and a label set.
 
     Raises:
-        ValueError: If the label set has not as many classes as the head.
+        ValueError: If the label set has not as many classes as the head, or no tree of them for a
+            head that learnt one.
     """
     if served.config.image.classes is not None:
         names, probabilities = _names(served), _by_head(served, grid)
@@ -59,8 +64,19 @@ def _names(served: Served) -> tuple[str, ...]:
 
 
 def _by_head(served: Served, grid: int | None) -> Callable[[tf.Tensor], tf.Tensor]:
-    scale = tf.sigmoid if served.config.class_loss == "sigmoid" else tf.nn.softmax
+    scale = _scale(served)
     return lambda images: scale(served.look(served.load(images), grid)[two_tower.CLASSES])
+
+
+def _scale(served: Served) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns what makes probabilities of a head's logits."""
+    loss = served.config.class_loss
+    if loss == "semantic":
+        check_tree(served.config.objectives, served.labels)
+        assert served.labels is not None
+        levels = semantic_softmax.levels_of(served.labels.parents)
+        return lambda logits: semantic_softmax.semantic_probabilities(logits, levels=levels)
+    return tf.sigmoid if loss == "sigmoid" else tf.nn.softmax
 
 
 def _by_texts(served: Served, grid: int | None) -> Callable[[tf.Tensor], tf.Tensor]:
