@@ -346,9 +346,10 @@ def test_so400m_has_the_published_number_of_parameters():
     # google/siglip-so400m-patch14-384: of its 384 pixels, 27 x 14 are seen.
     def count(depth):
         sizes = variants.sizes("So400m") | {"depth": depth}
-        tower = vit.VisionTransformer(ImageTowerConfig(size=378, patch=14, **sizes))
-        tower.build()
-        return sum(int(np.prod(v.shape)) for v in tower.variables)
+        with tf.Graph().as_default():
+            tower = vit.VisionTransformer(ImageTowerConfig(size=378, patch=14, **sizes))
+            tower.build()
+            return sum(int(np.prod(v.shape)) for v in tower.variables)
 
     one = count(1)
     assert one + 26 * (count(2) - one) == 428_225_600
