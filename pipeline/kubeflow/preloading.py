@@ -12,18 +12,13 @@ from collections.abc import Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 
-_MODULES = (
-    "sigline.pipeline.kubeflow.run_task",
-    "sigline.pipeline.local_run",
-    # The infra check's processes are forks in their turn.
-    "sigline.serving.checks.preloaded",
-)
+_PRELOADED = "sigline.pipeline.kubeflow.preloaded"
 
 
 def context() -> multiprocessing.context.ForkServerContext:
     """Returns what starts such processes; the first one waits for the imports."""
     forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(list(_MODULES))
+    forkserver.set_forkserver_preload([_PRELOADED])
     return forkserver
 
 
