@@ -106,6 +106,7 @@ def read_saved_model(folder: str | Path) -> Weights:
     metadata = json.loads(described[1].read_text())
     words, labels = assets / signatures.VOCABULARY_FILE, assets / signatures.LABELS_FILE
     vocabulary = words.read_bytes() if words.is_file() else None
+    named = LabelSet.from_json(labels.read_text()) if labels.is_file() else None
     parameters = _parameters(folder, config)
     content = {
         "weights": {
@@ -113,7 +114,7 @@ def read_saved_model(folder: str | Path) -> Weights:
             for name, x in parameters.items()
         },
         "vocabulary": None if vocabulary is None else hashlib.sha256(vocabulary).hexdigest(),
-        "labels": LabelSet.from_json(labels.read_text()).to_json() if labels.is_file() else None,
+        "labels": named.to_json() if named else None,
     }
     received = digests.json_digest(content | {"config": config.digest()})
     known = {digests.json_digest(content | {"config": x}) for x in config.earlier_digests(stored)}
@@ -129,6 +130,8 @@ def read_saved_model(folder: str | Path) -> Weights:
         vocabulary,
         metadata.get("initial_digest"),
         tokenizer_import.kept_files(assets / signatures.TOKENIZER_FOLDER),
+        # Without a head they are prompts of zero-shot classes, and no part of the weights.
+        labels=named if config.image.classes is not None else None,
     )
 
 

@@ -56,6 +56,8 @@ def _import_weights(arguments: argparse.Namespace) -> int:
     print(
         f"Wrote {count:,} parameters ({', '.join(towers)}) {words} vocabulary to {arguments.output}"
     )
+    for item in weights.left_out:
+        print(f"Left out {item}")
     for item in weights.assumed:
         print(f"Assumed {item}")
     if weights.assumed:

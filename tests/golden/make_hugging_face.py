@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -47,6 +48,9 @@ PROCESSORS = (
     ("clip", {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 12}}),
     ("clip", {"feature_extractor_type": "CLIPFeatureExtractor", "size": 12, "crop_size": 12}),
     ("clip", {"image_processor_type": "CLIPImageProcessorFast", "size": {"shortest_edge": 17}}),
+    ("vit", {"image_processor_type": "ViTImageProcessor"}),
+    ("vit", {"feature_extractor_type": "ViTFeatureExtractor", "size": 12, "resample": 3}),
+    ("deit", {"size": 14, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}),
 )
 PROCESSED_SIZE = 12
 
@@ -72,6 +76,31 @@ def build(kind: str, *, image_size: int = _VISION["image_size"]) -> transformers
             else:
                 parameter.fill_({"logit_scale": 2.1, "logit_bias": -7.5}[name])
     return model.eval()
+
+
+def build_classifier(name: str, **changes: Any) -> transformers.PreTrainedModel:
+    """Returns a small ViT or DeiT whose weights are all random.
+
+    Args:
+        name: Its class.
+        **changes: Settings of its configuration.
+    """
+    torch.manual_seed(0)
+    kind = transformers.DeiTConfig if name.startswith("DeiT") else transformers.ViTConfig
+    model = getattr(transformers, name)(kind(**{**_VISION, "num_labels": 5} | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+def classify(model: transformers.PreTrainedModel, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the logits of images, of a model without a head the last state of its first token."""
+    with torch.no_grad():
+        outputs = model(pixel_values=torch.from_numpy(pixels))
+    if "last_hidden_state" in outputs:
+        return {"token": outputs["last_hidden_state"][:, 0].numpy()}
+    return {key: value.numpy() for key, value in outputs.items()}
 
 
 def inputs(kind: str, *, image_size: int = _VISION["image_size"]) -> dict[str, np.ndarray]:
@@ -197,8 +226,13 @@ def write_byte_pairs(folder: Path) -> None:
 def described(kind: str, changes: dict) -> dict:
     """Returns a `preprocessor_config.json` for pictures of `PROCESSED_SIZE`."""
     side = {"height": PROCESSED_SIZE, "width": PROCESSED_SIZE}
-    sizes = {"size": side} if kind == "siglip" else {"crop_size": side}
-    names = {"siglip": "SiglipImageProcessor", "clip": "CLIPImageProcessor"}
+    sizes = {"size": side} if kind in ("siglip", "vit") else {"crop_size": side}
+    names = {
+        "siglip": "SiglipImageProcessor",
+        "clip": "CLIPImageProcessor",
+        "vit": "ViTImageProcessor",
+        "deit": "DeiTImageProcessor",
+    }
     return {"image_processor_type": names[kind]} | sizes | changes
 
 

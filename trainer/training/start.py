@@ -63,6 +63,11 @@ def export_weights(
 ) -> dict[str, Any]:
     """Writes the SavedModel of weights, as `saved_model.export`, and returns its metadata.
 
+    Args:
+        directory: Folder of the SavedModel.
+        weights: The weights.
+        labels: Classes for `classify`; None for those of the weights.
+
     Raises:
         ValueError: If the weights have no vocabulary, or are not those of a whole model.
     """
@@ -78,7 +83,7 @@ def export_weights(
         model,
         config=weights.config,
         vocabulary=weights.vocabulary,
-        labels=labels,
+        labels=labels or weights.labels,
         provenance={"weights_digest": weights.digest(), "initial_digest": weights.origin()},
         tokenizer=weights.tokenizer,
     )

@@ -1,4 +1,4 @@
-"""SigLIP and CLIP in the format of Hugging Face's `transformers`.
+"""SigLIP and CLIP in the format of Hugging Face's `transformers`; `hugging_face_vit` has its ViTs.
 
 A folder with `config.json` and `model.safetensors`, in shards or in one file. SigLIP 2 of fixed
 resolution has the towers of SigLIP.
@@ -17,9 +17,12 @@ from sigline.trainer.config import (
     TrainConfig,
 )
 from sigline.trainer.weights import processor, tokenizer_files
+from sigline.trainer.weights.hugging_face_links import dense, layer_norm, patches
 from sigline.trainer.weights.links import Link, same, transposed
 
 _ACTIVATIONS = {
+    # Two names of the same; exports have the latter.
+    "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
@@ -80,11 +83,12 @@ def settings(config: dict[str, Any]) -> TrainConfig:
     kind = config.get("model_type")
     if kind not in ("siglip", "clip"):
         raise ValueError(
-            f"Only models of model_type siglip or clip can be read. Received: model_type={kind!r}"
+            "Only models of model_type siglip, clip, vit or deit can be read. "
+            f"Received: model_type={kind!r}"
         )
     of_text = _DEFAULTS[f"{kind}_text"] | (config.get("text_config") or {})
     of_image = _DEFAULTS[f"{kind}_vision"] | (config.get("vision_config") or {})
-    image, text = _image_tower(of_image), _text_tower(of_text)
+    image, text = image_tower(of_image), _text_tower(of_text)
     if kind == "siglip":
         if not of_image.get("vision_use_head", True):
             raise ValueError("vision_config.vision_use_head must be true. Received: false")
@@ -146,7 +150,15 @@ def _sizes(tower: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _image_tower(tower: dict[str, Any]) -> ImageTowerConfig:
+def image_tower(tower: dict[str, Any]) -> ImageTowerConfig:
+    """Returns the sizes of an image tower; its pool is SigLIP's.
+
+    Args:
+        tower: What a `config.json` says of it, with all that `transformers` assumes.
+
+    Raises:
+        ValueError: If it is none that our towers can be.
+    """
     size, patch = tower["image_size"], tower["patch_size"]
     if not isinstance(size, int) or not isinstance(patch, int) or tower["num_channels"] != 3:
         raise ValueError(
@@ -188,7 +200,7 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
     siglip = config.image.pool == "map"
     described = _as_siglip(config) if siglip else _as_clip(config)
     written = settings(described)
-    image, text = _serving(config.image), _serving(config.text_tower)
+    image, text = serving(config.image), serving(config.text_tower)
     # `transformers` keeps the settings of pixels with the processor, not with the model.
     pixels = {name: getattr(image, name) for name in processor.FIELDS}
     same_image = dataclasses.replace(written.image, **pixels) == image
@@ -205,7 +217,7 @@ def config_json(config: TrainConfig) -> dict[str, Any]:
     return described | {"architectures": ["SiglipModel" if siglip else "CLIPModel"]}
 
 
-def _serving(tower: Any) -> Any:
+def serving(tower: Any) -> Any:
     """Returns a tower without what only training does."""
     block = dataclasses.replace(tower.block, dropout=0.0, stochastic_depth=0.0)
     dropped = {"token_dropout": 0.0} if isinstance(tower, ImageTowerConfig) else {}
@@ -220,7 +232,7 @@ def _same_text(ours: TextTowerConfig, theirs: TextTowerConfig) -> bool:
 
 
 def _as_siglip(config: TrainConfig) -> dict[str, Any]:
-    text = _their_sizes(config.text_tower) | {"projection_size": config.image.output_dim}
+    text = their_sizes(config.text_tower) | {"projection_size": config.image.output_dim}
     return {
         "model_type": "siglip",
         "text_config": text
@@ -229,7 +241,7 @@ def _as_siglip(config: TrainConfig) -> dict[str, Any]:
             "vocab_size": config.text_tower.vocabulary_size,
             "max_position_embeddings": config.text_tower.length,
         },
-        "vision_config": _their_sizes(config.image)
+        "vision_config": their_sizes(config.image)
         | {
             "model_type": "siglip_vision_model",
             "image_size": config.image.size,
@@ -253,7 +265,8 @@ def _as_clip(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _their_sizes(tower: ImageTowerConfig | TextTowerConfig) -> dict[str, Any]:
+def their_sizes(tower: ImageTowerConfig | TextTowerConfig) -> dict[str, Any]:
+    """Returns the sizes of a tower by the names of a `config.json`."""
     names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     return {
         "hidden_size": tower.width,
@@ -272,14 +285,14 @@ def links(config: TrainConfig) -> list[Link]:
         same("text_model.embeddings.token_embedding.weight", "text/tokens"),
         _table("text_model.embeddings.position_embedding.weight", "text/positions"),
         *_encoder("text_model", "text", text.depth, norm="final_layer_norm"),
-        _patches("vision_model.embeddings.patch_embedding.weight", image),
+        patches("vision_model.embeddings.patch_embedding.weight", image),
         *_encoder("vision_model", "image", image.depth, norm="post_layernorm"),
         _scalar("logit_scale", "log_temperature", one=config.pair_loss == "sigmoid"),
     ]
     if image.pool == "map":
         return [
             *shared_links,
-            *_dense("text_model.head", "text/head"),
+            *dense("text_model.head", "text/head"),
             same("vision_model.embeddings.patch_embedding.bias", "image/embedding/bias"),
             _table("vision_model.embeddings.position_embedding.weight", "image/positions"),
             *_pool("vision_model.head", "image/pool"),
@@ -289,7 +302,7 @@ def links(config: TrainConfig) -> list[Link]:
         *shared_links,
         transposed("text_projection.weight", "text/head/kernel"),
         transposed("visual_projection.weight", "image/projection/kernel"),
-        *_norm("vision_model.pre_layrnorm", "image/embedding_norm"),
+        *layer_norm("vision_model.pre_layrnorm", "image/embedding_norm"),
         _class_token(),
         # A bias changes no softmax over texts or images, so CLIP has none.
         Link((), ("bias",), lambda: (np.zeros((), np.float32),), lambda bias: ()),
@@ -306,30 +319,19 @@ def _scalar(theirs: str, ours: str, *, one: bool) -> Link:
     return Link((theirs,), (ours,), lambda x: (x.reshape(()),), lambda x: (x.reshape(shape),))
 
 
-def _dense(theirs: str, ours: str) -> list[Link]:
-    return [
-        transposed(f"{theirs}.weight", f"{ours}/kernel"),
-        same(f"{theirs}.bias", f"{ours}/bias"),
-    ]
-
-
-def _norm(theirs: str, ours: str) -> list[Link]:
-    return [same(f"{theirs}.weight", f"{ours}/gamma"), same(f"{theirs}.bias", f"{ours}/beta")]
-
-
 def _mlp(theirs: str, ours: str) -> list[Link]:
-    return [*_dense(f"{theirs}.fc1", f"{ours}/up"), *_dense(f"{theirs}.fc2", f"{ours}/down")]
+    return [*dense(f"{theirs}.fc1", f"{ours}/up"), *dense(f"{theirs}.fc2", f"{ours}/down")]
 
 
 def _encoder(theirs: str, ours: str, depth: int, *, norm: str) -> list[Link]:
-    encoder_links = _norm(f"{theirs}.{norm}", f"{ours}/encoder/norm")
+    encoder_links = layer_norm(f"{theirs}.{norm}", f"{ours}/encoder/norm")
     for i in range(depth):
         layer, block = f"{theirs}.encoder.layers.{i}", f"{ours}/encoder/block_{i}"
-        encoder_links += _norm(f"{layer}.layer_norm1", f"{block}/attention_norm")
-        encoder_links += _norm(f"{layer}.layer_norm2", f"{block}/mlp_norm")
+        encoder_links += layer_norm(f"{layer}.layer_norm1", f"{block}/attention_norm")
+        encoder_links += layer_norm(f"{layer}.layer_norm2", f"{block}/mlp_norm")
         encoder_links += _mlp(f"{layer}.mlp", f"{block}/mlp")
         for short, name in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
-            encoder_links += _dense(f"{layer}.self_attn.{short}_proj", f"{block}/attention/{name}")
+            encoder_links += dense(f"{layer}.self_attn.{short}_proj", f"{block}/attention/{name}")
     return encoder_links
 
 
@@ -350,21 +352,10 @@ def _pool(theirs: str, ours: str) -> list[Link]:
             lambda x: np.split(x, 3),
             lambda *parts: (np.concatenate(parts),),
         ),
-        *_dense(f"{theirs}.attention.out_proj", f"{attention}/out"),
-        *_norm(f"{theirs}.layernorm", f"{ours}/norm"),
+        *dense(f"{theirs}.attention.out_proj", f"{attention}/out"),
+        *layer_norm(f"{theirs}.layernorm", f"{ours}/norm"),
         *_mlp(f"{theirs}.mlp", f"{ours}/mlp"),
     ]
-
-
-def _patches(theirs: str, image: ImageTowerConfig) -> Link:
-    """The kernel of a convolution `(width, 3, patch, patch)`, ours over rows of pixels."""
-    patch, width = image.patch, image.width
-    return Link(
-        (theirs,),
-        ("image/embedding/kernel",),
-        lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, width),),
-        lambda x: (x.reshape(patch, patch, 3, width).transpose(3, 2, 0, 1),),
-    )
 
 
 def _class_token() -> Link:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sigline.schemas import digests
+from sigline.schemas.labels import LabelSet
 from sigline.trainer.config import TrainConfig
 from sigline.trainer.models import positions
 
@@ -27,6 +28,8 @@ class Weights:
         tokenizer: Files of a foreign tokenizer that is the vocabulary in another form, by name, as
             they were imported; they decide no answers.
         assumed: What a foreign source did not tell, and was assumed of it.
+        left_out: What a foreign source holds beside, and no part of the model is.
+        labels: Names of the classes of the head, if the source had some; they decide no numbers.
     """
 
     config: TrainConfig
@@ -35,6 +38,8 @@ class Weights:
     initial_digest: str | None = None
     tokenizer: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     assumed: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    labels: LabelSet | None = None
 
     def digest(self) -> str:
         """Returns the digest of all that decides answers."""

@@ -39,6 +39,23 @@ _COMMON: dict[str, Any] = {
 _CLASSES: dict[str, dict[str, Any]] = {
     "SiglipImageProcessor": _COMMON
     | {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "size": None, "crop_size": None},
+    "ViTImageProcessor": _COMMON
+    | {
+        "image_mean": (0.5,) * 3,
+        "image_std": (0.5,) * 3,
+        "resample": 2,
+        "size": None,
+        "crop_size": None,
+    },
+    # The mean and deviation of the released DeiTs are in their files, not in the class.
+    "DeiTImageProcessor": _COMMON
+    | {
+        "image_mean": (0.5,) * 3,
+        "image_std": (0.5,) * 3,
+        "do_center_crop": True,
+        "size": None,
+        "crop_size": None,
+    },
     "CLIPImageProcessor": _COMMON
     | {
         "image_mean": _CLIP_MEAN,
@@ -48,11 +65,20 @@ _CLASSES: dict[str, dict[str, Any]] = {
         "crop_size": None,
     },
 }
-_DEFAULT_CLASSES = {"siglip": "SiglipImageProcessor", "clip": "CLIPImageProcessor"}
+_DEFAULT_CLASSES = {
+    "siglip": "SiglipImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "vit": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+}
+# Classes to which a single number is both sides of a square.
+_SQUARING = ("ViTImageProcessor", "DeiTImageProcessor")
 # Former names of the classes.
 _OLD_CLASSES = {
     "SiglipFeatureExtractor": "SiglipImageProcessor",
     "CLIPFeatureExtractor": "CLIPImageProcessor",
+    "ViTFeatureExtractor": "ViTImageProcessor",
+    "DeiTFeatureExtractor": "DeiTImageProcessor",
 }
 _NAFLEX = "Siglip2ImageProcessor"
 
@@ -62,7 +88,7 @@ def pixels(folder: Path, kind: str, size: int) -> tuple[dict[str, Any], list[str
 
     Args:
         folder: The folder.
-        kind: Its `model_type`: `siglip` or `clip`.
+        kind: Its `model_type`: `siglip`, `clip`, `vit` or `deit`.
         size: Side of the square that the image tower takes, in pixels.
 
     Returns:
@@ -155,7 +181,7 @@ def _resizing(settings: dict[str, Any], name: str, size: int) -> dict[str, Any]:
                 f"square. Received: size={asked}, do_center_crop={settings['do_center_crop']}"
             )
     else:
-        height, width = _rectangle("size", asked, size)
+        height, width = _rectangle("size", asked, _default_side(name, size))
         resize, side = "squash", height
         if height != width:
             raise ValueError(f"size must be a square. Received: size={asked}")
@@ -171,6 +197,12 @@ def _resizing(settings: dict[str, Any], name: str, size: int) -> dict[str, Any]:
     }
 
 
+def _default_side(name: str, size: int) -> int:
+    """Returns the side that a class resizes to if its file is silent, for a tower of `size`."""
+    # 256 for 224; 438 for 384, as released DeiTs of that size have it.
+    return size * 256 // 224 if name == "DeiTImageProcessor" else size
+
+
 def _shorter_side(asked: Any, name: str, size: int, cut: bool) -> int | None:
     """Returns what the shorter side becomes, with the aspect kept; None if the aspect is not."""
     if asked is None:
@@ -183,6 +215,7 @@ def _shorter_side(asked: Any, name: str, size: int, cut: bool) -> int | None:
     # A single number is the shorter side. SigLIP's class, which cuts nothing, then only takes
     # squares, whose sides all are that.
     single = isinstance(asked, int) and (cut or name != "SiglipImageProcessor")
+    single = single and name not in _SQUARING
     return _side("size", asked) if single else None
 
 

@@ -10,12 +10,12 @@ FILE = "preprocessor_config.json"
 _FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
-def described(image: ImageTowerConfig, *, clip: bool) -> dict[str, Any]:
+def described(image: ImageTowerConfig, kind: str) -> dict[str, Any]:
     """Returns the content of the file.
 
     Args:
         image: The image tower.
-        clip: Whether the model is CLIP's.
+        kind: The model's `model_type`: `siglip`, `clip`, `vit` or `deit`.
 
     Raises:
         ValueError: If no processor resizes as the tower does.
@@ -29,10 +29,11 @@ def described(image: ImageTowerConfig, *, clip: bool) -> dict[str, Any]:
     square = {"height": image.size, "width": image.size}
     crop = image.resize == "crop"
     cut = crop or side != image.size
+    processors = {"siglip": "SiglipProcessor", "clip": "CLIPProcessor"}
     return {
-        # Only CLIP's image processor keeps the aspect. Both serve either model.
-        "image_processor_type": "CLIPImageProcessor" if crop else "SiglipImageProcessor",
-        "processor_class": "CLIPProcessor" if clip else "SiglipProcessor",
+        "image_processor_type": _class_for(kind, crop=crop, cut=cut),
+        # Models of images alone have no processor of texts beside it.
+        **({"processor_class": processors[kind]} if kind in processors else {}),
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": side} if crop else {"height": side, "width": side},
@@ -46,3 +47,20 @@ def described(image: ImageTowerConfig, *, clip: bool) -> dict[str, Any]:
         "image_mean": list(image.mean),
         "image_std": list(image.std),
     }
+
+
+def _class_for(kind: str, *, crop: bool, cut: bool) -> str:
+    """Returns the class of the image processor; each serves every model.
+
+    Args:
+        kind: The model's `model_type`.
+        crop: Whether the aspect is kept.
+        cut: Whether the middle is cut out.
+    """
+    if crop:
+        # Only CLIP's keeps the aspect.
+        return "CLIPImageProcessor"
+    if kind in ("siglip", "clip"):
+        return "SiglipImageProcessor"
+    # Before version 5 the class of ViT never cuts, whatever its file says.
+    return "DeiTImageProcessor" if cut else "ViTImageProcessor"

@@ -1,8 +1,8 @@
 """Weights as files: our own folders, those of Hugging Face, and `.npz` of big_vision.
 
 Our own folder holds `sigline.json` (the configuration), `parameters.safetensors` and, if they are
-known, `vocabulary.model` and `lineage.json` (what the parameters started from). Nothing is ever
-unpickled.
+known, `vocabulary.model`, `lineage.json` (what the parameters started from) and `labels.json` (the
+names of the head's classes). Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sigline.schemas.labels import LabelSet
 from sigline.trainer import config as trainer_config
 from sigline.trainer.weights import (
     big_vision,
@@ -27,6 +28,7 @@ CONFIG_FILE = "sigline.json"
 PARAMETERS_FILE = "parameters.safetensors"
 VOCABULARY_FILE = "vocabulary.model"
 LINEAGE_FILE = "lineage.json"
+LABELS_FILE = "labels.json"
 TOKENIZER_FOLDER = "tokenizer"
 _INITIAL_DIGEST = "initial_digest"
 
@@ -111,18 +113,22 @@ def _describe(folder: Path, weights: Weights) -> None:
     if weights.initial_digest is not None:
         lineage = {_INITIAL_DIGEST: weights.initial_digest}
         (folder / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1) + "\n")
+    if weights.labels is not None:
+        (folder / LABELS_FILE).write_text(weights.labels.to_json() + "\n")
 
 
 def load_description(folder: str | Path) -> Weights:
     """Reads what `save_description` wrote; there are no parameters in it."""
     folder = Path(folder)
     vocabulary, lineage = folder / VOCABULARY_FILE, folder / LINEAGE_FILE
+    labels = folder / LABELS_FILE
     return Weights(
         config=trainer_config.from_json((folder / CONFIG_FILE).read_text()),
         parameters={},
         vocabulary=vocabulary.read_bytes() if vocabulary.is_file() else None,
         initial_digest=_initial_digest(lineage) if lineage.is_file() else None,
         tokenizer=tokenizer_import.kept_files(folder / TOKENIZER_FOLDER),
+        labels=LabelSet.from_json(labels.read_text()) if labels.is_file() else None,
     )
 
 

@@ -232,7 +232,7 @@ def test_folder_of_no_known_format_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "model_type siglip or clip can be read. Received: .*'bert'"),
+        ({"model_type": "bert"}, "model_type siglip, clip, vit or deit can be read. .*'bert'"),
         ({"text_config": {"hidden_act": "relu"}}, "hidden_act must be one of"),
         ({"text_config": {"projection_size": 5}}, "projection_size must be vision_config.hidden"),
         ({"vision_config": {"vision_use_head": False}}, "vision_use_head must be true"),

@@ -1,5 +1,6 @@
 """The same comparisons with models of transformers that are made on the spot (`make parity`)."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -11,6 +12,8 @@ from test_hugging_face import GOLDEN, KINDS, check_answers
 
 from sigline.trainer.config import ImageTowerConfig, TextTowerConfig
 from sigline.trainer.inputs import preprocess
+from sigline.trainer.models import two_tower
+from sigline.trainer.training import start
 from sigline.trainer.weights import (
     hugging_face_folders,
     processor,
@@ -55,6 +58,56 @@ def test_pixels_that_fill_no_patch_are_dropped_as_there(kind, tmp_path):
         assert abs(value - expected[name]).max() < 1e-6, name
 
 
+CLASSIFIERS = [
+    ("ViTForImageClassification", {}),
+    ("ViTForImageClassification", {"qkv_bias": False, "hidden_act": "gelu_new"}),
+    ("ViTModel", {}),
+    ("DeiTForImageClassification", {"image_size": 14}),
+    ("DeiTForImageClassificationWithTeacher", {}),
+    ("DeiTModel", {}),
+]
+# What our model calls their outputs.
+OUTPUTS = {
+    "logits": two_tower.CLASSES,
+    "cls_logits": two_tower.CLASS_HEAD,
+    "distillation_logits": two_tower.DISTILLATION_HEAD,
+    "token": two_tower.EMBEDDING,
+}
+
+
+def check_classifier(folder, pixels, expected):
+    """Asserts that a ViT's or a DeiT's folder gives the expected outputs."""
+    weights = weight_folders.load(folder)
+    config = dataclasses.replace(weights.config, pretrained=(".*",))
+    if config.text is not None:
+        config = start.tower_config(config)
+    model = two_tower.build(config)
+    start.start_from(model, weights, config)
+    outputs = model.look(tf.constant(pixels.transpose(0, 2, 3, 1)))
+    for name, value in expected.items():
+        if name == "token":
+            value = value / np.linalg.norm(value, axis=-1, keepdims=True)
+        np.testing.assert_allclose(outputs[OUTPUTS[name]], value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("name", "changes"), CLASSIFIERS)
+def test_vits_and_deits_agree_with_transformers_both_ways(name, changes, tmp_path):
+    import make_hugging_face as golden
+
+    model = golden.build_classifier(name, **changes)
+    pixels = golden.inputs("vit", image_size=changes.get("image_size", 12))["pixels"]
+    expected = golden.classify(model, pixels)
+    for folder, original in (("theirs", True), ("newer", False)):
+        model.save_pretrained(tmp_path / folder, save_original_format=original)
+        check_classifier(tmp_path / folder, pixels, expected)
+    hugging_face_folders.save(tmp_path / "ours", weight_folders.load(tmp_path / "theirs"))
+    options = {"add_pooling_layer": False} if name.endswith("Model") else {}
+    again = type(model).from_pretrained(tmp_path / "ours", **options).eval()
+    assert again.config.architectures == [name]
+    for key, value in golden.classify(again, pixels).items():
+        assert abs(value - expected[key]).max() < 1e-5, key
+
+
 def _pictures():
     """Returns pictures of several aspects, smooth ones and noise, as files."""
     from PIL import Image
@@ -82,6 +135,8 @@ def _pictures():
         ("siglip", {"resample": 1}),
         ("clip", {"size": {"shortest_edge": 224}}),
         ("clip", {"size": {"shortest_edge": 256}}),
+        ("vit", {}),
+        ("deit", {"size": 256, "image_mean": [0.485, 0.456, 0.406]}),
     ],
 )
 def test_pixels_of_files_agree_with_the_image_processor(kind, changes):

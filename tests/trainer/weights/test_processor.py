@@ -45,6 +45,24 @@ def test_description_that_is_silent_is_that_of_the_class():
     assert (clip["resize"], clip["resize_side"], clip["interpolation"]) == ("crop", None, "bicubic")
 
 
+def test_vit_and_deit_take_squares():
+    vit = processor.fields({}, "vit", 224)
+    assert (vit["resize"], vit["resize_side"], vit["interpolation"]) == ("squash", None, "bilinear")
+    assert (vit["mean"], vit["std"]) == ((0.5,) * 3, (0.5,) * 3)
+    # google/vit-base-patch16-224, written by version 4.
+    old = {"feature_extractor_type": "ViTFeatureExtractor", "size": 224, "resample": 2}
+    assert processor.fields(old, "vit", 224) == vit
+    deit = processor.fields({}, "deit", 224)
+    assert (deit["resize"], deit["resize_side"]) == ("squash", 256)
+    assert deit["interpolation"] == "bicubic"
+    # facebook/deit-base-distilled-patch16-384. A single number is both sides.
+    released = {"feature_extractor_type": "DeiTFeatureExtractor", "size": 438, "crop_size": 384}
+    assert processor.fields(released, "deit", 384) == deit | {"resize_side": 438}
+    assert processor.fields({}, "deit", 384)["resize_side"] == 438
+    # Some DeiTs without a second token are of model_type vit.
+    assert processor.fields(released, "vit", 384)["resize_side"] == 438
+
+
 def test_without_antialiasing_the_kernels_of_tensorflow_resize():
     fields = processor.fields({"antialias": False, "resample": 2}, "siglip", 16)
     default = ImageTowerConfig()
@@ -54,7 +72,7 @@ def test_without_antialiasing_the_kernels_of_tensorflow_resize():
 @pytest.mark.parametrize(
     ("kind", "described", "message"),
     [
-        ("siglip", {"image_processor_type": "ViTImageProcessor"}, "must be one of Siglip"),
+        ("siglip", {"image_processor_type": "BlipImageProcessor"}, "must be one of Siglip"),
         ("siglip", {"image_processor_type": "Siglip2ImageProcessorFast"}, "any aspect"),
         ("siglip", {"max_num_patches": 256, "patch_size": 16}, "any aspect"),
         ("siglip", {"do_resize": False}, "do_resize must be true"),

@@ -1,4 +1,4 @@
-"""A SigLIP of Hugging Face through the pipeline on real pictures, and back (`make parity`)."""
+"""Models of Hugging Face through sigline on real pictures, and back (`make parity`)."""
 
 import importlib.util
 import io
@@ -34,6 +34,7 @@ SIZES = {
     "num_attention_heads": 2,
 }
 TEXTS = ["smiling face", "A Red Heart!", "dog", "flag: Japan", "1️⃣  keycap", "日本語", ""]
+CLASSES = ["smiling face", "red heart", "dog", "flag", "keycap"]
 # What so few steps do not reach.
 GATE = {"above_chance": {"image_to_text_recall@10": None, "text_to_image_recall@10": None}}
 
@@ -169,3 +170,46 @@ def test_zero_shot_pipeline_of_transformers_agrees_with_the_published_model(fold
         scores = {item["label"]: item["score"] for item in found}
         expected = answer["probabilities"].numpy()[0]
         np.testing.assert_allclose([scores[text] for text in TEXTS], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher"]
+)
+def test_classification_pipeline_of_transformers_agrees_with_the_served_model(
+    name, noto_emoji, tmp_path
+):
+    import make_hugging_face as golden
+    import transformers
+
+    named = {
+        "id2label": dict(enumerate(CLASSES)),
+        "label2id": {x: i for i, x in enumerate(CLASSES)},
+    }
+    model = golden.build_classifier(name, image_size=32, **named)
+    model.save_pretrained(tmp_path / "theirs")
+    processor = {
+        "image_processor_type": f"{name.partition('For')[0]}ImageProcessor",
+        "size": {"height": 36, "width": 36},
+        "crop_size": {"height": 32, "width": 32},
+        "do_center_crop": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(processor))
+    _sigline("weights", "import", tmp_path / "theirs", "--output", tmp_path / "weights")
+    _sigline("export", "--weights", tmp_path / "weights", "--output", tmp_path / "model")
+    _sigline("weights", "export", tmp_path / "model", "--output", tmp_path / "back")
+    served = tf.saved_model.load(str(tmp_path / "model")).signatures["classify"]
+    pictures, _ = _names(noto_emoji)
+    for folder in ("theirs", "back"):
+        pipe = transformers.pipeline("image-classification", model=str(tmp_path / folder))
+        for encoded in pictures[::120]:
+            answer = served(image_bytes=tf.constant([encoded]))
+            picture = Image.open(io.BytesIO(encoded)).convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            opaque = Image.alpha_composite(white, picture).convert("RGB")
+            scores = {item["label"]: item["score"] for item in pipe(opaque, top_k=5)}
+            ours = dict(zip(answer["classes"].numpy()[0], answer["scores"].numpy()[0], strict=True))
+            assert {key.decode() for key in ours} == set(CLASSES)
+            for key, value in ours.items():
+                np.testing.assert_allclose(scores[key.decode()], value, atol=1e-4)

@@ -181,7 +181,7 @@ def test_rules_that_are_none_are_refused():
 @pytest.mark.parametrize("name", ["siglip", "clip"])
 def test_processor_of_an_import_is_written_as_its_class_has_it(name):
     image = weight_folders.load(GOLDEN / name).config.image
-    written = processor_files.described(image, clip=name == "clip")
+    written = processor_files.described(image, name)
     side = image.size
     if name == "siglip":
         assert written["image_processor_type"] == "SiglipImageProcessor"
@@ -212,8 +212,9 @@ def test_processor_of_an_import_is_written_as_its_class_has_it(name):
     ],
 )
 def test_processor_that_is_written_is_read_again(image):
-    for kind in ("siglip", "clip"):
-        written = processor_files.described(image, clip=kind == "clip")
+    for kind in ("siglip", "clip", "vit", "deit"):
+        written = processor_files.described(image, kind)
+        assert ("processor_class" in written) == (kind in ("siglip", "clip"))
         found = dataclasses.replace(image, **processor.fields(written, kind, image.size))
         # TensorFlow's antialiasing kernels have no name there; Pillow's are the nearest.
         if image.antialias and image.resampler == "tensorflow":
@@ -224,7 +225,7 @@ def test_processor_that_is_written_is_read_again(image):
 @pytest.mark.parametrize("changes", [{"resize": "crop_rounded"}, {"interpolation": "area"}])
 def test_processor_that_there_is_not_is_refused(changes):
     with pytest.raises(ValueError, match=r"has no processor that rounds sides or takes means"):
-        processor_files.described(ImageTowerConfig(**changes), clip=False)
+        processor_files.described(ImageTowerConfig(**changes), "siglip")
 
 
 def test_lengths_other_than_the_pipelines_are_noted(vocabulary, tmp_path):
