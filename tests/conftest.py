@@ -86,15 +86,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Optional, since the environment of `make parity` has no pytest-xdist.
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Returns one worker more than there are processors: tests wait a third of their time.
-
-    They wait for processes that are started, killed and stopped, and for files.
-    """
-    return len(os.sched_getaffinity(0)) + 1
-
-
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Has all imported that tests of whole pipelines fork, before another test forks less.
 
