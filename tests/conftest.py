@@ -85,7 +85,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
-# Optional, since the environment of `make parity` has no pytest-xdist.
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Has all imported that tests of whole pipelines fork, before another test forks less.
 

@@ -31,6 +31,15 @@ class ToyConfig:
         """Takes anything."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ToyOfPairsConfig(ToyConfig):
+    """See `Toy`: one over pairs, which may stand beside one over examples."""
+
+    kind: ClassVar[str] = "toy_of_pairs"
+    name: ClassVar[str] = "toy_of_pairs"
+    over: str = "pairs"
+
+
 class Toy(base.Objective):
     """Draws projections of two crops to a moving mean of them, scaled by the step's variant."""
 
@@ -77,7 +86,7 @@ class Toy(base.Objective):
     def next_state(self, state, statistics, parameters):
         """Returns the moving mean, and the norm of the kernel after the step."""
         mean = statistics["sum"] / statistics["count"]
-        kernel = tf.norm(parameters["objectives/toy/kernel"])
+        kernel = tf.norm(parameters[f"objectives/{self.name}/kernel"])
         return {"mean": DECAY * state["mean"] + (1 - DECAY) * mean, "kernel": kernel}
 
 
@@ -87,4 +96,4 @@ def _rows(outputs):
 
 def register():
     """Returns the table of objectives with this one."""
-    return {**making.OBJECTIVES, ToyConfig: Toy}
+    return {**making.OBJECTIVES, ToyConfig: Toy, ToyOfPairsConfig: Toy}

@@ -109,7 +109,7 @@ def forward_backward(
         )
     # The gradient of the token table comes as slices.
     dense = {name: tf.convert_to_tensor(value) for name, value in gradients.items()}
-    return outcome._replace(gradients=dense)
+    return _with_short_names(outcome, objectives)._replace(gradients=dense)
 
 
 class _Objectives:
@@ -178,6 +178,10 @@ def _together(
         objectives: What the outcomes are of.
         outcomes: One of each.
         listed: Whether each loss is a scalar, too, without its weight.
+
+    Returns:
+        The scalars have full names, `OBJECTIVE/NAME`: others of the run may be asked apart from
+        these, and have scalars of the same names.
     """
     shares: dict[str, tf.Tensor] = {}
     means: dict[str, tf.Tensor] = {}
@@ -192,9 +196,24 @@ def _together(
         for values, known in ((outcome.shares, shares), (outcome.means, means)):
             for name, value in values.items():
                 if name != LOSS:
-                    is_free = name not in shares and name not in means
-                    known[name if is_free else f"{objective.name}/{name}"] = value
+                    known[f"{objective.name}/{name}"] = value
     return StepOutcome({LOSS: tf.add_n(weighted)} | shares, means, {}, statistics)
+
+
+def _with_short_names(outcome: StepOutcome, objectives: Sequence[Objective]) -> StepOutcome:
+    """Takes the objective from the name of each scalar, unless one before has such a scalar."""
+    losses = (LOSS, *(f"{LOSS}/{item.name}" for item in objectives))
+    shares = {name: outcome.shares[name] for name in losses if name in outcome.shares}
+    means: dict[str, tf.Tensor] = {}
+    for objective in objectives:
+        prefix = f"{objective.name}/"
+        for values, known in ((outcome.shares, shares), (outcome.means, means)):
+            for full_name, value in values.items():
+                if full_name.startswith(prefix):
+                    name = full_name.removeprefix(prefix)
+                    is_free = name not in shares and name not in means
+                    known[name if is_free else full_name] = value
+    return outcome._replace(shares=shares, means=means)
 
 
 def train_step(

@@ -37,13 +37,12 @@ def main() -> None:
     sizes += ["image.grids=[2]", "image.position_grid=3", "image.positions=learned"]
     options = ["data.mixup=0", "run.jit_compile=false", "optimizer.clip_norm=0.1"]
     tiny = config.override(tiny, [*sizes, *options, "objectives.classify.unlabelled=skip"])
-    for over in ("examples", "pairs"):
-        toy = toy_objective.ToyConfig(over=over, variants=(1,))
-        objectives = (*tiny.objectives, toy)
-        for parts in (1, 2):
-            settings = dataclasses.replace(tiny, objectives=objectives, microbatches=parts)
-            found = [_run(settings, strategy) for strategy in _strategies()]
-            print(json.dumps([over, parts, *found]), flush=True)
+    toys = toy_objective.ToyConfig, toy_objective.ToyOfPairsConfig
+    objectives = (*tiny.objectives, *(toy(variants=(1,)) for toy in toys))
+    for parts in (1, 2):
+        settings = dataclasses.replace(tiny, objectives=objectives, microbatches=parts)
+        runs = [_run(settings, strategy) for strategy in _strategies()]
+        print(json.dumps([parts, *runs]), flush=True)
 
 
 def _strategies():
@@ -71,7 +70,8 @@ def _run(settings, strategy):
     if settings.microbatches == 1:
         # The first images of the first replica are those of the whole batch.
         scalars |= attention_monitor.make_monitor(models, strategy)(batch)
-    values = {**state.parameters, **{f"toy/{n}": x for n, x in state.extras["toy"].items()}}
+    extras = {f"{toy}/{n}": x for toy, own in state.extras.items() for n, x in own.items()}
+    values = {**state.parameters, **extras}
     norms = {name: float(np.linalg.norm(x.numpy())) for name, x in values.items()}
     return {name: float(x) for name, x in scalars.items()} | norms
 
