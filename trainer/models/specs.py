@@ -17,7 +17,7 @@ def parameter_specs(config: TrainConfig) -> dict[str, tf.TensorSpec]:
     Args:
         config: The configuration.
     """
-    # Of all that a configuration has, the parameters depend on the towers.
+    # The parameters depend on the towers alone; equal settings of the rest share one entry.
     others = {"data": DataConfig(), "optimizer": OptimizerConfig(), "run": RunConfig()}
     return dict(_specs(dataclasses.replace(config, name="", steps=1, seed=0, **others)))
 

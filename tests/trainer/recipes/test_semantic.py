@@ -17,8 +17,7 @@ from sigline.trainer.run import Job
 from sigline.trainer.training import mixup, steps
 from sigline.trainer.training.calls import Models, mixup_seed
 
-# Of the 36 classes of scenes, colours and shapes: the first 6 are at the top, and each of them is
-# above 5 others.
+# The first 6 of the 36 classes of scenes are at the top, and each of them is above 5 others.
 _PARENTS = (*(-1 for _ in range(6)), *(i % 6 for i in range(30)))
 _LABELS = dataclasses.replace(grammar.label_set(), parents=_PARENTS)
 

@@ -1,8 +1,8 @@
 """Classifies images: the best class names and their probabilities.
 
 By the head, if the model has one; else against the label set, whose prompts are embedded at export.
-Of a head that learnt a tree of classes a probability is that among the classes of one level, and
-classes of several levels may be sure.
+If the head learnt a tree of classes, a probability is that among the classes of one level, so that
+classes of several levels may each be near 1.
 """
 
 from collections.abc import Callable
